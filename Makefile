@@ -1,0 +1,39 @@
+# Every target makes what it needs; `make run` is the place to start.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: run test test-slow lab render clean help
+
+help:  ## show the targets
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nofe_lab needs Python 3.11 or newer; name one: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,browser]'
+	touch $(READY)
+
+run: $(READY)  ## train a network of experts on the embedded data set (about 4 minutes)
+	$(BIN)/papermill --log-output --no-progress-bar notebooks/03_finetune_nofe.ipynb out.ipynb -p K 10
+	@echo "The executed notebook, with its figures: out.ipynb"
+
+test: $(READY)  ## formatting, types and the fast tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: $(READY)  ## the tests that need minutes, a browser or real data
+	$(BIN)/python -m pytest -m slow
+
+lab: $(READY)  ## JupyterLab, on this machine only; prints the address with its token
+	$(BIN)/jupyter lab --ip=127.0.0.1 notebooks
+
+render: $(READY)  ## execute the notebooks into notebooks/rendered
+	$(BIN)/python notebooks/render.py
+
+clean:  ## remove the virtual environment and caches; runs and data stay
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

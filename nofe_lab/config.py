@@ -1,0 +1,272 @@
+"""What can be asked for: one small frozen dataclass a stage, every field documented.
+
+Whatever can be refused without looking at the data is refused when the dataclass is built, with
+one sentence that names the value and what would be accepted.  Everything in these dataclasses is
+part of a run's identity; device, folders and progress are not and live elsewhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+RULES = ("optimal", "greedy", "elastic", "free", "random")
+"""How the generalist's specialty map is updated (see `nofe_lab.specialties.assignment`)."""
+
+TRUNKS = ("generalist", "base", "scratch")
+"""Where the trunk of a network of experts comes from."""
+
+SPECIALTIES = ("learned", "random", "superclass")
+"""Where the partition of the classes comes from; a path to a JSON file is accepted as well."""
+
+BUDGETS = ("nofe", "generalist", "total")
+"""How long a flat network trains: as long as one stage of the network of experts, or as both."""
+
+PRESETS = ("quick", "paper")
+"""Sets of recipes: minutes on a CPU, or as published."""
+
+
+class InvalidInput(ValueError):
+    """Bad input, refused in one sentence; notebooks show the sentence without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
+def one_of(what: str, value: Any, options: Iterable[str], also: str = "") -> str:
+    """Return `value` if it is one of `options`; otherwise raise, naming the nearest one."""
+    options = tuple(options)
+    if value in options:
+        return str(value)
+    nearest = difflib.get_close_matches(str(value), options, n=1)
+    hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+    accepted = ", ".join(repr(option) for option in options) + (f" or {also}" if also else "")
+    raise InvalidInput(f"{what} {value!r} is unknown{hint}; accepted: {accepted}.")
+
+
+def whole_number(what: str, value: Any, low: int, high: int | None = None) -> int:
+    """Return `value` if it is an int in [low, high]; otherwise raise."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or _above(value, high):
+        limits = f"from {low} to {high}" if high is not None else f"of at least {low}"
+        raise InvalidInput(f"{what} must be a whole number {limits}; got {value!r}.")
+    return value
+
+
+def real_number(what: str, value: Any, low: float, high: float = math.inf) -> float:
+    """Return `value` as a float if low <= value <= high and it is finite; otherwise raise."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not low <= value <= high:
+        limits = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
+        raise InvalidInput(f"{what} must be a number {limits}; got {value!r}.")
+    return float(value)
+
+
+def _above(value: int, high: int | None) -> bool:
+    return high is not None and value > high
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed that depends on every part: ``derive_seed(seed, "order", epoch)``.
+
+    Independent of the platform, of hash randomisation and of the order of other draws, so each use
+    of randomness has its own stream and a run can be taken up anywhere.
+    """
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one stage is optimised: stochastic gradient descent on softmax cross-entropy."""
+
+    epochs: int
+    """Passes over the training images."""
+    learning_rate: float
+    """The base (steps) or peak (one_cycle) learning rate."""
+    batch_size: int = 100
+    """Images a step; the last, smaller batch of an epoch is left out."""
+    momentum: float = 0.9
+    """Of SGD."""
+    nesterov: bool = False
+    """Nesterov's form of the momentum."""
+    weight_decay: float = 0.0
+    """L2 penalty, added to the gradient."""
+    schedule: Literal["steps", "one_cycle"] = "steps"
+    """steps: divided by 10 at each of `drops`; one_cycle: linear to the peak, then linear to 0."""
+    drops: tuple[float, ...] = ()
+    """Fractions of the stage's length after which the learning rate is divided by 10."""
+    flips: bool = False
+    """Random horizontal flips of the training images."""
+    multipliers: bool = False
+    """Use the backbone's published learning-rate and decay multipliers."""
+
+    def __post_init__(self) -> None:
+        whole_number("epochs", self.epochs, 1)
+        whole_number("batch_size", self.batch_size, 1)
+        if real_number("learning_rate", self.learning_rate, 0) == 0:
+            raise InvalidInput("learning_rate must be a number above 0; got 0.")
+        real_number("momentum", self.momentum, 0, 1)
+        real_number("weight_decay", self.weight_decay, 0)
+        one_of("schedule", self.schedule, ("steps", "one_cycle"))
+        for drop in self.drops:
+            real_number("a drop of the learning rate", drop, 0, 1)
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of step `step` of `steps`, counted from 0."""
+        if self.schedule == "steps":
+            passed = sum(step >= round(drop * steps) for drop in self.drops)
+            return self.learning_rate * 0.1**passed
+        peak = 0.2 * steps
+        rising = (step + 1) / (peak + 1)
+        falling = (steps - step) / (steps - peak)
+        return self.learning_rate * min(rising, falling)
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Which network, how its weights begin, and what its pixels look like."""
+
+    backbone: str = "alexnet_quick"
+    """Name of the base CNN (see `nofe_lab.networks.backbone`)."""
+    initialisation: Literal["kaiming", "published"] = "kaiming"
+    """kaiming: Kaiming normal, zero biases; published: what the network's authors used."""
+    inputs: Literal["standardised", "mean_image"] = "standardised"
+    """standardised: per channel, mean 0, deviation 1; mean_image: 0..255 minus the mean image."""
+
+    def __post_init__(self) -> None:
+        one_of("initialisation", self.initialisation, ("kaiming", "published"))
+        one_of("inputs", self.inputs, ("standardised", "mean_image"))
+
+
+@dataclass(frozen=True)
+class FlatConfig:
+    """A base CNN: trunk + head over all C classes."""
+
+    network: NetworkConfig
+    """The network."""
+    recipe: Recipe
+    """Its optimisation."""
+    seed: int = 0
+    """Of the weights, the order of the images and their augmentation."""
+
+    def __post_init__(self) -> None:
+        whole_number("seed", self.seed, 0)
+
+
+@dataclass(frozen=True)
+class GeneralistConfig:
+    """A base CNN over K specialties that are learned together with its weights."""
+
+    network: NetworkConfig
+    """The network."""
+    recipe: Recipe
+    """Its optimisation."""
+    K: int = 10
+    """Number of specialties."""
+    rule: str = "optimal"
+    """How the map is updated; with `random` it is drawn once and never updated."""
+    update_every: float = 1.0
+    """Length of a training interval between two updates of the map, in `update_unit`."""
+    update_unit: Literal["epochs", "iterations"] = "epochs"
+    """Unit of `update_every`."""
+    affinity: Literal["counts", "probability"] = "counts"
+    """What A[c, k] adds up: arg-max decisions, or softmax probabilities."""
+    affinity_images: int | None = None
+    """Size of the random subset of the training images that A is measured on; None: all."""
+    elastic_lambda: float = 1000.0
+    """Weight of the size penalty of the elastic rule, for counts rescaled to 100 a class."""
+    seed: int = 0
+    """Of the first map, the weights, the order of the images and their augmentation."""
+
+    def __post_init__(self) -> None:
+        whole_number("seed", self.seed, 0)
+        whole_number("K", self.K, 2)
+        one_of("rule", self.rule, RULES)
+        if real_number("update_every", self.update_every, 0) == 0:
+            raise InvalidInput("update_every must be a number above 0; got 0.")
+        one_of("update_unit", self.update_unit, ("epochs", "iterations"))
+        one_of("affinity", self.affinity, ("counts", "probability"))
+        if self.affinity_images is not None:
+            whole_number("affinity_images", self.affinity_images, 1)
+        real_number("elastic_lambda", self.elastic_lambda, 0)
+
+
+@dataclass(frozen=True)
+class NofEConfig:
+    """A trunk and one expert branch a specialty, trained end to end under one softmax."""
+
+    network: NetworkConfig
+    """The network."""
+    recipe: Recipe
+    """Its optimisation."""
+    specialties: str = "learned"
+    """learned (the generalist's), random (balanced), superclass, or file (given by its content)."""
+    trunk: str = "generalist"
+    """Whose trunk it starts from: the generalist's, the base CNN's, or a fresh one (scratch)."""
+    seed: int = 0
+    """Of the fresh weights, the random specialties, the order and the augmentation."""
+
+    def __post_init__(self) -> None:
+        whole_number("seed", self.seed, 0)
+        one_of("specialties", self.specialties, (*SPECIALTIES, "file"))
+        one_of("trunk", self.trunk, TRUNKS)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The recipes of all stages, and what they share."""
+
+    network: NetworkConfig
+    """The network."""
+    val_fraction: float
+    """Share of the training images that is set aside as validation images."""
+    rule: str
+    """How the specialty map is updated."""
+    generalist: Recipe
+    """Of the generalist."""
+    nofe: Recipe
+    """Of the network of experts."""
+    flat: Recipe
+    """Of the base CNN."""
+    update_every: float
+    """Epochs between two updates of the map."""
+    affinity: Literal["counts", "probability"]
+    """What the affinity adds up."""
+    affinity_images: int | None
+    """How many training images the affinity is measured on; None: all."""
+
+    def override(self, **changes: Any) -> Preset:
+        """The same preset with `changes` to every stage's recipe; None leaves a value alone."""
+        changes = {name: value for name, value in changes.items() if value is not None}
+        return replace(
+            self,
+            generalist=replace(self.generalist, **changes),
+            nofe=replace(self.nofe, **changes),
+            flat=replace(self.flat, **changes),
+        )
+
+
+def quick_preset(backbone: str) -> Preset:
+    """Minutes on two CPU cores: one-cycle learning rates, standardised inputs, the exact rule."""
+    recipe = Recipe(
+        epochs=6,
+        learning_rate=0.05,
+        nesterov=True,
+        weight_decay=5e-4,
+        schedule="one_cycle",
+    )
+    return Preset(
+        network=NetworkConfig(backbone, "kaiming", "standardised"),
+        val_fraction=0.1,
+        rule="optimal",
+        generalist=recipe,
+        nofe=recipe,
+        flat=recipe,
+        update_every=1.0,
+        affinity="probability",
+        affinity_images=5000,
+    )

@@ -1,0 +1,165 @@
+"""What a data set is: named classes, three splits of resident images, and a content fingerprint.
+
+The three splits have three jobs, and mixing them up is how comparisons go wrong.  Weights and the
+specialty map are learned from *train* alone.  *val* is carved from it and guides the eye while a
+network trains.  *test* is touched only by final reports.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nofe_lab.config import InvalidInput, derive_seed, real_number
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images and labels, resident in memory.
+
+    images: uint8 [N, channels, height, width].  labels: int64 [N], from 0 to C - 1.
+    ``split[index]`` gives a smaller Split for an index tensor, a slice or a mask.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise InvalidInput(
+                "images must be uint8 [N, channels, height, width]; "
+                f"got {self.images.dtype} {list(self.images.shape)}."
+            )
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise InvalidInput(
+                f"labels must be int64 [{len(self.images)}]; "
+                f"got {self.labels.dtype} {list(self.labels.shape)}."
+            )
+
+    def __repr__(self) -> str:
+        return f"{len(self):,} images"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor | slice) -> Split:
+        return Split(self.images[index], self.labels[index])
+
+    def of_class(self, label: int) -> Tensor:
+        """Indices int64 [n] of the images of one class."""
+        return (self.labels == label).nonzero().flatten()
+
+    def subset(self, size: int | None, seed: int) -> Split:
+        """A random subset of `size` images, drawn by `seed`; all of them if None or too few."""
+        if size is None or size >= len(self):
+            return self
+        generator = torch.Generator().manual_seed(seed)
+        return self[torch.randperm(len(self), generator=generator)[:size]]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Named classes and their images in the splits train, val and test.
+
+    Raises InvalidInput if a label is out of range, a class has no training image, names repeat, or
+    superclasses do not fit the classes.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split
+    superclass_names: tuple[str, ...] = ()
+    superclass_of: tuple[int, ...] = ()
+    """The superclass of each class, an index into superclass_names; empty if there are none."""
+
+    def __post_init__(self) -> None:
+        if self.C < 2:
+            raise InvalidInput(f"{self.name} has {self.C} class; at least 2 are needed.")
+        if len(set(self.class_names)) < self.C:
+            twice = sorted({n for n in self.class_names if self.class_names.count(n) > 1})
+            raise InvalidInput(f"class names of {self.name} must differ; {twice} repeat.")
+        for split_name in ("train", "val", "test"):
+            labels = getattr(self, split_name).labels
+            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.C:
+                raise InvalidInput(
+                    f"labels of the {split_name} split of {self.name} must be 0 to {self.C - 1}; "
+                    f"got {int(labels.min())} to {int(labels.max())}."
+                )
+        counts = self.train.labels.bincount(minlength=self.C)
+        if int(counts.min()) == 0:
+            empty = self.class_names[int(counts.argmin())]
+            raise InvalidInput(f"class {empty!r} of {self.name} has no training image.")
+        if self.superclass_of and (
+            len(self.superclass_of) != self.C
+            or not set(self.superclass_of) <= set(range(len(self.superclass_names)))
+        ):
+            raise InvalidInput(
+                f"superclass_of must hold {self.C} indices into the "
+                f"{len(self.superclass_names)} superclass names; got {self.superclass_of}."
+            )
+
+    @property
+    def C(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) in pixels."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of names, superclasses, pixels and labels of all splits."""
+        digest = hashlib.sha256()
+        names = (self.class_names, self.superclass_names, self.superclass_of)
+        digest.update(repr(names).encode())
+        for split in (self.train, self.val, self.test):
+            digest.update(repr(tuple(split.images.shape)).encode())
+            digest.update(np.ascontiguousarray(split.images.numpy()).data)
+            digest.update(split.labels.numpy().data)
+        return digest.hexdigest()[:16]
+
+    def with_val(self, fraction: float, seed: int) -> Dataset:
+        """The same data with `fraction` of every class's training images moved to val.
+
+        The choice is stratified and drawn by `seed`; every class keeps at least one image on either
+        side.  A fraction of 0 leaves val empty.  Raises InvalidInput if the data set has val images
+        already, if the fraction is not in [0, 1), or if a class has a single training image.
+        """
+        real_number("val_fraction", fraction, 0, 0.9)
+        if fraction == 0:
+            return self
+        if len(self.val):
+            raise InvalidInput(f"{self.name} has {len(self.val)} val images already.")
+        generator = torch.Generator().manual_seed(derive_seed(seed, "val"))
+        chosen = []
+        for label, class_name in enumerate(self.class_names):
+            indices = self.train.of_class(label)
+            if len(indices) < 2:
+                raise InvalidInput(
+                    f"class {class_name!r} has {len(indices)} training image, too few to split; "
+                    "val_fraction > 0 needs at least 2 of every class, val_fraction=0 takes any."
+                )
+            size = min(max(round(fraction * len(indices)), 1), len(indices) - 1)
+            chosen.append(indices[torch.randperm(len(indices), generator=generator)[:size]])
+        in_val = torch.zeros(len(self.train), dtype=torch.bool)
+        in_val[torch.cat(chosen)] = True
+        return replace(self, train=self.train[~in_val], val=self.train[in_val])
+
+    def __repr__(self) -> str:
+        channels, height, width = self.image_shape
+        groups = f", {len(self.superclass_names)} superclasses" if self.superclass_names else ""
+        return (
+            f"<{self.name}: {self.C} classes{groups}, {len(self.train):,} train + "
+            f"{len(self.val):,} val + {len(self.test):,} test images of {channels} x {height} x "
+            f"{width}>"
+        )

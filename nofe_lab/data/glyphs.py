@@ -1,0 +1,210 @@
+"""`glyphs`: the data set that needs no download, 100 classes of printed characters.
+
+A Network of Experts pays off where classes fall into groups that are hard to tell apart inside and
+easy to tell apart outside.  Printed characters have such groups by nature: a network that has
+learnt that something is round still has to find out whether it is an O, a Q, a 0 or a Θ.  So the
+classes here are 100 letters, digits and signs, chosen in look-alike *families*, and the family of a
+class is its superclass: a ground truth against which learnt specialties can be held.
+
+The characters are drawn on the spot with Pillow, from the DejaVu fonts that matplotlib carries.
+Every character is first drawn once in every face, cropped, and scaled to the same longest side (its
+*mask*), so shape alone tells classes apart: no two of them differ only in size (o O) or position
+(, ').  Characters that fonts draw alike (Latin A, Greek Α, Cyrillic А; in DejaVu Sans also I and l)
+appear once.  An image is then a mask under a random size, rotation, slant, shift, colour pair,
+background gradient and pixel noise.
+
+All draws come from one `numpy.random.Generator`, and pixels from Pillow and elementwise numpy: the
+same seed and library versions give the same images on any number of threads.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Literal, get_args
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+FAMILIES: dict[str, str] = {
+    "round": "OQ0CGΘØ",
+    "vertical strokes": "I1!ij|¡",
+    "curved digits": "S58B369",
+    "gates": "ПЛДЦЩШЏ",
+    "stems with a bowl": "PRЯЬЪБ",
+    "mirrored bowls": "bdpqþ",
+    "arms": "EÉÊFГr",
+    "ladders": "ийӣнN",
+    "spokes": "XЖҖKҚ",
+    "peaks": "AÁÄΔ",
+    "forks": "YÝУЎЧ",
+    "arches": "nñhħηŋ",
+    "brackets": "()[]{}",
+    "zigzags": "ZŽ27",
+    "open bowls": "eéєэ",
+    "letters a": "aáäα",
+    "Greek curls": "ζξδ",
+    "signs": "+±÷=≠",
+    "crosses": "tf†‡",
+}
+"""Look-alike family -> its characters, one class each."""
+
+CLASS_NAMES: tuple[str, ...] = tuple("".join(FAMILIES.values()))
+"""The 100 characters; a label is an index into this."""
+
+SUPERCLASS_NAMES: tuple[str, ...] = tuple(FAMILIES)
+"""The family names."""
+
+SUPERCLASS_OF: tuple[int, ...] = tuple(
+    family for family, members in enumerate(FAMILIES.values()) for _ in members
+)
+"""[100] For each class, the index of its family in `SUPERCLASS_NAMES`."""
+
+FACES: tuple[str, ...] = (
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSans-Oblique",
+    "DejaVuSans-BoldOblique",
+    "DejaVuSerif",
+    "DejaVuSerif-Bold",
+    "DejaVuSerif-Italic",
+    "DejaVuSerif-BoldItalic",
+    "DejaVuSansMono",
+    "DejaVuSansMono-Oblique",
+)
+"""Font faces that hold, and tell apart, all the characters; an image uses one at random."""
+
+Split = Literal["train", "test"]
+
+IMAGE_SIDE = 32  # pixels
+MASK_SIDE = 2 * IMAGE_SIDE  # drawn at double size and averaged down, which smooths the edges
+MASK_GLYPH_SIDE = 48  # longest side of the character within its mask
+
+# What varies from image to image, each uniform in its range.  Together they set the difficulty: a
+# small flat CNN should end well above chance and well below perfect after a few epochs.
+GLYPH_SIDES = (14.0, 24.0)  # longest side of the character, pixels
+MAX_ROTATION = 12.0  # degrees, either way
+MAX_SLANT = 0.15  # horizontal shift per unit of height, either way
+MAX_SHIFT = 3.5  # pixels, each axis
+PAPER_LEVELS = (150.0, 235.0)  # luminance of the background, grey levels of 255
+CONTRASTS = (50.0, 140.0)  # how much darker the character is, grey levels
+MAX_INK_CHROMA = 90.0  # strength of the character's colour, grey levels
+MAX_PAPER_CHROMA = 45.0  # strength of the background's colour, grey levels
+MAX_GRADIENT = 20.0  # background change from the centre to an edge, grey levels
+NOISES = (10.0, 60.0)  # half-width of the uniform pixel noise, grey levels
+
+LUMINANCE = np.array([0.299, 0.587, 0.114])  # of red, green, blue (ITU-R BT.601)
+CHUNK = 1000  # images composed at once: bounds the memory to some 50 MB
+
+
+def font_path(face: str) -> Path:
+    """The TrueType file of one of `FACES` (the matplotlib installation holds it)."""
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"
+
+
+@cache
+def glyph_masks() -> np.ndarray:
+    """The clean shape of every class in every face.
+
+    Returns uint8 [len(FACES), 100, 64, 64]: ink coverage 0..255, the character centred and its
+    longer side 48 pixels.  Computed once per process and read-only.
+    """
+    masks = np.zeros((len(FACES), len(CLASS_NAMES), MASK_SIDE, MASK_SIDE), np.uint8)
+    for face_masks, face in zip(masks, FACES, strict=True):
+        # The basic layout engine is in every Pillow build; the other one is optional.
+        font = ImageFont.truetype(font_path(face), 96, layout_engine=ImageFont.Layout.BASIC)
+        for mask, character in zip(face_masks, CLASS_NAMES, strict=True):
+            page = Image.new("L", (256, 256))
+            ImageDraw.Draw(page).text((128, 128), character, fill=255, font=font, anchor="mm")
+            glyph = page.crop(page.getbbox())
+            scale = MASK_GLYPH_SIDE / max(glyph.size)
+            width, height = (max(1, round(side * scale)) for side in glyph.size)
+            left, top = (MASK_SIDE - width) // 2, (MASK_SIDE - height) // 2
+            mask[top : top + height, left : left + width] = glyph.resize((width, height))
+    masks.flags.writeable = False
+    return masks
+
+
+def render_glyphs(
+    n_per_class: int, seed: int, split: Split = "train"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a balanced set of random character images.
+
+    Args:
+        n_per_class: images of each class, at least 1.
+        seed: non-negative; the same seed gives the same images.
+        split: the two splits of a seed are independent random streams.
+
+    Returns:
+        images, uint8 [N, 3, 32, 32] (RGB, 0..255), and labels, int64 [N] (indices into
+        `CLASS_NAMES`), with N = 100 * n_per_class.  The labels cycle 0..99, so every run of 100
+        images from a multiple of 100 shows each class once.
+
+    Raises:
+        ValueError: n_per_class below 1, seed negative, or split unknown.
+    """
+    if n_per_class < 1:
+        raise ValueError(f"n_per_class must be at least 1, got {n_per_class}")
+    if split not in get_args(Split):
+        raise ValueError(f"split must be one of {get_args(Split)}, got {split!r}")
+    stream = get_args(Split).index(split)
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream,)))
+
+    labels = np.tile(np.arange(len(CLASS_NAMES), dtype=np.int64), n_per_class)
+    images = np.empty((len(labels), 3, IMAGE_SIDE, IMAGE_SIDE), np.uint8)
+    for start in range(0, len(labels), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        images[chunk] = _compose(_draw_coverage(labels[chunk], rng), rng)
+    return images, labels
+
+
+def _draw_coverage(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Ink coverage, float32 [n, 1, 32, 32] in 0..1, of each label under a random transform."""
+    n = len(labels)
+    faces = rng.integers(len(FACES), size=n)
+    shrink = MASK_GLYPH_SIDE / (2 * rng.uniform(*GLYPH_SIDES, size=n))
+    angle = np.radians(rng.uniform(-MAX_ROTATION, MAX_ROTATION, size=n))
+    slant = rng.uniform(-MAX_SLANT, MAX_SLANT, size=n)
+    shift = 2 * rng.uniform(-MAX_SHIFT, MAX_SHIFT, size=(2, n))
+
+    # Pillow asks for the inverse map, from image to mask, about the corner rather than the centre.
+    cos, sin = shrink * np.cos(angle), shrink * np.sin(angle)
+    a, b, d, e = cos + slant * sin, -sin + slant * cos, sin, cos
+    middle = MASK_SIDE / 2
+    x, y = middle + shift
+    inverse = np.stack([a, b, middle - a * x - b * y, d, e, middle - d * x - e * y], axis=1)
+
+    masks, size = glyph_masks(), (MASK_SIDE, MASK_SIDE)
+    drawn = np.empty((n, 1, *size), np.uint8)
+    # Rounding removes the last bits of cos and sin, which differ between CPU models.
+    for i, matrix in enumerate(inverse.round(6).tolist()):
+        mask = Image.fromarray(masks[faces[i], labels[i]])
+        method, filter_ = Image.Transform.AFFINE, Image.Resampling.BILINEAR
+        drawn[i, 0] = mask.transform(size, method, matrix, filter_)
+    doubled = drawn.reshape(n, 1, IMAGE_SIDE, 2, IMAGE_SIDE, 2)
+    return doubled.sum(axis=(3, 5), dtype=np.int32).astype(np.float32) / np.float32(4 * 255)
+
+
+def _compose(coverage: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Ink of one colour over a graded background of another, plus noise: uint8 [n, 3, 32, 32]."""
+    n = len(coverage)
+    paper_level = rng.uniform(*PAPER_LEVELS, size=(n, 1))
+    ink_level = paper_level - rng.uniform(*CONTRASTS, size=(n, 1))
+    paper, ink = (
+        (level + _chroma(n, strength, rng)).clip(0, 255).astype(np.float32)[..., None, None]
+        for level, strength in ((paper_level, MAX_PAPER_CHROMA), (ink_level, MAX_INK_CHROMA))
+    )
+
+    ramp = np.linspace(-1, 1, IMAGE_SIDE, dtype=np.float32)
+    slope = rng.uniform(-MAX_GRADIENT, MAX_GRADIENT, size=(2, n, 3, 1, 1)).astype(np.float32)
+    paper = paper + slope[0] * ramp + slope[1] * ramp[:, None]
+
+    noise = rng.integers(-128, 128, size=(n, 3, IMAGE_SIDE, IMAGE_SIDE), dtype=np.int8)
+    strength = rng.uniform(*NOISES, size=(n, 1, 1, 1)).astype(np.float32) / 128
+    image = paper + coverage * (ink - paper) + strength * noise
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def _chroma(n: int, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Colour offsets [n, 3] that leave the luminance, and with it the contrast, as it is."""
+    offsets = rng.uniform(-strength, strength, size=(n, 3))
+    return offsets - (offsets * LUMINANCE).sum(axis=1, keepdims=True)

@@ -1,0 +1,179 @@
+"""From networks to figures: predictions, accuracy, confusion, and what specialties make of them.
+
+Plain arrays and tables go in and out; nothing here draws or trains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy.special import softmax
+from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
+from torch import nn
+
+from nofe_lab.config import derive_seed
+from nofe_lab.data import Split
+from nofe_lab.specialties import Specialties
+
+EVALUATION_BATCH = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a network says about the images of a split.
+
+    logits: float32 [N, n].  labels: int64 [N], the right outputs, from 0 to n - 1.
+    """
+
+    logits: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+    @cached_property
+    def probabilities(self) -> NDArray[np.float64]:
+        """Softmax of the logits [N, n]."""
+        result: NDArray[np.float64] = softmax(self.logits.astype(np.float64), axis=1)
+        return result
+
+    @cached_property
+    def predicted(self) -> NDArray[np.int64]:
+        """The most probable output of each image [N]."""
+        return self.logits.argmax(axis=1)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images whose most probable output is right."""
+        return float((self.predicted == self.labels).mean())
+
+    @property
+    def top5(self) -> float:
+        """Share of images whose label is among the five most probable outputs."""
+        n = self.logits.shape[1]
+        return float(top_k_accuracy_score(self.labels, self.logits, k=5, labels=np.arange(n)))
+
+    @property
+    def loss(self) -> float:
+        """Mean negative log-likelihood, in nats."""
+        n = self.logits.shape[1]
+        return float(log_loss(self.labels, self.probabilities, labels=np.arange(n)))
+
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """Counts [n, n]: row = label, column = prediction."""
+        n = self.logits.shape[1]
+        counts: NDArray[np.int64] = confusion_matrix(
+            self.labels, self.predicted, labels=np.arange(n)
+        )
+        return counts
+
+
+def predict(
+    model: nn.Module, split: Split, target_of_class: torch.Tensor | None = None
+) -> Predictions:
+    """Run a network over a split, in evaluation mode, without augmentation.
+
+    model: raw images uint8 [B, c, h, w] -> logits [B, n], on any device.
+    target_of_class: int64 [C], the output that stands for each class; None: the class itself.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    with torch.inference_mode():
+        chunks = split.images.split(EVALUATION_BATCH)
+        logits = torch.cat([model(chunk.to(device)).float().cpu() for chunk in chunks])
+    labels = split.labels if target_of_class is None else target_of_class.cpu()[split.labels]
+    return Predictions(logits.numpy(), labels.numpy())
+
+
+def per_class(confusion: NDArray[np.int64], class_names: tuple[str, ...]) -> pd.DataFrame:
+    """One row a class: images, accuracy, and the class it is most often mistaken for."""
+    errors = confusion - np.diag(np.diag(confusion))
+    images = confusion.sum(axis=1)
+    rivals = errors.argmax(axis=1)
+    mistaken = errors.max(axis=1)
+    return pd.DataFrame(
+        {
+            "class": class_names,
+            "images": images,
+            "accuracy": np.diag(confusion) / np.maximum(images, 1),
+            "mistaken for": [
+                class_names[rival] if count else ""
+                for rival, count in zip(rivals, mistaken, strict=True)
+            ],
+            "times": mistaken,
+        }
+    )
+
+
+def per_specialty(confusion: NDArray[np.int64], specialties: Specialties) -> pd.DataFrame:
+    """One row a specialty with a class, from counts [C, C].
+
+    accuracy: share of its images that are classified right.  inside: share of its errors that stay
+    inside the specialty, NaN where there are none.  right specialty: share of its images that are
+    given a class of the specialty, right or wrong.
+    """
+    blocks = specialty_confusion(confusion, specialties)
+    rows = []
+    for k in specialties.nonempty:
+        members = list(specialties.members(k))
+        images = int(confusion[members].sum())
+        right = int(confusion[members, members].sum())
+        in_block = int(blocks[k, k])
+        rows.append(
+            {
+                "specialty": specialties.names[k],
+                "classes": len(members),
+                "images": images,
+                "accuracy": right / max(images, 1),
+                "right specialty": in_block / max(images, 1),
+                "inside": (in_block - right) / (images - right) if images > right else np.nan,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def specialty_confusion(
+    confusion: NDArray[np.int64], specialties: Specialties
+) -> NDArray[np.int64]:
+    """Counts [K, K] of specialties given for specialties, from counts [C, C] of classes."""
+    member = np.eye(specialties.K, dtype=np.int64)[list(specialties.of)]
+    return member.T @ confusion @ member
+
+
+@dataclass(frozen=True)
+class InsideShare:
+    """How many of the confusions stay inside a specialty, against random partitions."""
+
+    share: float
+    """Of all confusions (errors), those inside a specialty; NaN if there are no errors."""
+    random_mean: float
+    """Mean share over random partitions of the same sizes."""
+    random_low: float
+    """Their 2.5th percentile."""
+    random_high: float
+    """Their 97.5th percentile."""
+    draws: int
+    """How many random partitions were drawn."""
+
+
+def inside_share(
+    confusion: NDArray[np.int64], specialties: Specialties, draws: int = 1000, seed: int = 0
+) -> InsideShare:
+    """Share of the confusions inside specialties, from counts [C, C] (row = label).
+
+    Random partitions are permutations of the classes, so their sizes are the same.
+    """
+    errors = (confusion - np.diag(np.diag(confusion))).astype(np.float64)
+    total = errors.sum()
+
+    def share(of: NDArray[np.int64]) -> float:
+        return float(errors[of[:, None] == of[None, :]].sum() / total) if total else np.nan
+
+    of = np.array(specialties.of)
+    rng = np.random.default_rng(derive_seed(seed, "inside share"))
+    random_shares = [share(rng.permutation(of)) for _ in range(draws)]
+    low, high = np.quantile(random_shares, [0.025, 0.975])
+    return InsideShare(share(of), float(np.mean(random_shares)), float(low), float(high), draws)

@@ -1,0 +1,134 @@
+"""The backbone contract: what any CNN must offer to become a network of experts.
+
+A backbone is not a network but a maker of parts.  From the same parts come all the networks of a
+comparison, so that they differ in nothing else:
+
+    base CNN    = trunk + head(C)      C original classes
+    generalist  = trunk + head(K)      K specialties
+    NofE        = trunk + (shared part +) K branches, branch k over the classes of specialty k
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nofe_lab.config import Preset, Recipe, derive_seed, one_of
+
+
+class Backbone(ABC):
+    """Makes the parts of one CNN architecture.  Subclass it to bring your own.
+
+    Parts are made on the CPU with torch's default initialisation; `initialise` sets another.
+    Initial weights come from torch's global random state: see `seeded`.
+    """
+
+    name: str
+    input_shape: tuple[int, int, int] = (3, 32, 32)
+    """(channels, height, width) of the images it takes, in pixels."""
+
+    @abstractmethod
+    def make_trunk(self) -> nn.Module:
+        """The layers that all experts share: images [N, c, h, w] -> features."""
+
+    @abstractmethod
+    def make_head(self, n: int) -> nn.Module:
+        """The last layers of a base CNN or a generalist: features -> logits [N, n]."""
+
+    @abstractmethod
+    def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
+        """One expert: features -> logits [N, n].  `width` scales its hidden channels."""
+
+    def make_shared(self) -> nn.Module:
+        """Layers between trunk and branches that the experts share and a base CNN lacks."""
+        return nn.Identity()
+
+    def initialise(self, part: nn.Module, scheme: str) -> None:
+        """Set the weights of a fresh part: ``kaiming``, or ``published`` where it is known."""
+        one_of("initialisation", scheme, ("kaiming", "published"))
+        for module in part.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def multipliers(self, parameter_name: str) -> tuple[float, float]:
+        """(learning-rate, weight-decay) multipliers that were published for a parameter."""
+        return 1.0, 1.0
+
+    def published_preset(self) -> Preset:
+        """The published recipe.  Raises NotImplementedError where nothing was published."""
+        raise NotImplementedError
+
+    def parameter_groups(self, network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+        """Groups for a torch optimiser; ``rate_multiplier`` scales the learning rate in the loop."""
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in network.named_parameters():
+            multipliers = self.multipliers(name) if recipe.multipliers else (1.0, 1.0)
+            groups.setdefault(multipliers, []).append(parameter)
+        return [
+            {
+                "params": parameters,
+                "rate_multiplier": rate,
+                "weight_decay": decay * recipe.weight_decay,
+            }
+            for (rate, decay), parameters in groups.items()
+        ]
+
+
+class CNN(nn.Module):
+    """trunk + head: images [N, c, h, w] -> logits [N, n]; n = C: a base CNN, n = K: a generalist."""
+
+    def __init__(self, backbone: Backbone, n: int, scheme: str, seed: int) -> None:
+        super().__init__()
+        self.trunk = fresh(backbone, backbone.make_trunk, scheme, seed, "trunk")
+        self.head = fresh(backbone, lambda: backbone.make_head(n), scheme, seed, "head")
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.trunk(x))
+        return logits
+
+
+@contextmanager
+def seeded(*parts: object) -> Iterator[None]:
+    """Draw from torch's global random state as if seeded by `parts`, and leave it as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(*parts))
+        yield
+
+
+def fresh(backbone: Backbone, make: Any, scheme: str, seed: int, *use: object) -> nn.Module:
+    """A part with its initial weights, which depend on (seed, use) alone.
+
+    So a base CNN, a generalist and a NofE from scratch of one seed begin with the same trunk.
+    """
+    with seeded(seed, *use):
+        part: nn.Module = make()
+        backbone.initialise(part, scheme)
+    return part
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def count_macs(module: nn.Module, input_shape: tuple[int, ...]) -> int:
+    """Multiply-accumulates of one image of `input_shape` (c, h, w), by torch's own counter.
+
+    Convolutions and matrix products count, biases, pooling and nonlinearities do not.
+    """
+    parameter = next(module.parameters())
+    image = torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
+    was_training = module.training
+    module.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(image)
+    module.train(was_training)
+    return int(counter.get_total_flops()) // 2

@@ -1,0 +1,172 @@
+"""From affinity to specialties: the rules, as pure functions with no network in sight.
+
+A[c, k] says how much of class c the generalist puts into specialty k.  A rule turns A into a map
+from classes to specialties that gives each class a specialty it already leans to; classes that the
+generalist confuses lean to the same one, and so they meet.  The objective is sum_c A[c, map(c)].
+
+What keeps all classes from meeting in one specialty is a constraint on the sizes.  *Balanced* means
+here: exactly C mod K specialties have ceil(C / K) classes, the others floor(C / K).
+
+Rules after K. Ahmed, M. H. Baig, L. Torresani, "Network of Experts for Large-Scale Image
+Categorization", ECCV 2016; `optimal` is ours, the exact solution of the problem that the paper's
+balanced rule (`greedy`) approximates.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from nofe_lab.config import RULES, InvalidInput, one_of, whole_number
+
+Affinity = NDArray[np.float64]
+Map = NDArray[np.int64]
+
+
+def affinity_matrix(
+    outputs: NDArray[np.floating], labels: NDArray[np.int64], C: int, kind: str = "counts"
+) -> Affinity:
+    """How much of each class the generalist puts into each specialty: A[C, K], rows add up to 1.
+
+    outputs: the generalist's softmax probabilities [N, K].  labels: original classes [N].
+    kind: ``counts`` adds up arg-max decisions, ``probability`` adds up the probabilities.
+    Rows are divided by the number of images of their class, so classes count alike however many of
+    their images were drawn; a class with no image has a row of zeros.
+    """
+    one_of("affinity", kind, ("counts", "probability"))
+    K = outputs.shape[1]
+    votes = outputs if kind == "probability" else np.eye(K)[outputs.argmax(axis=1)]
+    total = np.zeros((C, K))
+    np.add.at(total, labels, votes)
+    return total / np.maximum(np.bincount(labels, minlength=C), 1)[:, None]
+
+
+def objective(affinity: Affinity, specialty_of: Map) -> float:
+    """Mean over the classes of A[c, map(c)], 0 to 1 for rows that add up to 1.
+
+    With counts this is the generalist's accuracy on the images that A was measured on, each class
+    weighted alike.
+    """
+    return float(affinity[np.arange(len(affinity)), specialty_of].mean())
+
+
+def assign(
+    rule: str, affinity: Affinity, current: Map, *, seed: int = 0, elastic_lambda: float = 1000.0
+) -> Map:
+    """Apply a rule by name: affinity [C, K] and the current map [C] give the new map [C].
+
+    >>> A = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
+    >>> assign("optimal", A, current=np.array([0, 1, 0, 1])).tolist()
+    [0, 0, 1, 1]
+
+    seed: of the order in which `greedy` and `elastic` visit the classes.
+    Raises InvalidInput if the rule is unknown or the shapes do not fit.
+    """
+    one_of("rule", rule, RULES)
+    C, K = affinity.shape
+    if current.shape != (C,):
+        raise InvalidInput(f"the current map must hold {C} specialties; got {current.shape}.")
+    whole_number("K", K, 1, C)
+    rng = np.random.default_rng(seed)
+    if rule == "optimal":
+        return optimal(affinity)
+    if rule == "greedy":
+        return greedy(affinity, rng)
+    if rule == "elastic":
+        return elastic(affinity, current, elastic_lambda, rng)
+    if rule == "free":
+        return free(affinity)
+    return current.copy()
+
+
+def optimal(affinity: Affinity) -> Map:
+    """The balanced map with the largest objective, exactly.
+
+    A linear assignment of classes to places: floor(C / K) places in every specialty and one spare
+    place in each.  K - C mod K of the spare places must stay empty; rows of fillers that nothing
+    but a spare place accepts take them, so that every other place is filled by a class.
+    """
+    C, K = affinity.shape
+    floor, extra = divmod(C, K)
+    specialty_of_place = np.concatenate([np.repeat(np.arange(K), floor), np.arange(K)])
+    cost = np.zeros((C + K - extra, len(specialty_of_place)))
+    cost[:C] = -affinity[:, specialty_of_place]
+    cost[C:, : K * floor] = np.inf
+    _, place = linear_sum_assignment(cost)
+    return specialty_of_place[place[:C]].astype(np.int64)
+
+
+def greedy(affinity: Affinity, rng: np.random.Generator) -> Map:
+    """The paper's balanced rule.
+
+    Visit the classes in a random order; each takes the open specialty of largest affinity.  A
+    specialty is open until it has floor(C / K) classes, and C mod K of them, the first to be asked
+    for, until they have one more.
+    """
+    C, K = affinity.shape
+    floor, extra = divmod(C, K)
+    sizes = np.zeros(K, dtype=np.int64)
+    result = np.empty(C, dtype=np.int64)
+    for c in rng.permutation(C):
+        is_open = (sizes < floor) | ((sizes == floor) & ((sizes > floor).sum() < extra))
+        k = int(np.where(is_open, affinity[c], -np.inf).argmax())
+        result[c] = k
+        sizes[k] += 1
+    return result
+
+
+def elastic_cost(affinity: Affinity, specialty_of: Map, elastic_lambda: float) -> float:
+    """The paper's elastic cost: -sum_c A[c, map(c)] + lambda * sqrt(sum_k n_k^2).
+
+    n_k is the number of classes in specialty k, and A is rescaled to rows that add up to 100, so
+    that one lambda means the same on every data set.
+    """
+    counts = _per_100(affinity)
+    sizes = np.bincount(specialty_of, minlength=affinity.shape[1])
+    gained = counts[np.arange(len(counts)), specialty_of].sum()
+    return float(-gained + elastic_lambda * np.sqrt((sizes**2).sum()))
+
+
+def elastic(
+    affinity: Affinity, current: Map, elastic_lambda: float, rng: np.random.Generator
+) -> Map:
+    """The paper's elastic rule: one pass of coordinate descent on `elastic_cost`.
+
+    From the current map, visit the classes in a random order and move each to the specialty that
+    makes the cost smallest with all other classes where they are.
+    """
+    counts = _per_100(affinity)
+    result = current.copy()
+    sizes = np.bincount(current, minlength=affinity.shape[1])
+    for c in rng.permutation(len(result)):
+        sizes[result[c]] -= 1
+        # with class c in k the sum of squares grows by (n_k + 1)^2 - n_k^2 = 2 n_k + 1
+        norm = np.sqrt((sizes**2).sum() + 2 * sizes + 1)
+        result[c] = int((-counts[c] + elastic_lambda * norm).argmin())
+        sizes[result[c]] += 1
+    return result
+
+
+def free(affinity: Affinity) -> Map:
+    """Each class takes its arg-max, with nothing to keep the sizes apart.
+
+    Warns if specialties become empty: this rule tends to collapse into a few.
+    """
+    result = affinity.argmax(axis=1).astype(np.int64)
+    K = affinity.shape[1]
+    used = len(set(result.tolist()))
+    if used < K:
+        warnings.warn(
+            f"rule 'free' has collapsed the specialties: {used} of {K} have classes, the largest "
+            f"{np.bincount(result).max()} of {len(result)}; rule 'optimal' keeps them balanced.",
+            stacklevel=2,
+        )
+    return result
+
+
+def _per_100(affinity: Affinity) -> Affinity:
+    total = affinity.sum(axis=1, keepdims=True)
+    return np.divide(100 * affinity, total, out=np.zeros_like(affinity), where=total > 0)

@@ -1,0 +1,184 @@
+"""The partition of the classes into specialties, as an immutable value.
+
+Everything that makes a partition (a rule, a taxonomy, a random draw, an edit by hand) returns a
+`Specialties`, and everything that needs one takes a `Specialties`: one thing to look at, compare,
+save and hand over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+from nofe_lab.config import InvalidInput, derive_seed, whole_number
+
+
+@dataclass(frozen=True)
+class Specialties:
+    """C named classes, each in one of K specialties.
+
+    >>> s = Specialties(("cat", "dog", "bus"), (0, 0, 1), K=2)
+    >>> s.sizes, s.members(0), s.class_names_of(1)
+    ((2, 1), (0, 1), ('bus',))
+
+    class_names: C different names.  of: the specialty of each class, C integers from 0 to K - 1.
+    K: number of specialties; some may be empty.  names: K names, by default "1" to "K".
+    Raises InvalidInput if these do not fit together.
+    """
+
+    class_names: tuple[str, ...]
+    of: tuple[int, ...]
+    K: int
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "class_names", tuple(str(name) for name in self.class_names))
+        object.__setattr__(self, "of", tuple(int(k) for k in self.of))
+        whole_number("K", self.K, 1, self.C)
+        default = tuple(str(k + 1) for k in range(self.K))
+        object.__setattr__(self, "names", tuple(str(name) for name in self.names) or default)
+        if len(self.of) != self.C:
+            raise InvalidInput(
+                f"a partition of {self.C} classes needs {self.C} specialties; got {len(self.of)}."
+            )
+        if len(set(self.class_names)) != self.C:
+            raise InvalidInput("class names of a partition must differ.")
+        if len(self.names) != self.K:
+            raise InvalidInput(f"{self.K} specialties need {self.K} names; got {len(self.names)}.")
+        for class_name, k in zip(self.class_names, self.of, strict=True):
+            if not 0 <= k < self.K:
+                raise InvalidInput(
+                    f"class {class_name!r} is in specialty {k}; accepted: 0 to {self.K - 1}."
+                )
+
+    @property
+    def C(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of classes of each specialty, K integers."""
+        return tuple(int(n) for n in np.bincount(self.of, minlength=self.K))
+
+    def members(self, k: int) -> tuple[int, ...]:
+        """The classes of specialty k, in class order."""
+        return tuple(c for c, specialty in enumerate(self.of) if specialty == k)
+
+    def class_names_of(self, k: int) -> tuple[str, ...]:
+        """The names of the classes of specialty k, in class order."""
+        return tuple(self.class_names[c] for c in self.members(k))
+
+    @property
+    def nonempty(self) -> tuple[int, ...]:
+        """The specialties that have a class."""
+        return tuple(sorted(set(self.of)))
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """All classes, specialty by specialty: the order that makes confusion blocks visible."""
+        return tuple(c for k in range(self.K) for c in self.members(k))
+
+    def agreement(self, other: Specialties) -> dict[str, float]:
+        """How alike two partitions of the same classes are, whatever their specialties are called.
+
+        nmi: normalised mutual information, 0 to 1.  ari: adjusted Rand index, 1 for equal, about 0
+        for unrelated partitions.  Both from scikit-learn.
+        """
+        self.check_classes(other.class_names)
+        return {
+            "nmi": float(normalized_mutual_info_score(self.of, other.of)),
+            "ari": float(adjusted_rand_score(self.of, other.of)),
+        }
+
+    def check_classes(self, class_names: Sequence[str]) -> None:
+        """Raise InvalidInput unless this partition is one of exactly these classes, in order."""
+        names = tuple(class_names)
+        if names == self.class_names:
+            return
+        unknown = [name for name in self.class_names if name not in names]
+        missing = [name for name in names if name not in self.class_names]
+        raise InvalidInput(
+            f"the specialties' {self.C} classes are not the data set's {len(names)}: "
+            f"{_some(unknown)} not in the data set, {_some(missing)} not in the specialties"
+            + ("; the order differs." if not unknown and not missing else ".")
+        )
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal digest of the partition; the names of the specialties do not count."""
+        return hashlib.sha256(repr((self.class_names, self.of, self.K)).encode()).hexdigest()[:16]
+
+    @classmethod
+    def random(cls, class_names: Sequence[str], K: int, seed: int) -> Specialties:
+        """A balanced partition drawn by `seed`: sizes differ by at most one."""
+        whole_number("K", K, 2, len(class_names))
+        rng = np.random.default_rng(derive_seed(seed, "specialties"))
+        of = rng.permutation(np.arange(len(class_names)) % K)
+        return cls(tuple(class_names), tuple(of), K)
+
+    def to_json(self) -> str:
+        """A JSON object: the specialties by name, each with its classes by name, in order."""
+        content = {
+            "class_names": self.class_names,
+            "specialties": [
+                {"name": self.names[k], "classes": self.class_names_of(k)} for k in range(self.K)
+            ],
+        }
+        return json.dumps(content, ensure_ascii=False, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Specialties:
+        """The inverse of `to_json`; ``class_names`` may be left out.  Raises InvalidInput."""
+        try:
+            content = json.loads(text)
+            groups = [
+                (str(g["name"]), list(map(str, g["classes"]))) for g in content["specialties"]
+            ]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidInput(
+                "specialties must be JSON like "
+                '{"specialties": [{"name": "pets", "classes": ["cat", "dog"]}, ...]}; '
+                f"got {text[:60]!r} ({type(error).__name__}: {error})."
+            ) from error
+        listed = [name for _, classes in groups for name in classes]
+        class_names = tuple(map(str, content.get("class_names", listed)))
+        twice = sorted({name for name in listed if listed.count(name) > 1})
+        if twice:
+            raise InvalidInput(f"each class belongs to one specialty; {_some(twice)} to several.")
+        specialty_of = {name: k for k, (_, classes) in enumerate(groups) for name in classes}
+        if set(specialty_of) != set(class_names):
+            odd = sorted(set(specialty_of) ^ set(class_names))
+            raise InvalidInput(f"class_names and the specialties' classes differ: {_some(odd)}.")
+        of = tuple(specialty_of[name] for name in class_names)
+        return cls(class_names, of, len(groups), tuple(name for name, _ in groups))
+
+    @classmethod
+    def load(cls, path: Path | str, class_names: Sequence[str]) -> Specialties:
+        """Read a JSON file and put its classes into the data set's order.
+
+        Raises InvalidInput if the file cannot be read or its classes are not `class_names`.
+        """
+        try:
+            text = Path(path).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInput(
+                f"specialties file {str(path)!r} cannot be read ({error})."
+            ) from error
+        found = cls.from_json(text)
+        if set(found.class_names) != set(class_names):
+            found.check_classes(class_names)
+        specialty_of = dict(zip(found.class_names, found.of, strict=True))
+        of = tuple(specialty_of[name] for name in class_names)
+        return cls(tuple(class_names), of, found.K, found.names)
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(map(repr, names[:3])) or "none"
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")

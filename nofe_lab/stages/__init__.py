@@ -1,0 +1,18 @@
+"""Stages: what to train and in which order."""
+
+from nofe_lab.stages.experiment import Experiment
+from nofe_lab.stages.flat import FlatStage
+from nofe_lab.stages.generalist import GeneralistStage
+from nofe_lab.stages.nofe import NofEStage
+from nofe_lab.stages.stage import Stage, Workshop, load_model, load_specialties
+
+__all__ = [
+    "Experiment",
+    "FlatStage",
+    "GeneralistStage",
+    "NofEStage",
+    "Stage",
+    "Workshop",
+    "load_model",
+    "load_specialties",
+]

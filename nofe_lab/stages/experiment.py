@@ -1,0 +1,256 @@
+"""An experiment: every knob of a notebook, checked before any work, and the stages they make."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+from nofe_lab.config import (
+    BUDGETS,
+    RULES,
+    SPECIALTIES,
+    FlatConfig,
+    GeneralistConfig,
+    InvalidInput,
+    NofEConfig,
+    Preset,
+    one_of,
+    whole_number,
+)
+from nofe_lab.data import Dataset, load_dataset
+from nofe_lab.networks import preset
+from nofe_lab.runs import Run, default_runs_dir
+from nofe_lab.specialties import Specialties
+from nofe_lab.stages.flat import FlatStage
+from nofe_lab.stages.generalist import GeneralistStage
+from nofe_lab.stages.nofe import NofEStage
+from nofe_lab.stages.stage import Stage, Workshop
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The parameters of the notebooks, under the same names, and what they make.
+
+    None stands for the preset's value.  Everything that can be refused without the data is refused
+    here, the rest when `data` is first used or a stage is made: always before training.
+
+    >>> experiment = Experiment("glyphs", K=10, epochs=2)
+    >>> base, nofe = experiment.run(experiment.base(), experiment.nofe())
+    """
+
+    dataset: str = "glyphs"
+    """glyphs, cifar100 or parquet:DIR (see `load_dataset`)."""
+    backbone: str = "alexnet_quick"
+    """The base CNN."""
+    K: int = 10
+    """Number of specialties."""
+    rule: str | None = None
+    """How the specialty map is updated: optimal, greedy, elastic, free or random."""
+    preset: str = "quick"
+    """The recipes: quick or paper."""
+    epochs: int | None = None
+    """Length of every stage; learning-rate drops scale with it."""
+    batch_size: int | None = None
+    """Images a step, in every stage."""
+    learning_rate: float | None = None
+    """Base or peak learning rate, in every stage."""
+    seed: int = 0
+    """Of weights, order, augmentation and random partitions."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    runs_dir: str | None = None
+    """Folder of the runs; by default data/runs of the checkout."""
+    specialties: str = "learned"
+    """learned, random, superclass, or the path of a .json file."""
+    trunk: str = "generalist"
+    """Where the NofE's trunk begins: generalist, base or scratch."""
+    val_fraction: float | None = None
+    """Share of the training images set aside as val."""
+    data_seed: int = 0
+    """Of the choice of val and of the pixels of glyphs; runs of all seeds share it."""
+    update_every: float | None = None
+    """Epochs between two updates of the map."""
+    affinity: str | None = None
+    """counts or probability."""
+    affinity_images: int | None = None
+    """Training images that the affinity is measured on; 0: all."""
+    elastic_lambda: float = 1000.0
+    """Weight of the elastic rule's size penalty."""
+    _recipes: Preset = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        recipes = preset(self.preset, self.backbone).override(
+            epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate
+        )
+        if self.val_fraction is not None:
+            recipes = replace(recipes, val_fraction=self.val_fraction)
+        object.__setattr__(self, "_recipes", recipes)
+        self._generalist_config(self.rule)
+        self._nofe_config(self.specialties, self.trunk)
+        whole_number("data_seed", self.data_seed, 0)
+        Workshop(self._runs_dir, self.device)
+
+    @property
+    def _runs_dir(self) -> str:
+        return str(self.runs_dir) if self.runs_dir is not None else str(default_runs_dir())
+
+    @property
+    def recipes(self) -> Preset:
+        """The preset's recipes, with the overrides in place."""
+        return self._recipes
+
+    @property
+    def workshop(self) -> Workshop:
+        """Where the stages are carried out."""
+        return Workshop(self._runs_dir, self.device)
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The data set; loaded once for all experiments on the same data."""
+        return _load(self.dataset, self.recipes.val_fraction, self.data_seed)
+
+    @property
+    def held_out(self) -> Experiment:
+        """An experiment that has val images: this one, or one that holds a tenth of train out.
+
+        For questions about a base CNN that need images it has not learned from, and are none of the
+        test split's business.
+        """
+        return self if self.recipes.val_fraction else replace(self, val_fraction=0.1)
+
+    def with_seed(self, seed: int) -> Experiment:
+        """The same experiment with another seed, on the same images."""
+        return replace(self, seed=seed)
+
+    def base(self, budget: str = "nofe") -> FlatStage:
+        """The base CNN, trained as long as the stage `budget` (nofe, generalist) or both (total)."""
+        one_of("budget", budget, BUDGETS)
+        flat, generalist = self.recipes.flat, self.recipes.generalist
+        recipe = {
+            "nofe": flat,
+            "generalist": generalist,
+            "total": replace(flat, epochs=flat.epochs + generalist.epochs),
+        }[budget]
+        return FlatStage(self.data, FlatConfig(self.recipes.network, recipe, self.seed))
+
+    def generalist(self, rule: str | None = None) -> GeneralistStage:
+        """The generalist; `rule` instead of the experiment's."""
+        return GeneralistStage(self.data, self._generalist_config(rule or self.rule))
+
+    def nofe(
+        self,
+        specialties: str | Specialties | None = None,
+        trunk: str | None = None,
+        rule: str | None = None,
+    ) -> NofEStage:
+        """The network of experts; arguments instead of the experiment's own choices.
+
+        `rule` is that of the generalist behind it, wherever its map or its trunk is used.
+        """
+        wanted = specialties if specialties is not None else self.specialties
+        config = self._nofe_config(wanted, trunk or self.trunk)
+        generalist = self.generalist(rule)
+        if isinstance(wanted, Specialties):
+            partition: Specialties | GeneralistStage = wanted
+        elif wanted == "learned":
+            partition = generalist
+        elif wanted == "random":
+            partition = Specialties.random(self.data.class_names, self.K, self.seed)
+        elif wanted == "superclass":
+            partition = superclass_specialties(self.data)
+        else:
+            partition = Specialties.load(wanted, self.data.class_names)
+        origin: GeneralistStage | FlatStage | None = None
+        if config.trunk == "generalist":
+            origin = generalist
+        elif config.trunk == "base":  # trained as long as the generalist: only the task differs
+            origin = self.base("generalist")
+        return NofEStage(self.data, config, partition, origin)
+
+    def run(self, *stages: Stage) -> list[Run]:
+        """Load or train the runs of the stages, and of the stages they build on."""
+        return self.workshop.carry_out(stages)
+
+    def _generalist_config(self, rule: str | None) -> GeneralistConfig:
+        recipes = self.recipes
+        if rule is not None:
+            one_of("rule", rule, RULES)
+        images = self.affinity_images
+        every = self.update_every
+        return GeneralistConfig(
+            network=recipes.network,
+            recipe=recipes.generalist,
+            K=self.K,
+            rule=rule or recipes.rule,
+            update_every=recipes.update_every if every is None else every,
+            affinity=self.affinity or recipes.affinity,  # type: ignore[arg-type]
+            affinity_images=recipes.affinity_images if images is None else images or None,
+            elastic_lambda=self.elastic_lambda,
+            seed=self.seed,
+        )
+
+    def _nofe_config(self, specialties: str | Specialties, trunk: str) -> NofEConfig:
+        # a partition from a file is known by its content: where it lies makes no other run
+        origin = "file"
+        if isinstance(specialties, str) and not specialties.endswith(".json"):
+            origin = one_of("specialties", specialties, SPECIALTIES, "the path of a .json file")
+        return NofEConfig(self.recipes.network, self.recipes.nofe, origin, trunk, self.seed)
+
+    @classmethod
+    def from_notebook(cls, namespace: Mapping[str, Any], also: Iterable[str] = ()) -> Experiment:
+        """The experiment of a notebook's parameters.  Pass ``globals()`` right after their cell.
+
+        also: names of parameters that the notebook has beyond the experiment's.
+        papermill only warns about a parameter that a notebook does not have; here a misspelt one
+        raises InvalidInput with the list of known ones.
+        """
+        own = {f.name for f in fields(cls) if f.init}
+        known = own | set(also)
+        for name in _assigned(namespace.get("In", [])):
+            if name not in known and not name.startswith("PAPERMILL_"):
+                nearest = difflib.get_close_matches(name, known, n=1)
+                hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+                raise InvalidInput(
+                    f"parameter {name!r} is unknown{hint}; known parameters: "
+                    f"{', '.join(sorted(known))}."
+                )
+        return cls(**{name: namespace[name] for name in own if name in namespace})
+
+
+def superclass_specialties(dataset: Dataset) -> Specialties:
+    """The data set's superclasses as a partition.  Raises InvalidInput if it has none."""
+    if not dataset.superclass_of:
+        raise InvalidInput(
+            f"specialties 'superclass' is for data sets with superclasses; {dataset.name} has none."
+        )
+    names = dataset.superclass_names
+    return Specialties(dataset.class_names, dataset.superclass_of, len(names), names)
+
+
+def _assigned(history: Iterable[str]) -> list[str]:
+    """Names assigned by a notebook's parameters cells: its own, and the one papermill adds.
+
+    Both begin with the comment "# Parameters"; `history` is IPython's list of executed cells.
+    """
+    names: list[str] = []
+    for source in history:
+        if source.lstrip().startswith("# Parameters"):
+            for statement in ast.parse(source).body:
+                targets = (
+                    statement.targets
+                    if isinstance(statement, ast.Assign)
+                    else [statement.target]
+                    if isinstance(statement, ast.AnnAssign)
+                    else []
+                )
+                names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return names
+
+
+@lru_cache(maxsize=2)
+def _load(name: str, val_fraction: float, seed: int) -> Dataset:
+    return load_dataset(name, val_fraction=val_fraction, seed=seed)

@@ -1,0 +1,97 @@
+"""The NofE stage: a trunk, K fresh branches, one softmax over all classes, trained end to end.
+
+Two independent choices make a network of experts: the partition (`specialties`) and the weights
+that the trunk begins with (`trunk`).  The paper's is learned specialties on their generalist's
+trunk; the other combinations are its rivals, and take the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from nofe_lab.config import InvalidInput, NofEConfig
+from nofe_lab.data import Dataset
+from nofe_lab.networks import NofE
+from nofe_lab.runs import Run
+from nofe_lab.specialties import Specialties
+from nofe_lab.stages.flat import FlatStage
+from nofe_lab.stages.generalist import GeneralistStage
+from nofe_lab.stages.stage import Stage, Trained, adopt_trunk, load_specialties
+from nofe_lab.training import Listener
+
+
+class NofEStage(Stage):
+    """The network of experts.
+
+    specialties: a partition, or the generalist stage that learns one.  trunk: the stage whose trunk
+    it starts from, or None for fresh weights.
+    Raises InvalidInput if the partition's classes are not the data set's.
+    """
+
+    kind = "nofe"
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: NofEConfig,
+        specialties: Specialties | GeneralistStage,
+        trunk: GeneralistStage | FlatStage | None,
+    ) -> None:
+        parents: dict[str, Stage] = {}
+        self.given: Specialties | None = None
+        if isinstance(specialties, Specialties):
+            specialties.check_classes(dataset.class_names)
+            if len(specialties.nonempty) < 2:
+                raise InvalidInput(
+                    "a network of experts needs at least 2 specialties with classes; "
+                    f"got {len(specialties.nonempty)}."
+                )
+            self.given = specialties
+            self._K = specialties.K
+        else:
+            parents["specialties"] = specialties
+            self._K = specialties.K
+        if trunk is not None:
+            parents["trunk"] = trunk
+        self.config = config
+        super().__init__(dataset, config, parents)
+
+    @property
+    def title(self) -> str:
+        origin = self.config.specialties
+        trunk = self.config.trunk
+        if isinstance(learner := self.parents.get("specialties"), GeneralistStage):
+            origin = learner.config.rule
+        if isinstance(learner := self.parents.get("trunk"), GeneralistStage):
+            trunk = f"generalist ({learner.config.rule})"
+        return f"NofE ({origin} specialties, K = {self.K}; trunk: {trunk})"
+
+    @property
+    def K(self) -> int:
+        return self._K
+
+    @property
+    def partition(self) -> Specialties | None:
+        return self.given
+
+    def network(self, specialties: Specialties | None = None) -> nn.Module:
+        found = self.given if self.given is not None else specialties
+        if found is None:
+            raise ValueError("this network's specialties are learned: pass them")
+        return NofE(self.backbone, found, self.network_config.initialisation, self.seed)
+
+    def train(
+        self, parents: Mapping[str, Run], device: torch.device, listeners: Sequence[Listener]
+    ) -> Trained:
+        specialties = self.given
+        if specialties is None:
+            specialties = load_specialties(parents["specialties"])
+        model = self.image_network(self.network(specialties))
+        if "trunk" in parents:
+            adopt_trunk(model, parents["trunk"])
+        model.to(device)
+        history = self.fit(model, device, torch.arange(self.dataset.C), listeners)
+        return Trained(model, history, files={"specialties.json": specialties.to_json()})

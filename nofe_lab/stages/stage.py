@@ -1,0 +1,321 @@
+"""What a stage is, and the workshop that carries stages out.
+
+A stage is a request: "this network, trained this way, on this data, from these earlier stages".
+It knows its run's id before anything is trained, because an id depends on requests alone.  The
+workshop looks for the runs, says which are missing and how long they will take, and trains those,
+each after the ones it builds on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from nofe_lab.config import (
+    FlatConfig,
+    GeneralistConfig,
+    InvalidInput,
+    NetworkConfig,
+    NofEConfig,
+    Recipe,
+    one_of,
+)
+from nofe_lab.data import Dataset
+from nofe_lab.data.batches import Batches, ImageNetwork, Preprocess
+from nofe_lab.evaluation import predict
+from nofe_lab.networks import Backbone, backbone
+from nofe_lab.runs import Run, RunStore, code_revision, identity_hash, provenance
+from nofe_lab.specialties import Specialties
+from nofe_lab.training import Listener, ParameterGroups, Progress, fit, seconds_per_step
+
+
+@dataclass
+class Trained:
+    """What a stage's training leaves behind: a network, tables and texts to keep, figures."""
+
+    model: nn.Module
+    history: list[dict[str, float]]
+    files: dict[str, str] = field(default_factory=dict)
+    result: dict[str, float] = field(default_factory=dict)
+
+
+class Stage(ABC):
+    """A request for one trained network.  Raises InvalidInput if network and data do not fit."""
+
+    kind: ClassVar[str]
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: FlatConfig | GeneralistConfig | NofEConfig,
+        parents: Mapping[str, Stage],
+    ) -> None:
+        self.dataset = dataset
+        self.parents = dict(parents)
+        self._config = config
+        self.backbone: Backbone = backbone(config.network.backbone)
+        if self.backbone.input_shape != dataset.image_shape:
+            wanted, found = (
+                " x ".join(map(str, shape))
+                for shape in (self.backbone.input_shape, dataset.image_shape)
+            )
+            raise InvalidInput(
+                f"backbone {self.backbone.name!r} takes images of {wanted}; "
+                f"those of {dataset.name} are {found}."
+            )
+        if len(dataset.train) < self.recipe.batch_size:
+            raise InvalidInput(
+                f"batch_size must be at most the {len(dataset.train)} training images; "
+                f"got {self.recipe.batch_size}."
+            )
+
+    @property
+    def network_config(self) -> NetworkConfig:
+        """Which network, its initialisation and its inputs."""
+        return self._config.network
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the network is optimised."""
+        return self._config.recipe
+
+    @property
+    def seed(self) -> int:
+        """Of everything that is random in this stage."""
+        return self._config.seed
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What people read: "base CNN", "generalist (optimal, K = 10)"."""
+
+    @property
+    def K(self) -> int | None:
+        """Number of specialties, None for a flat network."""
+        return None
+
+    @abstractmethod
+    def network(self, specialties: Specialties | None = None) -> nn.Module:
+        """The untrained network.  `specialties` stand in for a partition not yet learned."""
+
+    @abstractmethod
+    def train(
+        self, parents: Mapping[str, Run], device: torch.device, listeners: Sequence[Listener]
+    ) -> Trained:
+        """Train it.  `parents` are the finished runs of the stages it builds on."""
+
+    @property
+    def partition(self) -> Specialties | None:
+        """The partition, where it is given and not learned; its content is part of the identity."""
+        return None
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Everything that makes this run a different one."""
+        return {
+            "stage": self.kind,
+            "config": asdict(self._config),
+            "dataset": self.dataset.name.partition(":")[0],
+            "data": self.dataset.fingerprint,
+            "parents": {role: stage.id for role, stage in self.parents.items()},
+            "specialties": self.partition.digest if self.partition is not None else None,
+        }
+
+    @property
+    def id(self) -> str:
+        """The id of its run."""
+        return identity_hash(self.identity)
+
+    @property
+    def run_name(self) -> str:
+        """The readable part of its run's folder."""
+        data = Path(self.dataset.name.replace("parquet:", "")).name.replace(":", "-")
+        safe = "".join(ch if ch.isalnum() or ch in "-_." else "_" for ch in data)
+        size = f"-K{self.K}" if self.K is not None else ""
+        return f"{self.kind}-{safe}-{self.backbone.name}{size}-s{self.seed}"
+
+    @property
+    def steps(self) -> int:
+        """Steps of SGD."""
+        return self.recipe.epochs * (len(self.dataset.train) // self.recipe.batch_size)
+
+    def image_network(self, network: nn.Module) -> ImageNetwork:
+        """The network with its preprocessing in front."""
+        return ImageNetwork(Preprocess(self.dataset, self.network_config.inputs), network)
+
+    def parameter_groups(self, model: nn.Module) -> ParameterGroups:
+        """The optimiser's parameter groups."""
+        return self.backbone.parameter_groups(model, self.recipe)
+
+    def batches(self, device: torch.device) -> Batches:
+        """The training images on the device."""
+        return Batches(self.dataset.train, self.recipe, self.seed, device)
+
+    def fit(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        target_of_class: Tensor,
+        listeners: Sequence[Listener],
+        **hooks: Any,
+    ) -> list[dict[str, float]]:
+        """Train `model` in place by the stage's recipe, validated on val after each epoch."""
+
+        def validate(table: Tensor) -> dict[str, float]:
+            found = predict(model, self.dataset.val, table)
+            return {"val_loss": found.loss, "val_accuracy": found.accuracy}
+
+        return fit(
+            model,
+            self.parameter_groups(model),
+            self.batches(device),
+            self.recipe,
+            target_of_class,
+            validate=validate if len(self.dataset.val) else None,
+            listeners=listeners,
+            **hooks,
+        )
+
+    def seconds(self, device: torch.device) -> float:
+        """Estimate of its training time, measured on a few steps."""
+        stand_in = None
+        if self.K is not None:
+            stand_in = Specialties.random(self.dataset.class_names, self.K, 0)
+        model = self.image_network(self.network(stand_in)).to(device)
+        outputs = self.K if self.kind == "generalist" and self.K else self.dataset.C
+        batches = self.batches(device)
+        step = seconds_per_step(model, self.parameter_groups, batches, self.recipe, outputs)
+        return self.steps * step
+
+
+class Workshop:
+    """Carries stages out in one runs folder, on one device.
+
+    Raises InvalidInput if the folder cannot be written or the device is not to be had.
+    """
+
+    def __init__(self, runs_dir: Path | str, device: str = "auto") -> None:
+        self.device = pick_device(device)
+        self.store = RunStore(runs_dir)
+
+    def carry_out(self, stages: Sequence[Stage]) -> list[Run]:
+        """The runs of `stages`, in their order: loaded where finished, trained where missing."""
+        ordered: dict[str, Stage] = {}
+
+        def visit(stage: Stage) -> None:
+            for parent in stage.parents.values():
+                visit(parent)
+            ordered.setdefault(stage.id, stage)
+
+        for stage in stages:
+            visit(stage)
+        runs = {run_id: run for run_id in ordered if (run := self.store.find(run_id)) is not None}
+        self._announce(ordered, runs)
+        for run_id, stage in ordered.items():
+            if run_id not in runs:
+                parents = {role: runs[parent.id] for role, parent in stage.parents.items()}
+                runs[run_id] = self._train(stage, parents)
+        return [runs[stage.id] for stage in stages]
+
+    def _announce(self, ordered: Mapping[str, Stage], runs: Mapping[str, Run]) -> None:
+        for run_id, stage in ordered.items():
+            if run_id in runs:
+                print(f"{stage.title}, seed {stage.seed}: loaded {runs[run_id].path.name}")
+                made = runs[run_id].provenance
+                if made["revision"] != code_revision():
+                    print(f"  trained by revision {made['revision']}; yours is {code_revision()}.")
+        missing = [stage for run_id, stage in ordered.items() if run_id not in runs]
+        if not missing:
+            return
+        # stages that differ in their seed or their parents alone take the same time
+        known: dict[tuple[object, ...], float] = {}
+        total = 0.0
+        print(f"To train, on {self.device}:")
+        for stage in missing:
+            alike = (stage.kind, stage.K, stage.network_config, stage.recipe, stage.dataset.name)
+            if alike not in known:
+                known[alike] = stage.seconds(self.device)
+            total += known[alike]
+            print(
+                f"  {stage.title}, seed {stage.seed}: {stage.recipe.epochs} epochs, "
+                f"about {known[alike] / 60:.1f} min"
+            )
+        print(f"  together about {total / 60:.1f} min", flush=True)
+
+    def _train(self, stage: Stage, parents: Mapping[str, Run]) -> Run:
+        progress = Progress(stage.title, stage.steps)
+        started = time.perf_counter()
+        try:
+            trained = stage.train(parents, self.device, [progress])
+        finally:
+            progress.close()
+        seconds = time.perf_counter() - started
+        last = trained.history[-1]
+        shown: dict[str, float] = {
+            name: last[name] for name in ("train_accuracy", "val_accuracy") if name in last
+        }
+        run = self.store.save(
+            stage.run_name,
+            stage.identity,
+            trained.model.state_dict(),
+            {
+                "history.csv": pd.DataFrame(trained.history).to_csv(index=False),
+                "classes.json": json.dumps(stage.dataset.class_names, ensure_ascii=False),
+                **trained.files,
+            },
+            shown | trained.result,
+            provenance(self.device, seconds),
+        )
+        figures = ", ".join(
+            f"{name.replace('_accuracy', '')} {value:.1%}" for name, value in shown.items()
+        )
+        print(
+            f"{stage.title}, seed {stage.seed}: {figures}, {seconds:.0f} s; saved {run.path.name}"
+        )
+        return run
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto``: the CUDA device, else Apple's, else the CPU; or a device by its torch name."""
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    if torch.cuda.is_available():
+        available[:0] = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if name == "auto":
+        return torch.device(available[0])
+    return torch.device(one_of("device", name, ["auto", *available]))
+
+
+def load_specialties(run: Run) -> Specialties:
+    """The partition that a generalist learned or a network of experts was built with."""
+    return Specialties.from_json(run.text("specialties.json"))
+
+
+def load_model(stage: Stage, run: Run, device: torch.device | str = "cpu") -> ImageNetwork:
+    """The trained network of a finished run: raw images uint8 [N, c, h, w] -> logits."""
+    specialties = load_specialties(run) if stage.K is not None else None
+    model = stage.image_network(stage.network(specialties))
+    model.load_state_dict(run.weights())
+    return model.to(device).eval()
+
+
+def adopt_trunk(model: ImageNetwork, run: Run) -> None:
+    """Copy the trunk of a finished run into `model`."""
+    prefix = "network.trunk."
+    trunk = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in run.weights().items()
+        if name.startswith(prefix)
+    }
+    model.network.trunk.load_state_dict(trunk)  # type: ignore[union-attr]
