@@ -33,7 +33,7 @@ lab: $(READY)  ## JupyterLab, on this machine only; prints the address with its 
 	$(BIN)/jupyter lab --ip=127.0.0.1 notebooks
 
 render: $(READY)  ## execute the notebooks into notebooks/rendered
-	$(BIN)/python notebooks/render.py
+	$(BIN)/python notebooks/render.py $(ONLY)
 
 clean:  ## remove the virtual environment and caches; runs and data stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -14,7 +14,7 @@ from nofe_lab.evaluation import predict
 from nofe_lab.networks import Backbone, NofE
 from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties, assign
-from nofe_lab.stages import Experiment, load_model, load_specialties
+from nofe_lab.stages import Experiment, load_model, load_specialties, superclass_specialties
 
 __all__ = [
     "Backbone",
@@ -29,4 +29,5 @@ __all__ = [
     "load_model",
     "load_specialties",
     "predict",
+    "superclass_specialties",
 ]

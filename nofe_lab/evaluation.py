@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 from scipy.special import softmax
 from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
 from torch import nn
@@ -141,6 +142,35 @@ def specialty_confusion(
     """Counts [K, K] of specialties given for specialties, from counts [C, C] of classes."""
     member = np.eye(specialties.K, dtype=np.int64)[list(specialties.of)]
     return member.T @ confusion @ member
+
+
+def over_seeds(table: pd.DataFrame, value: str = "test_accuracy") -> pd.DataFrame:
+    """Mean and 95 % interval (Student t over seeds) of a figure, one row a network.
+
+    table: long, with the columns network, seed and `value`.  low and high are NaN for one seed.
+    """
+    groups = table.groupby("network", sort=False)[value]
+    result = groups.agg(seeds="count", mean="mean").reset_index()
+    intervals = [_interval(groups.get_group(name).to_numpy()) for name in result["network"]]
+    return result.assign(low=[low for low, _ in intervals], high=[high for _, high in intervals])
+
+
+def paired_differences(
+    table: pd.DataFrame, reference: str, value: str = "test_accuracy"
+) -> pd.DataFrame:
+    """Each network minus `reference` over their common seeds, with 95 % intervals."""
+    wide = table.pivot(index="seed", columns="network", values=value)
+    differences = wide.sub(wide[reference], axis=0).drop(columns=reference)
+    order = [name for name in table["network"].unique() if name != reference]
+    long = differences[order].melt(ignore_index=False, value_name="difference").reset_index()
+    return over_seeds(long.dropna(), "difference")
+
+
+def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    if len(values) < 2:
+        return np.nan, np.nan
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ Device, versions, code revision and seconds are provenance: kept, shown, but not
         ...                   what else the stage keeps, as JSON or CSV
         reports.json          figures of final reports, such as test accuracy, added later
 
-A run is written under a hidden name and renamed when it is whole.  A directory that is found damaged
+A run is written under a hidden name and renamed when it is whole.  A directory found damaged
 is set aside under another name, never overwritten.
 """
 
@@ -69,6 +69,18 @@ class Run:
         return identity
 
     @property
+    def about(self) -> Mapping[str, Any]:
+        """title, dataset, backbone, K, epochs, seed: for people to read."""
+        about: Mapping[str, Any] = self.record["about"]
+        return about
+
+    @property
+    def result(self) -> Mapping[str, float]:
+        """Figures at the end of training, such as val_accuracy."""
+        result: Mapping[str, float] = self.record["result"]
+        return result
+
+    @property
     def provenance(self) -> Mapping[str, Any]:
         """Where, when and with what it was made."""
         provenance: Mapping[str, Any] = self.record["provenance"]
@@ -106,6 +118,17 @@ class Run:
     def report(self, **figures: float) -> None:
         """Add figures of a final report."""
         _write(self.path / "reports.json", json.dumps({**self.reports, **figures}, indent=1))
+
+    def save_figure(self, figure: Any, name: str) -> Path:
+        """Keep a matplotlib figure as `name`.png in the run's folder ``figures``."""
+        path = self.path / "figures" / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        figure.savefig(path, dpi=150)
+        return path
+
+    def location(self, inside: Path | None = None) -> str:
+        """The path of the run, or of something inside it, as seen from the working folder."""
+        return os.path.relpath(inside or self.path)
 
     @property
     def bytes_on_disk(self) -> int:
@@ -156,6 +179,7 @@ class RunStore:
         self,
         name: str,
         identity: Mapping[str, Any],
+        about: Mapping[str, Any],
         weights: Mapping[str, Tensor],
         files: Mapping[str, str],
         result: Mapping[str, Any],
@@ -163,7 +187,8 @@ class RunStore:
     ) -> Run:
         """Write a run, whole or not at all.
 
-        `files` are text files by name.  If another process has saved the same run meanwhile, that
+        about: what people want to read of it beside its identity.  files: text files by name.
+        result: figures.  If another process has saved the same run meanwhile, that
         one is kept and returned.
         """
         run_id = identity_hash(identity)
@@ -177,6 +202,7 @@ class RunStore:
                 "format": FORMAT,
                 "id": run_id,
                 "identity": identity,
+                "about": about,
                 "result": result,
                 "provenance": provenance,
                 "files": {file.name: _sha256(file) for file in sorted(folder.iterdir())},

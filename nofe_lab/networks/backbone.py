@@ -67,7 +67,7 @@ class Backbone(ABC):
         raise NotImplementedError
 
     def parameter_groups(self, network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-        """Groups for a torch optimiser; ``rate_multiplier`` scales the learning rate in the loop."""
+        """Groups for a torch optimiser; ``rate_multiplier`` is for the loop."""
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in network.named_parameters():
             multipliers = self.multipliers(name) if recipe.multipliers else (1.0, 1.0)
@@ -83,7 +83,7 @@ class Backbone(ABC):
 
 
 class CNN(nn.Module):
-    """trunk + head: images [N, c, h, w] -> logits [N, n]; n = C: a base CNN, n = K: a generalist."""
+    """trunk + head: images [N, c, h, w] -> logits [N, n]; a base CNN or a generalist."""
 
     def __init__(self, backbone: Backbone, n: int, scheme: str, seed: int) -> None:
         super().__init__()

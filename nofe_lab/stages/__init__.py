@@ -1,6 +1,6 @@
 """Stages: what to train and in which order."""
 
-from nofe_lab.stages.experiment import Experiment
+from nofe_lab.stages.experiment import Experiment, superclass_specialties
 from nofe_lab.stages.flat import FlatStage
 from nofe_lab.stages.generalist import GeneralistStage
 from nofe_lab.stages.nofe import NofEStage
@@ -15,4 +15,5 @@ __all__ = [
     "Workshop",
     "load_model",
     "load_specialties",
+    "superclass_specialties",
 ]

@@ -22,13 +22,15 @@ from nofe_lab.config import (
     whole_number,
 )
 from nofe_lab.data import Dataset, load_dataset
+from nofe_lab.data.batches import ImageNetwork
 from nofe_lab.networks import preset
 from nofe_lab.runs import Run, default_runs_dir
 from nofe_lab.specialties import Specialties
 from nofe_lab.stages.flat import FlatStage
 from nofe_lab.stages.generalist import GeneralistStage
 from nofe_lab.stages.nofe import NofEStage
-from nofe_lab.stages.stage import Stage, Workshop
+from nofe_lab.stages.report import FinalReport, final_report
+from nofe_lab.stages.stage import Stage, Workshop, load_model
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class Experiment:
         return replace(self, seed=seed)
 
     def base(self, budget: str = "nofe") -> FlatStage:
-        """The base CNN, trained as long as the stage `budget` (nofe, generalist) or both (total)."""
+        """The base CNN, trained as long as stage `budget` (nofe, generalist) or both (total)."""
         one_of("budget", budget, BUDGETS)
         flat, generalist = self.recipes.flat, self.recipes.generalist
         recipe = {
@@ -171,9 +173,56 @@ class Experiment:
             origin = self.base("generalist")
         return NofEStage(self.data, config, partition, origin)
 
+    def opponents(self) -> dict[str, Stage]:
+        """The networks that an honest comparison sets side by side, by name.
+
+        The base CNN with the NofE stage's budget and with both stages'; the network of experts with
+        learned and with random specialties, on each trunk.  Random specialties on a generalist's
+        trunk come twice: with the generalist of those same random specialties, which says what
+        learning them is worth in all, and with the generalist of the learned ones, where the trunk
+        is the same and the partition alone differs.
+        """
+        return {
+            "base CNN": self.base(),
+            "base CNN, both budgets": self.base("total"),
+            "NofE learned, generalist": self.nofe("learned", "generalist"),
+            "NofE random, its generalist": self.nofe("learned", "generalist", rule="random"),
+            "NofE random, learned generalist": self.nofe("random", "generalist"),
+            "NofE learned, base trunk": self.nofe("learned", "base"),
+            "NofE random, base trunk": self.nofe("random", "base"),
+            "NofE learned, scratch": self.nofe("learned", "scratch"),
+            "NofE random, scratch": self.nofe("random", "scratch"),
+        }
+
     def run(self, *stages: Stage) -> list[Run]:
         """Load or train the runs of the stages, and of the stages they build on."""
         return self.workshop.carry_out(stages)
+
+    def model(self, stage: Stage) -> ImageNetwork:
+        """The trained network of a stage, on the experiment's device."""
+        return load_model(stage, self.run(stage)[0], self.workshop.device)
+
+    def final_report(self, networks: Mapping[str, Stage]) -> FinalReport:
+        """Load or train the named stages and test each network on the test split."""
+        return final_report(self.workshop, list(networks.items()))
+
+    def seeds(self, n: int) -> tuple[int, ...]:
+        """The experiment's seed and the n - 1 after it."""
+        return tuple(range(self.seed, self.seed + whole_number("n_seeds", n, 1)))
+
+    def comparison(self, seeds: Iterable[int]) -> FinalReport:
+        """The final report of all `opponents`, each trained with every seed."""
+        lines = [self.with_seed(seed).opponents() for seed in seeds]
+        named = [(name, line[name]) for name in lines[0] for line in lines]
+        return final_report(self.workshop, named)
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The parameters that differ from their defaults, folders and devices left out."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        defaults = {f.name: f.default for f in fields(self)}
+        where = {"runs_dir", "device"}
+        return {k: v for k, v in given.items() if v != defaults[k] and k not in where}
 
     def _generalist_config(self, rule: str | None) -> GeneralistConfig:
         recipes = self.recipes

@@ -125,10 +125,21 @@ class Stage(ABC):
         return {
             "stage": self.kind,
             "config": asdict(self._config),
-            "dataset": self.dataset.name.partition(":")[0],
             "data": self.dataset.fingerprint,
             "parents": {role: stage.id for role, stage in self.parents.items()},
             "specialties": self.partition.digest if self.partition is not None else None,
+        }
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What people want to read of its run."""
+        return {
+            "title": self.title,
+            "dataset": self.dataset.name,
+            "backbone": self.backbone.name,
+            "K": self.K,
+            "epochs": self.recipe.epochs,
+            "seed": self.seed,
         }
 
     @property
@@ -219,7 +230,7 @@ class Workshop:
 
         for stage in stages:
             visit(stage)
-        runs = {run_id: run for run_id in ordered if (run := self.store.find(run_id)) is not None}
+        runs = {run_id: run for run_id in ordered if (run := self.store.find(run_id))}
         self._announce(ordered, runs)
         for run_id, stage in ordered.items():
             if run_id not in runs:
@@ -267,6 +278,7 @@ class Workshop:
         run = self.store.save(
             stage.run_name,
             stage.identity,
+            stage.about,
             trained.model.state_dict(),
             {
                 "history.csv": pd.DataFrame(trained.history).to_csv(index=False),

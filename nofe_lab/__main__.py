@@ -1,0 +1,70 @@
+"""The command line: ``python -m nofe_lab runs`` lists finished runs, and removes one on request."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+
+import pandas as pd
+
+from nofe_lab.config import InvalidInput
+from nofe_lab.runs import Run, RunStore, default_runs_dir
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, or 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m nofe_lab", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = commands.add_parser("runs", help="list the finished runs, or remove one")
+    runs.add_argument("--runs-dir", default=None, help="folder of the runs (default: data/runs)")
+    runs.add_argument("--remove", metavar="ID", help="delete the run whose id begins with ID")
+    options = parser.parse_args(arguments)
+    try:
+        store = RunStore(options.runs_dir or default_runs_dir())
+        if options.remove:
+            print(f"removed {store.remove(options.remove)}")
+        else:
+            print(listing(store))
+    except InvalidInput as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def listing(store: RunStore) -> str:
+    """A table of the runs: data, network, K, accuracy, age and disk use."""
+    rows = [_row(run) for run in store]
+    if not rows:
+        return f"no runs in {store.folder}"
+    total = sum(run.bytes_on_disk for run in store)
+    return f"{pd.DataFrame(rows).to_string(index=False)}\n{len(rows)} runs, {total / 1e6:.1f} MB"
+
+
+def _row(run: Run) -> dict[str, str]:
+    about = run.about
+    accuracy = {
+        "test": run.reports.get("test_accuracy"),
+        "val": run.result.get("val_accuracy"),
+        "train": run.result.get("train_accuracy"),
+    }
+    split = next(name for name, value in accuracy.items() if value is not None)
+    age = datetime.now().astimezone() - datetime.fromisoformat(run.provenance["finished"])
+    hours = age.total_seconds() / 3600
+    return {
+        "id": run.id,
+        "stage": about["title"],
+        "data": about["dataset"],
+        "network": about["backbone"],
+        "K": str(about["K"] or ""),
+        "epochs": str(about["epochs"]),
+        "seed": str(about["seed"]),
+        "accuracy": f"{accuracy[split]:.1%} {split}",
+        "age": f"{hours / 24:.1f} d" if hours >= 48 else f"{hours:.1f} h",
+        "disk": f"{run.bytes_on_disk / 1e6:.1f} MB",
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

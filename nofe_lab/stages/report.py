@@ -1,0 +1,105 @@
+"""Final reports: the one place where the test split is used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nofe_lab.evaluation import Predictions, predict
+from nofe_lab.networks.backbone import count_macs, count_parameters
+from nofe_lab.runs import Run
+from nofe_lab.stages.stage import Stage, Workshop, load_model
+
+
+@dataclass(frozen=True, eq=False)
+class FinalReport:
+    """Trained networks on the test split of their data set.
+
+    table: one row a network, with test accuracy, top-5 accuracy and loss (nats), parameters,
+    multiply-accumulates of one image, the seconds of its own training and of its training with all
+    the stages it builds on, and where these figures come from.
+    predictions: what each network said about the test images, in the rows' order.
+    """
+
+    table: pd.DataFrame
+    predictions: tuple[Predictions, ...]
+
+    def save(self, path: Path | str, **parameters: Any) -> Path:
+        """Write the table as CSV under a first line that says which parameters made it."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made_by = json.dumps(parameters, ensure_ascii=False)
+        path.write_text(f"# parameters: {made_by}\n{self.table.to_csv(index=False)}", "utf-8")
+        return path
+
+    def __str__(self) -> str:
+        shown = self.table[["network", "seed"]].copy()
+        shown["test accuracy"] = self.table.test_accuracy.map("{:.2%}".format)
+        shown["parameters"] = self.table.parameters.map("{:,}".format)
+        shown["multiply-accumulates"] = self.table.macs.map("{:,}".format)
+        shown["seconds"] = self.table.seconds.map("{:.0f}".format)
+        shown["with its parents"] = self.table.total_seconds.map("{:.0f}".format)
+        return shown.to_string(index=False)
+
+
+def final_report(workshop: Workshop, networks: Sequence[tuple[str, Stage]]) -> FinalReport:
+    """Load or train the runs of the named stages and test each network once."""
+    rows, predictions = [], []
+    runs = workshop.carry_out([stage for _, stage in networks])
+    for (name, stage), run in zip(networks, runs, strict=True):
+        model = load_model(stage, run, workshop.device)
+        found = predict(model, stage.dataset.test)
+        predictions.append(found)
+        figures = {
+            "test_accuracy": found.accuracy,
+            "test_top5": found.top5,
+            "test_loss": found.loss,
+        }
+        run.report(**figures)
+        rows.append(
+            {
+                "network": name,
+                "seed": stage.seed,
+                "K": stage.K,
+                "epochs": stage.recipe.epochs,
+                **figures,
+                "parameters": count_parameters(model.network),
+                "macs": count_macs(model.network, stage.dataset.image_shape),
+                "seconds": run.seconds,
+                "total_seconds": _total_seconds(stage, workshop),
+                **_origin(stage, run),
+            }
+        )
+    return FinalReport(pd.DataFrame(rows), tuple(predictions))
+
+
+def _total_seconds(stage: Stage, workshop: Workshop) -> float:
+    """Training seconds of a stage and of all the different stages it builds on."""
+    family: dict[str, Stage] = {}
+
+    def visit(member: Stage) -> None:
+        family[member.id] = member
+        for parent in member.parents.values():
+            visit(parent)
+
+    visit(stage)
+    runs = (workshop.store.find(run_id) for run_id in family)
+    return sum(run.seconds for run in runs if run is not None)
+
+
+def _origin(stage: Stage, run: Run) -> dict[str, object]:
+    made = run.provenance
+    return {
+        "dataset": stage.dataset.name,
+        "run": run.id,
+        "device": made["device"],
+        "precision": made["precision"],
+        "torch": made["versions"]["torch"],
+        "python": made["versions"]["python"],
+        "revision": made["revision"],
+    }

@@ -1,0 +1,39 @@
+"""Execute the notebooks into ``rendered/``, for people who only read: ``make render [ONLY=03]``.
+
+A rendered copy carries no trace of the machine that made it (timings, paths), and where a widget
+brings its own picture, the picture alone: the places where people read have no kernel.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+
+HERE = Path(__file__).resolve().parent
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def render(source: Path) -> Path:
+    """Execute one notebook with its default parameters, and tidy the copy."""
+    target = HERE / "rendered" / source.name
+    target.parent.mkdir(exist_ok=True)
+    papermill.execute_notebook(source, target, cwd=HERE, progress_bar=False, log_output=True)
+    notebook = nbformat.read(target, as_version=4)
+    for holder in (notebook, *notebook.cells):
+        for trace in ("papermill", "widgets", "execution"):
+            holder.metadata.pop(trace, None)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                output.data.pop(WIDGET, None)
+    nbformat.write(notebook, target)
+    return target
+
+
+if __name__ == "__main__":
+    only = sys.argv[1] if len(sys.argv) > 1 else ""
+    for notebook_path in sorted(HERE.glob(f"{only}*.ipynb")):
+        print(f"rendered {render(notebook_path).relative_to(HERE.parent)}", flush=True)

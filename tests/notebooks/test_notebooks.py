@@ -1,0 +1,130 @@
+"""Every notebook runs through papermill at toy size, and refuses what it should."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from nofe_lab.runs import RunStore, default_runs_dir
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+TOY = {"dataset": "glyphs:8", "K": 4, "epochs": 1, "batch_size": 60, "device": "cpu"}
+
+
+def run_papermill(
+    notebook: Path | str, out: Path, cwd: Path, **parameters: object
+) -> subprocess.CompletedProcess[str]:
+    given = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(notebook), str(out)]
+    return subprocess.run([*command, *given], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def toy_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+def outputs(path: Path) -> list[nbformat.NotebookNode]:
+    notebook = nbformat.read(path, as_version=4)
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_at_toy_size(notebook: Path, toy_runs: Path, tmp_path: Path) -> None:
+    also = {"n_seeds": 1} if notebook.stem.startswith("04") else {}
+    out = tmp_path / "out.ipynb"
+    done = run_papermill(notebook, out, tmp_path, **TOY, runs_dir=toy_runs, **also)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = outputs(out)
+    assert any("image/png" in output.get("data", {}) for output in found)
+    warned = [o.text for o in found if o.get("name") == "stderr" and "Warning" in o.text]
+    assert not warned
+
+
+def test_the_widget_of_02_brings_its_first_picture(toy_runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.ipynb"
+    notebook = next(path for path in NOTEBOOKS if path.stem.startswith("02"))
+    done = run_papermill(notebook, out, tmp_path, **TOY, runs_dir=toy_runs)
+    assert done.returncode == 0, done.stderr[-3000:]
+    view = "application/vnd.jupyter.widget-view+json"
+    widgets = [o.data for o in outputs(out) if view in o.get("data", {})]
+    assert any("image/png" in data for data in widgets)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_misspelt_parameter_stops_at_once(notebook: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    done = run_papermill(notebook, tmp_path / "out.ipynb", tmp_path, epoch=1, runs_dir=runs)
+    assert done.returncode != 0
+    assert "parameter 'epoch' is unknown (did you mean 'epochs'?)" in done.stderr
+    assert "batch_size" in done.stderr
+    assert not list(runs.glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        ({"K": 1}, "K must be a whole number of at least 2; got 1."),
+        ({"K": 101}, "K must be at most the 100 classes of glyphs:8; got 101."),
+        ({"K": "ten"}, "got 'ten'"),
+        ({"rule": "optimum"}, "did you mean 'optimal'?"),
+        ({"trunk": "bass"}, "did you mean 'base'?"),
+    ],
+)
+def test_bad_input_stops_03_with_one_sentence(
+    parameters: dict[str, object], sentence: str, tmp_path: Path
+) -> None:
+    given = {**TOY, **parameters, "runs_dir": tmp_path / "runs"}
+    notebook = next(path for path in NOTEBOOKS if path.stem.startswith("03"))
+    done = run_papermill(notebook, tmp_path / "out.ipynb", tmp_path, **given)
+    assert done.returncode != 0
+    last = [o for o in outputs(tmp_path / "out.ipynb") if o.output_type == "error"][-1]
+    assert last.ename == "InvalidInput"
+    assert sentence in last.evalue
+    assert last.traceback == [f"InvalidInput: {last.evalue}"]  # no traceback to read through
+
+
+def test_notebooks_share_the_names_of_their_parameters() -> None:
+    common = "dataset backbone K rule preset epochs batch_size learning_rate seed device runs_dir".split()
+    for path in NOTEBOOKS:
+        cells = nbformat.read(path, as_version=4).cells
+        (cell,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+        names = [
+            line.split(":")[0] for line in cell.source.splitlines() if not line.startswith("#")
+        ]
+        assert names[: len(common)] == common, path.name
+
+
+def test_sources_carry_no_outputs() -> None:
+    for path in NOTEBOOKS:
+        for cell in json.loads(path.read_text())["cells"]:
+            assert not cell.get("outputs"), path.name
+            assert cell.get("execution_count") is None, path.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["notebooks", "root", "elsewhere"])
+def test_03_works_from_anywhere_and_keeps_runs_in_one_place(where: str, tmp_path: Path) -> None:
+    root = NOTEBOOKS[0].parents[1]
+    cwd, path = {
+        "notebooks": (root / "notebooks", "03_finetune_nofe.ipynb"),
+        "root": (root, "notebooks/03_finetune_nofe.ipynb"),
+        "elsewhere": (tmp_path, str(root / "notebooks" / "03_finetune_nofe.ipynb")),
+    }[where]
+    out = tmp_path / "out.ipynb"
+    store = RunStore(default_runs_dir())
+    before = {run.id for run in store}
+    try:
+        done = run_papermill(path, out, cwd, dataset="glyphs:4", K=3, epochs=1, batch_size=60)
+        assert done.returncode == 0, done.stderr[-3000:]
+        text = "".join(output.get("text", "") for output in outputs(out))
+        line = next(line for line in text.splitlines() if "weights and tables:" in line)
+        assert (cwd / line.split()[-1]).resolve().parent == root / "data" / "runs"
+    finally:
+        for run_id in {run.id for run in store} - before:
+            store.remove(run_id)
