@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 RULES = ("optimal", "greedy", "elastic", "free", "random")
@@ -67,6 +68,16 @@ def real_number(what: str, value: Any, low: float, high: float = math.inf) -> fl
 
 def _above(value: int, high: int | None) -> bool:
     return high is not None and value > high
+
+
+def data_folder() -> Path:
+    """Where downloads and runs go by default, the same wherever a notebook is started from.
+
+    ``data`` of the checkout that this library is installed from (editable), else ``~/nofe_lab``.
+    """
+    root = Path(__file__).resolve().parents[1]
+    is_checkout = (root / "pyproject.toml").is_file()
+    return root / "data" if is_checkout else Path.home() / "nofe_lab"
 
 
 def derive_seed(*parts: object) -> int:

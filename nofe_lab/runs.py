@@ -40,10 +40,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nofe_lab.config import InvalidInput
+from nofe_lab.config import InvalidInput, data_folder
 
 FORMAT = 1
 """Version of the layout of a run; part of every id."""
+
+PRECISION = "fp32"
+"""Of all arithmetic on images and weights; provenance of a run."""
 
 
 class DamagedRun(Exception):
@@ -260,14 +263,8 @@ def identity_hash(identity: Mapping[str, Any]) -> str:
 
 
 def default_runs_dir() -> Path:
-    """The same folder wherever a notebook is started from.
-
-    ``data/runs`` of the checkout that this library is installed from (editable), or
-    ``nofe_lab/runs`` in the home folder.
-    """
-    root = Path(__file__).resolve().parents[1]
-    is_checkout = (root / "pyproject.toml").is_file()
-    return root / "data" / "runs" if is_checkout else Path.home() / "nofe_lab" / "runs"
+    """The folder ``runs`` of `data_folder`."""
+    return data_folder() / "runs"
 
 
 @cache
@@ -288,7 +285,7 @@ def provenance(device: torch.device, seconds: float) -> dict[str, Any]:
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seconds": round(seconds, 2),
         "revision": code_revision(),
-        "precision": "fp32",
+        "precision": PRECISION,
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "platform": f"{platform.system()} {platform.machine()}",

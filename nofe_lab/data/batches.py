@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from nofe_lab.config import InvalidInput, Recipe, derive_seed
+from nofe_lab.config import InvalidInput, Recipe, derive_seed, one_of
 from nofe_lab.data.dataset import Dataset, Split
 
 
@@ -26,8 +26,15 @@ class Preprocess(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, dataset: Dataset, inputs: str) -> None:
+    def __init__(self, mean: Tensor, scale: Tensor) -> None:
         super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
+
+    @classmethod
+    def measure(cls, dataset: Dataset, inputs: str) -> Preprocess:
+        """The statistics of a data set's training images."""
+        one_of("inputs", inputs, ("standardised", "mean_image"))
         images = dataset.train.images
         total = torch.zeros(images.shape[1:], dtype=torch.float64)
         squares = torch.zeros_like(total)
@@ -41,8 +48,7 @@ class Preprocess(nn.Module):
             mean = mean.mean((1, 2), keepdim=True)
             variance = (squares / len(images)).mean((1, 2), keepdim=True) - mean.square()
             scale = variance.clamp(min=1.0).rsqrt()
-        self.register_buffer("mean", mean.float())
-        self.register_buffer("scale", scale.float())
+        return cls(mean.float(), scale.float())
 
     def forward(self, images: Tensor, flips: Tensor | None = None) -> Tensor:
         """uint8 [N, c, h, w] -> float32 [N, c, h, w]; images where `flips` [N] holds are mirrored.

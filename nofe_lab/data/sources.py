@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from nofe_lab.compat import import_torchvision
-from nofe_lab.config import InvalidInput, one_of, real_number, whole_number
+from nofe_lab.config import InvalidInput, data_folder, one_of, real_number, whole_number
 from nofe_lab.data.dataset import Dataset, Split
 
 ACCEPTED = "'glyphs', 'glyphs:N' (N training images a class), 'cifar100' or 'parquet:DIR'"
@@ -34,7 +34,7 @@ def load_dataset(
 
     name: ``glyphs``, the embedded default: 100 classes of printed characters, 160 training and 40
     test images each (``glyphs:N``: N and N / 4); ``cifar100``, downloaded by torchvision into
-    `download_dir` (default ``~/.cache/nofe_lab``); ``parquet:DIR``, a folder in the Hugging Face
+    `download_dir` (default ``data/raw``); ``parquet:DIR``, a folder in the Hugging Face
     Hub's parquet layout, where environment variables in DIR are expanded.
     val_fraction: share of every class's training images that becomes val; 0 leaves val empty.
     seed: of the choice of the val images, and of the pixels of glyphs.
@@ -53,7 +53,7 @@ def load_dataset(
     elif source == "glyphs" and (argument or name == "glyphs"):
         dataset = _glyphs(name, argument, seed)
     elif name == "cifar100":
-        dataset = _cifar100(Path(download_dir or "~/.cache/nofe_lab").expanduser())
+        dataset = _cifar100(Path(download_dir or data_folder() / "raw").expanduser())
     else:
         one_of("dataset", name, ("glyphs", "cifar100"), also="'glyphs:N' or 'parquet:DIR'")
         raise AssertionError("unreachable: one_of refuses every other name")

@@ -75,7 +75,9 @@ class Experiment:
     data_seed: int = 0
     """Of the choice of val and of the pixels of glyphs; runs of all seeds share it."""
     update_every: float | None = None
-    """Epochs between two updates of the map."""
+    """Length of a training interval between two updates of the map, in update_unit."""
+    update_unit: str = "epochs"
+    """epochs or iterations."""
     affinity: str | None = None
     """counts or probability."""
     affinity_images: int | None = None
@@ -236,6 +238,7 @@ class Experiment:
             K=self.K,
             rule=rule or recipes.rule,
             update_every=recipes.update_every if every is None else every,
+            update_unit=self.update_unit,  # type: ignore[arg-type]
             affinity=self.affinity or recipes.affinity,  # type: ignore[arg-type]
             affinity_images=recipes.affinity_images if images is None else images or None,
             elastic_lambda=self.elastic_lambda,

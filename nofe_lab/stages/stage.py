@@ -34,7 +34,7 @@ from nofe_lab.data import Dataset
 from nofe_lab.data.batches import Batches, ImageNetwork, Preprocess
 from nofe_lab.evaluation import predict
 from nofe_lab.networks import Backbone, backbone
-from nofe_lab.runs import Run, RunStore, code_revision, identity_hash, provenance
+from nofe_lab.runs import PRECISION, Run, RunStore, code_revision, identity_hash, provenance
 from nofe_lab.specialties import Specialties
 from nofe_lab.training import Listener, ParameterGroups, Progress, fit, seconds_per_step
 
@@ -162,7 +162,7 @@ class Stage(ABC):
 
     def image_network(self, network: nn.Module) -> ImageNetwork:
         """The network with its preprocessing in front."""
-        return ImageNetwork(Preprocess(self.dataset, self.network_config.inputs), network)
+        return ImageNetwork(Preprocess.measure(self.dataset, self.network_config.inputs), network)
 
     def parameter_groups(self, model: nn.Module) -> ParameterGroups:
         """The optimiser's parameter groups."""
@@ -241,10 +241,16 @@ class Workshop:
     def _announce(self, ordered: Mapping[str, Stage], runs: Mapping[str, Run]) -> None:
         for run_id, stage in ordered.items():
             if run_id in runs:
-                print(f"{stage.title}, seed {stage.seed}: loaded {runs[run_id].path.name}")
                 made = runs[run_id].provenance
-                if made["revision"] != code_revision():
-                    print(f"  trained by revision {made['revision']}; yours is {code_revision()}.")
+                here = {"revision": code_revision(), "precision": PRECISION}
+                other = [
+                    f"{what} {made[what]}, now {now}"
+                    for what, now in here.items()
+                    if made[what] != now
+                ]
+                note = f" (trained under {'; '.join(other)})" if other else ""
+                name = runs[run_id].path.name
+                print(f"{stage.title}, seed {stage.seed}: loaded {name}{note}")
         missing = [stage for run_id, stage in ordered.items() if run_id not in runs]
         if not missing:
             return
@@ -317,8 +323,10 @@ def load_specialties(run: Run) -> Specialties:
 def load_model(stage: Stage, run: Run, device: torch.device | str = "cpu") -> ImageNetwork:
     """The trained network of a finished run: raw images uint8 [N, c, h, w] -> logits."""
     specialties = load_specialties(run) if stage.K is not None else None
-    model = stage.image_network(stage.network(specialties))
-    model.load_state_dict(run.weights())
+    weights = run.weights()
+    preprocess = Preprocess(weights["preprocess.mean"], weights["preprocess.scale"])
+    model = ImageNetwork(preprocess, stage.network(specialties))
+    model.load_state_dict(weights)
     return model.to(device).eval()
 
 

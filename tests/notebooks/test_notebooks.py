@@ -90,7 +90,8 @@ def test_bad_input_stops_03_with_one_sentence(
 
 
 def test_notebooks_share_the_names_of_their_parameters() -> None:
-    common = "dataset backbone K rule preset epochs batch_size learning_rate seed device runs_dir".split()
+    common = ["dataset", "backbone", "K", "rule", "preset", "epochs", "batch_size"]
+    common += ["learning_rate", "seed", "device", "runs_dir"]
     for path in NOTEBOOKS:
         cells = nbformat.read(path, as_version=4).cells
         (cell,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]

@@ -1,0 +1,881 @@
+"""Data in, Figure out: the pictures of the workbench.
+
+A view has three layers.  What is to be seen is *computed* elsewhere, as plain arrays and tables
+(`nofe_lab.evaluation`, `nofe_lab.specialties`); a ``plot_*`` function here *draws* it; a widget
+(`nofe_lab.views.widgets`) lets a reader *choose* what is drawn.  So every picture can be made from
+a test, a script or a notebook, and an interactive view never shows what a plain cell could not.
+
+Every function returns a `matplotlib.figure.Figure` that pyplot has forgotten already: as the last
+expression of a cell it is shown once, and ``figure.savefig(path)`` writes it to a file.  Colours
+mean specialties (in `plot_history`, networks): specialty k has the same colour in all pictures.
+Class names are shown as they are, never read as formulas; a name that is too long for its place
+ends in "…".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, fontManager
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
+from matplotlib.textpath import text_to_path
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+from nofe_lab.config import InvalidInput, whole_number
+from nofe_lab.data import Dataset, Split
+from nofe_lab.evaluation import InsideShare, Predictions, over_seeds, specialty_confusion
+from nofe_lab.specialties import Specialties
+
+Colour = tuple[float, float, float]
+
+SMALL = 7.0
+"""Font size of class names, in points: the smallest that is used."""
+LINE = 0.115
+"""Height of a line of class names, in inches."""
+WIDTH = 10.0
+"""Width of a full-width figure, in inches."""
+DARK, GREY, LIGHT, BLANK = "#262626", "#8c8c8c", "#e4e4e4", "#d3e4f3"
+ACCENT, RIGHT, WRONG = "#3d348b", "#00735c", "#b84a00"
+
+# DejaVu Sans, which comes with matplotlib, has no East Asian or Indic scripts
+_OTHER_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Microsoft YaHei")
+_INSTALLED = {font.name for font in fontManager.ttflist}
+_STYLE = {
+    **sns.axes_style("ticks"),
+    "figure.facecolor": "white",
+    "font.family": ["DejaVu Sans", *(font for font in _OTHER_FONTS if font in _INSTALLED)],
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "text.parse_math": False,
+    "text.usetex": False,
+}
+_styled = mpl.rc_context(_STYLE)
+
+
+def specialty_colours(K: int) -> list[Colour]:
+    """One colour a specialty, K of them as (red, green, blue) from 0 to 1.
+
+    The first ten are seaborn's colour-blind-safe palette; then come the same hues, darker and
+    lighter, so that specialty k keeps its colour up to K = 30.  Beyond that, K hues around the
+    circle.
+    """
+    whole_number("K", K, 1)
+    if K > 30:
+        return [to_rgb(colour) for colour in sns.husl_palette(K)]
+    safe = [to_rgb(colour) for colour in sns.color_palette("colorblind", 10)]
+    shades = [*safe, *(_mix(c, 0.0, 0.45) for c in safe), *(_mix(c, 1.0, 0.55) for c in safe)]
+    return shades[:K]
+
+
+@_styled
+def plot_history(histories: Mapping[str, pd.DataFrame]) -> Figure:
+    """Loss (left) and accuracy (right) of each network over its epochs.
+
+    histories: network -> table with the columns epoch, train_loss, train_accuracy, and val_loss,
+    val_accuracy where there are validation images.
+    """
+    figure = _figure(WIDTH, 3.4)
+    colours = dict(zip(histories, specialty_colours(max(len(histories), 1)), strict=False))
+    both = figure.subplots(1, 2)
+    for axes, measure in zip(both, ("loss", "accuracy"), strict=True):
+        for network, history in histories.items():
+            marker = "o" if len(history) <= 20 else None
+            for part, line in (("train", "-"), ("val", "--")):
+                if (column := f"{part}_{measure}") in history:
+                    axes.plot(
+                        history["epoch"],
+                        history[column],
+                        line,
+                        color=colours[network],
+                        marker=marker,
+                        markersize=3,
+                        linewidth=1.5,
+                    )
+        axes.set(xlabel="epoch", ylabel=measure, ylim=(0, None))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.4)
+        if measure == "accuracy":
+            axes.yaxis.set_major_formatter(FuncFormatter(_percent))
+    if any("val_loss" in history for history in histories.values()):
+        lines = [Line2D([], [], color=DARK, linestyle=line) for line in ("-", "--")]
+        both[0].legend(lines, ["training images", "validation images"])
+    handles = [Line2D([], [], color=colour, linewidth=2) for colour in colours.values()]
+    names = [_fit(network, 4.0, 8) for network in colours]
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 4))
+    return figure
+
+
+@_styled
+def plot_affinity(affinity: NDArray[np.floating], specialties: Specialties) -> Figure:
+    """How much of each class the generalist puts into each specialty, as a heat map.
+
+    affinity: A[C, K], as the rules for the specialty map read it.  A row is a class, in the order
+    of the specialties; its own specialty is outlined.
+    """
+    C, K = specialties.C, specialties.K
+    if affinity.shape != (C, K):
+        raise InvalidInput(f"the affinity must be [{C}, {K}]; got {list(affinity.shape)}.")
+    panels = _halves(specialties) if C > 50 else [specialties.nonempty]
+    rows = [[c for k in part for c in specialties.members(k)] for part in panels]
+    pitch = 1.2 * LINE if C > 30 else 0.2
+    figure = _figure(min(2.2 + 0.36 * K, 5.2) * len(panels), pitch * max(map(len, rows)) + 1.5)
+    every = figure.subplots(1, len(panels), squeeze=False)[0]
+    colours = specialty_colours(K)
+    top = float(affinity.max()) or 1.0
+    for axes, part, classes in zip(every, panels, rows, strict=True):
+        image = axes.imshow(affinity[classes], cmap="Blues", vmin=0, vmax=top, aspect="auto")
+        axes.set_yticks(range(len(classes)), _names(specialties, classes), fontsize=SMALL)
+        axes.set_xticks(range(K), _short_names(specialties), fontsize=SMALL)
+        _turn_long_labels(axes)
+        axes.tick_params(length=0, labeltop=True, labelbottom=False)
+        axes.set_xlabel("specialty")
+        axes.xaxis.set_label_position("top")
+        for k, first, size in _blocks(specialties, part):
+            outline = (k - 0.5, first - 0.5), 1, size
+            axes.add_patch(Rectangle(*outline, fill=False, edgecolor=DARK, linewidth=1.2))
+            strip = (-0.5 - 0.025 * K, first - 0.5), 0.025 * K, size
+            axes.add_patch(Rectangle(*strip, color=colours[k], clip_on=False, linewidth=0))
+            axes.axhline(first - 0.5, color=GREY, linewidth=0.4)
+        axes.tick_params(axis="y", pad=8)
+        sns.despine(ax=axes, left=True, bottom=True)
+    bar = figure.colorbar(
+        image, ax=list(every), location="bottom", shrink=0.5 if len(panels) > 1 else 0.9, aspect=40
+    )
+    bar.set_label("affinity: share of the class put into the specialty", fontsize=8)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    return figure
+
+
+@_styled
+def plot_confusion(
+    confusion: NDArray[np.int64], specialties: Specialties, title: str | None = None
+) -> Figure:
+    """What the images of each class are mistaken for, classes in the order of the specialties.
+
+    confusion: counts [C, C], row = label, column = prediction.  Colours show shares of a row; the
+    diagonal (right predictions) is left blank, so that the scale serves the mistakes.  Specialties
+    are outlined: what lies inside an outline is a mistake inside a specialty.  With more than 200
+    classes their names are left out.
+    """
+    C, K = specialties.C, specialties.K
+    _check_confusion(confusion, C)
+    order = list(specialties.order)
+    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    np.fill_diagonal(share, np.nan)
+    share = share[np.ix_(order, order)]
+    mistakes = share[share > 0]
+    top = float(np.quantile(mistakes, 0.995)) if len(mistakes) else 0.01
+    side = max(0.92 * LINE * C if C <= 200 else WIDTH, 3.5)
+    names = _names(specialties, order) if C <= 200 else []
+    groups = [_fit(name, 1.0) for name in specialties.names]
+    left = max([_width(name, SMALL) for name in names], default=0) + 0.35
+    right = max(_width(name, SMALL) for name in [*groups, "specialty"]) + 0.04 * side
+    figure = _figure(side + left + right, side + left + 1.1)
+    axes = figure.subplots()
+    colour_map = mpl.colormaps["Greys"].with_extremes(bad=BLANK)
+    image = axes.imshow(share, cmap=colour_map, vmin=0, vmax=top, interpolation="nearest")
+    axes.set_xticks(range(len(names)), names, fontsize=SMALL, rotation=90)
+    axes.set_yticks(range(len(names)), names, fontsize=SMALL)
+    axes.tick_params(length=0, pad=2)
+    axes.set(xlabel="predicted class", ylabel="class")
+    colours = specialty_colours(K)
+    for k, first, size in _blocks(specialties, specialties.nonempty):
+        corner = (first - 0.5, first - 0.5)
+        outline = Rectangle(corner, size, size, fill=False, edgecolor=colours[k], linewidth=2)
+        outline.set_clip_on(False)
+        axes.add_patch(outline)
+        strip = (C - 0.5 + 0.006 * C, first - 0.5), 0.012 * C, size
+        axes.add_patch(Rectangle(*strip, color=colours[k], clip_on=False, linewidth=0))
+        middle = first + size / 2 - 0.5
+        axes.text(C - 0.5 + 0.025 * C, middle, groups[k], fontsize=SMALL, va="center")
+    axes.text(C - 0.5 + 0.006 * C, -0.6, "specialty", fontsize=SMALL, va="bottom", color=GREY)
+    sns.despine(ax=axes, left=True, bottom=True)
+    axes.set_title(_fit(title, side, 10) if title else _confusion_title(confusion, specialties))
+    bar = figure.colorbar(
+        image,
+        ax=axes,
+        location="bottom",
+        shrink=0.5,
+        aspect=40,
+        pad=0.01,
+        extend="max" if len(mistakes) and mistakes.max() > top else "neither",
+        format=FuncFormatter(_percent),
+    )
+    bar.set_label("share of the images of a class (right predictions left blank)", fontsize=8)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    return figure
+
+
+@_styled
+def plot_inside_share(share: InsideShare) -> Figure:
+    """Share of the mistakes inside specialties, against random partitions of the same sizes."""
+    figure = _figure(6.5, 1.6)
+    axes = figure.subplots()
+    low, high, mean = share.random_low, share.random_high, share.random_mean
+    axes.plot([low, high], [0, 0], color=GREY, linewidth=5, solid_capstyle="butt")
+    axes.plot(mean, 0, "|", color=DARK, markersize=12)
+    axes.plot(share.share, 1, "D", color=ACCENT, markersize=8)
+    for row, value, right_end in ((0, mean, high), (1, share.share, share.share)):
+        if np.isfinite(value):
+            axes.annotate(
+                f"{value:.1%}",
+                (right_end, row),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
+            )
+    if not np.isfinite(share.share):
+        axes.text(0.01, 1, "no mistakes", va="center", color=GREY)
+    axes.set_yticks(
+        [1, 0], ["these specialties", f"{share.draws:,} random partitions\n(mean and central 95%)"]
+    )
+    longest = np.nanmax([share.share, high, 0.1])
+    axes.set(ylim=(-0.6, 1.6), xlim=(0, min(1.0, 1.25 * longest)))
+    axes.set_xlabel("mistakes that stay inside a specialty, share of all mistakes")
+    axes.xaxis.set_major_formatter(FuncFormatter(_percent))
+    axes.grid(axis="x", alpha=0.4)
+    sns.despine(ax=axes, left=True)
+    axes.tick_params(axis="y", length=0)
+    return figure
+
+
+@_styled
+def plot_evolution(
+    map_history: pd.DataFrame, specialties: Specialties, map_updates: pd.DataFrame
+) -> Figure:
+    """How the classes moved between the specialties while the generalist learned.
+
+    map_history: columns update, class, specialty; update 0 is the random start.  map_updates:
+    columns update, moved, objective_before, objective_after.  specialties: the final ones.
+    A line is a class, in the colour of the specialty that it ends in.  Below: how many classes
+    each update moved, and the objective before and after it, on the same images.
+    """
+    maps = map_history.pivot(index="update", columns="class", values="specialty").to_numpy()
+    C, K, updates = specialties.C, specialties.K, len(maps) - 1
+    if tuple(maps[-1]) != specialties.of:
+        raise InvalidInput("the map's history must end in the specialties that it is drawn with.")
+    pitch = float(np.clip(6.5 / C, 0.07, 0.25))
+    gap = max(1.5, 0.1 / pitch)
+    rows = [pitch * (C + gap * K), *([0.9, 1.2] if updates else [])]
+    figure = _figure(WIDTH, sum(rows) + 0.9)
+    grid = figure.add_gridspec(len(rows), 2, width_ratios=[6, 3.4], height_ratios=rows)
+    axes, names = (figure.add_subplot(grid[0, column]) for column in (0, 1))
+    colours = specialty_colours(K)
+    half = float(np.clip(0.03 * updates, 0.03, 0.3))
+    places, blocks = _alluvial(maps, K, gap)
+    for update, k, top, size in blocks:
+        corner = (update - half / 2, top - 0.5)
+        axes.add_patch(Rectangle(corner, half, size, color=colours[k], linewidth=0, zorder=3))
+        if update == 0:
+            name = _fit(_label(specialties, k), 1.2, 8)
+            at = axes.get_yaxis_transform()
+            middle = top + size / 2 - 0.5
+            axes.text(-0.01, middle, name, transform=at, ha="right", va="center", fontsize=8)
+        if update == updates:
+            listed = _wrapped(specialties.class_names_of(k), 3.0, int(size * pitch / LINE + 0.7))
+            names.text(0.02, top + size / 2 - 0.5, listed, va="center", fontsize=SMALL)
+            badge = Rectangle((-0.02, top - 0.5), 0.02, size, color=colours[k], linewidth=0)
+            names.add_patch(badge)
+    axes.add_collection(
+        LineCollection(
+            _curves(places, half / 2),
+            colors=[colours[k] for k in specialties.of],
+            linewidths=min(0.7 * pitch * 72, 6),
+            alpha=0.8,
+            capstyle="butt",
+        )
+    )
+    for each in (axes, names):
+        each.set(ylim=(C + gap * K - gap, -1), yticks=[])
+        sns.despine(ax=each, left=True, bottom=True)
+    names.set(xticks=[], xlim=(-0.02, 1))
+    axes.set_xlim(-0.3, updates + 0.3)
+    axes.tick_params(length=0)
+    if not updates:
+        axes.set_xticks([0], ["random start"])
+        axes.set_title("The map was never updated: these are the specialties it began with.")
+        return figure
+    axes.set_title("Specialty of each class, from the random start to the final map")
+    moved, objective = (figure.add_subplot(grid[row, 0], sharex=axes) for row in (1, 2))
+    x = map_updates["update"]
+    bars = moved.bar(x, map_updates["moved"], width=0.5, color=GREY)
+    if updates <= 20:
+        moved.bar_label(bars, fontsize=8, padding=1)
+    moved.set(ylabel="classes\nmoved", ylim=(0, 1.25 * max(map_updates["moved"].max(), 1)))
+    before, after = map_updates["objective_before"], map_updates["objective_after"]
+    objective.vlines(x, before, after, color=GREY, linewidth=1.5)
+    for column, face, name in (
+        (before, "white", "before the update"),
+        (after, DARK, "after it, on the same images"),
+    ):
+        objective.scatter(x, column, 22, facecolors=face, edgecolors=DARK, zorder=3, label=name)
+    objective.set(ylabel="objective", xlabel="update of the map (0: random start)")
+    key = figure.add_subplot(grid[2, 1])
+    key.set_axis_off()
+    key.legend(*objective.get_legend_handles_labels(), loc="center left")
+    objective.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for each in (axes, moved):
+        each.tick_params(axis="x", labelbottom=False, length=0)
+    for each in (moved, objective):
+        each.grid(axis="y", alpha=0.4)
+    figure.align_ylabels([moved, objective])
+    return figure
+
+
+@_styled
+def plot_specialties(dataset: Dataset, specialties: Specialties, per_class: int = 1) -> Figure:
+    """The specialties drawn: a card for each, with training images of each of its classes.
+
+    per_class: images a class, the first of its training images.  Empty specialties have no card.
+    """
+    specialties.check_classes(dataset.class_names)
+    whole_number("per_class", per_class, 1, 10)
+    size = _name_size(dataset)
+    widest = max(_width(_fit(name, 0.8, size), size) for name in dataset.class_names)
+    side, line = 0.64, 0.25
+    cell = max(side * per_class + 0.04, widest + 0.08)
+
+    def cards(split: int) -> tuple[int, list[tuple[int, ...]], list[float]]:
+        """Thumbnails side by side, specialties of each row of `split` cards, heights of rows."""
+        columns = max(int(9.7 / split / cell), 1)
+        rows = [specialties.nonempty[i : i + split] for i in range(0, specialties.K, split)]
+        rows = [row for row in rows if row]
+        lines = [max(-(-specialties.sizes[k] // columns) for k in row) for row in rows]
+        return columns, rows, [0.42 + n * (side + line) for n in lines]
+
+    split = min((1, 2), key=lambda split: sum(cards(split)[2]))
+    columns, rows, heights = cards(split)
+    card = columns * cell + 0.25
+    figure, axes = _canvas(split * (card + 0.12) + 0.12, sum(heights) + 0.12 * (len(rows) + 1))
+    colours = specialty_colours(specialties.K)
+    y = 0.12
+    for row, height in zip(rows, heights, strict=True):
+        for place, k in enumerate(row):
+            x = 0.12 + place * (card + 0.12)
+            _card(axes, x, y, card, height, colours[k], _heading(specialties, k))
+            for position, c in enumerate(specialties.members(k)):
+                left = x + 0.16 + (cell - side * per_class) / 2 + position % columns * cell
+                top = y + 0.36 + position // columns * (side + line)
+                for n, image in enumerate(_images(dataset.train, c, per_class)):
+                    _draw(axes, image, left + n * side, top, side - 0.04)
+                middle = left + (side * per_class - 0.04) / 2
+                name = _fit(dataset.class_names[c], cell - 0.08, size)
+                axes.text(middle, top + side + 0.06, name, ha="center", va="center", fontsize=size)
+        y += height + 0.12
+    return figure
+
+
+@_styled
+def plot_gallery(dataset: Dataset, specialties: Specialties, k: int, per_class: int = 8) -> Figure:
+    """The classes of specialty k, each with the first `per_class` of its training images."""
+    specialties.check_classes(dataset.class_names)
+    whole_number("k", k, 0, specialties.K - 1)
+    whole_number("per_class", per_class, 1)
+    members = specialties.members(k)
+    columns = 2 if len(members) > 3 and per_class <= 10 else 1
+    rows = -(-len(members) // columns)
+    width = (WIDTH - 0.4) / columns
+    side = min((width - 1.3) / per_class, 0.7)
+    height = 0.42 + rows * (side + 0.06)
+    figure, axes = _canvas(WIDTH, height + 0.2)
+    colour = specialty_colours(specialties.K)[k]
+    _card(axes, 0.1, 0.1, WIDTH - 0.2, height, colour, _heading(specialties, k))
+    for position, c in enumerate(members):
+        x = 0.2 + position // rows * width
+        y = 0.46 + position % rows * (side + 0.06)
+        name = _fit(dataset.class_names[c], 1.1)
+        axes.text(x + 1.14, y + side / 2, name, ha="right", va="center", fontsize=8)
+        for n, image in enumerate(_images(dataset.train, c, per_class)):
+            _draw(axes, image, x + 1.22 + n * side, y, side - 0.04)
+    return figure
+
+
+@_styled
+def plot_crosstab(
+    specialties: Specialties, other: Specialties, title: str = "superclass"
+) -> Figure:
+    """How many classes specialties share with the groups of another partition of the classes.
+
+    other: for instance the data set's superclasses.  title: what its groups are called.  Its
+    columns are in the order of the specialties that hold most of them.
+    """
+    table = np.zeros((specialties.K, other.K), dtype=int)
+    agreement = specialties.agreement(other)
+    np.add.at(table, (specialties.of, other.of), 1)
+    order = np.lexsort((-table.max(axis=0), table.argmax(axis=0)))
+    figure = _figure(min(1.9 + 0.42 * other.K, 16), 1.9 + 0.26 * specialties.K)
+    axes = figure.subplots()
+    sns.heatmap(
+        table[:, order],
+        ax=axes,
+        cmap="Blues",
+        vmin=0,
+        annot=np.where(table[:, order] > 0, table[:, order].astype(str), ""),
+        fmt="",
+        annot_kws={"fontsize": 8},
+        linewidths=0.5,
+        linecolor=LIGHT,
+        cbar_kws={"label": "classes in common", "ticks": MaxNLocator(5, integer=True), "pad": 0.01},
+    )
+    axes.set_yticks(np.arange(specialties.K) + 0.5, _short_names(specialties), rotation=0)
+    groups = [_fit(other.names[group], 2.5, 8) for group in order]
+    axes.set_xticks(np.arange(other.K) + 0.5, groups)
+    _turn_long_labels(axes)
+    axes.tick_params(length=0)
+    axes.set(xlabel=title, ylabel="specialty")
+    axes.set_title(
+        f"normalised mutual information {agreement['nmi']:.2f}, "
+        f"adjusted Rand index {agreement['ari']:.2f} (0: as by chance)"
+    )
+    return figure
+
+
+@_styled
+def plot_per_specialty(base: pd.DataFrame, nofe: pd.DataFrame) -> Figure:
+    """Accuracy on the images of each specialty: the base CNN against the network of experts.
+
+    Both tables are those of `nofe_lab.evaluation.per_specialty`, with the same specialties.
+    """
+    if list(base["specialty"]) != list(nofe["specialty"]):
+        raise InvalidInput("the two tables must have the same specialties in the same order.")
+    n = len(base)
+    figure = _figure(7.5, 1.2 + 0.27 * n)
+    axes = figure.subplots()
+    y = np.arange(n)
+    before, after = base["accuracy"].to_numpy(), nofe["accuracy"].to_numpy()
+    colour = ACCENT
+    axes.hlines(y, before, after, color=colour, linewidth=2, alpha=0.5)
+    axes.scatter(before, y, 40, facecolors="white", edgecolors=DARK, zorder=3, label="base CNN")
+    axes.scatter(after, y, 40, color=colour, zorder=4, label="NofE")
+    for row, (low, high) in enumerate(zip(before, after, strict=True)):
+        points = _signed(100 * (high - low), 1)
+        at, shift = (max(low, high), row), (8, 0)
+        axes.annotate(points, at, shift, textcoords="offset points", va="center", fontsize=8)
+    labels = [
+        f"{_fit(str(name), 1.8, 8)}  ({classes} {'class' if classes == 1 else 'classes'})"
+        for name, classes in zip(base["specialty"], base["classes"], strict=True)
+    ]
+    axes.set_yticks(y, labels)
+    axes.set(ylim=(n - 0.4, -0.6), ylabel="specialty")
+    axes.set_xlabel("accuracy on its images (numbers: difference in percentage points)")
+    axes.margins(x=0.1)
+    axes.xaxis.set_major_formatter(FuncFormatter(_percent))
+    axes.grid(axis="x", alpha=0.4)
+    sns.despine(ax=axes, left=True)
+    axes.tick_params(axis="y", length=0)
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure
+
+
+@_styled
+def plot_gained_lost(
+    dataset: Dataset, base: Predictions, nofe: Predictions, images: int = 5, classes: int = 5
+) -> Figure:
+    """The classes that gained and lost most from the base CNN to the network of experts.
+
+    base, nofe: their predictions for the test split.  Beside each class, up to `images` of its test
+    images that the NofE corrected (gained, left) or broke (lost, right), the first in test order.
+    """
+    labels = dataset.test.labels.numpy()
+    for network, predictions in (("base", base), ("nofe", nofe)):
+        if not np.array_equal(predictions.labels, labels):
+            raise InvalidInput(
+                f"{network} must be predictions for the test images of the data set."
+            )
+    whole_number("images", images, 1)
+    whole_number("classes", classes, 1)
+    tested = np.maximum(np.bincount(labels, minlength=dataset.C), 1)
+    accuracies = [
+        np.bincount(labels, predictions.predicted == labels, dataset.C) / tested
+        for predictions in (base, nofe)
+    ]
+    gain = accuracies[1] - accuracies[0]
+    ranks = np.argsort(-gain, kind="stable")
+    sides = {
+        "gained: test images that the NofE corrected": [c for c in ranks if gain[c] > 0],
+        "lost: test images that the NofE broke": [c for c in ranks[::-1] if gain[c] < 0],
+    }
+    cell, row_height = 1.0, 1.62
+    half = images * cell + 0.15
+    rows = min(classes, max(len(found) for found in sides.values()))
+    figure, axes = _canvas(2 * half + 0.3, 0.5 + max(rows, 0.3) * row_height)
+    for side, (heading, found) in enumerate(sides.items()):
+        x = 0.1 + side * (half + 0.1)
+        axes.text(x, 0.2, _fit(heading, half - 0.1, 10), fontsize=10, weight="bold", va="center")
+        if not found:
+            axes.text(x, 0.55, f"No class {heading.split(':')[0]}.", color=GREY)
+        better, worse = (nofe, base) if side == 0 else (base, nofe)
+        changed = (better.predicted == labels) & (worse.predicted != labels)
+        for row, c in enumerate(found[:classes]):
+            y = 0.42 + row * row_height
+            axes.plot([x, x + half - 0.15], [y, y], color=LIGHT, linewidth=1)
+            points = _signed(100 * gain[c], 0)
+            figures = f"{accuracies[0][c]:.0%} → {accuracies[1][c]:.0%} ({points} points)"
+            name = _fit(dataset.class_names[c], half - 2.1, 9)
+            axes.text(x, y + 0.14, name, fontsize=9, weight="bold", va="center")
+            axes.text(x + half - 0.15, y + 0.14, figures, fontsize=8, va="center", ha="right")
+            for n, i in enumerate(np.flatnonzero(changed & (labels == c))[:images]):
+                left, top = x + n * cell, y + 0.28
+                _draw(axes, dataset.test.images[i], left, top, 0.84)
+                said = {"true": c, "base": base.predicted[i], "NofE": nofe.predicted[i]}
+                for line, (who, given) in enumerate(said.items()):
+                    axes.text(
+                        left,
+                        top + 0.93 + line * 0.125,
+                        _fit(f"{who}: {dataset.class_names[given]}", cell - 0.05),
+                        fontsize=SMALL,
+                        va="center",
+                        color=DARK if who == "true" else RIGHT if given == c else WRONG,
+                    )
+    return figure
+
+
+@_styled
+def plot_comparison(table: pd.DataFrame) -> Figure:
+    """The test accuracy of each network: a point a seed, their mean, and its 95 % interval.
+
+    table: long, with the columns network, seed and test_accuracy (0 to 1); networks are drawn from
+    top to bottom in the order of their first rows.  The interval is Student's t over the seeds; a
+    network with a single seed has none.
+    """
+    means = over_seeds(table)
+    n = len(means)
+    figure = _figure(8.5, 1.3 + 0.42 * n)
+    axes = figure.subplots()
+    colour = ACCENT
+    rows = dict(zip(means["network"], range(n), strict=True))
+    axes.scatter(
+        table["test_accuracy"],
+        table["network"].map(rows),
+        22,
+        facecolors="none",
+        edgecolors=GREY,
+        zorder=3,
+    )
+    axes.hlines(means.index, means["low"], means["high"], color=colour, linewidth=2.5)
+    axes.scatter(means["mean"], means.index, 46, marker="D", color=colour, zorder=4)
+    for row, (mean, high, seeds) in enumerate(
+        zip(means["mean"], means["high"], means["seeds"], strict=True)
+    ):
+        half = "" if np.isnan(high) else f" ± {100 * (high - mean):.1f}"
+        axes.text(
+            1.02,
+            row,
+            f"{100 * mean:.1f}{half}%  ({seeds} {'seed' if seeds == 1 else 'seeds'})",
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=8,
+        )
+    axes.set_yticks(means.index, [_fit(name, 2.6, 8) for name in means["network"]])
+    axes.set(ylim=(n - 0.4, -0.6), xlabel="test accuracy")
+    axes.margins(x=0.08)
+    axes.xaxis.set_major_formatter(FuncFormatter(_percent))
+    axes.grid(axis="both", alpha=0.4)
+    sns.despine(ax=axes, left=True)
+    axes.tick_params(axis="y", length=0)
+    handles = [
+        Line2D([], [], color=GREY, marker="o", linestyle="", markerfacecolor="none"),
+        Line2D([], [], color=colour, marker="D", linewidth=0),
+        Line2D([], [], color=colour, linewidth=2.5),
+    ]
+    names = ["one seed", "mean over the seeds", "95% interval of the mean (Student's t)"]
+    shown = len(names) if means["low"].notna().any() else 2
+    figure.legend(handles[:shown], names[:shown], loc="outside upper center", ncols=3)
+    return figure
+
+
+@_styled
+def plot_class(
+    dataset: Dataset,
+    specialties: Specialties,
+    confusion: NDArray[np.int64],
+    label: int,
+    images: int = 12,
+    rivals: int = 8,
+) -> Figure:
+    """One class: its specialty, training images of it, and what it is mistaken for.
+
+    confusion: counts [C, C], row = label, column = prediction.  Bars are the `rivals` classes that
+    images of the class are most often mistaken for, inside and outside its specialty.
+    """
+    specialties.check_classes(dataset.class_names)
+    _check_confusion(confusion, dataset.C)
+    whole_number("label", label, 0, dataset.C - 1)
+    k = specialties.of[label]
+    colour = specialty_colours(specialties.K)[k]
+    figure = plt.figure(figsize=(WIDTH, 3.6))
+    plt.close(figure)
+    axes = _inches(figure, (0, 0, 5.6, 3.6))
+    _card(axes, 0.1, 0.1, 5.4, 1.15, colour, _heading(specialties, k))
+    size = _name_size(dataset)
+    listed = _wrapped(specialties.class_names_of(k), 5.0, 5, size)
+    axes.text(0.26, 0.46, listed, fontsize=size, va="top", linespacing=1.3)
+    name = _fit(dataset.class_names[label], 3.4, 13)
+    axes.text(0.1, 1.48, name, fontsize=13, weight="bold", va="center")
+    axes.text(5.5, 1.48, "training images", fontsize=8, va="center", ha="right", color=GREY)
+    columns = max(-(-images // 2), 1)
+    side = min(5.4 / columns, 0.9)
+    for n, image in enumerate(_images(dataset.train, label, images)):
+        _draw(axes, image, 0.1 + n % columns * side, 1.68 + n // columns * side, side - 0.05)
+    _plot_rivals(figure.add_axes((0.7, 0.16, 0.26, 0.66)), specialties, confusion, label, rivals)
+    return figure
+
+
+def _plot_rivals(
+    axes: Axes, specialties: Specialties, confusion: NDArray[np.int64], label: int, rivals: int
+) -> None:
+    row = np.array(confusion[label])
+    total, right = int(row.sum()), int(row[label])
+    row[label] = 0
+    worst = [c for c in np.argsort(-row, kind="stable")[:rivals] if row[c]]
+    k = specialties.of[label]
+    colours = {True: specialty_colours(specialties.K)[k], False: to_rgb("#b5b5b5")}
+    inside = [specialties.of[c] == k for c in worst]
+    bars = axes.barh(range(len(worst)), row[worst], color=[colours[each] for each in inside])
+    counts = [f"{row[c]} ({row[c] / total:.0%})" for c in worst]
+    axes.bar_label(bars, counts, padding=3, fontsize=8)
+    axes.set_yticks(range(len(worst)), _names(specialties, worst, 1.25), fontsize=8)
+    axes.set(ylim=(rivals - 0.4, -0.6), xlim=(0, 1.4 * max([1, *row])), xticks=[])
+    axes.set_title(
+        f"right: {right} of {total} images"
+        + (f" ({right / total:.0%})" if total else "")
+        + ("\nmost often mistaken for" if worst else "\nnever mistaken"),
+        fontsize=9,
+        loc="left",
+    )
+    sns.despine(ax=axes, bottom=True)
+    axes.tick_params(length=0)
+    handles = [Patch(color=colours[each]) for each in (True, False)]
+    where = ["inside its specialty", "outside"]
+    axes.legend(handles, where, loc="upper center", bbox_to_anchor=(0.4, -0.02), ncols=2)
+
+
+# What the plots share
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure that pyplot, and so the notebook's inline backend, knows how to show, once."""
+    figure = plt.figure(figsize=(width, height), layout="constrained")
+    plt.close(figure)
+    return figure
+
+
+def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure with one invisible Axes whose units are inches, from the top left corner."""
+    figure = plt.figure(figsize=(width, height))
+    plt.close(figure)
+    return figure, _inches(figure, (0, 0, width, height))
+
+
+def _inches(figure: Figure, box: tuple[float, float, float, float]) -> Axes:
+    """An invisible Axes over a box (left, bottom, width, height), in inches from its top left."""
+    left, bottom, width, height = box
+    w, h = figure.get_size_inches()
+    axes = figure.add_axes((left / w, bottom / h, width / w, height / h))
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
+    return axes
+
+
+def _card(
+    axes: Axes, x: float, y: float, width: float, height: float, colour: Colour, heading: str
+) -> None:
+    """A frame with a coloured label in its top left corner, in inches."""
+    frame = FancyBboxPatch(
+        (x + 0.05, y + 0.05),
+        width - 0.1,
+        height - 0.1,
+        boxstyle="round,pad=0.05",
+        facecolor=_mix(colour, 1.0, 0.93),
+        edgecolor=colour,
+        linewidth=1,
+    )
+    axes.add_patch(frame)
+    black_on = np.dot(colour, (0.299, 0.587, 0.114)) > 0.5
+    axes.text(
+        x + 0.16,
+        y + 0.19,
+        _fit(heading, width - 0.4, 9),
+        fontsize=9,
+        weight="bold",
+        va="center",
+        color="black" if black_on else "white",
+        bbox={"boxstyle": "round,pad=0.3", "facecolor": colour, "linewidth": 0},
+    )
+
+
+def _draw(axes: Axes, image: torch.Tensor, x: float, y: float, side: float) -> None:
+    """Draw an image uint8 [channels, height, width] into a square of `side` inches at (x, y)."""
+    pixels = image.permute(1, 2, 0).numpy()
+    if pixels.shape[2] != 3:
+        pixels = pixels[..., :1].repeat(3, axis=2)
+    height, width = (side * length / max(pixels.shape[:2]) for length in pixels.shape[:2])
+    left, top = x + (side - width) / 2, y + (side - height) / 2
+    axes.imshow(pixels, extent=(left, left + width, top + height, top), aspect="auto", zorder=2)
+
+
+def _images(split: Split, c: int, n: int) -> torch.Tensor:
+    return split.images[split.of_class(c)[:n]]
+
+
+def _percent(share: float, _: int | None = None) -> str:
+    return f"{round(100 * share, 2):g}%"
+
+
+def _signed(points: float, digits: int) -> str:
+    return f"{points:+.{digits}f}".replace("-", "−")
+
+
+def _mix(colour: Colour, grey: float, share: float) -> Colour:
+    red, green, blue = (channel * (1 - share) + grey * share for channel in colour)
+    return red, green, blue
+
+
+@cache
+def _fit(text: str, inches: float, size: float = SMALL) -> str:
+    """The text in one line, cut with "…" where it would be wider than `inches`."""
+    text = " ".join(text.split())
+    if _width(text, size) <= inches:
+        return text
+    while text and _width(text + "…", size) > inches:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def _width(text: str, size: float) -> float:
+    font = FontProperties(family=_STYLE["font.family"], size=size)
+    width: float = text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]
+    return width / 72
+
+
+def _wrapped(names: Sequence[str], inches: float, lines: int, size: float = SMALL) -> str:
+    """The names in at most `lines` lines of `inches`; what does not fit is counted."""
+    wrapped: list[str] = []
+    line = ""
+    for n, name in enumerate(names):
+        part = _fit(name, inches / 2, size) + (", " if n < len(names) - 1 else "")
+        left = f"and {len(names) - n} more"
+        last = len(wrapped) >= lines - 1
+        room = inches - (_width(left, size) if last and n < len(names) - 1 else 0)
+        if line and _width(line + part, size) > room:
+            if last:
+                return "\n".join([*wrapped, line + left])
+            wrapped.append(line)
+            line = ""
+        line += part
+    return "\n".join([*wrapped, line])
+
+
+def _name_size(dataset: Dataset) -> float:
+    """Font size of class names: larger where they are single characters."""
+    return 9.0 if max(map(len, dataset.class_names)) <= 2 else SMALL
+
+
+def _names(specialties: Specialties, classes: Iterable[int], inches: float = 1.1) -> list[str]:
+    return [_fit(specialties.class_names[c], inches) for c in classes]
+
+
+def _short_names(specialties: Specialties) -> list[str]:
+    return [_fit(name, 1.2, 8) for name in specialties.names]
+
+
+def _turn_long_labels(axes: Axes) -> None:
+    if any(len(label.get_text()) > 3 for label in axes.get_xticklabels()):
+        axes.tick_params(axis="x", rotation=90)
+
+
+def _label(specialties: Specialties, k: int) -> str:
+    """What specialty k is called in a text: its name, or "specialty 3" where it has none."""
+    name = specialties.names[k]
+    return f"specialty {name}" if name == str(k + 1) else name
+
+
+def _heading(specialties: Specialties, k: int) -> str:
+    n = specialties.sizes[k]
+    return f"{_label(specialties, k)}: {n} {'class' if n == 1 else 'classes'}"
+
+
+def _blocks(specialties: Specialties, part: Iterable[int]) -> Iterator[tuple[int, int, int]]:
+    """(specialty, its first row, its number of rows), one specialty below the other."""
+    first = 0
+    for k in part:
+        yield k, first, specialties.sizes[k]
+        first += specialties.sizes[k]
+
+
+def _halves(specialties: Specialties) -> list[tuple[int, ...]]:
+    """The specialties that have a class, as two parts of about equally many classes."""
+    every = specialties.nonempty
+    ends = np.cumsum([specialties.sizes[k] for k in every])
+    cut = int(np.abs(ends - specialties.C / 2).argmin()) + 1
+    return [part for part in (every[:cut], every[cut:]) if part]
+
+
+def _check_confusion(confusion: NDArray[np.int64], C: int) -> None:
+    if confusion.shape != (C, C):
+        raise InvalidInput(f"the confusion must be [{C}, {C}]; got {list(confusion.shape)}.")
+
+
+def _confusion_title(confusion: NDArray[np.int64], specialties: Specialties) -> str:
+    total, right = int(confusion.sum()), int(np.trace(confusion))
+    inside = int(np.trace(specialty_confusion(confusion, specialties))) - right
+    title = f"accuracy {right / max(total, 1):.1%}"
+    if total > right:
+        title += f"; {inside / (total - right):.0%} of the mistakes are inside a specialty"
+    return title
+
+
+def _alluvial(
+    maps: NDArray[np.integer], K: int, gap: float
+) -> tuple[NDArray[np.float64], list[tuple[int, int, float, int]]]:
+    """Where each class lies at each update: y [updates + 1, C], and the specialties' blocks.
+
+    A block is (update, specialty, top, size).  Inside a specialty, classes have the order in which
+    they lie at the next update, so that few lines cross.
+    """
+    places = np.zeros(maps.shape)
+    following = np.arange(maps.shape[1], dtype=float)
+    blocks = []
+    for update in reversed(range(len(maps))):
+        top = 0.0
+        for k in range(K):
+            members = np.flatnonzero(maps[update] == k)
+            members = members[np.argsort(following[members], kind="stable")]
+            places[update, members] = top + np.arange(len(members))
+            if len(members):
+                blocks.append((update, k, top, len(members)))
+            top += len(members) + gap
+        following = places[update]
+    return places, blocks
+
+
+def _curves(places: NDArray[np.float64], margin: float) -> list[NDArray[np.float64]]:
+    """One smooth line [points, 2] a class through its places, level near each update."""
+    along = np.linspace(0, 1, 25)
+    rise = along**2 * (3 - 2 * along)
+    starts = np.arange(len(places) - 1)[:, None]
+    x = (starts + margin + along * (1 - 2 * margin)).ravel()
+    return [
+        np.column_stack([x, (way[:-1, None] + np.diff(way)[:, None] * rise).ravel()])
+        for way in places.T
+    ]

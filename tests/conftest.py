@@ -1,0 +1,76 @@
+"""Fixtures that all tests share: a data set of six classes, folders, and real data if there is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+from nofe_lab import Dataset, Experiment
+from nofe_lab.data import Split
+
+settings.register_profile("nofe_lab", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("nofe_lab")
+
+PATTERNS = ("rows", "columns")
+COLOURS = ("red", "green", "blue")
+
+
+def _draw(per_class: int, rng: np.random.Generator) -> Split:
+    """Stripes in a colour, with noise: the colour is the superclass, the stripes' direction not."""
+    stripes = (np.arange(32) // 4 % 2).astype(float)
+    patterns = (np.tile(stripes[:, None], (1, 32)), np.tile(stripes, (32, 1)))
+    labels = np.arange(6).repeat(per_class)
+    images = rng.normal(60, 25, (len(labels), 3, 32, 32))
+    for image, label in zip(images, labels, strict=True):
+        image[label // 2] += 120 * patterns[label % 2]
+    pixels = torch.from_numpy(images.clip(0, 255).astype(np.uint8))
+    return Split(pixels, torch.from_numpy(labels))
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Dataset:
+    """Six classes in three superclasses; 20 training, no val and 5 test images a class."""
+    rng = np.random.default_rng(0)
+    train, test = _draw(20, rng), _draw(5, rng)
+    names = tuple(f"{colour} {pattern}" for colour in COLOURS for pattern in PATTERNS)
+    return Dataset("tiny", names, train, train[:0], test, COLOURS, (0, 0, 1, 1, 2, 2))
+
+
+@pytest.fixture
+def runs_dir(tmp_path: Path) -> Path:
+    """An empty folder for runs."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def tiny_experiment(
+    tiny: Dataset, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Experiment]:
+    """Makes small experiments on `tiny` on the CPU: K = 3, one epoch of three steps."""
+
+    def load(name: str, val_fraction: float, seed: int) -> Dataset:
+        return tiny.with_val(val_fraction, seed)
+
+    def make(**parameters: object) -> Experiment:
+        small = {"K": 3, "epochs": 1, "batch_size": 36, "device": "cpu", "runs_dir": str(runs_dir)}
+        return Experiment("tiny", **{**small, **parameters})  # type: ignore[arg-type]
+
+    monkeypatch.setattr("nofe_lab.stages.experiment._load", load)
+    return make
+
+
+@pytest.fixture(scope="session")
+def nofe_data() -> Path:
+    """The folder of real image data that the environment variable NOFE_DATA names."""
+    folder = os.environ.get("NOFE_DATA")
+    if not folder:
+        pytest.skip("NOFE_DATA is not set: it names the folder that holds cifar100 in parquet")
+    return Path(folder)

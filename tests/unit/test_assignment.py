@@ -1,0 +1,248 @@
+"""The rules that make specialties, against maps worked out by hand and by brute force."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from nofe_lab.config import InvalidInput
+from nofe_lab.specialties.assignment import (
+    affinity_matrix,
+    assign,
+    elastic,
+    elastic_cost,
+    free,
+    greedy,
+    objective,
+    optimal,
+)
+
+SHAPES = [(C, K) for C in range(2, 15) for K in range(2, C + 1)]
+
+
+def visiting(*order: int) -> Any:
+    """A stand-in for a random generator: the classes are visited in this order."""
+    return SimpleNamespace(permutation=lambda n: np.array(order))
+
+
+def affinities(max_C: int, max_K: int) -> st.SearchStrategy[np.ndarray]:
+    """Affinities of small whole numbers, so that ties are common."""
+    shapes = st.sampled_from([(C, K) for C, K in SHAPES if max_C >= C and max_K >= K])
+    return shapes.flatmap(lambda shape: arrays(np.float64, shape, elements=st.integers(0, 5)))
+
+
+def balanced_sizes(C: int, K: int) -> list[int]:
+    return [C // K] * (K - C % K) + [C // K + 1] * (C % K)
+
+
+# --- affinity and objective
+
+OUTPUTS = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.7, 0.3]])
+LABELS = np.array([0, 0, 0, 1])
+
+
+def test_counts_are_the_share_of_a_class_s_images_whose_argmax_is_a_specialty() -> None:
+    A = affinity_matrix(OUTPUTS, LABELS, C=2)
+    np.testing.assert_allclose(A, [[1 / 3, 2 / 3], [1, 0]])
+
+
+def test_probability_is_the_mean_of_a_class_s_outputs() -> None:
+    A = affinity_matrix(OUTPUTS, LABELS, C=2, kind="probability")
+    np.testing.assert_allclose(A, [[0.5, 0.5], [0.7, 0.3]])
+
+
+@pytest.mark.parametrize("kind", ["counts", "probability"])
+def test_a_class_without_images_has_a_row_of_zeros(kind: str) -> None:
+    A = affinity_matrix(OUTPUTS, LABELS, C=3, kind=kind)
+    assert A[2].tolist() == [0, 0]
+
+
+def test_an_unknown_kind_of_affinity_is_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"affinity 'count' is unknown .*'counts'"):
+        affinity_matrix(OUTPUTS, LABELS, C=2, kind="count")
+
+
+def test_the_objective_is_the_mean_affinity_of_the_classes_to_their_specialties() -> None:
+    A = np.array([[0.9, 0.1], [0.4, 0.6]])
+    assert objective(A, np.array([0, 0])) == pytest.approx((0.9 + 0.4) / 2)
+
+
+def test_with_counts_the_objective_is_the_accuracy_on_as_many_images_a_class() -> None:
+    outputs = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.4, 0.6]])
+    labels = np.array([0, 0, 1, 1])
+    of = np.array([0, 1])
+    right = (outputs.argmax(1) == of[labels]).mean()
+    assert objective(affinity_matrix(outputs, labels, 2), of) == pytest.approx(right)
+
+
+# --- balanced rules
+
+GREEDY_TRAP = np.array([[0.6, 0.4], [1.0, 0.0]])
+
+
+def test_optimal_gives_up_a_small_wish_for_a_large_one() -> None:
+    assert optimal(GREEDY_TRAP).tolist() == [1, 0]
+
+
+def test_greedy_gives_the_first_visited_class_its_wish() -> None:
+    assert greedy(GREEDY_TRAP, visiting(0, 1)).tolist() == [0, 1]
+    assert greedy(GREEDY_TRAP, visiting(1, 0)).tolist() == [1, 0]
+
+
+def test_greedy_sends_a_class_that_finds_its_specialty_full_to_its_next_best() -> None:
+    A = np.array([[0.5, 0.3, 0.2], [0.7, 0.1, 0.2], [0.6, 0.3, 0.1]])
+    # class 2 takes 0; class 0 finds 0 full and takes 1; class 1 is left with 2
+    assert greedy(A, visiting(2, 0, 1)).tolist() == [1, 2, 0]
+
+
+def test_greedy_gives_the_odd_place_to_the_specialty_that_is_asked_for_first() -> None:
+    A = np.array([[0.1, 0.9]] * 5)
+    assert greedy(A, visiting(4, 3, 2, 1, 0)).tolist() == [0, 0, 1, 1, 1]
+
+
+def test_optimal_gives_the_odd_place_to_the_specialty_that_is_worth_most() -> None:
+    A = np.array([[0.1, 0.9], [0.2, 0.8], [0.9, 0.1], [0.8, 0.2], [0.4, 0.6]])
+    assert optimal(A).tolist() == [1, 1, 0, 0, 1]
+
+
+@pytest.mark.parametrize("rule", ["optimal", "greedy"])
+@pytest.mark.parametrize(("C", "K"), SHAPES)
+def test_sizes_are_balanced_exactly(rule: str, C: int, K: int) -> None:
+    A = np.random.default_rng(100 * C + K).dirichlet([0.1] * K, C)
+    found = assign(rule, A, np.arange(C) % K)
+    assert sorted(np.bincount(found, minlength=K)) == balanced_sizes(C, K)
+
+
+@given(affinities(14, 14), st.integers(0, 1000))
+def test_sizes_are_balanced_whatever_the_ties(A: np.ndarray, seed: int) -> None:
+    C, K = A.shape
+    for rule in ("optimal", "greedy"):
+        found = assign(rule, A, np.zeros(C, dtype=int), seed=seed)
+        assert sorted(np.bincount(found, minlength=K)) == balanced_sizes(C, K)
+
+
+@given(affinities(14, 14), st.integers(0, 1000))
+def test_greedy_is_never_better_than_optimal(A: np.ndarray, seed: int) -> None:
+    current = np.zeros(len(A), dtype=int)
+    found = assign("greedy", A, current, seed=seed)
+    assert objective(A, found) <= objective(A, optimal(A)) + 1e-12
+
+
+@given(affinities(6, 3))
+def test_optimal_is_the_best_of_all_balanced_maps(A: np.ndarray) -> None:
+    C, K = A.shape
+    best = max(
+        objective(A, np.array(of))
+        for of in itertools.product(range(K), repeat=C)
+        if sorted(np.bincount(of, minlength=K)) == balanced_sizes(C, K)
+    )
+    assert objective(A, optimal(A)) == pytest.approx(best)
+
+
+# --- elastic
+
+
+def test_the_elastic_cost_is_taken_on_counts_of_100_a_class() -> None:
+    A = np.array([[30.0, 10.0], [5.0, 15.0]])  # rescaled: 75 25 / 25 75
+    assert elastic_cost(A, np.array([0, 0]), 10) == pytest.approx(-(75 + 25) + 10 * 2)
+    assert elastic_cost(A, np.array([0, 1]), 10) == pytest.approx(-(75 + 75) + 10 * 2**0.5)
+
+
+@pytest.mark.parametrize(("elastic_lambda", "specialty"), [(59, 0), (61, 1)])
+def test_an_elastic_step_weighs_the_lost_affinity_against_the_sizes(
+    elastic_lambda: float, specialty: int
+) -> None:
+    # class 0 of three in specialty 0, one in 1: staying costs -60 + lambda sqrt(9 + 1),
+    # moving costs -40 + lambda sqrt(4 + 4), so it moves where lambda > 20 / 0.3338 = 59.9
+    A = np.array([[0.6, 0.4], [1, 0], [1, 0], [0, 1]])
+    current = np.array([0, 0, 0, 1])
+    found = elastic(A, current, elastic_lambda, visiting(0))
+    assert found.tolist() == [specialty, 0, 0, 1]
+
+
+def test_an_elastic_pass_sees_the_moves_made_before_in_the_same_pass() -> None:
+    A = np.full((2, 2), 0.5)
+    found = elastic(A, np.array([0, 0]), 1000, visiting(0, 1))
+    assert found.tolist() == [1, 0]  # class 0 leaves 1 alone in 0, where it then stays
+
+
+def test_without_a_penalty_elastic_is_free() -> None:
+    A = np.array([[0.6, 0.4], [0.7, 0.3], [0.2, 0.8]])
+    assert elastic(A, np.array([1, 1, 1]), 0, visiting(0, 1, 2)).tolist() == free(A).tolist()
+
+
+@given(affinities(10, 5), st.integers(0, 1000), st.sampled_from([0.0, 10.0, 300.0, 1e5]))
+def test_the_elastic_cost_never_rises_in_a_pass(A: np.ndarray, seed: int, weight: float) -> None:
+    current = np.random.default_rng(seed).integers(0, A.shape[1], len(A))
+    found = assign("elastic", A, current, seed=seed, elastic_lambda=weight)
+    before, after = (elastic_cost(A, of, weight) for of in (current, found))
+    assert after <= before + 1e-9 * abs(before)
+
+
+@given(affinities(12, 6), st.integers(0, 1000))
+def test_a_large_penalty_makes_elastic_keep_a_balanced_map_balanced(
+    A: np.ndarray, seed: int
+) -> None:
+    C, K = A.shape
+    found = assign("elastic", A, np.arange(C) % K, seed=seed, elastic_lambda=1e7)
+    assert sorted(np.bincount(found, minlength=K)) == balanced_sizes(C, K)
+
+
+# --- free, random, and all of them
+
+
+def test_free_takes_the_argmax_without_a_warning_where_no_specialty_is_left_empty() -> None:
+    assert free(np.array([[0.6, 0.4], [0.7, 0.3], [0.2, 0.8]])).tolist() == [0, 0, 1]
+
+
+def test_free_warns_about_a_collapse() -> None:
+    A = np.array([[0.6, 0.4], [0.7, 0.3], [0.8, 0.2]])
+    with pytest.warns(UserWarning, match="1 of 2 have classes, the largest 3 of 3"):
+        found = free(A)
+    assert found.tolist() == [0, 0, 0]
+
+
+def test_random_leaves_the_map_alone() -> None:
+    current = np.array([1, 0, 1])
+    found = assign("random", np.eye(3)[:, :2], current)
+    assert found.tolist() == [1, 0, 1]
+    assert found is not current
+
+
+@pytest.mark.parametrize("rule", ["optimal", "greedy", "elastic", "random"])
+def test_a_rule_changes_neither_its_affinity_nor_the_current_map(rule: str) -> None:
+    A, current = np.array([[0.6, 0.4], [1, 0], [0, 1]]), np.array([1, 0, 1])
+    A.setflags(write=False)
+    current.setflags(write=False)
+    assign(rule, A, current)
+
+
+@pytest.mark.parametrize("rule", ["greedy", "elastic"])
+def test_the_same_seed_visits_the_classes_in_the_same_order(rule: str) -> None:
+    A = np.random.default_rng(0).dirichlet([1] * 4, 12)
+    current = np.arange(12) % 4
+    found = [assign(rule, A, current, seed=seed).tolist() for seed in (3, 3, *range(4, 20))]
+    assert found[0] == found[1]
+    assert any(other != found[0] for other in found)
+
+
+def test_an_unknown_rule_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(InvalidInput, match=r"rule 'optimum' is unknown \(did you mean 'optimal'"):
+        assign("optimum", np.eye(2), np.array([0, 1]))
+
+
+def test_a_current_map_of_other_length_is_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"must hold 2 specialties; got \(3,\)"):
+        assign("optimal", np.eye(2), np.array([0, 1, 1]))
+
+
+def test_more_specialties_than_classes_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="K must be a whole number from 1 to 2; got 3"):
+        assign("optimal", np.zeros((2, 3)), np.array([0, 1]))

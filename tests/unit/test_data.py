@@ -1,0 +1,554 @@
+"""Data sets: what is refused, how val is carved, what is read from files, how batches are drawn."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from nofe_lab import Dataset, InvalidInput, load_dataset
+from nofe_lab.compat import import_torchvision
+from nofe_lab.config import Recipe
+from nofe_lab.data import Split
+from nofe_lab.data.batches import Batches, Preprocess
+
+CPU = torch.device("cpu")
+
+
+def split_of(labels: Sequence[int], shape: tuple[int, int, int] = (1, 2, 2)) -> Split:
+    """Images that carry their index in every pixel."""
+    index = torch.arange(len(labels), dtype=torch.uint8)[:, None, None, None]
+    return Split(index.expand(-1, *shape).contiguous(), torch.tensor(labels, dtype=torch.int64))
+
+
+def dataset_of(
+    labels: Sequence[int], names: Sequence[str] = ("a", "b", "c"), **changes: Any
+) -> Dataset:
+    train = split_of(labels)
+    return replace(Dataset("some", tuple(names), train, train[:0], train), **changes)
+
+
+# --- what a data set is
+
+
+@pytest.mark.parametrize(
+    "images", [torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4, dtype=torch.uint8)]
+)
+def test_images_that_are_not_uint8_with_four_dimensions_are_refused(images: torch.Tensor) -> None:
+    with pytest.raises(InvalidInput, match=r"images must be uint8 \[N, channels, height, width\]"):
+        Split(images, torch.zeros(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(3, dtype=torch.int64), torch.zeros(2)])
+def test_labels_that_are_not_int64_one_an_image_are_refused(labels: torch.Tensor) -> None:
+    with pytest.raises(InvalidInput, match=r"labels must be int64 \[2\]; got"):
+        Split(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), labels)
+
+
+def test_a_split_is_indexed_by_tensors_slices_and_masks() -> None:
+    split = split_of([0, 1, 2, 0])
+    assert split[torch.tensor([3, 1])].labels.tolist() == [0, 1]
+    assert split[1:3].labels.tolist() == [1, 2]
+    assert split[split.labels == 0].images[:, 0, 0, 0].tolist() == [0, 3]
+    assert split.of_class(0).tolist() == [0, 3]
+
+
+def test_a_subset_is_drawn_by_its_seed_without_repeats() -> None:
+    split = split_of([0] * 50)
+    drawn = [split.subset(20, seed).images[:, 0, 0, 0].tolist() for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(set(drawn[0])) == 20
+    assert split.subset(None, 1) is split
+    assert split.subset(51, 1) is split
+
+
+@pytest.mark.parametrize(
+    ("labels", "changes", "sentence"),
+    [
+        ([0, 1, 2], {"class_names": ("a",)}, "some has 1 class; at least 2 are needed"),
+        ([0, 1, 2], {"class_names": ("a", "b", "a")}, r"must differ; \['a'\] repeat"),
+        ([0, 1, 3], {}, "labels of the train split of some must be 0 to 2; got 0 to 3"),
+        ([0, 1, 2], {"test": split_of([-1])}, "labels of the test split .* got -1 to -1"),
+        ([0, 2, 2], {}, "class 'b' of some has no training image"),
+        (
+            [0, 1, 2],
+            {"superclass_names": ("x",), "superclass_of": (0, 0)},
+            r"must hold 3 indices into the 1 superclass names; got \(0, 0\)",
+        ),
+        (
+            [0, 1, 2],
+            {"superclass_names": ("x",), "superclass_of": (0, 0, 1)},
+            r"3 indices into the 1 superclass names; got \(0, 0, 1\)",
+        ),
+    ],
+)
+def test_a_data_set_that_does_not_fit_together_is_refused(
+    labels: list[int], changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(InvalidInput, match=sentence):
+        dataset_of(labels, **changes)
+
+
+@pytest.mark.parametrize(("fraction", "counts"), [(0.3, [3, 1, 1]), (0.9, [9, 3, 1])])
+def test_val_takes_its_share_of_every_class(fraction: float, counts: list[int]) -> None:
+    labels = [0] * 10 + [1] * 4 + [2] * 2
+    found = dataset_of(labels).with_val(fraction, seed=0)
+    assert found.val.labels.bincount().tolist() == counts
+    assert found.train.labels.bincount().tolist() == [10 - counts[0], 4 - counts[1], 2 - counts[2]]
+
+
+@given(st.integers(2, 30), st.integers(2, 30), st.floats(0.01, 0.9), st.integers(0, 99))
+def test_train_and_val_share_the_training_images_among_them(
+    first: int, second: int, fraction: float, seed: int
+) -> None:
+    data = dataset_of([0] * first + [1] * second, ("a", "b"))
+    found = data.with_val(fraction, seed)
+    parts = [part.images[:, 0, 0, 0].tolist() for part in (found.train, found.val)]
+    assert sorted(parts[0] + parts[1]) == list(range(first + second))
+    assert found.train.labels.bincount(minlength=2).min() >= 1
+    assert found.val.labels.bincount(minlength=2).min() >= 1
+
+
+def test_the_choice_of_val_is_drawn_by_the_seed() -> None:
+    data = dataset_of([0] * 40 + [1] * 40, ("a", "b"))
+    drawn = [data.with_val(0.2, seed).val.images[:, 0, 0, 0].tolist() for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_without_a_fraction_val_stays_empty() -> None:
+    data = dataset_of([0, 1, 2])
+    assert data.with_val(0, seed=0) is data
+
+
+def test_a_class_with_one_image_cannot_be_split() -> None:
+    with pytest.raises(InvalidInput, match=r"class 'b' has 1 training image, too few to split"):
+        dataset_of([0, 0, 1, 2, 2]).with_val(0.1, seed=0)
+
+
+def test_a_data_set_that_has_val_images_is_not_split_again() -> None:
+    data = dataset_of([0, 0, 1, 1, 2, 2]).with_val(0.5, seed=0)
+    with pytest.raises(InvalidInput, match="some has 3 val images already"):
+        data.with_val(0.5, seed=0)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan"), "half"])
+def test_a_fraction_that_is_no_share_is_refused(fraction: Any) -> None:
+    with pytest.raises(InvalidInput, match="val_fraction must be a number from 0 to 0.9; got"):
+        dataset_of([0, 0, 1, 1, 2, 2]).with_val(fraction, seed=0)
+
+
+def one_pixel_more(split: Split) -> Split:
+    images = split.images.clone()
+    images[-1, -1, -1, -1] += 1
+    return Split(images, split.labels)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: {"train": one_pixel_more(data.train)},
+        lambda data: {"test": one_pixel_more(data.test)},
+        lambda data: {"train": Split(data.train.images, data.train.labels.flip(0))},
+        lambda data: {"val": data.test[:1]},
+        lambda data: {"class_names": ("a", "b", "d")},
+        lambda data: {"superclass_names": ("x",), "superclass_of": (0, 0, 0)},
+    ],
+    ids=["train pixel", "test pixel", "labels", "val", "class name", "superclasses"],
+)
+def test_the_fingerprint_changes_with_the_content(
+    change: Callable[[Dataset], dict[str, Any]],
+) -> None:
+    data = dataset_of([0, 1, 2])
+    assert replace(data, **change(data)).fingerprint != data.fingerprint
+
+
+def test_the_fingerprint_is_that_of_the_content_and_not_of_the_name() -> None:
+    data = dataset_of([0, 1, 2])
+    assert dataset_of([0, 1, 2], name="another").fingerprint == data.fingerprint
+
+
+# --- where data sets come from
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("glyps", r"dataset 'glyps' is unknown \(did you mean 'glyphs'\?\); accepted: .*parquet"),
+        ("cifar10", r"dataset 'cifar10' is unknown \(did you mean 'cifar100'\?\)"),
+        ("imagenet", "dataset 'imagenet' is unknown; accepted: 'glyphs', 'cifar100' or 'glyphs:N'"),
+        ("parquet:", "dataset 'parquet:' is unknown"),
+        ("glyphs:", "dataset 'glyphs:' is unknown"),
+        ("glyphs:many", "dataset 'glyphs:many' names no number of images; accepted"),
+        ("glyphs:0", "dataset 'glyphs:0' names no number of images"),
+        (None, "dataset None is unknown"),
+    ],
+)
+def test_an_unknown_data_set_is_refused(name: Any, sentence: str) -> None:
+    with pytest.raises(InvalidInput, match=sentence):
+        load_dataset(name)
+
+
+def test_a_bad_fraction_or_seed_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(InvalidInput, match="val_fraction must be a number from 0 to 0.9; got 2"):
+        load_dataset("parquet:/nowhere", val_fraction=2)
+    with pytest.raises(InvalidInput, match="data_seed must be a whole number of at least 0; got"):
+        load_dataset("parquet:/nowhere", seed=-1)
+
+
+def test_a_parquet_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=f"there is no folder {tmp_path / 'none'}"):
+        load_dataset(f"parquet:{tmp_path / 'none'}")
+
+
+def test_an_environment_variable_that_is_not_set_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("NOWHERE", raising=False)
+    with pytest.raises(InvalidInput, match=r"'parquet:\$NOWHERE/x' names an environment variable"):
+        load_dataset("parquet:$NOWHERE/x")
+
+
+def test_a_failed_download_says_what_else_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    import_torchvision()
+    monkeypatch.setattr("torchvision.datasets.CIFAR100", refuse)
+    with pytest.raises(InvalidInput) as refused:
+        load_dataset("cifar100", download_dir=tmp_path)
+    for part in (str(tmp_path), "no route to host", "local copy", "parquet:DIR", "'glyphs'"):
+        assert part in str(refused.value)
+
+
+def test_cifar100_brings_its_superclasses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake(folder: Path, train: bool, download: bool) -> Any:
+        pixels = np.zeros((2, 32, 32, 3), dtype=np.uint8)
+        pixels[1, 0, 5] = (1, 2, 3)
+        return SimpleNamespace(data=pixels, targets=[1, 0], classes=["apple", "bus"])
+
+    # as Python 2 wrote them, strings are bytes; the one called data stands for the pixels
+    files = tmp_path / "cifar-100-python"
+    files.mkdir()
+    (files / "meta").write_bytes(
+        b"\x80\x02}U\x12coarse_label_names](U\x05fruitU\x08vehicleses."
+    )
+    (files / "train").write_bytes(
+        b"\x80\x02}(U\x0dcoarse_labels](K\x01K\x00eU\x04dataU\x02\xff\x8bu."
+    )
+    import_torchvision()
+    monkeypatch.setattr("torchvision.datasets.CIFAR100", fake)
+    data = load_dataset("cifar100", download_dir=tmp_path, val_fraction=0)
+    assert data.class_names == ("apple", "bus")
+    assert data.superclass_names == ("fruit", "vehicles")
+    assert data.superclass_of == (0, 1)
+    assert data.train.images.shape == (2, 3, 32, 32)
+    assert data.train.images[1, :, 0, 5].tolist() == [1, 2, 3]
+
+
+# --- parquet files in the Hub's layout
+
+FINE = ("apple", "bus", "pear")
+COARSE = ("fruit", "vehicles")
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def picture(number: int, width: int = 3) -> np.ndarray:
+    pixels = np.zeros((2, width, 3), dtype=np.uint8)
+    pixels[0, 1] = (number, 10, 20)
+    return pixels
+
+
+def write_shard(
+    folder: Path,
+    shard: str,
+    contents: Sequence[bytes | None],
+    fine: Sequence[int],
+    coarse: Sequence[int] | None = None,
+) -> None:
+    features: dict[str, Any] = {
+        "img": {"_type": "Image"},
+        "fine_label": {"names": FINE, "_type": "ClassLabel"},
+    }
+    columns: dict[str, Any] = {
+        "img": [{"bytes": content, "path": None} for content in contents],
+        "fine_label": fine,
+    }
+    if coarse is not None:
+        features["coarse_label"] = {"names": COARSE, "_type": "ClassLabel"}
+        columns["coarse_label"] = coarse
+    types = [("img", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))]
+    types += [(name, pa.int64()) for name in columns if name != "img"]
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    (folder / "data").mkdir(exist_ok=True)
+    table = pa.table(columns, schema=pa.schema(types, metadata=metadata))
+    pq.write_table(table, folder / "data" / f"{shard}.parquet")
+
+
+def write_fruit(folder: Path) -> None:
+    pictures = [png(picture(number)) for number in range(4)]
+    write_shard(folder, "train-00000-of-00002", pictures[:3], [2, 0, 1], [0, 0, 1])
+    write_shard(folder, "train-00001-of-00002", pictures[3:], [1], [1])
+    write_shard(folder, "test-00000-of-00001", pictures[:1], [2], [0])
+
+
+def test_a_parquet_folder_is_read_with_its_names_and_superclasses(tmp_path: Path) -> None:
+    write_fruit(tmp_path)
+    data = load_dataset(f"parquet:{tmp_path}", val_fraction=0)
+    assert data.class_names == FINE
+    assert data.superclass_names == COARSE
+    assert data.superclass_of == (0, 1, 0)
+    assert data.train.labels.tolist() == [2, 0, 1, 1]
+    assert data.test.labels.tolist() == [2]
+    assert data.image_shape == (3, 2, 3)
+    assert data.train.images[3, :, 0, 1].tolist() == [3, 10, 20]
+    assert int(data.train.images.sum()) == 4 * 30 + 0 + 1 + 2 + 3
+
+
+def test_an_environment_variable_in_the_folder_s_name_is_expanded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_fruit(tmp_path)
+    monkeypatch.setenv("FRUIT", str(tmp_path.parent))
+    data = load_dataset(f"parquet:$FRUIT/{tmp_path.name}", val_fraction=0)
+    assert len(data.train) == 4
+    assert data.name == f"parquet:$FRUIT/{tmp_path.name}"
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "val"])
+def test_a_validation_split_stands_in_for_a_missing_test_split(tmp_path: Path, name: str) -> None:
+    write_fruit(tmp_path)
+    (tmp_path / "data/test-00000-of-00001.parquet").rename(
+        tmp_path / f"data/{name}-00000-of-00001.parquet"
+    )
+    data = load_dataset(f"parquet:{tmp_path}", val_fraction=0)
+    assert (len(data.val), len(data.test)) == (0, 1)
+
+
+def test_superclasses_that_a_class_s_images_disagree_about_are_left_out(tmp_path: Path) -> None:
+    write_fruit(tmp_path)
+    write_shard(tmp_path, "train-00001-of-00002", [png(picture(3))], [1], [0])
+    data = load_dataset(f"parquet:{tmp_path}", val_fraction=0)
+    assert data.superclass_of == ()
+    assert data.superclass_names == ()
+
+
+def test_labels_without_superclasses_are_enough(tmp_path: Path) -> None:
+    pictures = [png(picture(number)) for number in range(3)]
+    for shard in ("train-00000-of-00001", "test-00000-of-00001"):
+        write_shard(tmp_path, shard, pictures, [0, 1, 2])
+    assert load_dataset(f"parquet:{tmp_path}", val_fraction=0).superclass_of == ()
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("content", [b"no image", png(picture(1))[:40], None])
+def test_a_damaged_image_is_named(tmp_path: Path, index: int, content: bytes | None) -> None:
+    contents: list[bytes | None] = [png(picture(number)) for number in range(3)]
+    contents[index] = content
+    write_fruit(tmp_path)
+    write_shard(tmp_path, "test-00000-of-00001", contents, [0, 1, 2], [0, 1, 0])
+    with pytest.raises(InvalidInput, match=f"parquet:.*image {index} cannot be decoded"):
+        load_dataset(f"parquet:{tmp_path}", val_fraction=0)
+
+
+def test_images_of_unequal_size_are_refused(tmp_path: Path) -> None:
+    write_fruit(tmp_path)
+    contents = [png(picture(0)), png(picture(1, width=5))]
+    write_shard(tmp_path, "test-00000-of-00001", contents, [0, 1], [0, 1])
+    with pytest.raises(InvalidInput, match="image 0 has 3 x 2 pixels, image 1 has 5 x 2"):
+        load_dataset(f"parquet:{tmp_path}", val_fraction=0)
+
+
+def test_splits_of_unequal_image_size_are_refused(tmp_path: Path) -> None:
+    write_fruit(tmp_path)
+    write_shard(tmp_path, "test-00000-of-00001", [png(picture(0, width=5))], [0], [0])
+    with pytest.raises(InvalidInput, match="size|shape"):
+        load_dataset(f"parquet:{tmp_path}", val_fraction=0)
+
+
+def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
+    write_fruit(tmp_path)
+    (tmp_path / "data/train-00001-of-00002.parquet").write_bytes(b"PAR1 but no more")
+    with pytest.raises(InvalidInput, match="holds a parquet file that cannot be read"):
+        load_dataset(f"parquet:{tmp_path}")
+
+
+def test_a_folder_without_a_test_split_is_refused(tmp_path: Path) -> None:
+    write_fruit(tmp_path)
+    (tmp_path / "data/test-00000-of-00001.parquet").unlink()
+    with pytest.raises(InvalidInput, match=r"must hold train-.*; found the splits \['train'\]"):
+        load_dataset(f"parquet:{tmp_path}")
+
+
+def test_a_table_without_names_of_its_labels_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        file = tmp_path / "data" / f"{split}-00000-of-00001.parquet"
+        pq.write_table(pa.table({"label": [0, 1]}), file)
+    with pytest.raises(InvalidInput, match="must name an Image column and a ClassLabel column"):
+        load_dataset(f"parquet:{tmp_path}")
+
+
+# --- how images reach the network
+
+
+def two_images() -> Dataset:
+    pixels = torch.tensor([[[[0, 10]]], [[[20, 30]]]], dtype=torch.uint8)
+    train = Split(pixels, torch.tensor([0, 1]))
+    other = Split(pixels + 100, torch.tensor([0, 1]))
+    return Dataset("two", ("a", "b"), train, other, other)
+
+
+def test_standardised_images_have_mean_0_and_deviation_1() -> None:
+    data = two_images()
+    found = Preprocess(data, "standardised")(data.train.images)
+    # mean 15, variance (15^2 + 5^2 + 5^2 + 15^2) / 4 = 125
+    expected = torch.tensor([-15, -5, 5, 15]) / 125**0.5
+    torch.testing.assert_close(found.flatten(), expected)
+
+
+def test_each_channel_is_standardised_on_its_own(tiny: Dataset) -> None:
+    found = Preprocess(tiny, "standardised")(tiny.train.images)
+    deviation, mean = torch.std_mean(found, (0, 2, 3), correction=0)
+    torch.testing.assert_close(mean, torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(deviation, torch.ones(3), atol=1e-4, rtol=0)
+
+
+def test_the_mean_image_is_subtracted_pixel_by_pixel_without_scaling() -> None:
+    data = two_images()
+    found = Preprocess(data, "mean_image")(data.train.images)
+    assert found.flatten().tolist() == [-10, -10, 10, 10]
+
+
+def test_a_constant_channel_is_not_divided_by_zero() -> None:
+    train = Split(torch.full((2, 1, 1, 2), 7, dtype=torch.uint8), torch.tensor([0, 1]))
+    found = Preprocess(Dataset("grey", ("a", "b"), train, train, train), "standardised")
+    assert found(train.images).tolist() == torch.zeros(2, 1, 1, 2).tolist()
+
+
+def test_images_are_flipped_after_the_subtraction() -> None:
+    images = torch.tensor([[[[0, 30]]], [[[0, 30]]]], dtype=torch.uint8)
+    found = Preprocess(two_images(), "mean_image")(images, torch.tensor([True, False]))
+    assert found[:, 0, 0].tolist() == [[10, -10], [-10, 10]]  # mean image: 10 20
+
+
+def test_statistics_travel_with_the_weights() -> None:
+    assert set(Preprocess(two_images(), "mean_image").state_dict()) == {"mean", "scale"}
+
+
+def drawn(batches: Batches, epoch: int) -> list[tuple[int, int, bool]]:
+    """(image, label, flipped) in the order of the epoch; images carry their index."""
+    return [
+        (int(image[0, 0, 0]), int(label), bool(flip))
+        for images, labels, flips in batches.epoch(epoch)
+        for image, label, flip in zip(images, labels, flips, strict=True)
+    ]
+
+
+def batches_of(n: int, batch_size: int, seed: int = 0, flips: bool = True) -> Batches:
+    recipe = Recipe(1, 0.1, batch_size=batch_size, flips=flips)
+    return Batches(split_of([index % 7 for index in range(n)]), recipe, seed, CPU)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 99), st.integers(0, 99))
+def test_an_epoch_visits_no_image_twice_and_leaves_a_last_partial_batch_out(
+    n: int, batch_size: int, seed: int, epoch: int
+) -> None:
+    batch_size = min(batch_size, n)
+    batches = batches_of(n, batch_size, seed)
+    visited = drawn(batches, epoch)
+    images = [image for image, _, _ in visited]
+    assert len(images) == len(set(images)) == len(batches) * batch_size
+    assert n - batch_size < len(images) <= n
+    assert all(label == image % 7 for image, label, _ in visited)
+
+
+def test_an_epoch_does_not_depend_on_what_was_drawn_before() -> None:
+    used = batches_of(40, 8)
+    for epoch in range(3):
+        drawn(used, epoch)
+    torch.manual_seed(1)
+    assert drawn(used, 3) == drawn(batches_of(40, 8), 3)
+
+
+def test_order_and_flips_do_not_depend_on_the_batch_size() -> None:
+    assert drawn(batches_of(40, 8), 2) == drawn(batches_of(40, 5), 2)
+
+
+def test_epochs_and_seeds_differ_in_order_and_flips() -> None:
+    draws = [drawn(batches_of(40, 8, seed), epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    orders = {tuple(image for image, _, _ in draw) for draw in draws}
+    flips = {tuple(flip for _, _, flip in sorted(draw)) for draw in draws}
+    assert (len(orders), len(flips)) == (3, 3)
+
+
+def test_about_half_of_the_images_are_flipped() -> None:
+    flipped = sum(flip for epoch in range(10) for _, _, flip in drawn(batches_of(200, 8), epoch))
+    assert flipped == pytest.approx(1000, abs=100)  # 4.5 standard deviations
+
+
+def test_nothing_is_flipped_unless_the_recipe_says_so() -> None:
+    assert all(flips is None for _, _, flips in batches_of(8, 4, flips=False).epoch(0))
+
+
+def test_drawing_batches_leaves_torch_s_global_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    drawn(batches_of(8, 4), 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_batch_larger_than_the_split_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="batch_size must be at most the 8 training images; "):
+        batches_of(8, 9)
+
+
+# --- real data
+
+
+@pytest.mark.slow
+def test_cifar100_is_read_whole(nofe_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOFE_DATA", str(nofe_data))
+    data = load_dataset("parquet:$NOFE_DATA/cifar100", val_fraction=0)
+    assert (len(data.train), len(data.val), len(data.test)) == (50_000, 0, 10_000)
+    assert data.train.labels.bincount().tolist() == [500] * 100
+    assert data.test.labels.bincount().tolist() == [100] * 100
+    assert (data.class_names[0], data.class_names[-1]) == ("apple", "worm")
+    assert np.bincount(data.superclass_of).tolist() == [5] * 20
+    of_apple = data.superclass_names[data.superclass_of[0]]
+    fruit = [n for n, k in zip(data.class_names, data.superclass_of, strict=True)
+             if data.superclass_names[k] == of_apple]  # fmt: skip
+    assert fruit == ["apple", "mushroom", "orange", "pear", "sweet_pepper"]
+    mean = Preprocess(data, "standardised").mean.flatten() / 255
+    assert mean.tolist() == pytest.approx([0.50707516, 0.48654887, 0.44091784], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_tiny_imagenet_is_read_whole(nofe_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOFE_DATA", str(nofe_data))
+    data = load_dataset("parquet:$NOFE_DATA/tiny-imagenet-200-32px")
+    assert (len(data.train), len(data.val), len(data.test)) == (90_000, 10_000, 10_000)
+    assert data.val.labels.bincount().tolist() == [50] * 200
+    assert data.test.labels.bincount().tolist() == [50] * 200
+    assert data.class_names == tuple(sorted(data.class_names))
+    assert data.class_names[0].startswith("n0")
+    assert data.image_shape == (3, 32, 32)
+    assert data.superclass_of == ()
