@@ -98,6 +98,7 @@ def _origin(stage: Stage, run: Run) -> dict[str, object]:
         "dataset": stage.dataset.name,
         "run": run.id,
         "device": made["device"],
+        "threads": made["threads"],
         "precision": made["precision"],
         "torch": made["versions"]["torch"],
         "python": made["versions"]["python"],
