@@ -31,6 +31,10 @@ PRESETS = ("quick", "paper")
 """Sets of recipes: minutes on a CPU, or as published."""
 
 
+MAX_VAL_FRACTION = 0.9
+"""The largest share of the training images that may be set aside as validation images."""
+
+
 class InvalidInput(ValueError):
     """Bad input, refused in one sentence; notebooks show the sentence without a traceback."""
 
@@ -64,6 +68,12 @@ def real_number(what: str, value: Any, low: float, high: float = math.inf) -> fl
         limits = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
         raise InvalidInput(f"{what} must be a number {limits}; got {value!r}.")
     return float(value)
+
+
+def _as_floats(config: Any, **limits: tuple[float, float]) -> None:
+    """Check fields of a frozen dataclass and turn 1 into 1.0: both ask for the same run."""
+    for name, (low, high) in limits.items():
+        object.__setattr__(config, name, real_number(name, getattr(config, name), low, high))
 
 
 def _above(value: int, high: int | None) -> bool:
@@ -118,10 +128,9 @@ class Recipe:
     def __post_init__(self) -> None:
         whole_number("epochs", self.epochs, 1)
         whole_number("batch_size", self.batch_size, 1)
-        if real_number("learning_rate", self.learning_rate, 0) == 0:
+        _as_floats(self, learning_rate=(0, math.inf), momentum=(0, 1), weight_decay=(0, math.inf))
+        if self.learning_rate == 0:
             raise InvalidInput("learning_rate must be a number above 0; got 0.")
-        real_number("momentum", self.momentum, 0, 1)
-        real_number("weight_decay", self.weight_decay, 0)
         one_of("schedule", self.schedule, ("steps", "one_cycle"))
         for drop in self.drops:
             real_number("a drop of the learning rate", drop, 0, 1)
@@ -197,13 +206,13 @@ class GeneralistConfig:
         whole_number("seed", self.seed, 0)
         whole_number("K", self.K, 2)
         one_of("rule", self.rule, RULES)
-        if real_number("update_every", self.update_every, 0) == 0:
+        _as_floats(self, update_every=(0, math.inf), elastic_lambda=(0, math.inf))
+        if self.update_every == 0:
             raise InvalidInput("update_every must be a number above 0; got 0.")
         one_of("update_unit", self.update_unit, ("epochs", "iterations"))
         one_of("affinity", self.affinity, ("counts", "probability"))
         if self.affinity_images is not None:
             whole_number("affinity_images", self.affinity_images, 1)
-        real_number("elastic_lambda", self.elastic_lambda, 0)
 
 
 @dataclass(frozen=True)
@@ -249,6 +258,9 @@ class Preset:
     """What the affinity adds up."""
     affinity_images: int | None
     """How many training images the affinity is measured on; None: all."""
+
+    def __post_init__(self) -> None:
+        _as_floats(self, val_fraction=(0, MAX_VAL_FRACTION))
 
     def override(self, **changes: Any) -> Preset:
         """The same preset with `changes` to every stage's recipe; None leaves a value alone."""

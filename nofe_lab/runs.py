@@ -212,13 +212,11 @@ class RunStore:
             }
             _write(folder / "run.json", json.dumps(record, indent=1, ensure_ascii=False))
             folder.chmod(0o755)
-            folder.rename(self.folder / f"{name}-{run_id}")
-        except OSError:
-            shutil.rmtree(folder, ignore_errors=True)
             if (other := self.find(run_id)) is not None:
                 return other
-            raise
-        return self._open(self.folder / f"{name}-{run_id}")
+            return self._open(folder.rename(self.folder / f"{name}-{run_id}"))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def remove(self, run_id: str) -> Path:
         """Delete the run whose id begins with `run_id`.  Raises InvalidInput unless exactly one."""

@@ -114,7 +114,7 @@ class ImageNetwork(nn.Module):
     def __init__(self, preprocess: Preprocess, network: nn.Module) -> None:
         super().__init__()
         self.preprocess = preprocess
-        self.network = network.to(memory_format=torch.channels_last)
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor, flips: Tensor | None = None) -> Tensor:
         x = self.preprocess(images, flips).contiguous(memory_format=torch.channels_last)

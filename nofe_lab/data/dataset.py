@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nofe_lab.config import InvalidInput, derive_seed, real_number
+from nofe_lab.config import MAX_VAL_FRACTION, InvalidInput, derive_seed, real_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,14 @@ class Dataset:
             twice = sorted({n for n in self.class_names if self.class_names.count(n) > 1})
             raise InvalidInput(f"class names of {self.name} must differ; {twice} repeat.")
         for split_name in ("train", "val", "test"):
-            labels = getattr(self, split_name).labels
+            split = getattr(self, split_name)
+            if split.images.shape[1:] != self.train.images.shape[1:]:
+                raise InvalidInput(
+                    f"all splits of {self.name} must have images of one size; those of train are "
+                    f"{list(self.train.images.shape[1:])}, those of {split_name} "
+                    f"{list(split.images.shape[1:])}."
+                )
+            labels = split.labels
             if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.C:
                 raise InvalidInput(
                     f"labels of the {split_name} split of {self.name} must be 0 to {self.C - 1}; "
@@ -125,7 +132,7 @@ class Dataset:
         for split in (self.train, self.val, self.test):
             digest.update(repr(tuple(split.images.shape)).encode())
             digest.update(np.ascontiguousarray(split.images.numpy()).data)
-            digest.update(split.labels.numpy().data)
+            digest.update(np.ascontiguousarray(split.labels.numpy()).data)
         return digest.hexdigest()[:16]
 
     def with_val(self, fraction: float, seed: int) -> Dataset:
@@ -135,7 +142,7 @@ class Dataset:
         side.  A fraction of 0 leaves val empty.  Raises InvalidInput if the data set has val images
         already, if the fraction is not in [0, 1), or if a class has a single training image.
         """
-        real_number("val_fraction", fraction, 0, 0.9)
+        real_number("val_fraction", fraction, 0, MAX_VAL_FRACTION)
         if fraction == 0:
             return self
         if len(self.val):

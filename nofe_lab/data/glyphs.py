@@ -26,19 +26,19 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 FAMILIES: dict[str, str] = {
-    "round": "OÖQ0CÇGΘØ",
-    "vertical strokes": "I1!ií¡",
+    "round": "OÖQ0CGΘØ",
+    "vertical strokes": "I1!ií¡|",
     "curved digits": "S58B369",
     "gates": "ПЛДЦЩШЏ",
     "stems with a bowl": "RЯЬЪБ",
     "mirrored bowls": "bdđpqþ",
-    "arms": "EÉÊFГr",
+    "arms": "EÉFГҒҐr",
     "ladders": "ийнN",
     "spokes": "XҲЖҖKҚ",
     "peaks": "AÁÄΔ",
     "forks": "YÝŸУЎ",
-    "arches": "nhħηŋ",
-    "brackets": "()[]{}|",
+    "arches": "hħђηŋ",
+    "brackets": "()[]{}",
     "zigzags": "ZŽ27",
     "rounded e": "eéєэ",
     "rounded a": "aáäα",
@@ -86,11 +86,12 @@ MAX_ROTATION = 10.0
 MAX_SLANT = 0.1
 MAX_SHIFT = 2.0
 PAPER_LEVELS = (150.0, 235.0)  # luminance of the background, grey levels of 255
-CONTRASTS = (50.0, 140.0)  # how much darker the character is, grey levels
+CONTRASTS = (60.0, 140.0)
 MAX_INK_CHROMA = 90.0  # strength of the character's colour, grey levels
-MAX_PAPER_CHROMA = 45.0  # strength of the background's colour, grey levels
+MAX_PAPER_CHROMA = 30.0  # strength of the background's colour, grey levels
+BLUR_PASSES = 2
 MAX_GRADIENT = 20.0  # background change from the centre to an edge, grey levels
-NOISES = (10.0, 60.0)  # half-width of the uniform pixel noise, grey levels
+NOISES = (8.0, 70.0)
 
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # of red, green, blue (ITU-R BT.601)
 CHUNK = 1000  # images composed at once: bounds the memory to some 50 MB
@@ -195,6 +196,11 @@ def _compose(coverage: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     )
 
     ramp = np.linspace(-1, 1, IMAGE_SIDE, dtype=np.float32)
+    blurred = coverage
+    for axis in (2, 3):
+        for _ in range(BLUR_PASSES):
+            blurred = (np.roll(blurred, 1, axis) + blurred + np.roll(blurred, -1, axis)) / 3
+    coverage = coverage + rng.random((n, 1, 1, 1)).astype(np.float32) * (blurred - coverage)
     slope = rng.uniform(-MAX_GRADIENT, MAX_GRADIENT, size=(2, n, 3, 1, 1)).astype(np.float32)
     paper = paper + slope[0] * ramp + slope[1] * ramp[:, None]
 

@@ -16,7 +16,14 @@ import torch
 from PIL import Image
 
 from nofe_lab.compat import import_torchvision
-from nofe_lab.config import InvalidInput, data_folder, one_of, real_number, whole_number
+from nofe_lab.config import (
+    MAX_VAL_FRACTION,
+    InvalidInput,
+    data_folder,
+    one_of,
+    real_number,
+    whole_number,
+)
 from nofe_lab.data.dataset import Dataset, Split
 
 ACCEPTED = "'glyphs', 'glyphs:N' (N training images a class), 'cifar100' or 'parquet:DIR'"
@@ -45,7 +52,7 @@ def load_dataset(
     Raises InvalidInput if the name is unknown, the data cannot be had, or a class has too few
     images to split.
     """
-    real_number("val_fraction", val_fraction, 0, 0.9)
+    real_number("val_fraction", val_fraction, 0, MAX_VAL_FRACTION)
     whole_number("data_seed", seed, 0)
     source, _, argument = str(name).partition(":")
     if source == "parquet" and argument:
@@ -121,7 +128,8 @@ def _cifar100_superclasses(folder: Path) -> tuple[tuple[str, ...], np.ndarray]:
     import pickle
 
     def unpickle(file: str) -> dict[str, Any]:
-        content: dict[str, Any] = pickle.loads((folder / "cifar-100-python" / file).read_bytes())
+        path = folder / "cifar-100-python" / file
+        content: dict[str, Any] = pickle.loads(path.read_bytes(), encoding="latin1")
         return content
 
     return tuple(unpickle("meta")["coarse_label_names"]), np.array(
@@ -228,21 +236,21 @@ def _decode(name: str, column: Any) -> torch.Tensor:
     if not encoded:
         raise InvalidInput(f"dataset {name!r}: a split holds no images.")
 
-    def decode(content: bytes) -> np.ndarray:
-        with Image.open(io.BytesIO(content)) as image:
-            return np.asarray(image.convert("RGB"))
+    def decode(index: int) -> np.ndarray:
+        try:
+            with Image.open(io.BytesIO(encoded[index])) as image:
+                return np.asarray(image.convert("RGB"))
+        except (OSError, TypeError, ValueError) as error:
+            raise InvalidInput(
+                f"dataset {name!r}: image {index} cannot be decoded ({error})."
+            ) from error
 
-    first = decode(encoded[0])
+    first = decode(0)
     pixels = np.empty((len(encoded), *first.shape), dtype=np.uint8)
 
     def place(start: int) -> None:
         for index in range(start, min(start + 1024, len(encoded))):
-            try:
-                image = decode(encoded[index])
-            except (OSError, TypeError, ValueError) as error:
-                raise InvalidInput(
-                    f"dataset {name!r}: image {index} cannot be decoded ({error})."
-                ) from error
+            image = decode(index)
             if image.shape != first.shape:
                 (height, width), (rows, columns) = first.shape[:2], image.shape[:2]
                 raise InvalidInput(

@@ -138,17 +138,15 @@ class Specialties:
         """The inverse of `to_json`; ``class_names`` may be left out.  Raises InvalidInput."""
         try:
             content = json.loads(text)
-            groups = [
-                (str(g["name"]), list(map(str, g["classes"]))) for g in content["specialties"]
-            ]
+            groups = [(str(g["name"]), _strings(g["classes"])) for g in content["specialties"]]
+            listed = [name for _, classes in groups for name in classes]
+            class_names = tuple(_strings(content.get("class_names", listed)))
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidInput(
                 "specialties must be JSON like "
                 '{"specialties": [{"name": "pets", "classes": ["cat", "dog"]}, ...]}; '
                 f"got {text[:60]!r} ({type(error).__name__}: {error})."
             ) from error
-        listed = [name for _, classes in groups for name in classes]
-        class_names = tuple(map(str, content.get("class_names", listed)))
         twice = sorted({name for name in listed if listed.count(name) > 1})
         if twice:
             raise InvalidInput(f"each class belongs to one specialty; {_some(twice)} to several.")
@@ -177,6 +175,12 @@ class Specialties:
         specialty_of = dict(zip(found.class_names, found.of, strict=True))
         of = tuple(specialty_of[name] for name in class_names)
         return cls(tuple(class_names), of, found.K, found.names)
+
+
+def _strings(value: object) -> list[str]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is not a list of names")
+    return [str(name) for name in value]
 
 
 def _some(names: list[str]) -> str:

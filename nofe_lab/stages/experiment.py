@@ -239,7 +239,7 @@ class Experiment:
             rule=rule or recipes.rule,
             update_every=recipes.update_every if every is None else every,
             update_unit=self.update_unit,  # type: ignore[arg-type]
-            affinity=self.affinity or recipes.affinity,  # type: ignore[arg-type]
+            affinity=recipes.affinity if self.affinity is None else self.affinity,  # type: ignore[arg-type]
             affinity_images=recipes.affinity_images if images is None else images or None,
             elastic_lambda=self.elastic_lambda,
             seed=self.seed,
@@ -248,7 +248,7 @@ class Experiment:
     def _nofe_config(self, specialties: str | Specialties, trunk: str) -> NofEConfig:
         # a partition from a file is known by its content: where it lies makes no other run
         origin = "file"
-        if isinstance(specialties, str) and not specialties.endswith(".json"):
+        if not isinstance(specialties, Specialties) and not str(specialties).endswith(".json"):
             origin = one_of("specialties", specialties, SPECIALTIES, "the path of a .json file")
         return NofEConfig(self.recipes.network, self.recipes.nofe, origin, trunk, self.seed)
 

@@ -26,7 +26,7 @@ class FlatStage(Stage):
 
     @property
     def title(self) -> str:
-        return f"base CNN ({self.recipe.epochs} epochs)"
+        return "base CNN"
 
     def network(self, specialties: Specialties | None = None) -> nn.Module:
         return CNN(self.backbone, self.dataset.C, self.network_config.initialisation, self.seed)

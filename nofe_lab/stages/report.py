@@ -37,14 +37,25 @@ class FinalReport:
         path.write_text(f"# parameters: {made_by}\n{self.table.to_csv(index=False)}", "utf-8")
         return path
 
+    @property
+    def shown(self) -> pd.DataFrame:
+        """The columns that people look at first, as text."""
+        columns = {
+            "network": ("network", "{}"),
+            "seed": ("seed", "{}"),
+            "test accuracy": ("test_accuracy", "{:.2%}"),
+            "top-5": ("test_top5", "{:.2%}"),
+            "parameters": ("parameters", "{:,}"),
+            "multiply-accumulates": ("macs", "{:,}"),
+            "seconds": ("seconds", "{:.0f}"),
+            "with its stages": ("total_seconds", "{:.0f}"),
+        }
+        return pd.DataFrame(
+            {title: self.table[name].map(form.format) for title, (name, form) in columns.items()}
+        )
+
     def __str__(self) -> str:
-        shown = self.table[["network", "seed"]].copy()
-        shown["test accuracy"] = self.table.test_accuracy.map("{:.2%}".format)
-        shown["parameters"] = self.table.parameters.map("{:,}".format)
-        shown["multiply-accumulates"] = self.table.macs.map("{:,}".format)
-        shown["seconds"] = self.table.seconds.map("{:.0f}".format)
-        shown["with its parents"] = self.table.total_seconds.map("{:.0f}".format)
-        return shown.to_string(index=False)
+        return self.shown.to_string(index=False)
 
 
 def final_report(workshop: Workshop, networks: Sequence[tuple[str, Stage]]) -> FinalReport:

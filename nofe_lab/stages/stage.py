@@ -100,6 +100,11 @@ class Stage(ABC):
         """What people read: "base CNN", "generalist (optimal, K = 10)"."""
 
     @property
+    def label(self) -> str:
+        """The title with what tells two stages of one title apart."""
+        return f"{self.title}, {self.recipe.epochs} epochs, seed {self.seed}"
+
+    @property
     def K(self) -> int | None:
         """Number of specialties, None for a flat network."""
         return None
@@ -250,7 +255,7 @@ class Workshop:
                 ]
                 note = f" (trained under {'; '.join(other)})" if other else ""
                 name = runs[run_id].path.name
-                print(f"{stage.title}, seed {stage.seed}: loaded {name}{note}")
+                print(f"{stage.label}: loaded {name}{note}")
         missing = [stage for run_id, stage in ordered.items() if run_id not in runs]
         if not missing:
             return
@@ -263,10 +268,7 @@ class Workshop:
             if alike not in known:
                 known[alike] = stage.seconds(self.device)
             total += known[alike]
-            print(
-                f"  {stage.title}, seed {stage.seed}: {stage.recipe.epochs} epochs, "
-                f"about {known[alike] / 60:.1f} min"
-            )
+            print(f"  {stage.label}: about {known[alike] / 60:.1f} min")
         print(f"  together about {total / 60:.1f} min", flush=True)
 
     def _train(self, stage: Stage, parents: Mapping[str, Run]) -> Run:
@@ -297,9 +299,7 @@ class Workshop:
         figures = ", ".join(
             f"{name.replace('_accuracy', '')} {value:.1%}" for name, value in shown.items()
         )
-        print(
-            f"{stage.title}, seed {stage.seed}: {figures}, {seconds:.0f} s; saved {run.path.name}"
-        )
+        print(f"{stage.label}: {figures}, {seconds:.0f} s; saved {run.path.name}")
         return run
 
 

@@ -47,6 +47,8 @@ LINE = 0.115
 """Height of a line of class names, in inches."""
 WIDTH = 10.0
 """Width of a full-width figure, in inches."""
+MOST_MAPS = 12
+"""How many updates of the map are drawn; of more, as many, evenly spaced."""
 DARK, GREY, LIGHT, BLANK = "#262626", "#8c8c8c", "#e4e4e4", "#d3e4f3"
 ACCENT, RIGHT, WRONG = "#3d348b", "#00735c", "#b84a00"
 
@@ -112,7 +114,7 @@ def plot_history(histories: Mapping[str, pd.DataFrame]) -> Figure:
                         linewidth=1.5,
                     )
         axes.set(xlabel="epoch", ylabel=measure, ylim=(0, None))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.4)
         if measure == "accuracy":
             axes.yaxis.set_major_formatter(FuncFormatter(_percent))
@@ -121,7 +123,7 @@ def plot_history(histories: Mapping[str, pd.DataFrame]) -> Figure:
         both[0].legend(lines, ["training images", "validation images"])
     handles = [Line2D([], [], color=colour, linewidth=2) for colour in colours.values()]
     names = [_fit(network, 4.0, 8) for network in colours]
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 4))
+    figure.legend(handles, names, loc="outside lower center", ncols=4)
     return figure
 
 
@@ -137,26 +139,27 @@ def plot_affinity(affinity: NDArray[np.floating], specialties: Specialties) -> F
         raise InvalidInput(f"the affinity must be [{C}, {K}]; got {list(affinity.shape)}.")
     panels = _halves(specialties) if C > 50 else [specialties.nonempty]
     rows = [[c for k in part for c in specialties.members(k)] for part in panels]
+    columns = _short_names(specialties)
     pitch = 1.2 * LINE if C > 30 else 0.2
-    figure = _figure(min(2.2 + 0.36 * K, 5.2) * len(panels), pitch * max(map(len, rows)) + 1.5)
+    height = pitch * max(map(len, rows)) + max(_width(name, SMALL) for name in columns)
+    figure = _figure(max(min(2.2 + 0.36 * K, 5.2) * len(panels), 4.6), height + 1.4)
     every = figure.subplots(1, len(panels), squeeze=False)[0]
     colours = specialty_colours(K)
     top = float(affinity.max()) or 1.0
     for axes, part, classes in zip(every, panels, rows, strict=True):
         image = axes.imshow(affinity[classes], cmap="Blues", vmin=0, vmax=top, aspect="auto")
         axes.set_yticks(range(len(classes)), _names(specialties, classes), fontsize=SMALL)
-        axes.set_xticks(range(K), _short_names(specialties), fontsize=SMALL)
-        _turn_long_labels(axes)
+        _name_columns(axes, columns, range(K), SMALL)
         axes.tick_params(length=0, labeltop=True, labelbottom=False)
         axes.set_xlabel("specialty")
         axes.xaxis.set_label_position("top")
         for k, first, size in _blocks(specialties, part):
             outline = (k - 0.5, first - 0.5), 1, size
             axes.add_patch(Rectangle(*outline, fill=False, edgecolor=DARK, linewidth=1.2))
-            strip = (-0.5 - 0.025 * K, first - 0.5), 0.025 * K, size
+            strip = (-0.5 - 0.02 * K, first - 0.5), 0.015 * K, size
             axes.add_patch(Rectangle(*strip, color=colours[k], clip_on=False, linewidth=0))
             axes.axhline(first - 0.5, color=GREY, linewidth=0.4)
-        axes.tick_params(axis="y", pad=8)
+        axes.tick_params(axis="y", pad=11)
         sns.despine(ax=axes, left=True, bottom=True)
     bar = figure.colorbar(
         image, ax=list(every), location="bottom", shrink=0.5 if len(panels) > 1 else 0.9, aspect=40
@@ -188,12 +191,14 @@ def plot_confusion(
     side = max(0.92 * LINE * C if C <= 200 else WIDTH, 3.5)
     names = _names(specialties, order) if C <= 200 else []
     groups = [_fit(name, 1.0) for name in specialties.names]
-    left = max([_width(name, SMALL) for name in names], default=0) + 0.35
+    left = max([_width(name, SMALL) for name in names], default=0) + 0.5
     right = max(_width(name, SMALL) for name in [*groups, "specialty"]) + 0.04 * side
-    figure = _figure(side + left + right, side + left + 1.1)
+    figure = _figure(side + left + right + 0.1, side + left + 1.0)
     axes = figure.subplots()
     colour_map = mpl.colormaps["Greys"].with_extremes(bad=BLANK)
-    image = axes.imshow(share, cmap=colour_map, vmin=0, vmax=top, interpolation="nearest")
+    image = axes.imshow(
+        share, cmap=colour_map, vmin=0, vmax=top, interpolation="nearest", aspect="auto"
+    )
     axes.set_xticks(range(len(names)), names, fontsize=SMALL, rotation=90)
     axes.set_yticks(range(len(names)), names, fontsize=SMALL)
     axes.tick_params(length=0, pad=2)
@@ -278,14 +283,16 @@ def plot_evolution(
     gap = max(1.5, 0.1 / pitch)
     rows = [pitch * (C + gap * K), *([0.9, 1.2] if updates else [])]
     figure = _figure(WIDTH, sum(rows) + 0.9)
+    shown = np.unique(np.linspace(0, updates, min(updates, MOST_MAPS) + 1).round().astype(int))
     grid = figure.add_gridspec(len(rows), 2, width_ratios=[6, 3.4], height_ratios=rows)
     axes, names = (figure.add_subplot(grid[0, column]) for column in (0, 1))
     colours = specialty_colours(K)
-    half = float(np.clip(0.03 * updates, 0.03, 0.3))
-    places, blocks = _alluvial(maps, K, gap)
-    for update, k, top, size in blocks:
-        corner = (update - half / 2, top - 0.5)
-        axes.add_patch(Rectangle(corner, half, size, color=colours[k], linewidth=0, zorder=3))
+    bar = 0.025 * max(updates, 1)
+    places, blocks = _alluvial(maps[shown], K, gap)
+    for column, k, top, size in blocks:
+        update = shown[column]
+        corner = (update - bar / 2, top - 0.5)
+        axes.add_patch(Rectangle(corner, bar, size, color=colours[k], linewidth=0, zorder=3))
         if update == 0:
             name = _fit(_label(specialties, k), 1.2, 8)
             at = axes.get_yaxis_transform()
@@ -298,7 +305,7 @@ def plot_evolution(
             names.add_patch(badge)
     axes.add_collection(
         LineCollection(
-            _curves(places, half / 2),
+            _curves(shown, places, bar / 2),
             colors=[colours[k] for k in specialties.of],
             linewidths=min(0.7 * pitch * 72, 6),
             alpha=0.8,
@@ -309,13 +316,14 @@ def plot_evolution(
         each.set(ylim=(C + gap * K - gap, -1), yticks=[])
         sns.despine(ax=each, left=True, bottom=True)
     names.set(xticks=[], xlim=(-0.02, 1))
-    axes.set_xlim(-0.3, updates + 0.3)
+    axes.set_xlim(-max(bar, 0.3), updates + max(bar, 0.3))
     axes.tick_params(length=0)
     if not updates:
         axes.set_xticks([0], ["random start"])
         axes.set_title("The map was never updated: these are the specialties it began with.")
         return figure
-    axes.set_title("Specialty of each class, from the random start to the final map")
+    some = f" ({len(shown)} of {updates + 1} maps)" if len(shown) <= updates else ""
+    axes.set_title(f"Specialty of each class, from the random start to the final map{some}")
     moved, objective = (figure.add_subplot(grid[row, 0], sharex=axes) for row in (1, 2))
     x = map_updates["update"]
     bars = moved.bar(x, map_updates["moved"], width=0.5, color=GREY)
@@ -324,16 +332,17 @@ def plot_evolution(
     moved.set(ylabel="classes\nmoved", ylim=(0, 1.25 * max(map_updates["moved"].max(), 1)))
     before, after = map_updates["objective_before"], map_updates["objective_after"]
     objective.vlines(x, before, after, color=GREY, linewidth=1.5)
-    for column, face, name in (
+    for value, face, name in (
         (before, "white", "before the update"),
         (after, DARK, "after it, on the same images"),
     ):
-        objective.scatter(x, column, 22, facecolors=face, edgecolors=DARK, zorder=3, label=name)
+        objective.scatter(x, value, 22, facecolors=face, edgecolors=DARK, zorder=3, label=name)
     objective.set(ylabel="objective", xlabel="update of the map (0: random start)")
     key = figure.add_subplot(grid[2, 1])
     key.set_axis_off()
     key.legend(*objective.get_legend_handles_labels(), loc="center left")
-    objective.xaxis.set_major_locator(MaxNLocator(integer=True))
+    objective.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    moved.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     for each in (axes, moved):
         each.tick_params(axis="x", labelbottom=False, length=0)
     for each in (moved, objective):
@@ -357,22 +366,21 @@ def plot_specialties(dataset: Dataset, specialties: Specialties, per_class: int 
 
     def cards(split: int) -> tuple[int, list[tuple[int, ...]], list[float]]:
         """Thumbnails side by side, specialties of each row of `split` cards, heights of rows."""
-        columns = max(int(9.7 / split / cell), 1)
-        rows = [specialties.nonempty[i : i + split] for i in range(0, specialties.K, split)]
-        rows = [row for row in rows if row]
+        columns = max(min(int((9.9 / split - 0.25) / cell), max(specialties.sizes)), 1)
+        shown = specialties.nonempty
+        rows = [shown[i : i + split] for i in range(0, len(shown), split)]
         lines = [max(-(-specialties.sizes[k] // columns) for k in row) for row in rows]
         return columns, rows, [0.42 + n * (side + line) for n in lines]
 
-    split = min((1, 2), key=lambda split: sum(cards(split)[2]))
+    split = min((1, 2, 3), key=lambda split: sum(cards(split)[2]) + split / 100)
     columns, rows, heights = cards(split)
-    card = columns * cell + 0.25
+    card = max(columns * cell + 0.25, 1.6)
     figure, axes = _canvas(split * (card + 0.12) + 0.12, sum(heights) + 0.12 * (len(rows) + 1))
-    colours = specialty_colours(specialties.K)
     y = 0.12
     for row, height in zip(rows, heights, strict=True):
         for place, k in enumerate(row):
             x = 0.12 + place * (card + 0.12)
-            _card(axes, x, y, card, height, colours[k], _heading(specialties, k))
+            _card(axes, x, y, card, height, specialties, k)
             for position, c in enumerate(specialties.members(k)):
                 left = x + 0.16 + (cell - side * per_class) / 2 + position % columns * cell
                 top = y + 0.36 + position // columns * (side + line)
@@ -392,21 +400,22 @@ def plot_gallery(dataset: Dataset, specialties: Specialties, k: int, per_class: 
     whole_number("k", k, 0, specialties.K - 1)
     whole_number("per_class", per_class, 1)
     members = specialties.members(k)
-    columns = 2 if len(members) > 3 and per_class <= 10 else 1
-    rows = -(-len(members) // columns)
-    width = (WIDTH - 0.4) / columns
-    side = min((width - 1.3) / per_class, 0.7)
-    height = 0.42 + rows * (side + 0.06)
+    _, height = _rows(members, per_class)
+    figure, axes = _canvas(WIDTH, height + 0.62)
+    _card(axes, 0.1, 0.1, WIDTH - 0.2, height + 0.42, specialties, k)
+    _draw_rows(axes, 0.46, dataset, members, per_class)
+    return figure
+
+
+@_styled
+def plot_samples(dataset: Dataset, classes: int = 10, per_class: int = 8) -> Figure:
+    """Training images of `classes` classes, evenly spaced in class order, one row a class."""
+    whole_number("classes", classes, 1)
+    whole_number("per_class", per_class, 1)
+    shown = np.linspace(0, dataset.C - 1, min(classes, dataset.C)).round().astype(int).tolist()
+    _, height = _rows(shown, per_class)
     figure, axes = _canvas(WIDTH, height + 0.2)
-    colour = specialty_colours(specialties.K)[k]
-    _card(axes, 0.1, 0.1, WIDTH - 0.2, height, colour, _heading(specialties, k))
-    for position, c in enumerate(members):
-        x = 0.2 + position // rows * width
-        y = 0.46 + position % rows * (side + 0.06)
-        name = _fit(dataset.class_names[c], 1.1)
-        axes.text(x + 1.14, y + side / 2, name, ha="right", va="center", fontsize=8)
-        for n, image in enumerate(_images(dataset.train, c, per_class)):
-            _draw(axes, image, x + 1.22 + n * side, y, side - 0.04)
+    _draw_rows(axes, 0.1, dataset, shown, per_class)
     return figure
 
 
@@ -423,7 +432,11 @@ def plot_crosstab(
     agreement = specialties.agreement(other)
     np.add.at(table, (specialties.of, other.of), 1)
     order = np.lexsort((-table.max(axis=0), table.argmax(axis=0)))
-    figure = _figure(min(1.9 + 0.42 * other.K, 16), 1.9 + 0.26 * specialties.K)
+    groups = [_fit(other.names[group], 2.5, 8) for group in order]
+    below = max(_width(name, 8) for name in groups)
+    figure = _figure(
+        float(np.clip(1.9 + 0.42 * other.K, 6, 16)), 1.2 + 0.26 * table.shape[0] + below
+    )
     axes = figure.subplots()
     sns.heatmap(
         table[:, order],
@@ -438,13 +451,11 @@ def plot_crosstab(
         cbar_kws={"label": "classes in common", "ticks": MaxNLocator(5, integer=True), "pad": 0.01},
     )
     axes.set_yticks(np.arange(specialties.K) + 0.5, _short_names(specialties), rotation=0)
-    groups = [_fit(other.names[group], 2.5, 8) for group in order]
-    axes.set_xticks(np.arange(other.K) + 0.5, groups)
-    _turn_long_labels(axes)
+    _name_columns(axes, groups, (column + 0.5 for column in range(other.K)), 8)
     axes.tick_params(length=0)
     axes.set(xlabel=title, ylabel="specialty")
     axes.set_title(
-        f"normalised mutual information {agreement['nmi']:.2f}, "
+        f"normalised mutual information {agreement['nmi']:.2f}\n"
         f"adjusted Rand index {agreement['ari']:.2f} (0: as by chance)"
     )
     return figure
@@ -516,12 +527,14 @@ def plot_gained_lost(
         "lost: test images that the NofE broke": [c for c in ranks[::-1] if gain[c] < 0],
     }
     cell, row_height = 1.0, 1.62
-    half = images * cell + 0.15
+    half = max(images, 4) * cell + 0.15
     rows = min(classes, max(len(found) for found in sides.values()))
     figure, axes = _canvas(2 * half + 0.3, 0.5 + max(rows, 0.3) * row_height)
     for side, (heading, found) in enumerate(sides.items()):
         x = 0.1 + side * (half + 0.1)
-        axes.text(x, 0.2, _fit(heading, half - 0.1, 10), fontsize=10, weight="bold", va="center")
+        axes.text(
+            x, 0.2, _fit(heading, half - 0.1, 10, "bold"), fontsize=10, weight="bold", va="center"
+        )
         if not found:
             axes.text(x, 0.55, f"No class {heading.split(':')[0]}.", color=GREY)
         better, worse = (nofe, base) if side == 0 else (base, nofe)
@@ -531,7 +544,7 @@ def plot_gained_lost(
             axes.plot([x, x + half - 0.15], [y, y], color=LIGHT, linewidth=1)
             points = _signed(100 * gain[c], 0)
             figures = f"{accuracies[0][c]:.0%} → {accuracies[1][c]:.0%} ({points} points)"
-            name = _fit(dataset.class_names[c], half - 2.1, 9)
+            name = _fit(dataset.class_names[c], half - 2.1, 9, "bold")
             axes.text(x, y + 0.14, name, fontsize=9, weight="bold", va="center")
             axes.text(x + half - 0.15, y + 0.14, figures, fontsize=8, va="center", ha="right")
             for n, i in enumerate(np.flatnonzero(changed & (labels == c))[:images]):
@@ -622,15 +635,14 @@ def plot_class(
     _check_confusion(confusion, dataset.C)
     whole_number("label", label, 0, dataset.C - 1)
     k = specialties.of[label]
-    colour = specialty_colours(specialties.K)[k]
     figure = plt.figure(figsize=(WIDTH, 3.6))
     plt.close(figure)
     axes = _inches(figure, (0, 0, 5.6, 3.6))
-    _card(axes, 0.1, 0.1, 5.4, 1.15, colour, _heading(specialties, k))
+    _card(axes, 0.1, 0.1, 5.4, 1.15, specialties, k)
     size = _name_size(dataset)
     listed = _wrapped(specialties.class_names_of(k), 5.0, 5, size)
     axes.text(0.26, 0.46, listed, fontsize=size, va="top", linespacing=1.3)
-    name = _fit(dataset.class_names[label], 3.4, 13)
+    name = _fit(dataset.class_names[label], 4.2, 13, "bold")
     axes.text(0.1, 1.48, name, fontsize=13, weight="bold", va="center")
     axes.text(5.5, 1.48, "training images", fontsize=8, va="center", ha="right", color=GREY)
     columns = max(-(-images // 2), 1)
@@ -649,9 +661,16 @@ def _plot_rivals(
     row[label] = 0
     worst = [c for c in np.argsort(-row, kind="stable")[:rivals] if row[c]]
     k = specialties.of[label]
-    colours = {True: specialty_colours(specialties.K)[k], False: to_rgb("#b5b5b5")}
+    colour = specialty_colours(specialties.K)[k]
+    fills = {True: colour, False: to_rgb("white")}
+    edges = {True: colour, False: to_rgb(GREY)}
     inside = [specialties.of[c] == k for c in worst]
-    bars = axes.barh(range(len(worst)), row[worst], color=[colours[each] for each in inside])
+    bars = axes.barh(
+        range(len(worst)),
+        row[worst],
+        color=[fills[each] for each in inside],
+        edgecolor=[edges[each] for each in inside],
+    )
     counts = [f"{row[c]} ({row[c] / total:.0%})" for c in worst]
     axes.bar_label(bars, counts, padding=3, fontsize=8)
     axes.set_yticks(range(len(worst)), _names(specialties, worst, 1.25), fontsize=8)
@@ -665,7 +684,7 @@ def _plot_rivals(
     )
     sns.despine(ax=axes, bottom=True)
     axes.tick_params(length=0)
-    handles = [Patch(color=colours[each]) for each in (True, False)]
+    handles = [Patch(facecolor=fills[each], edgecolor=edges[each]) for each in (True, False)]
     where = ["inside its specialty", "outside"]
     axes.legend(handles, where, loc="upper center", bbox_to_anchor=(0.4, -0.02), ncols=2)
 
@@ -698,9 +717,13 @@ def _inches(figure: Figure, box: tuple[float, float, float, float]) -> Axes:
 
 
 def _card(
-    axes: Axes, x: float, y: float, width: float, height: float, colour: Colour, heading: str
+    axes: Axes, x: float, y: float, width: float, height: float, specialties: Specialties, k: int
 ) -> None:
-    """A frame with a coloured label in its top left corner, in inches."""
+    """The frame of specialty k with a coloured label in its top left corner, in inches."""
+    colour = specialty_colours(specialties.K)[k]
+    n = specialties.sizes[k]
+    count = f": {n} {'class' if n == 1 else 'classes'}"
+    room = width - 0.35 - _width(count, 9, "bold")
     frame = FancyBboxPatch(
         (x + 0.05, y + 0.05),
         width - 0.1,
@@ -715,7 +738,7 @@ def _card(
     axes.text(
         x + 0.16,
         y + 0.19,
-        _fit(heading, width - 0.4, 9),
+        _fit(_label(specialties, k), room, 9, "bold") + count,
         fontsize=9,
         weight="bold",
         va="center",
@@ -732,6 +755,31 @@ def _draw(axes: Axes, image: torch.Tensor, x: float, y: float, side: float) -> N
     height, width = (side * length / max(pixels.shape[:2]) for length in pixels.shape[:2])
     left, top = x + (side - width) / 2, y + (side - height) / 2
     axes.imshow(pixels, extent=(left, left + width, top + height, top), aspect="auto", zorder=2)
+
+
+def _rows(classes: Sequence[int], per_class: int) -> tuple[int, float]:
+    """How many columns of rows of images, and their height in inches."""
+    columns = 2 if len(classes) > 3 and per_class <= 10 else 1
+    return columns, -(-len(classes) // columns) * (_row_side(columns, per_class) + 0.06)
+
+
+def _row_side(columns: int, per_class: int) -> float:
+    return min(((WIDTH - 0.4) / columns - 1.3) / per_class, 0.7)
+
+
+def _draw_rows(
+    axes: Axes, top: float, dataset: Dataset, classes: Sequence[int], per_class: int
+) -> None:
+    """A row a class: its name, and its first training images."""
+    columns, _ = _rows(classes, per_class)
+    rows, side = -(-len(classes) // columns), _row_side(columns, per_class)
+    for position, c in enumerate(classes):
+        x = 0.2 + position // rows * (WIDTH - 0.4) / columns
+        y = top + position % rows * (side + 0.06)
+        name = _fit(dataset.class_names[c], 1.0, 8)
+        axes.text(x + 1.14, y + side / 2, name, ha="right", va="center", fontsize=8)
+        for n, image in enumerate(_images(dataset.train, c, per_class)):
+            _draw(axes, image, x + 1.22 + n * side, y, side - 0.04)
 
 
 def _images(split: Split, c: int, n: int) -> torch.Tensor:
@@ -752,18 +800,18 @@ def _mix(colour: Colour, grey: float, share: float) -> Colour:
 
 
 @cache
-def _fit(text: str, inches: float, size: float = SMALL) -> str:
+def _fit(text: str, inches: float, size: float = SMALL, weight: str = "normal") -> str:
     """The text in one line, cut with "…" where it would be wider than `inches`."""
     text = " ".join(text.split())
-    if _width(text, size) <= inches:
+    if _width(text, size, weight) <= inches:
         return text
-    while text and _width(text + "…", size) > inches:
+    while text and _width(text + "…", size, weight) > inches:
         text = text[:-1]
     return text.rstrip() + "…"
 
 
-def _width(text: str, size: float) -> float:
-    font = FontProperties(family=_STYLE["font.family"], size=size)
+def _width(text: str, size: float, weight: str = "normal") -> float:
+    font = FontProperties(family=_STYLE["font.family"], size=size, weight=weight)
     width: float = text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]
     return width / 72
 
@@ -799,20 +847,16 @@ def _short_names(specialties: Specialties) -> list[str]:
     return [_fit(name, 1.2, 8) for name in specialties.names]
 
 
-def _turn_long_labels(axes: Axes) -> None:
-    if any(len(label.get_text()) > 3 for label in axes.get_xticklabels()):
-        axes.tick_params(axis="x", rotation=90)
+def _name_columns(axes: Axes, names: list[str], x: Iterable[float], size: float) -> None:
+    """Tick labels below or above columns, upright where they are too wide to lie."""
+    upright = max(_width(name, size) for name in names) > 0.28
+    axes.set_xticks(list(x), names, fontsize=size, rotation=90 if upright else 0)
 
 
 def _label(specialties: Specialties, k: int) -> str:
     """What specialty k is called in a text: its name, or "specialty 3" where it has none."""
     name = specialties.names[k]
     return f"specialty {name}" if name == str(k + 1) else name
-
-
-def _heading(specialties: Specialties, k: int) -> str:
-    n = specialties.sizes[k]
-    return f"{_label(specialties, k)}: {n} {'class' if n == 1 else 'classes'}"
 
 
 def _blocks(specialties: Specialties, part: Iterable[int]) -> Iterator[tuple[int, int, int]]:
@@ -848,34 +892,36 @@ def _confusion_title(confusion: NDArray[np.int64], specialties: Specialties) -> 
 def _alluvial(
     maps: NDArray[np.integer], K: int, gap: float
 ) -> tuple[NDArray[np.float64], list[tuple[int, int, float, int]]]:
-    """Where each class lies at each update: y [updates + 1, C], and the specialties' blocks.
+    """Where each class lies in each map: y [maps, C], and the blocks of the specialties.
 
-    A block is (update, specialty, top, size).  Inside a specialty, classes have the order in which
-    they lie at the next update, so that few lines cross.
+    A block is (map, specialty, top, size).  Inside a specialty, classes have the order in which
+    they lie in the next map, so that few lines cross.
     """
     places = np.zeros(maps.shape)
     following = np.arange(maps.shape[1], dtype=float)
     blocks = []
-    for update in reversed(range(len(maps))):
+    for column in reversed(range(len(maps))):
         top = 0.0
         for k in range(K):
-            members = np.flatnonzero(maps[update] == k)
+            members = np.flatnonzero(maps[column] == k)
             members = members[np.argsort(following[members], kind="stable")]
-            places[update, members] = top + np.arange(len(members))
+            places[column, members] = top + np.arange(len(members))
             if len(members):
-                blocks.append((update, k, top, len(members)))
+                blocks.append((column, k, top, len(members)))
             top += len(members) + gap
-        following = places[update]
+        following = places[column]
     return places, blocks
 
 
-def _curves(places: NDArray[np.float64], margin: float) -> list[NDArray[np.float64]]:
-    """One smooth line [points, 2] a class through its places, level near each update."""
+def _curves(
+    x: NDArray[np.int64], places: NDArray[np.float64], margin: float
+) -> list[NDArray[np.float64]]:
+    """One smooth line [points, 2] a class through its places at x, level near each x."""
     along = np.linspace(0, 1, 25)
     rise = along**2 * (3 - 2 * along)
-    starts = np.arange(len(places) - 1)[:, None]
-    x = (starts + margin + along * (1 - 2 * margin)).ravel()
+    left, right = x[:-1, None] + margin, x[1:, None] - margin
+    across = (left + along * (right - left)).ravel()
     return [
-        np.column_stack([x, (way[:-1, None] + np.diff(way)[:, None] * rise).ravel()])
+        np.column_stack([across, (way[:-1, None] + np.diff(way)[:, None] * rise).ravel()])
         for way in places.T
     ]

@@ -146,7 +146,7 @@ def test_a_data_set_that_has_val_images_is_not_split_again() -> None:
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan"), "half"])
 def test_a_fraction_that_is_no_share_is_refused(fraction: Any) -> None:
-    with pytest.raises(InvalidInput, match="val_fraction must be a number from 0 to 0.9; got"):
+    with pytest.raises(InvalidInput, match=r"val_fraction must be a number from 0 to 0\.9; got"):
         dataset_of([0, 0, 1, 1, 2, 2]).with_val(fraction, seed=0)
 
 
@@ -180,6 +180,13 @@ def test_the_fingerprint_is_that_of_the_content_and_not_of_the_name() -> None:
     assert dataset_of([0, 1, 2], name="another").fingerprint == data.fingerprint
 
 
+def test_a_fingerprint_can_be_taken_of_every_second_image() -> None:
+    every_second = split_of([0, 0, 1, 1, 2, 2])[::2]
+    copied = Split(every_second.images.clone(), every_second.labels.clone())
+    found = dataset_of([0, 1, 2], train=every_second).fingerprint
+    assert found == dataset_of([0, 1, 2], train=copied).fingerprint
+
+
 # --- where data sets come from
 
 
@@ -202,7 +209,7 @@ def test_an_unknown_data_set_is_refused(name: Any, sentence: str) -> None:
 
 
 def test_a_bad_fraction_or_seed_is_refused_before_anything_is_loaded() -> None:
-    with pytest.raises(InvalidInput, match="val_fraction must be a number from 0 to 0.9; got 2"):
+    with pytest.raises(InvalidInput, match=r"val_fraction must be a number from 0 to 0\.9; got 2"):
         load_dataset("parquet:/nowhere", val_fraction=2)
     with pytest.raises(InvalidInput, match="data_seed must be a whole number of at least 0; got"):
         load_dataset("parquet:/nowhere", seed=-1)
@@ -244,9 +251,7 @@ def test_cifar100_brings_its_superclasses(tmp_path: Path, monkeypatch: pytest.Mo
     # as Python 2 wrote them, strings are bytes; the one called data stands for the pixels
     files = tmp_path / "cifar-100-python"
     files.mkdir()
-    (files / "meta").write_bytes(
-        b"\x80\x02}U\x12coarse_label_names](U\x05fruitU\x08vehicleses."
-    )
+    (files / "meta").write_bytes(b"\x80\x02}U\x12coarse_label_names](U\x05fruitU\x08vehicleses.")
     (files / "train").write_bytes(
         b"\x80\x02}(U\x0dcoarse_labels](K\x01K\x00eU\x04dataU\x02\xff\x8bu."
     )
@@ -360,7 +365,11 @@ def test_labels_without_superclasses_are_enough(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("index", [0, 1])
-@pytest.mark.parametrize("content", [b"no image", png(picture(1))[:40], None])
+@pytest.mark.parametrize(
+    "content",
+    [b"no image", png(picture(1))[:40], None],
+    ids=["no image", "truncated", "missing"],
+)
 def test_a_damaged_image_is_named(tmp_path: Path, index: int, content: bytes | None) -> None:
     contents: list[bytes | None] = [png(picture(number)) for number in range(3)]
     contents[index] = content
@@ -381,7 +390,7 @@ def test_images_of_unequal_size_are_refused(tmp_path: Path) -> None:
 def test_splits_of_unequal_image_size_are_refused(tmp_path: Path) -> None:
     write_fruit(tmp_path)
     write_shard(tmp_path, "test-00000-of-00001", [png(picture(0, width=5))], [0], [0])
-    with pytest.raises(InvalidInput, match="size|shape"):
+    with pytest.raises(InvalidInput, match=r"size|shape"):
         load_dataset(f"parquet:{tmp_path}", val_fraction=0)
 
 
@@ -420,14 +429,14 @@ def two_images() -> Dataset:
 
 def test_standardised_images_have_mean_0_and_deviation_1() -> None:
     data = two_images()
-    found = Preprocess(data, "standardised")(data.train.images)
+    found = Preprocess.measure(data, "standardised")(data.train.images)
     # mean 15, variance (15^2 + 5^2 + 5^2 + 15^2) / 4 = 125
     expected = torch.tensor([-15, -5, 5, 15]) / 125**0.5
     torch.testing.assert_close(found.flatten(), expected)
 
 
 def test_each_channel_is_standardised_on_its_own(tiny: Dataset) -> None:
-    found = Preprocess(tiny, "standardised")(tiny.train.images)
+    found = Preprocess.measure(tiny, "standardised")(tiny.train.images)
     deviation, mean = torch.std_mean(found, (0, 2, 3), correction=0)
     torch.testing.assert_close(mean, torch.zeros(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(deviation, torch.ones(3), atol=1e-4, rtol=0)
@@ -435,24 +444,24 @@ def test_each_channel_is_standardised_on_its_own(tiny: Dataset) -> None:
 
 def test_the_mean_image_is_subtracted_pixel_by_pixel_without_scaling() -> None:
     data = two_images()
-    found = Preprocess(data, "mean_image")(data.train.images)
+    found = Preprocess.measure(data, "mean_image")(data.train.images)
     assert found.flatten().tolist() == [-10, -10, 10, 10]
 
 
 def test_a_constant_channel_is_not_divided_by_zero() -> None:
     train = Split(torch.full((2, 1, 1, 2), 7, dtype=torch.uint8), torch.tensor([0, 1]))
-    found = Preprocess(Dataset("grey", ("a", "b"), train, train, train), "standardised")
+    found = Preprocess.measure(Dataset("grey", ("a", "b"), train, train, train), "standardised")
     assert found(train.images).tolist() == torch.zeros(2, 1, 1, 2).tolist()
 
 
 def test_images_are_flipped_after_the_subtraction() -> None:
     images = torch.tensor([[[[0, 30]]], [[[0, 30]]]], dtype=torch.uint8)
-    found = Preprocess(two_images(), "mean_image")(images, torch.tensor([True, False]))
+    found = Preprocess.measure(two_images(), "mean_image")(images, torch.tensor([True, False]))
     assert found[:, 0, 0].tolist() == [[10, -10], [-10, 10]]  # mean image: 10 20
 
 
 def test_statistics_travel_with_the_weights() -> None:
-    assert set(Preprocess(two_images(), "mean_image").state_dict()) == {"mean", "scale"}
+    assert set(Preprocess.measure(two_images(), "mean_image").state_dict()) == {"mean", "scale"}
 
 
 def drawn(batches: Batches, epoch: int) -> list[tuple[int, int, bool]]:
@@ -506,6 +515,11 @@ def test_about_half_of_the_images_are_flipped() -> None:
     assert flipped == pytest.approx(1000, abs=100)  # 4.5 standard deviations
 
 
+def test_being_flipped_does_not_depend_on_the_place_in_the_order() -> None:
+    first_quarter = drawn(batches_of(200, 10), 0)[:50]
+    assert sum(flip for _, _, flip in first_quarter) == pytest.approx(25, abs=14)
+
+
 def test_nothing_is_flipped_unless_the_recipe_says_so() -> None:
     assert all(flips is None for _, _, flips in batches_of(8, 4, flips=False).epoch(0))
 
@@ -537,7 +551,7 @@ def test_cifar100_is_read_whole(nofe_data: Path, monkeypatch: pytest.MonkeyPatch
     fruit = [n for n, k in zip(data.class_names, data.superclass_of, strict=True)
              if data.superclass_names[k] == of_apple]  # fmt: skip
     assert fruit == ["apple", "mushroom", "orange", "pear", "sweet_pepper"]
-    mean = Preprocess(data, "standardised").mean.flatten() / 255
+    mean = Preprocess.measure(data, "standardised").mean.flatten() / 255
     assert mean.tolist() == pytest.approx([0.50707516, 0.48654887, 0.44091784], abs=1e-6)
 
 

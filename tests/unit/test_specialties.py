@@ -124,6 +124,11 @@ def test_a_file_of_other_classes_is_refused_with_the_ones_that_differ(tmp_path: 
             '{"class_names": ["a", "b"], "specialties": [{"name": "x", "classes": ["a"]}]}',
             "class_names and the specialties' classes differ: 'b'",
         ),
+        (
+            '{"class_names": 5, "specialties": [{"name": "x", "classes": ["a"]}]}',
+            "specialties must be JSON like",
+        ),
+        ('{"specialties": [{"name": "x", "classes": "cat"}]}', "specialties must be JSON like"),
     ],
 )
 def test_a_text_that_is_no_partition_is_refused(text: str, sentence: str) -> None:

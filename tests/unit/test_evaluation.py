@@ -1,0 +1,192 @@
+"""Figures from a confusion matrix of four classes, worked out by hand."""
+
+from __future__ import annotations
+
+from math import exp, log, sqrt
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nofe_lab import Specialties, evaluation, predict
+from nofe_lab.data import Split
+from nofe_lab.evaluation import (
+    Predictions,
+    inside_share,
+    over_seeds,
+    paired_differences,
+    per_class,
+    per_specialty,
+    specialty_confusion,
+)
+
+CONFUSION = np.array(
+    [
+        [5, 2, 0, 1],
+        [1, 6, 1, 0],
+        [0, 0, 8, 0],
+        [2, 0, 2, 4],
+    ]
+)
+HALVES = Specialties(tuple("abcd"), (0, 0, 1, 1), 2, ("first", "second"))
+
+
+def saying(predicted: list[int], labels: list[int], n: int) -> Predictions:
+    return Predictions(np.eye(n, dtype=np.float32)[predicted], np.array(labels))
+
+
+def test_accuracy_and_confusion_count_rows_by_label_and_columns_by_prediction() -> None:
+    labels = np.repeat(np.arange(4), 8)
+    predicted = np.concatenate([np.repeat(np.arange(4), row) for row in CONFUSION])
+    found = saying(predicted.tolist(), labels.tolist(), 4)
+    assert found.confusion.tolist() == CONFUSION.tolist()
+    assert found.accuracy == pytest.approx((5 + 6 + 8 + 4) / 32)
+
+
+def test_confusion_has_a_row_for_a_class_that_never_occurs() -> None:
+    assert saying([0, 0], [0, 1], 3).confusion.tolist() == [[1, 0, 0], [1, 0, 0], [0, 0, 0]]
+
+
+def test_top5_counts_labels_among_the_five_largest_logits() -> None:
+    falling = np.array([[6, 5, 4, 3, 2, 1, 0]] * 4, dtype=np.float32)
+    assert Predictions(falling, np.array([0, 4, 5, 6])).top5 == 0.5
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_top5_of_at_most_five_classes_is_1(n: int) -> None:
+    assert saying([0] * n, list(range(n)), n).top5 == 1
+
+
+def test_the_loss_is_the_mean_negative_log_likelihood() -> None:
+    logits = np.array([[0, 0, 0], [1, 0, 0]], dtype=np.float32)
+    expected = (log(3) - log(exp(1) / (exp(1) + 2))) / 2
+    assert Predictions(logits, np.array([2, 0])).loss == pytest.approx(expected)
+
+
+def test_probabilities_are_the_softmax_of_the_logits() -> None:
+    logits = np.array([[0, log(3)]], dtype=np.float32)
+    found = Predictions(logits, np.array([0])).probabilities
+    np.testing.assert_allclose(found, [[0.25, 0.75]], rtol=1e-6)
+
+
+class Counting(nn.Module):
+    """Logits from the first pixel of an image; wrong on purpose while training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixel = images[:, 0, 0, 0].float()
+        return torch.stack([pixel, 100 * self.weight - pixel], 1) * (-1 if self.training else 1)
+
+
+@pytest.mark.parametrize("batch", [2, 3, 1000])
+def test_predictions_are_made_in_evaluation_mode_whatever_the_batch(
+    batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "EVALUATION_BATCH", batch)
+    pixels = torch.tensor([90, 10, 80, 20, 30], dtype=torch.uint8)[:, None, None, None]
+    found = predict(Counting().train(), Split(pixels, torch.tensor([0, 1, 1, 1, 0])))
+    assert found.predicted.tolist() == [0, 1, 0, 1, 1]
+    assert found.accuracy == pytest.approx(3 / 5)
+
+
+def test_predictions_of_a_generalist_are_held_against_the_map() -> None:
+    pixels = torch.tensor([90, 10, 80], dtype=torch.uint8)[:, None, None, None]
+    split = Split(pixels, torch.tensor([2, 0, 1]))
+    found = predict(Counting(), split, target_of_class=torch.tensor([1, 0, 0]))
+    assert found.labels.tolist() == [0, 1, 0]
+    assert found.accuracy == 1
+
+
+def test_per_class_names_the_class_that_a_class_is_most_often_mistaken_for() -> None:
+    found = per_class(CONFUSION, HALVES.class_names).set_index("class")
+    assert found["images"].tolist() == [8, 8, 8, 8]
+    assert found["accuracy"].tolist() == [5 / 8, 6 / 8, 1, 4 / 8]
+    assert found["mistaken for"].tolist() == ["b", "a", "", "a"]
+    assert found["times"].tolist() == [2, 1, 0, 2]
+
+
+def test_specialty_confusion_adds_up_the_blocks() -> None:
+    assert specialty_confusion(CONFUSION, HALVES).tolist() == [[14, 2], [2, 14]]
+
+
+def test_specialty_confusion_has_zeros_for_an_empty_specialty() -> None:
+    gap = Specialties(tuple("abcd"), (0, 0, 2, 2), 3)
+    expected = [[14, 0, 2], [0, 0, 0], [2, 0, 14]]
+    assert specialty_confusion(CONFUSION, gap).tolist() == expected
+
+
+def test_per_specialty_tells_errors_inside_from_errors_outside() -> None:
+    found = per_specialty(CONFUSION, HALVES).set_index("specialty")
+    assert found.index.tolist() == ["first", "second"]
+    assert found["classes"].tolist() == [2, 2]
+    assert found["images"].tolist() == [16, 16]
+    assert found["accuracy"].tolist() == [11 / 16, 12 / 16]
+    assert found["right specialty"].tolist() == [14 / 16, 14 / 16]
+    assert found["inside"].tolist() == [3 / 5, 2 / 4]
+
+
+def test_a_specialty_without_errors_has_no_share_of_errors_inside() -> None:
+    found = per_specialty(np.diag([3, 4, 5, 6]), HALVES)
+    assert found["accuracy"].tolist() == [1, 1]
+    assert found["inside"].isna().all()
+
+
+def test_an_empty_specialty_has_no_row() -> None:
+    gap = Specialties(tuple("abcd"), (0, 0, 2, 2), 3)
+    assert per_specialty(CONFUSION, gap)["specialty"].tolist() == ["1", "3"]
+
+
+def test_the_inside_share_is_that_of_the_errors_against_partitions_of_the_same_sizes() -> None:
+    found = inside_share(CONFUSION, HALVES, draws=2000)
+    assert found.share == pytest.approx(5 / 9)
+    # the three ways to halve four classes hold 5, 0 and 4 of the 9 errors
+    assert found.random_mean == pytest.approx((5 + 0 + 4) / 9 / 3, abs=0.03)
+    assert (found.random_low, found.random_high) == pytest.approx((0, 5 / 9))
+    assert found.draws == 2000
+
+
+def test_the_inside_share_is_drawn_by_its_seed() -> None:
+    means = [inside_share(CONFUSION, HALVES, 50, seed).random_mean for seed in (1, 1, 2, 3, 4)]
+    assert means[0] == means[1]
+    assert len(set(means)) > 2
+
+
+def test_without_errors_there_is_no_inside_share() -> None:
+    assert np.isnan(inside_share(np.diag([3, 4, 5, 6]), HALVES, draws=5).share)
+
+
+SEEDS = pd.DataFrame(
+    {
+        "network": ["base", "nofe", "base", "nofe"],
+        "seed": [0, 0, 1, 1],
+        "test_accuracy": [0.5, 0.6, 0.7, 0.9],
+    }
+)
+T = 12.706204736  # 97.5th percentile of Student's t with one degree of freedom
+
+
+def test_over_seeds_gives_the_mean_and_a_95_percent_interval() -> None:
+    found = over_seeds(SEEDS).set_index("network").loc["base"]
+    half = T * (0.2 / sqrt(2)) / sqrt(2)  # the deviation of 0.5 and 0.7 is 0.2 / sqrt(2)
+    assert found.to_dict() == pytest.approx(
+        {"seeds": 2, "mean": 0.6, "low": 0.6 - half, "high": 0.6 + half}
+    )
+
+
+def test_one_seed_has_no_interval() -> None:
+    found = over_seeds(SEEDS[SEEDS.seed == 0])
+    assert found["mean"].tolist() == [0.5, 0.6]
+    assert found[["low", "high"]].isna().all(axis=None)
+
+
+def test_paired_differences_are_taken_seed_by_seed() -> None:
+    (found,) = paired_differences(SEEDS, "base").to_dict("records")
+    half = T * (0.1 / sqrt(2)) / sqrt(2)  # the differences are 0.1 and 0.2
+    expected = {"seeds": 2, "mean": 0.15, "low": 0.15 - half, "high": 0.15 + half}
+    assert found.pop("network") == "nofe"
+    assert found == pytest.approx(expected)

@@ -1,0 +1,612 @@
+"""Experiments: bad input stops before any training, and stages hand their work to each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nofe_lab import (
+    Dataset,
+    Experiment,
+    InvalidInput,
+    Run,
+    Specialties,
+    load_model,
+    load_specialties,
+    predict,
+    superclass_specialties,
+)
+from nofe_lab.data import Split
+from nofe_lab.stages import FlatStage, GeneralistStage, NofEStage, Stage
+from nofe_lab.stages.stage import adopt_trunk
+
+Make = Callable[..., Experiment]
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails a test that trains a step, or measures how long one takes."""
+
+    def refuse(*_: object, **__: object) -> None:
+        pytest.fail("training has begun")
+
+    monkeypatch.setattr("nofe_lab.stages.stage.fit", refuse)
+    monkeypatch.setattr("nofe_lab.stages.stage.seconds_per_step", refuse)
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The kinds of the stages that have been trained, as they come."""
+    kinds: list[str] = []
+    fit = Stage.fit
+
+    def note(self: Stage, *arguments: Any, **hooks: Any) -> Any:
+        kinds.append(self.kind)
+        return fit(self, *arguments, **hooks)
+
+    monkeypatch.setattr(Stage, "fit", note)
+    return kinds
+
+
+def with_data(monkeypatch: pytest.MonkeyPatch, data: Dataset) -> None:
+    monkeypatch.setattr(
+        "nofe_lab.stages.experiment._load",
+        lambda name, val_fraction, seed: data.with_val(val_fraction, seed),
+    )
+
+
+# --- what is refused, and when
+
+
+REFUSED_AT_ONCE = [
+    ({"K": 1}, r"K must be a whole number of at least 2; got 1\."),
+    ({"K": -3}, r"K must be a whole number of at least 2; got -3\."),
+    ({"K": 10.5}, r"K must be a whole number of at least 2; got 10\.5\."),
+    ({"K": "ten"}, r"K must be a whole number of at least 2; got 'ten'\."),
+    ({"K": True}, r"K must be a whole number of at least 2; got True\."),
+    ({"K": None}, r"K must be a whole number of at least 2; got None\."),
+    ({"backbone": "resnet"}, r"backbone 'resnet' is unknown; accepted: .*'alexnet_quick'"),
+    ({"rule": "optimum"}, r"rule 'optimum' is unknown \(did you mean 'optimal'\?\); accepted"),
+    ({"preset": "fast"}, r"preset 'fast' is unknown; accepted: 'quick', 'paper'\."),
+    ({"specialties": "learnt"}, r"specialties 'learnt' is unknown \(did you mean 'learned'\?\)"),
+    ({"specialties": "map.csv"}, r"specialties 'map.csv' is unknown.* the path of a \.json file"),
+    ({"specialties": 5}, r"specialties 5 is unknown"),
+    ({"specialties": None}, r"specialties None is unknown"),
+    ({"trunk": "basis"}, r"trunk 'basis' is unknown \(did you mean 'base'\?\); accepted"),
+    ({"device": "gpu"}, r"device 'gpu' is unknown.*; accepted: 'auto', .*'cpu'"),
+    ({"epochs": 0}, r"epochs must be a whole number of at least 1; got 0\."),
+    ({"epochs": 1.5}, r"epochs must be a whole number of at least 1; got 1\.5\."),
+    ({"batch_size": 0}, r"batch_size must be a whole number of at least 1; got 0\."),
+    ({"learning_rate": 0}, r"learning_rate must be a number above 0; got 0\."),
+    ({"seed": -1}, r"seed must be a whole number of at least 0; got -1\."),
+    ({"data_seed": "x"}, r"data_seed must be a whole number of at least 0; got 'x'\."),
+    ({"update_every": 0}, r"update_every must be a number above 0; got 0\."),
+    ({"update_unit": "steps"}, r"update_unit 'steps' is unknown"),
+    ({"affinity": "votes"}, r"affinity 'votes' is unknown; accepted: 'counts', 'probability'\."),
+    ({"affinity_images": -1}, r"affinity_images must be a whole number of at least 1; got -1\."),
+    ({"elastic_lambda": -1}, r"elastic_lambda must be a number of at least 0; got -1\."),
+    ({"affinity": ""}, r"affinity '' is unknown; accepted: 'counts', 'probability'\."),
+    ({"val_fraction": 2}, r"val_fraction must be a number from 0 to 0\.9; got 2\."),
+]
+
+
+def name_of(case: Any) -> str:
+    return "-".join(f"{k}={v}" for k, v in case.items()) if isinstance(case, dict) else ""
+
+
+@pytest.mark.parametrize(("bad", "sentence"), REFUSED_AT_ONCE, ids=name_of)
+def test_what_can_be_refused_without_the_data_is_refused_when_an_experiment_is_made(
+    bad: dict[str, Any], sentence: str, runs_dir: Path
+) -> None:
+    with pytest.raises(InvalidInput, match=sentence) as refused:
+        Experiment(**{"runs_dir": str(runs_dir), **bad})
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.usefixtures("no_training")
+def test_more_specialties_than_classes_stop_before_training(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment(K=7)
+    for ask in (experiment.generalist, experiment.nofe):
+        with pytest.raises(InvalidInput, match=r"K must be at most the 6 classes of tiny; got 7\."):
+            ask()
+
+
+@pytest.mark.usefixtures("no_training")
+def test_an_unknown_data_set_stops_before_training(runs_dir: Path) -> None:
+    experiment = Experiment("cifar", runs_dir=str(runs_dir))
+    with pytest.raises(InvalidInput, match=r"dataset 'cifar' is unknown \(did you mean 'cifar100'"):
+        experiment.run(experiment.base(), experiment.nofe())
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_class_with_too_few_images_to_split_stops_before_training(
+    tiny: Dataset, tiny_experiment: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = (tiny.train.labels != 3).nonzero().flatten()
+    one_more = tiny.train.of_class(3)[:1]
+    train = tiny.train[torch.cat([keep, one_more])]
+    with_data(monkeypatch, replace(tiny, train=train))
+    experiment = tiny_experiment(val_fraction=0.1)
+    with pytest.raises(InvalidInput, match=r"class 'green columns' has 1 training image, too few"):
+        experiment.run(experiment.base())
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_batch_larger_than_the_training_split_stops_before_training(
+    tiny_experiment: Make,
+) -> None:
+    experiment = tiny_experiment(batch_size=109)  # 120 images, 10 % of them val
+    with pytest.raises(InvalidInput, match="batch_size must be at most the 108 training images"):
+        experiment.run(experiment.base())
+
+
+@pytest.mark.usefixtures("no_training")
+def test_images_of_a_size_that_the_backbone_does_not_take_stop_before_training(
+    tiny: Dataset, tiny_experiment: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crop(split: Split) -> Split:
+        return Split(split.images[..., :28, :28], split.labels)
+
+    small = replace(tiny, train=crop(tiny.train), val=crop(tiny.val), test=crop(tiny.test))
+    with_data(monkeypatch, small)
+    sentence = "'alexnet_quick' takes images of 3 x 32 x 32; those of tiny are 3 x 28 x 28"
+    with pytest.raises(InvalidInput, match=sentence):
+        tiny_experiment().base()
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_specialties_file_of_other_classes_stops_before_training(
+    tiny_experiment: Make, tmp_path: Path
+) -> None:
+    file = tmp_path / "pets.json"
+    file.write_text(Specialties(("cat", "dog"), (0, 1), 2).to_json())
+    experiment = tiny_experiment(specialties=str(file))
+    with pytest.raises(InvalidInput, match="2 classes are not the data set's 6: 'cat', 'dog' not"):
+        experiment.run(experiment.nofe())
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_specialties_file_that_is_not_there_stops_before_training(
+    tiny_experiment: Make, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidInput, match=r"specialties file '.*none\.json' cannot be read"):
+        tiny_experiment(specialties=str(tmp_path / "none.json")).nofe()
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_partition_of_other_classes_or_with_one_expert_is_refused(
+    tiny: Dataset, tiny_experiment: Make
+) -> None:
+    with pytest.raises(InvalidInput, match="1 classes are not the data set's 6"):
+        tiny_experiment().nofe(Specialties(("cat",), (0,), 1))
+    with pytest.raises(InvalidInput, match="at least 2 specialties with classes; got 1"):
+        tiny_experiment().nofe(Specialties(tiny.class_names, (1,) * 6, 3))
+
+
+def test_a_runs_dir_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(InvalidInput, match=r"runs_dir '.*file/runs' cannot be written"):
+        Experiment(runs_dir=str(file / "runs"))
+
+
+@pytest.mark.usefixtures("no_training")
+def test_superclass_specialties_need_superclasses(
+    tiny: Dataset, tiny_experiment: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_data(monkeypatch, replace(tiny, superclass_names=(), superclass_of=()))
+    with pytest.raises(InvalidInput, match="is for data sets with superclasses; tiny has none"):
+        tiny_experiment(specialties="superclass").nofe()
+
+
+def test_an_unknown_budget_is_refused(tiny_experiment: Make) -> None:
+    with pytest.raises(InvalidInput, match=r"budget 'both' is unknown; accepted: 'nofe', 'general"):
+        tiny_experiment().base("both")
+
+
+@pytest.mark.parametrize("n", [0, 1.5])
+def test_a_number_of_seeds_that_is_none_is_refused(tiny_experiment: Make, n: Any) -> None:
+    with pytest.raises(InvalidInput, match=f"n_seeds must be a whole number .*; got {n}"):
+        tiny_experiment().seeds(n)
+
+
+def test_a_refusal_is_shown_in_notebooks_as_its_sentence_alone() -> None:
+    shown = InvalidInput("K must be 2; got 1.")._render_traceback_()
+    assert shown == ["InvalidInput: K must be 2; got 1."]
+
+
+# --- from a notebook
+
+
+def namespace(*cells: str, runs_dir: Path) -> dict[str, Any]:
+    """What ``globals()`` holds after the cells, with IPython's list of them."""
+    values: dict[str, Any] = {}
+    for cell in cells:
+        exec(cell, values)
+    return {**values, "runs_dir": str(runs_dir), "In": ["", *cells]}
+
+
+def test_a_notebook_s_parameters_make_its_experiment(runs_dir: Path) -> None:
+    own = '# Parameters: change them here\nK: int = 10  # of experts\npreset: str = "quick"\n'
+    injected = "# Parameters\nK = 4\nseed = 3\n"
+    found = Experiment.from_notebook(namespace(own, injected, "import os", runs_dir=runs_dir))
+    assert found == Experiment(K=4, seed=3, runs_dir=str(runs_dir))
+
+
+@pytest.mark.parametrize("cell", ["# Parameters\nepoch = 3\n", "# Parameters\nepoch: int = 3\n"])
+def test_a_misspelt_parameter_is_refused_with_the_nearest_and_all_known(
+    cell: str, runs_dir: Path
+) -> None:
+    sentence = r"parameter 'epoch' is unknown \(did you mean 'epochs'\?\); known .* K, .*trunk"
+    with pytest.raises(InvalidInput, match=sentence):
+        Experiment.from_notebook(namespace("epochs = 3", cell, runs_dir=runs_dir))
+
+
+def test_a_notebook_may_have_parameters_of_its_own(runs_dir: Path) -> None:
+    cell = "# Parameters\nn_seeds = 3\nPAPERMILL_INPUT_PATH = 'x'\n"
+    found = Experiment.from_notebook(namespace(cell, runs_dir=runs_dir), also=["n_seeds"])
+    assert found.K == 10
+
+
+def test_names_outside_the_parameters_cells_are_no_parameters(runs_dir: Path) -> None:
+    cells = ("# Parameters\nK = 3\n", "epoch = 3\n", "x = '# Parameters'\n")
+    assert Experiment.from_notebook(namespace(*cells, runs_dir=runs_dir)).K == 3
+
+
+# --- recipes and choices
+
+
+def test_overrides_hold_for_every_stage_and_leave_the_rest_to_the_preset(
+    runs_dir: Path,
+) -> None:
+    found = Experiment(preset="paper", epochs=20, batch_size=50, runs_dir=str(runs_dir)).recipes
+    for recipe in (found.generalist, found.nofe, found.flat):
+        assert (recipe.epochs, recipe.batch_size, recipe.learning_rate) == (20, 50, 1e-3)
+    assert found.nofe.drops == (0.8,)
+
+
+def test_the_budgets_of_the_base_cnn(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment(preset="paper", epochs=None, batch_size=None)
+    epochs = {name: experiment.base(name).recipe.epochs for name in ("nofe", "generalist", "total")}
+    assert epochs == {"nofe": 10, "generalist": 8, "total": 18}
+
+
+def test_a_base_trunk_has_been_trained_as_long_as_the_generalist(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment(preset="paper", epochs=None, batch_size=None)
+    trunk = experiment.nofe(trunk="base").parents["trunk"]
+    assert isinstance(trunk, FlatStage)
+    assert trunk.recipe == experiment.generalist().recipe
+
+
+def test_a_trunk_from_scratch_has_no_parent(tiny_experiment: Make) -> None:
+    assert tiny_experiment().nofe("random", "scratch").parents == {}
+    assert set(tiny_experiment().nofe("learned", "scratch").parents) == {"specialties"}
+
+
+def test_zero_affinity_images_stand_for_all(tiny_experiment: Make) -> None:
+    assert tiny_experiment().generalist().config.affinity_images == 5000
+    assert tiny_experiment(affinity_images=0).generalist().config.affinity_images is None
+
+
+def test_opponents_differ_in_specialties_and_trunk_alone(tiny_experiment: Make) -> None:
+    opponents = tiny_experiment().opponents()
+    assert len({stage.id for stage in opponents.values()}) == len(opponents) == 9
+    nofes = [stage for stage in opponents.values() if isinstance(stage, NofEStage)]
+    assert len(nofes) == 7
+    assert len({(stage.recipe, stage.network_config, stage.seed, stage.K) for stage in nofes}) == 1
+
+
+def test_random_specialties_are_the_ones_that_their_generalist_learned_with(
+    tiny_experiment: Make,
+) -> None:
+    experiment = tiny_experiment()
+    (run,) = experiment.run(experiment.generalist("random"))
+    given = experiment.nofe("random").given
+    assert given is not None
+    assert load_specialties(run).of == given.of
+
+
+def test_the_superclasses_are_a_partition_with_their_names(tiny: Dataset) -> None:
+    found = superclass_specialties(tiny)
+    assert (found.of, found.names) == ((0, 0, 1, 1, 2, 2), ("red", "green", "blue"))
+
+
+def test_asked_names_what_differs_from_the_defaults(tiny_experiment: Make) -> None:
+    asked = {"dataset": "tiny", "K": 3, "epochs": 1, "batch_size": 36, "seed": 5}
+    asked["learning_rate"] = 0.005
+    assert tiny_experiment(seed=5).asked == asked
+
+
+def test_held_out_experiments_have_val_images(tiny_experiment: Make) -> None:
+    paper = tiny_experiment(preset="paper")
+    assert len(paper.data.val) == 0
+    assert len(paper.held_out.data.val) == 12
+    quick = tiny_experiment()
+    assert quick.held_out is quick
+
+
+# --- identity
+
+
+def test_an_id_does_not_depend_on_folder_device_or_name(
+    tiny: Dataset, tiny_experiment: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tiny_experiment().nofe().id
+    with_data(monkeypatch, replace(tiny, name="renamed"))
+    assert tiny_experiment(runs_dir=str(tmp_path / "other"), device="auto").nofe().id == first
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"data_seed": 1},
+        {"epochs": 2},
+        {"batch_size": 18},
+        {"learning_rate": 0.01},
+        {"preset": "paper"},
+        {"val_fraction": 0.2},
+    ],
+    ids=name_of,
+)
+def test_every_stage_s_id_depends_on_what_all_stages_share(
+    tiny_experiment: Make, change: dict[str, Any]
+) -> None:
+    first, other = tiny_experiment(), tiny_experiment(**change)
+    assert first.base().id != other.base().id
+    assert first.generalist().id != other.generalist().id
+    assert first.nofe("random", "scratch").id != other.nofe("random", "scratch").id
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"K": 2},
+        {"rule": "greedy"},
+        {"update_every": 2.0},
+        {"affinity": "counts"},
+        {"affinity_images": 50},
+    ],
+    ids=name_of,
+)
+def test_a_learned_nofe_s_id_depends_on_the_generalist_s(
+    tiny_experiment: Make, change: dict[str, Any]
+) -> None:
+    first, other = tiny_experiment(), tiny_experiment(**change)
+    assert first.generalist().id != other.generalist().id
+    assert first.nofe().id != other.nofe().id
+    assert first.base().id == other.base().id
+
+
+@pytest.mark.parametrize(
+    ("whole", "real"),
+    [
+        ({"elastic_lambda": 1000}, {"elastic_lambda": 1000.0}),
+        ({"update_every": 1}, {"update_every": 1.0}),
+        ({"learning_rate": 1}, {"learning_rate": 1.0}),
+    ],
+    ids=name_of,
+)
+def test_a_whole_number_and_its_float_ask_for_the_same_run(
+    tiny_experiment: Make, whole: dict[str, Any], real: dict[str, Any]
+) -> None:
+    assert tiny_experiment(**whole).generalist().id == tiny_experiment(**real).generalist().id
+
+
+def test_specialties_from_a_file_are_known_by_their_content(
+    tiny: Dataset, tiny_experiment: Make, tmp_path: Path
+) -> None:
+    partition = Specialties(tiny.class_names, (0, 1, 1, 2, 2, 2), 3)
+    backwards = Specialties(tiny.class_names[::-1], partition.of[::-1], 3, ("x", "y", "z"))
+    contents = {
+        "one.json": partition,
+        "copy.json": partition,
+        "backwards.json": backwards,
+        "other.json": Specialties(tiny.class_names, (0, 0, 1, 2, 2, 2), 3),
+    }
+    ids = []
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content.to_json())
+        ids.append(tiny_experiment(specialties=str(tmp_path / name)).nofe().id)
+    assert ids[0] == ids[1] == ids[2] != ids[3]
+    assert tiny_experiment().nofe(partition).id == ids[0]
+
+
+# --- the chain
+
+
+def weights_of(run: Run, part: str) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix(part): tensor
+        for name, tensor in run.weights().items()
+        if name.startswith(part)
+    }
+
+
+def test_asking_for_a_nofe_trains_its_parents_first_and_once(
+    tiny_experiment: Make, trained: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = tiny_experiment()
+    base, nofe = experiment.run(experiment.base(), experiment.nofe())
+    assert trained == ["flat", "generalist", "nofe"]
+    parents = {"specialties": experiment.generalist().id, "trunk": experiment.generalist().id}
+    assert nofe.identity["parents"] == parents
+    assert base.identity["parents"] == {}
+    announced = capsys.readouterr().out
+    assert announced.startswith("To train, on cpu:\n  base CNN")
+    assert "  generalist (optimal, K = 3)" in announced
+    assert "  NofE (optimal specialties, K = 3; trunk: generalist (optimal))" in announced
+
+
+def test_a_stage_that_is_asked_for_again_is_loaded(
+    tiny_experiment: Make, trained: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (first,) = tiny_experiment().run(tiny_experiment().base())
+    capsys.readouterr()
+    (second,) = tiny_experiment().run(tiny_experiment().base())
+    assert trained == ["flat"]
+    assert first.path == second.path
+    assert capsys.readouterr().out.endswith(f": loaded {first.path.name}\n")
+
+
+def test_a_nofe_that_is_asked_for_later_builds_on_the_finished_generalist(
+    tiny_experiment: Make, trained: list[str]
+) -> None:
+    experiment = tiny_experiment()
+    experiment.run(experiment.generalist())
+    experiment.run(experiment.nofe())
+    assert len(trained) == 2
+
+
+def test_the_same_stage_twice_in_one_request_is_trained_once(
+    tiny_experiment: Make, trained: list[str]
+) -> None:
+    runs = tiny_experiment().run(tiny_experiment().base(), tiny_experiment().base())
+    assert len(trained) == 1
+    assert runs[0].path == runs[1].path
+
+
+def test_training_again_in_another_folder_gives_the_same_weights(
+    tiny_experiment: Make, tmp_path: Path
+) -> None:
+    runs = []
+    for folder in ("a", "b"):
+        experiment = tiny_experiment(runs_dir=str(tmp_path / folder))
+        runs += experiment.run(experiment.nofe())
+    first, second = (run.weights() for run in runs)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_nofe_begins_with_the_trunk_of_its_generalist_and_fresh_branches(
+    tiny_experiment: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = tiny_experiment()
+    (generalist,) = experiment.run(experiment.generalist())
+    rows = [{"train_accuracy": 0.0}]
+    monkeypatch.setattr(NofEStage, "fit", lambda *_, **__: rows)  # its weights stay as they begin
+    (nofe,) = experiment.run(experiment.nofe())
+    trunk, begun = weights_of(generalist, "network.trunk."), weights_of(nofe, "network.trunk.")
+    fresh = experiment.generalist().network().trunk.state_dict()  # type: ignore[union-attr]
+    assert trunk.keys() == begun.keys() == fresh.keys()
+    for name in trunk:
+        assert torch.equal(begun[name], trunk[name])
+        assert not torch.equal(trunk[name], fresh[name])
+
+
+def test_a_trunk_is_adopted_without_its_head(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment()
+    (base,) = experiment.run(experiment.base("generalist"))
+    stage = experiment.nofe("random", "base")
+    model = stage.image_network(stage.network())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    adopt_trunk(model, base)
+    changed = {
+        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
+    }
+    assert changed == {name for name in before if name.startswith("network.trunk.")}
+
+
+def test_a_nofe_keeps_the_partition_that_its_generalist_learned(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment()
+    generalist, nofe = experiment.run(experiment.generalist(), experiment.nofe())
+    assert load_specialties(nofe) == load_specialties(generalist)
+
+
+def test_unequal_specialties_train(tiny: Dataset, tiny_experiment: Make, tmp_path: Path) -> None:
+    file = tmp_path / "unequal.json"
+    file.write_text(Specialties(tiny.class_names, (2, 1, 2, 0, 2, 1), 3).to_json())
+    experiment = tiny_experiment(specialties=str(file), trunk="scratch")
+    (run,) = experiment.run(experiment.nofe())
+    outputs = [len(run.weights()[f"network.branches.{k}.5.bias"]) for k in range(3)]
+    assert outputs == [1, 2, 3]
+    model = load_model(experiment.nofe(), run)
+    assert model(tiny.test.images[:4]).shape == (4, 6)
+
+
+def test_a_loaded_model_reads_raw_images_and_says_what_the_trained_one_said(
+    tiny: Dataset, tiny_experiment: Make
+) -> None:
+    experiment = tiny_experiment()
+    stage = experiment.base()
+    (run,) = experiment.run(stage)
+    model = load_model(stage, run)
+    assert not model.training
+    assert predict(model, experiment.data.val).accuracy == pytest.approx(run.result["val_accuracy"])
+
+
+def test_a_stage_without_val_images_reports_its_training_accuracy(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment(val_fraction=0)
+    (run,) = experiment.run(experiment.base())
+    assert set(run.result) == {"train_accuracy"}
+
+
+def test_a_run_keeps_its_history_its_classes_and_what_it_was_asked(
+    tiny: Dataset, tiny_experiment: Make
+) -> None:
+    experiment = tiny_experiment(epochs=2)
+    (run,) = experiment.run(experiment.generalist())
+    assert run.history["epoch"].tolist() == [1, 2]
+    assert json.loads(run.text("classes.json")) == list(tiny.class_names)
+    assert run.about == {
+        "title": "generalist (optimal, K = 3)",
+        "dataset": "tiny",
+        "backbone": "alexnet_quick",
+        "K": 3,
+        "epochs": 2,
+        "seed": 0,
+    }
+    assert run.path.name == f"generalist-tiny-alexnet_quick-K3-s0-{run.id}"
+    assert run.table("map_history")["update"].unique().tolist() == [0, 1]
+    assert isinstance(experiment.generalist(), GeneralistStage)
+
+
+def test_a_folder_of_parquet_files_names_its_runs_by_its_last_part(
+    tiny: Dataset, tiny_experiment: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_data(monkeypatch, replace(tiny, name="parquet:$NOFE_DATA/my set"))
+    assert tiny_experiment().base().run_name == "flat-my_set-alexnet_quick-s0"
+
+
+# --- final reports
+
+
+def test_the_final_report_has_a_row_a_network_and_adds_up_its_parents_seconds(
+    tiny_experiment: Make, tmp_path: Path
+) -> None:
+    experiment = tiny_experiment()
+    report = experiment.final_report({"base": experiment.base(), "NofE": experiment.nofe()})
+    table = report.table.set_index("network")
+    base, nofe = experiment.run(experiment.base(), experiment.nofe())
+    (generalist,) = experiment.run(experiment.generalist())
+    assert table.loc["base", "total_seconds"] == base.seconds
+    assert table.loc["NofE", "total_seconds"] == pytest.approx(nofe.seconds + generalist.seconds)
+    assert base.reports["test_accuracy"] == table.loc["base", "test_accuracy"]
+    assert table.loc["base", "parameters"] == 151_428 - 94 * 65  # six classes, not a hundred
+    assert report.predictions[1].accuracy == table.loc["NofE", "test_accuracy"]
+    path = report.save(tmp_path / "results" / "tiny.csv", **experiment.asked)
+    first, header, *rows = path.read_text().splitlines()
+    assert json.loads(first.removeprefix("# parameters: ")) == experiment.asked
+    assert header.startswith("network,seed,K,epochs,test_accuracy")
+    assert len(rows) == 2
+    assert "145,318" in str(report).splitlines()[1]
+
+
+def test_a_comparison_has_every_opponent_with_every_seed(
+    tiny_experiment: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def note(workshop: object, networks: list[tuple[str, Stage]]) -> None:
+        asked.extend((name, stage.seed) for name, stage in networks)
+
+    monkeypatch.setattr("nofe_lab.stages.experiment.final_report", note)
+    experiment = tiny_experiment(seed=4)
+    experiment.comparison(experiment.seeds(2))
+    assert asked == [(name, seed) for name in experiment.opponents() for seed in (4, 5)]

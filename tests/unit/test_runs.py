@@ -1,0 +1,347 @@
+"""Runs on disk: found when whole, set aside when damaged, never overwritten."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from nofe_lab import InvalidInput, Run
+from nofe_lab.__main__ import main
+from nofe_lab.runs import RunStore, default_runs_dir, identity_hash, provenance
+
+IDENTITY: dict[str, Any] = {"stage": "flat", "config": {"seed": 0, "rate": 0.1}, "parents": {}}
+ABOUT = {
+    "title": "base CNN (2 epochs)",
+    "dataset": "tiny",
+    "backbone": "alexnet_quick",
+    "K": None,
+    "epochs": 2,
+    "seed": 0,
+}
+
+
+def save(store: RunStore, accuracy: float = 0.5, **changes: Any) -> Run:
+    return store.save(
+        "flat-tiny",
+        {**IDENTITY, **changes},
+        ABOUT,
+        {"w": torch.arange(4.0)},
+        {"history.csv": "epoch,train_loss\n1,2.5\n2,1.5\n", "note.json": "{}"},
+        {"train_accuracy": accuracy},
+        provenance(torch.device("cpu"), 1.234),
+    )
+
+
+@pytest.fixture
+def store(runs_dir: Path) -> RunStore:
+    return RunStore(runs_dir)
+
+
+# --- identity
+
+
+def test_the_id_does_not_depend_on_the_order_of_the_identity_s_parts() -> None:
+    assert identity_hash(dict(reversed(IDENTITY.items()))) == identity_hash(IDENTITY)
+    assert len(identity_hash(IDENTITY)) == 12
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stage": "nofe"},
+        {"config": {"seed": 1, "rate": 0.1}},
+        {"config": {"seed": 0, "rate": 0.2}},
+        {"parents": {"trunk": "0123456789ab"}},
+        {"data": "00ff"},
+        {"specialties": None},
+    ],
+)
+def test_the_id_depends_on_every_part_of_the_identity(change: dict[str, Any]) -> None:
+    assert identity_hash({**IDENTITY, **change}) != identity_hash(IDENTITY)
+
+
+def test_the_id_depends_on_the_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = identity_hash(IDENTITY)
+    monkeypatch.setattr("nofe_lab.runs.FORMAT", 99)
+    assert identity_hash(IDENTITY) != before
+
+
+# --- a whole run
+
+
+def test_a_saved_run_is_found_with_all_that_was_saved(store: RunStore) -> None:
+    saved = save(store)
+    found = RunStore(store.folder).find(identity_hash(IDENTITY))
+    assert found is not None
+    assert found.path == saved.path == store.folder / f"flat-tiny-{saved.id}"
+    assert (found.identity, found.about) == (IDENTITY, ABOUT)
+    assert found.result == {"train_accuracy": 0.5}
+    assert found.weights()["w"].tolist() == [0, 1, 2, 3]
+    assert found.history["train_loss"].tolist() == [2.5, 1.5]
+    assert found.text("note.json") == "{}"
+    assert found.seconds == 1.23
+
+
+def test_what_was_never_saved_is_not_found(store: RunStore) -> None:
+    save(store)
+    assert store.find("0" * 12) is None
+
+
+def test_nothing_is_left_in_the_folder_but_the_run(store: RunStore) -> None:
+    run = save(store)
+    assert list(store.folder.iterdir()) == [run.path]
+    files = {path.name for path in run.path.iterdir()}
+    assert files == {"run.json", "weights.safetensors", "history.csv", "note.json"}
+    assert run.bytes_on_disk == sum(path.stat().st_size for path in run.path.iterdir())
+
+
+def test_a_run_that_another_process_has_saved_first_is_kept(store: RunStore) -> None:
+    first = save(RunStore(store.folder), accuracy=0.5)
+    second = save(store, accuracy=0.9)
+    assert second.path == first.path
+    assert second.result == {"train_accuracy": 0.5}
+    assert list(store.folder.iterdir()) == [first.path]
+
+
+def test_runs_are_listed_oldest_first(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for hour, stage in ((12, "b"), (11, "a"), (13, "c")):
+        when = f"2024-05-06T{hour}:00:00+0000"
+        monkeypatch.setattr("nofe_lab.runs.time.strftime", lambda _, when=when: when)
+        save(store, stage=stage)
+    assert [run.identity["stage"] for run in store] == ["a", "b", "c"]
+
+
+def test_reports_are_added_to_a_run_without_damaging_it(store: RunStore) -> None:
+    run = save(store)
+    assert run.reports == {}
+    run.report(test_accuracy=0.4)
+    run.report(test_loss=2.0, test_accuracy=0.45)
+    found = store.find(run.id)
+    assert found is not None
+    assert found.reports == {"test_accuracy": 0.45, "test_loss": 2.0}
+
+
+def test_figures_are_kept_in_the_run_s_folder(store: RunStore) -> None:
+    run = save(store)
+    path = run.save_figure(Figure(), "confusion")
+    assert path == run.path / "figures" / "confusion.png"
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert store.find(run.id) is not None
+
+
+def test_a_location_is_seen_from_the_working_folder(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = save(store)
+    monkeypatch.chdir(store.folder)
+    assert run.location() == run.path.name
+    assert run.location(run.path / "figures") == f"{run.path.name}/figures"
+
+
+def test_provenance_says_where_when_and_with_what() -> None:
+    found = provenance(torch.device("cpu"), 1.234)
+    assert set(found) == {
+        "finished",
+        "seconds",
+        "revision",
+        "precision",
+        "device",
+        "threads",
+        "platform",
+        "versions",
+    }
+    assert {"python", "torch", "numpy", "nofe_lab"} <= set(found["versions"])
+    assert found["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert found["threads"] == torch.get_num_threads()
+    assert datetime.fromisoformat(found["finished"]).tzinfo is not None
+
+
+# --- a damaged run
+
+
+def flip_a_byte(run: Run) -> None:
+    path = run.path / "weights.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def truncate_the_record(run: Run) -> None:
+    path = run.path / "run.json"
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def remove_a_file(run: Run) -> None:
+    (run.path / "history.csv").unlink()
+
+
+def remove_the_record(run: Run) -> None:
+    (run.path / "run.json").unlink()
+
+
+def change_the_identity(run: Run) -> None:
+    record = {**run.record, "identity": {**run.identity, "stage": "nofe"}}
+    (run.path / "run.json").write_text(json.dumps(record))
+
+
+def write_another_format(run: Run) -> None:
+    (run.path / "run.json").write_text(json.dumps({**run.record, "format": 99}))
+
+
+DAMAGES = [
+    (flip_a_byte, "weights.safetensors is missing or changed"),
+    (truncate_the_record, "run.json cannot be read, JSONDecodeError"),
+    (remove_a_file, "history.csv is missing or changed"),
+    (remove_the_record, "run.json cannot be read, FileNotFoundError"),
+    (change_the_identity, "its id does not fit its identity"),
+    (write_another_format, "its format is 99, this library's is 1"),
+]
+
+
+@pytest.mark.parametrize(("damage", "sentence"), DAMAGES)
+def test_a_damaged_run_is_set_aside_with_a_message_and_not_found(
+    store: RunStore,
+    damage: Callable[[Run], None],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = save(store)
+    damage(run)
+    remains = {path.name: path.read_bytes() for path in run.path.iterdir()}
+    assert store.find(run.id) is None
+    message = capsys.readouterr().out
+    assert message.startswith(f"{run.path.name} is damaged ({sentence}")
+    aside = store.folder / f"{run.path.name}.damaged-1"
+    assert message.endswith(f"set aside as {aside.name}.\n")
+    assert {path.name: path.read_bytes() for path in aside.iterdir()} == remains
+
+
+def test_every_damaged_run_is_kept_under_a_name_of_its_own(store: RunStore) -> None:
+    for number in (1, 2):
+        run = save(store)
+        remove_a_file(run)
+        assert store.find(run.id) is None
+        assert (store.folder / f"{run.path.name}.damaged-{number}").is_dir()
+    again = save(store)
+    assert store.find(again.id) is not None
+    assert len(list(store.folder.iterdir())) == 3
+
+
+def test_a_run_that_was_damaged_while_its_successor_trained_does_not_cost_the_successor(
+    store: RunStore,
+) -> None:
+    remove_a_file(save(store, accuracy=0.5))
+    assert save(store, accuracy=0.9).result == {"train_accuracy": 0.9}
+
+
+def test_a_run_that_cannot_be_written_leaves_nothing_behind(store: RunStore) -> None:
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        save(store, accuracy=object())  # type: ignore[arg-type]
+    assert list(store.folder.iterdir()) == []
+
+
+def test_damaged_runs_are_not_listed(store: RunStore) -> None:
+    whole, damaged = save(store), save(store, stage="nofe")
+    flip_a_byte(damaged)
+    assert [run.id for run in store] == [whole.id]
+
+
+# --- folders
+
+
+def test_the_default_folder_does_not_depend_on_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = default_runs_dir()
+    monkeypatch.chdir(tmp_path)
+    assert default_runs_dir() == before
+    assert before == Path(__file__).resolve().parents[2] / "data" / "runs"
+
+
+def test_a_folder_that_is_missing_is_made_with_its_parents(tmp_path: Path) -> None:
+    assert RunStore(tmp_path / "a" / "b").folder.is_dir()
+
+
+@pytest.mark.parametrize("inside", ["", "below"])
+def test_a_file_in_the_folder_s_place_is_refused(tmp_path: Path, inside: str) -> None:
+    file = tmp_path / "runs"
+    file.write_text("not a folder")
+    with pytest.raises(InvalidInput, match=r"runs_dir '.*runs.*' cannot be written \(.+\); accept"):
+        RunStore(file / inside)
+    assert file.read_text() == "not a folder"
+
+
+# --- removal and the command line
+
+
+def test_a_run_is_removed_by_the_beginning_of_its_id(store: RunStore) -> None:
+    kept, removed = save(store), save(store, stage="nofe")
+    assert store.remove(removed.id[:6]) == removed.path
+    assert list(store.folder.iterdir()) == [kept.path]
+
+
+@pytest.mark.parametrize("run_id", ["", "xyz"])
+def test_an_id_that_names_no_run_removes_nothing(store: RunStore, run_id: str) -> None:
+    run = save(store)
+    with pytest.raises(InvalidInput, match=f"'{run_id}' names 0 runs of .* known ids: {run.id}"):
+        store.remove(run_id)
+    assert run.path.is_dir()
+
+
+def test_an_id_that_names_several_runs_removes_nothing(store: RunStore) -> None:
+    runs = [save(store, stage=str(number)) for number in range(17)]  # 16 first digits
+    digits = [run.id[0] for run in runs]
+    shared = next(digit for digit in digits if digits.count(digit) > 1)
+    with pytest.raises(InvalidInput, match=f"names {digits.count(shared)} runs"):
+        store.remove(shared)
+    assert len(list(store)) == 17
+
+
+def test_the_command_line_lists_runs(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+    run = save(store)
+    assert main(["runs", "--runs-dir", str(store.folder)]) == 0
+    header, row, total = capsys.readouterr().out.splitlines()
+    assert header.split() == [
+        "id", "stage", "data", "network", "K", "epochs", "seed", "accuracy", "age", "disk"
+    ]  # fmt: skip
+    assert row.split()[0] == run.id
+    assert "50.0% train" in row
+    assert total.startswith("1 runs, ")
+
+
+def test_the_command_line_prefers_test_accuracy_to_the_others(
+    store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(store).report(test_accuracy=0.25)
+    main(["runs", "--runs-dir", str(store.folder)])
+    assert "25.0% test" in capsys.readouterr().out
+
+
+def test_the_command_line_says_where_there_are_no_runs(
+    runs_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["runs", "--runs-dir", str(runs_dir)]) == 0
+    assert capsys.readouterr().out == f"no runs in {runs_dir}\n"
+
+
+def test_the_command_line_removes_a_run(
+    store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = save(store)
+    assert main(["runs", "--runs-dir", str(store.folder), "--remove", run.id]) == 0
+    assert capsys.readouterr().out == f"removed {run.path}\n"
+    assert list(store) == []
+
+
+def test_the_command_line_refuses_in_one_sentence_with_status_2(
+    runs_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["runs", "--runs-dir", str(runs_dir), "--remove", "abc"]) == 2
+    assert capsys.readouterr().err.startswith("'abc' names 0 runs of ")

@@ -1,0 +1,397 @@
+"""The training loop by hand, and the generalist's alternation of weights and map."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from io import StringIO
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nofe_lab import Dataset, InvalidInput, Specialties
+from nofe_lab.config import GeneralistConfig, NetworkConfig, Recipe
+from nofe_lab.data import Split
+from nofe_lab.data.batches import Batches, ImageNetwork, Preprocess
+from nofe_lab.networks import CNN, backbone
+from nofe_lab.stages import GeneralistStage
+from nofe_lab.stages.stage import Trained
+from nofe_lab.training import EpochDone, Event, MapUpdated, Progress, StepDone, fit
+
+CPU = torch.device("cpu")
+
+# --- learning rates
+
+
+def rates(recipe: Recipe, steps: int) -> list[float]:
+    return [recipe.rate(step, steps) for step in range(steps)]
+
+
+def test_steps_divide_the_rate_by_ten_at_each_drop() -> None:
+    recipe = Recipe(1, 1.0, drops=(0.6, 0.8))
+    assert rates(recipe, 5) == pytest.approx([1, 1, 1, 0.1, 0.01])
+
+
+def test_drops_scale_with_the_length_of_the_stage() -> None:
+    recipe = Recipe(1, 1.0, drops=(0.8,))
+    assert rates(recipe, 10) == pytest.approx([1] * 8 + [0.1] * 2)
+    assert rates(recipe, 20) == pytest.approx([1] * 16 + [0.1] * 4)
+
+
+def test_one_cycle_rises_for_a_fifth_of_the_steps_and_falls_to_zero() -> None:
+    recipe = Recipe(1, 0.8, schedule="one_cycle")
+    # the peak is at step 2: up by thirds, down by eighths
+    expected = [0.8 / 3, 1.6 / 3, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+    assert rates(recipe, 10) == pytest.approx(expected)
+    assert recipe.rate(10, 10) == 0
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 1000])
+def test_one_cycle_stays_above_zero_and_at_most_at_its_peak(steps: int) -> None:
+    found = rates(Recipe(1, 0.8, schedule="one_cycle"), steps)
+    assert all(0 < rate <= 0.8 + 1e-12 for rate in found)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"epochs": 0}, "epochs must be a whole number of at least 1; got 0"),
+        ({"epochs": 2.0}, "epochs must be a whole number of at least 1; got 2.0"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1; got 0"),
+        ({"learning_rate": 0}, "learning_rate must be a number above 0; got 0"),
+        ({"learning_rate": -1}, "learning_rate must be a number of at least 0; got -1"),
+        ({"learning_rate": float("inf")}, "learning_rate must be a number .*; got inf"),
+        ({"momentum": 2}, "momentum must be a number from 0 to 1; got 2"),
+        ({"weight_decay": -1}, "weight_decay must be a number of at least 0; got -1"),
+        ({"schedule": "step"}, r"schedule 'step' is unknown \(did you mean 'steps'"),
+        ({"drops": (0.5, 1.5)}, "a drop of the learning rate must be .* from 0 to 1; got 1.5"),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed_is_refused(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InvalidInput, match=sentence):
+        Recipe(**{"epochs": 1, "learning_rate": 0.1, **change})
+
+
+# --- the loop
+
+
+class Weighted(nn.Module):
+    """Logits (w, 0) for every image: the gradient of w for label 0 is p - 1, 1/2 - 1 at w = 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(()))
+
+    def forward(self, images: Tensor, flips: Tensor | None = None) -> Tensor:
+        return torch.stack([self.w, torch.zeros(())]).expand(len(images), 2)
+
+
+class Knowing(Weighted):
+    """Says an image's class, which stands in its pixels, and learns nothing from it."""
+
+    def forward(self, images: Tensor, flips: Tensor | None = None) -> Tensor:
+        classes = images[:, 0, 0, 0].long()
+        return 20 * nn.functional.one_hot(classes, 2).float() + 0 * self.w
+
+
+def two_classes(n: int) -> Split:
+    labels = torch.arange(n) % 2
+    return Split(labels.to(torch.uint8)[:, None, None, None].expand(n, 1, 2, 2), labels)
+
+
+def groups(model: nn.Module, rate_multiplier: float = 1, decay: float = 0) -> list[dict[str, Any]]:
+    parameters = list(model.parameters())
+    return [{"params": parameters, "rate_multiplier": rate_multiplier, "weight_decay": decay}]
+
+
+def fit_two_classes(model: nn.Module, epochs: int, **hooks: Any) -> list[dict[str, float]]:
+    """Two steps of four images an epoch."""
+    recipe = Recipe(epochs, 0.1, batch_size=4, momentum=0)
+    batches = Batches(two_classes(8), recipe, 0, CPU)
+    return fit(model, groups(model), batches, recipe, torch.arange(2), **hooks)
+
+
+@pytest.mark.parametrize(("multiplier", "w"), [(1, 0.05), (2, 0.1)])
+def test_a_step_goes_down_the_gradient_by_rate_times_multiplier(
+    multiplier: float, w: float
+) -> None:
+    model = Weighted()
+    recipe = Recipe(1, 0.1, batch_size=8, momentum=0)
+    only_first = Split(two_classes(8).images, torch.zeros(8, dtype=torch.int64))
+    batches = Batches(only_first, recipe, 0, CPU)
+    fit(model, groups(model, multiplier), batches, recipe, torch.arange(2))
+    assert model.w.item() == pytest.approx(w)
+
+
+def test_the_decay_of_a_group_is_added_to_its_gradient() -> None:
+    model = Weighted()
+    model.w.data.fill_(2.0)
+    recipe = Recipe(1, 0.1, batch_size=8, momentum=0)
+    batches = Batches(two_classes(8), recipe, 0, CPU)
+    fit(model, groups(model, decay=0.5), batches, recipe, torch.arange(2))
+    gradient = torch.tensor(2.0).sigmoid().item() - 0.5  # half of the labels are 0
+    assert model.w.item() == pytest.approx(2 - 0.1 * (gradient + 0.5 * 2))
+
+
+def test_events_arrive_in_order() -> None:
+    events: list[Event] = []
+    history = fit_two_classes(Weighted(), epochs=2, listeners=[events.append])
+    assert events == [
+        StepDone(1, 4),
+        StepDone(2, 4),
+        EpochDone(1, 2, history[0]),
+        StepDone(3, 4),
+        StepDone(4, 4),
+        EpochDone(2, 2, history[1]),
+    ]
+
+
+def test_the_history_has_one_row_an_epoch() -> None:
+    rows = fit_two_classes(Knowing(), epochs=2)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    for row in rows:
+        assert row["train_accuracy"] == 1
+        assert row["train_loss"] == pytest.approx(0, abs=1e-6)
+        assert row["learning_rate"] == 0.1
+        assert "val_accuracy" not in row
+
+
+def test_figures_of_the_validation_join_the_row() -> None:
+    rows = fit_two_classes(Weighted(), 2, validate=lambda table: {"val_accuracy": 0.25})
+    assert [row["val_accuracy"] for row in rows] == [0.25, 0.25]
+
+
+def test_a_new_table_takes_effect_from_the_next_step_on() -> None:
+    tables: list[list[int]] = []
+
+    def validate(table: Tensor) -> dict[str, float]:
+        tables.append(table.tolist())
+        return {}
+
+    def swap(step: int) -> Tensor | None:
+        return torch.tensor([1, 0]) if step == 3 else None
+
+    rows = fit_two_classes(Knowing(), 3, validate=validate, after_step=swap)
+    # steps 1 to 3 with the first table, 4 to 6 with the swapped one
+    assert [row["train_accuracy"] for row in rows] == [1, 0.5, 0]
+    assert tables == [[0, 1], [1, 0], [1, 0]]
+
+
+def test_a_hook_that_evaluates_the_model_leaves_the_loop_in_training_mode() -> None:
+    modes: list[bool] = []
+
+    class Watched(Weighted):
+        def forward(self, images: Tensor, flips: Tensor | None = None) -> Tensor:
+            modes.append(self.training)
+            return super().forward(images, flips)
+
+    model = Watched()
+
+    def evaluate(step: int) -> Tensor:
+        model.eval()
+        return torch.arange(2)
+
+    fit_two_classes(model, 2, after_step=evaluate)
+    assert modes == [True] * 4
+
+
+def fit_tiny(tiny: Dataset) -> tuple[nn.Module, list[dict[str, float]]]:
+    maker = backbone("alexnet_quick")
+    recipe = Recipe(4, 0.005, batch_size=20, nesterov=True, schedule="one_cycle", flips=True)
+    model = ImageNetwork(
+        Preprocess.measure(tiny, "standardised"), CNN(maker, tiny.C, "kaiming", seed=1)
+    )
+    batches = Batches(tiny.train, recipe, 1, CPU)
+    history = fit(
+        model, maker.parameter_groups(model, recipe), batches, recipe, torch.arange(tiny.C)
+    )
+    return model, history
+
+
+def test_a_cnn_learns_the_tiny_data_set_and_twice_the_same(tiny: Dataset) -> None:
+    first, history = fit_tiny(tiny)
+    second, _ = fit_tiny(tiny)
+    assert history[-1]["train_accuracy"] > 0.6  # chance: 1/6
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    weights = second.state_dict()
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
+
+
+def test_progress_prints_a_line_an_epoch_and_a_map_update_where_nobody_watches(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nofe_lab.training._watched", lambda: False)
+    progress = Progress("base", 4)
+    progress(StepDone(1, 4))
+    row = {"train_loss": 1.5, "train_accuracy": 0.25, "val_accuracy": 0.5, "seconds": 3.2}
+    progress(EpochDone(1, 2, row))
+    progress(MapUpdated(1, {"moved": 4, "objective_before": 0.2, "objective_after": 0.3}))
+    progress.close()
+    assert capsys.readouterr().out.splitlines() == [
+        "base: epoch 1/2: loss 1.500, train 25.0%, val 50.0%, 3 s",
+        "base: map update 1: 4 classes moved, objective 0.200 -> 0.300",
+    ]
+
+
+# --- the generalist
+
+
+def stage_of(data: Dataset, epochs: int, batch_size: int = 40, **changes: Any) -> GeneralistStage:
+    recipe = Recipe(epochs, 0.005, batch_size=batch_size, nesterov=True)
+    config = GeneralistConfig(NetworkConfig(), recipe, K=3, seed=1)
+    return GeneralistStage(data, replace(config, **changes))
+
+
+@pytest.mark.parametrize(
+    ("every", "unit", "epochs", "updates"),
+    [
+        (2, "epochs", 8, [8, 16, 24]),  # after epochs 2, 4, 6 of 4 steps each; none after 8
+        (3, "epochs", 8, [12, 24]),
+        (1, "epochs", 1, []),
+        (0.5, "epochs", 2, [2, 4, 6]),
+        (1.3, "epochs", 3, [5, 10]),  # 5.2, 10.4
+        (10, "iterations", 8, [10, 20, 30]),
+        (16, "iterations", 8, [16]),
+        (32, "iterations", 8, []),
+        (100, "epochs", 8, []),
+    ],
+)
+def test_the_map_is_updated_after_every_interval_but_the_last(
+    tiny: Dataset, every: float, unit: Any, epochs: int, updates: list[int]
+) -> None:
+    stage = stage_of(tiny, epochs, batch_size=30, update_every=every, update_unit=unit)
+    assert stage.updates == updates
+
+
+def test_a_random_map_is_never_updated(tiny: Dataset) -> None:
+    assert stage_of(tiny, 8, rule="random").updates == []
+
+
+def test_more_specialties_than_classes_are_refused(tiny: Dataset) -> None:
+    with pytest.raises(InvalidInput, match="K must be at most the 6 classes of tiny; got 7"):
+        stage_of(tiny, 1, K=7)
+
+
+def table(trained: Trained, name: str) -> pd.DataFrame:
+    return pd.read_csv(StringIO(trained.files[name]))
+
+
+@pytest.fixture(scope="module")
+def alternation(tiny: Dataset) -> tuple[Trained, list[Event]]:
+    """A generalist of four epochs of three steps, its map updated after each but the last."""
+    events: list[Event] = []
+    stage = stage_of(tiny.with_val(0, 0), 4, affinity="probability")
+    return stage.train({}, CPU, [events.append]), events
+
+
+def maps(trained: Trained) -> list[list[int]]:
+    history = table(trained, "map_history.csv")
+    return [group["specialty"].tolist() for _, group in history.groupby("update")]
+
+
+def test_the_map_begins_as_the_random_balanced_one_of_the_seed(
+    tiny: Dataset, alternation: tuple[Trained, list[Event]]
+) -> None:
+    first = maps(alternation[0])[0]
+    assert first == list(Specialties.random(tiny.class_names, 3, seed=1).of)
+    assert np.bincount(first).tolist() == [2, 2, 2]
+
+
+def test_the_final_specialties_are_the_last_map_of_the_history(
+    tiny: Dataset, alternation: tuple[Trained, list[Event]]
+) -> None:
+    trained, _ = alternation
+    final = Specialties.from_json(trained.files["specialties.json"])
+    assert final.class_names == tiny.class_names
+    assert list(final.of) == maps(trained)[-1]
+
+
+def test_the_map_history_names_every_class_of_every_update(
+    tiny: Dataset, alternation: tuple[Trained, list[Event]]
+) -> None:
+    history = table(alternation[0], "map_history.csv")
+    assert history["class"].tolist() == list(range(6)) * 4
+    assert history["class_name"].tolist() == list(tiny.class_names) * 4
+    assert history.groupby("update")["epoch"].first().tolist() == [0, 1, 2, 3]
+
+
+def test_moved_counts_and_sizes_agree_with_the_map_history(
+    alternation: tuple[Trained, list[Event]],
+) -> None:
+    trained, _ = alternation
+    updates, way = table(trained, "map_updates.csv"), maps(trained)
+    assert updates["update"].tolist() == [1, 2, 3]
+    assert updates["step"].tolist() == [3, 6, 9]
+    moved = [sum(a != b for a, b in zip(old, new, strict=True)) for old, new in pairwise(way)]
+    assert updates["moved"].tolist() == moved
+    assert sum(moved) > 0
+    assert updates["sizes"].tolist() == ["2 2 2"] * 3
+
+
+def test_an_optimal_update_never_lowers_the_objective_on_the_same_images(
+    alternation: tuple[Trained, list[Event]],
+) -> None:
+    updates = table(alternation[0], "map_updates.csv")
+    assert (updates["objective_after"] >= updates["objective_before"] - 1e-12).all()
+
+
+def test_listeners_hear_of_an_update_before_the_epoch_that_it_ends(
+    alternation: tuple[Trained, list[Event]],
+) -> None:
+    trained, events = alternation
+    names = [type(event).__name__ for event in events]
+    epoch = ["StepDone"] * 3 + ["MapUpdated", "EpochDone"]
+    assert names == epoch * 3 + ["StepDone"] * 3 + ["EpochDone"]
+    heard = [event.row for event in events if isinstance(event, MapUpdated)]
+    pd.testing.assert_frame_equal(pd.DataFrame(heard), table(trained, "map_updates.csv"))
+
+
+def test_the_affinity_of_the_trained_generalist_is_kept_with_its_objective(
+    alternation: tuple[Trained, list[Event]],
+) -> None:
+    trained, _ = alternation
+    A = table(trained, "affinity.csv").set_index("class").to_numpy()
+    np.testing.assert_allclose(A.sum(axis=1), 1)
+    final = maps(trained)[-1]
+    expected = np.mean([A[c, k] for c, k in enumerate(final)])
+    assert trained.result["objective"] == pytest.approx(expected)
+
+
+def test_the_map_is_learned_from_training_images_only(
+    tiny: Dataset, alternation: tuple[Trained, list[Event]]
+) -> None:
+    noise = torch.randint(256, (12, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    other = Split(noise.to(torch.uint8), torch.arange(12) % 6)
+    stage = stage_of(replace(tiny, val=other, test=other), 4, affinity="probability")
+    found = stage.train({}, CPU, [])
+    assert found.files["map_history.csv"] == alternation[0].files["map_history.csv"]
+
+
+def test_with_the_rule_random_the_map_stays(tiny: Dataset) -> None:
+    trained = stage_of(tiny, 2, rule="random").train({}, CPU, [])
+    assert len(maps(trained)) == 1
+    assert table(trained, "map_updates.csv").empty
+    assert maps(trained)[0] == list(Specialties.random(tiny.class_names, 3, seed=1).of)
+
+
+def test_the_affinity_is_measured_on_as_many_images_as_asked(
+    tiny: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stage_of(tiny, 1, affinity_images=17)
+    seen: list[Split] = []
+
+    def watch(model: nn.Module, split: Split) -> Any:
+        seen.append(split)
+        raise InterruptedError
+
+    monkeypatch.setattr("nofe_lab.stages.generalist.predict", watch)
+    for number in (1, 2):
+        with pytest.raises(InterruptedError):
+            stage.affinity(Weighted(), number)
+    assert [len(split) for split in seen] == [17, 17]
+    assert not torch.equal(seen[0].labels, seen[1].labels)  # drawn anew for each update
