@@ -131,6 +131,8 @@ class Recipe:
         _as_floats(self, learning_rate=(0, math.inf), momentum=(0, 1), weight_decay=(0, math.inf))
         if self.learning_rate == 0:
             raise InvalidInput("learning_rate must be a number above 0; got 0.")
+        if self.nesterov and self.momentum == 0:
+            raise InvalidInput("nesterov needs a momentum above 0; got 0.")
         one_of("schedule", self.schedule, ("steps", "one_cycle"))
         for drop in self.drops:
             real_number("a drop of the learning rate", drop, 0, 1)
@@ -153,7 +155,7 @@ class NetworkConfig:
     backbone: str = "alexnet_quick"
     """Name of the base CNN (see `nofe_lab.networks.backbone`)."""
     initialisation: Literal["kaiming", "published"] = "kaiming"
-    """kaiming: Kaiming normal, zero biases; published: what the network's authors used."""
+    """kaiming: Gaussian on fan-in; published: what the network's authors used."""
     inputs: Literal["standardised", "mean_image"] = "standardised"
     """standardised: per channel, mean 0, deviation 1; mean_image: 0..255 minus the mean image."""
 

@@ -146,14 +146,14 @@ class RunStore:
     """
 
     def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder).expanduser().resolve()
         try:
+            self.folder = Path(folder).expanduser().resolve()
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             raise InvalidInput(
-                f"runs_dir {str(folder)!r} cannot be written ({error.strerror}); "
+                f"runs_dir {str(folder)!r} cannot be written ({error}); "
                 "accepted: a folder that exists or can be made, and that you may write to."
             ) from error
 
@@ -210,11 +210,17 @@ class RunStore:
                 "provenance": provenance,
                 "files": {file.name: _sha256(file) for file in sorted(folder.iterdir())},
             }
+            record["digest"] = _digest(record)
             _write(folder / "run.json", json.dumps(record, indent=1, ensure_ascii=False))
             folder.chmod(0o755)
             if (other := self.find(run_id)) is not None:
                 return other
-            return self._open(folder.rename(self.folder / f"{name}-{run_id}"))
+            try:
+                return self._open(folder.rename(self.folder / f"{name}-{run_id}"))
+            except OSError:  # another process was faster between the last two lines
+                if (other := self.find(run_id)) is not None:
+                    return other
+                raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -235,10 +241,9 @@ class RunStore:
             checksums: dict[str, str] = record["files"]
             if record["format"] != FORMAT:
                 raise DamagedRun(f"its format is {record['format']}, this library's is {FORMAT}")
-            if identity_hash(record["identity"]) != record["id"]:
-                raise DamagedRun("its id does not fit its identity")
-            float(record["provenance"]["seconds"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if record.pop("digest", None) != _digest(record):
+                raise DamagedRun("run.json has been changed")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise DamagedRun(f"run.json cannot be read, {reason}") from error
         for file, checksum in checksums.items():
@@ -256,8 +261,12 @@ class RunStore:
 
 def identity_hash(identity: Mapping[str, Any]) -> str:
     """12 hexadecimal digits that depend on all of `identity` (anything JSON can write)."""
-    canonical = json.dumps({**identity, "format": FORMAT}, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+    return _digest({**identity, "format": FORMAT})[:12]
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def default_runs_dir() -> Path:

@@ -14,7 +14,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from nofe_lab.config import Recipe
+from nofe_lab.config import InvalidInput, Recipe
 from nofe_lab.data.batches import Batches
 
 
@@ -55,6 +55,10 @@ class MapUpdated:
     update: int
     """Counted from 1; 0 is the random start."""
     row: dict[str, Any]
+
+
+class TrainingDiverged(InvalidInput):
+    """The loss or the weights are no longer numbers; nothing of the stage is kept."""
 
 
 Event = StepDone | EpochDone | MapUpdated
@@ -113,12 +117,23 @@ def fit(
             "learning_rate": recipe.rate(step - 1, steps),
             "train_loss": loss_sum.item() / len(batches),
             "train_accuracy": correct.item() / (len(batches) * recipe.batch_size),
-            **(validate(table) if validate is not None else {}),
-            "seconds": time.perf_counter() - started,
         }
+        check_finite(recipe, "losses", [loss_sum])
+        check_finite(recipe, "weights", model.parameters())
+        row |= validate(table) if validate is not None else {}
+        row["seconds"] = time.perf_counter() - started
         history.append(row)
         _tell(listeners, EpochDone(epoch + 1, recipe.epochs, row))
     return history
+
+
+def check_finite(recipe: Recipe, what: str, values: Iterable[Tensor]) -> None:
+    """Raise TrainingDiverged unless all values are finite."""
+    if not all(bool(tensor.isfinite().all()) for tensor in values):
+        raise TrainingDiverged(
+            f"training has diverged, its {what} are no longer finite: a learning_rate below "
+            f"{recipe.learning_rate:g} or a batch_size above {recipe.batch_size} may help."
+        )
 
 
 def seconds_per_step(

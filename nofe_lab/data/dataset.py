@@ -140,7 +140,7 @@ class Dataset:
 
         The choice is stratified and drawn by `seed`; every class keeps at least one image on either
         side.  A fraction of 0 leaves val empty.  Raises InvalidInput if the data set has val images
-        already, if the fraction is not in [0, 1), or if a class has a single training image.
+        already, if the fraction is not in [0, 0.9], or if a class has a single training image.
         """
         real_number("val_fraction", fraction, 0, MAX_VAL_FRACTION)
         if fraction == 0:

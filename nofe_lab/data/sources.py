@@ -174,6 +174,12 @@ def _parquet(name: str, directory: str) -> Dataset:
         )
     tables = {split: _read_shards(name, shards[split]) for split in ("train", test_name)}
     class_names, superclass_names, label, superclass, image = _columns(name, tables["train"])
+    for split, table in tables.items():
+        if missing := {image, label, superclass or label} - set(table.column_names):
+            raise InvalidInput(
+                f"dataset {name!r}: the split {split!r} has no column {sorted(missing)[0]!r}; "
+                f"found {table.column_names}."
+            )
     train, test = (
         _split(_decode(name, table[image]), table[label].to_numpy()) for table in tables.values()
     )
@@ -209,8 +215,11 @@ def _read_shards(name: str, paths: list[Path]) -> Any:
 def _columns(
     name: str, table: Any
 ) -> tuple[tuple[str, ...], tuple[str, ...], str, str | None, str]:
-    metadata = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = metadata.get("info", {}).get("features", {})
+    try:
+        metadata = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = metadata["info"]["features"]
+    except (ValueError, KeyError, TypeError):
+        features = {}
     labels = {
         column: tuple(feature["names"])
         for column, feature in features.items()

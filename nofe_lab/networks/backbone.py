@@ -50,11 +50,15 @@ class Backbone(ABC):
         return nn.Identity()
 
     def initialise(self, part: nn.Module, scheme: str) -> None:
-        """Set the weights of a fresh part: ``kaiming``, or ``published`` where it is known."""
+        """Set the weights of a fresh part: ``kaiming``, or ``published`` where it is known.
+
+        kaiming: Gaussian on fan-in, with ReLU's gain for convolutions and none for fc layers.
+        """
         one_of("initialisation", scheme, ("kaiming", "published"))
         for module in part.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                gain = 2.0**0.5 if isinstance(module, nn.Conv2d) else 1.0
+                nn.init.normal_(module.weight, std=gain / module.weight[0].numel() ** 0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 

@@ -39,7 +39,11 @@ class Specialties:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(str(name) for name in self.class_names))
+        if any(int(k) != k for k in self.of):
+            raise InvalidInput(f"specialties must be whole numbers; got {self.of}.")
         object.__setattr__(self, "of", tuple(int(k) for k in self.of))
+        if not self.class_names:
+            raise InvalidInput("a partition needs at least 1 class; got none.")
         whole_number("K", self.K, 1, self.C)
         default = tuple(str(k + 1) for k in range(self.K))
         object.__setattr__(self, "names", tuple(str(name) for name in self.names) or default)

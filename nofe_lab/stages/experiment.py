@@ -291,15 +291,12 @@ def _assigned(history: Iterable[str]) -> list[str]:
     names: list[str] = []
     for source in history:
         if source.lstrip().startswith("# Parameters"):
-            for statement in ast.parse(source).body:
-                targets = (
-                    statement.targets
-                    if isinstance(statement, ast.Assign)
-                    else [statement.target]
-                    if isinstance(statement, ast.AnnAssign)
-                    else []
-                )
-                names += [target.id for target in targets if isinstance(target, ast.Name)]
+            nodes = ast.walk(ast.parse(source))
+            names += [
+                node.id
+                for node in nodes
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            ]
     return names
 
 

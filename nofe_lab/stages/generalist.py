@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from nofe_lab.config import GeneralistConfig, InvalidInput, derive_seed
 from nofe_lab.data import Dataset
-from nofe_lab.evaluation import predict
 from nofe_lab.networks import CNN
 from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties, affinity_matrix, assign, objective
@@ -145,7 +144,7 @@ class GeneralistStage(Stage):
         """A[C, K] on training images, a random subset drawn anew for each update."""
         seed = derive_seed(self.seed, "affinity", number)
         images = self.dataset.train.subset(self.config.affinity_images, seed)
-        found = predict(model, images)
+        found = self.predict(model, images)
         return affinity_matrix(
             found.probabilities, found.labels, self.dataset.C, self.config.affinity
         )

@@ -44,11 +44,7 @@ class NofEStage(Stage):
         self.given: Specialties | None = None
         if isinstance(specialties, Specialties):
             specialties.check_classes(dataset.class_names)
-            if len(specialties.nonempty) < 2:
-                raise InvalidInput(
-                    "a network of experts needs at least 2 specialties with classes; "
-                    f"got {len(specialties.nonempty)}."
-                )
+            _check_experts(specialties)
             self.given = specialties
             self._K = specialties.K
         else:
@@ -81,6 +77,7 @@ class NofEStage(Stage):
         found = self.given if self.given is not None else specialties
         if found is None:
             raise ValueError("this network's specialties are learned: pass them")
+        _check_experts(found)
         return NofE(self.backbone, found, self.network_config.initialisation, self.seed)
 
     def train(
@@ -95,3 +92,11 @@ class NofEStage(Stage):
         model.to(device)
         history = self.fit(model, device, torch.arange(self.dataset.C), listeners)
         return Trained(model, history, files={"specialties.json": specialties.to_json()})
+
+
+def _check_experts(specialties: Specialties) -> None:
+    if len(specialties.nonempty) < 2:
+        raise InvalidInput(
+            "a network of experts needs at least 2 specialties with classes; "
+            f"got {len(specialties.nonempty)} (the rule 'optimal' never empties one)."
+        )

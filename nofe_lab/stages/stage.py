@@ -30,13 +30,20 @@ from nofe_lab.config import (
     Recipe,
     one_of,
 )
-from nofe_lab.data import Dataset
+from nofe_lab.data import Dataset, Split
 from nofe_lab.data.batches import Batches, ImageNetwork, Preprocess
-from nofe_lab.evaluation import predict
+from nofe_lab.evaluation import Predictions, predict
 from nofe_lab.networks import Backbone, backbone
 from nofe_lab.runs import PRECISION, Run, RunStore, code_revision, identity_hash, provenance
 from nofe_lab.specialties import Specialties
-from nofe_lab.training import Listener, ParameterGroups, Progress, fit, seconds_per_step
+from nofe_lab.training import (
+    Listener,
+    ParameterGroups,
+    Progress,
+    check_finite,
+    fit,
+    seconds_per_step,
+)
 
 
 @dataclass
@@ -188,7 +195,7 @@ class Stage(ABC):
         """Train `model` in place by the stage's recipe, validated on val after each epoch."""
 
         def validate(table: Tensor) -> dict[str, float]:
-            found = predict(model, self.dataset.val, table)
+            found = self.predict(model, self.dataset.val, table)
             return {"val_loss": found.loss, "val_accuracy": found.accuracy}
 
         return fit(
@@ -201,6 +208,14 @@ class Stage(ABC):
             listeners=listeners,
             **hooks,
         )
+
+    def predict(
+        self, model: nn.Module, split: Split, target_of_class: Tensor | None = None
+    ) -> Predictions:
+        """Predictions amid training.  Raises TrainingDiverged if they are not finite."""
+        found = predict(model, split, target_of_class)
+        check_finite(self.recipe, "predictions", [torch.from_numpy(found.logits)])
+        return found
 
     def seconds(self, device: torch.device) -> float:
         """Estimate of its training time, measured on a few steps."""

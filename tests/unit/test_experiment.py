@@ -610,3 +610,14 @@ def test_a_comparison_has_every_opponent_with_every_seed(
     experiment = tiny_experiment(seed=4)
     experiment.comparison(experiment.seeds(2))
     assert asked == [(name, seed) for name in experiment.opponents() for seed in (4, 5)]
+
+
+def test_specialties_that_collapsed_into_one_make_no_network_of_experts(
+    tiny_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "nofe_lab.stages.generalist.assign", lambda rule, affinity, current, **_: 0 * current
+    )
+    experiment = tiny_experiment(rule="free", epochs=2)
+    with pytest.raises(InvalidInput, match="at least 2 specialties with classes; got 1"):
+        experiment.run(experiment.nofe())

@@ -200,7 +200,7 @@ DAMAGES = [
     (truncate_the_record, "run.json cannot be read, JSONDecodeError"),
     (remove_a_file, "history.csv is missing or changed"),
     (remove_the_record, "run.json cannot be read, FileNotFoundError"),
-    (change_the_identity, "its id does not fit its identity"),
+    (change_the_identity, "run.json has been changed"),
     (write_another_format, "its format is 99, this library's is 1"),
 ]
 

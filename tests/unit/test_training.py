@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +15,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nofe_lab import Dataset, InvalidInput, Specialties
+from nofe_lab import Dataset, Experiment, InvalidInput, Specialties
 from nofe_lab.config import GeneralistConfig, NetworkConfig, Recipe
 from nofe_lab.data import Split
 from nofe_lab.data.batches import Batches, ImageNetwork, Preprocess
 from nofe_lab.networks import CNN, backbone
 from nofe_lab.stages import GeneralistStage
 from nofe_lab.stages.stage import Trained
-from nofe_lab.training import EpochDone, Event, MapUpdated, Progress, StepDone, fit
+from nofe_lab.training import (
+    EpochDone,
+    Event,
+    MapUpdated,
+    Progress,
+    StepDone,
+    TrainingDiverged,
+    fit,
+)
 
 CPU = torch.device("cpu")
 
@@ -385,13 +395,26 @@ def test_the_affinity_is_measured_on_as_many_images_as_asked(
     stage = stage_of(tiny, 1, affinity_images=17)
     seen: list[Split] = []
 
-    def watch(model: nn.Module, split: Split) -> Any:
+    def watch(self: GeneralistStage, model: nn.Module, split: Split) -> Any:
         seen.append(split)
         raise InterruptedError
 
-    monkeypatch.setattr("nofe_lab.stages.generalist.predict", watch)
+    monkeypatch.setattr(GeneralistStage, "predict", watch)
     for number in (1, 2):
         with pytest.raises(InterruptedError):
             stage.affinity(Weighted(), number)
     assert [len(split) for split in seen] == [17, 17]
     assert not torch.equal(seen[0].labels, seen[1].labels)  # drawn anew for each update
+
+
+@pytest.mark.parametrize("stage", ["base", "generalist", "nofe"])
+@pytest.mark.parametrize("val_fraction", [0.0, 0.2])
+def test_training_that_diverges_stops_with_a_sentence_and_keeps_nothing(
+    stage: str, val_fraction: float, tiny_experiment: Callable[..., Experiment], runs_dir: Path
+) -> None:
+    experiment = tiny_experiment(
+        learning_rate=1e6, epochs=2, update_every=0.5, val_fraction=val_fraction, trunk="scratch"
+    )
+    with pytest.raises(TrainingDiverged, match=r"learning_rate below 1e\+06"):
+        experiment.run(getattr(experiment, stage)())
+    assert not list(runs_dir.glob("*"))
