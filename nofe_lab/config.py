@@ -278,8 +278,8 @@ class Preset:
 def quick_preset(backbone: str) -> Preset:
     """Minutes on two CPU cores: one-cycle learning rates, standardised inputs, the exact rule."""
     recipe = Recipe(
-        epochs=6,
-        learning_rate=0.05,
+        epochs=4,
+        learning_rate=0.03,
         nesterov=True,
         weight_decay=5e-4,
         schedule="one_cycle",
@@ -291,7 +291,7 @@ def quick_preset(backbone: str) -> Preset:
         generalist=recipe,
         nofe=recipe,
         flat=recipe,
-        update_every=1.0,
+        update_every=0.5,
         affinity="probability",
         affinity_images=5000,
     )

@@ -9,9 +9,9 @@ class is its superclass: a ground truth against which learnt specialties can be 
 The characters are drawn on the spot with Pillow, from the DejaVu fonts that matplotlib carries.
 Every character is first drawn once in every face, cropped, and scaled to the same longest side (its
 *mask*), so shape alone tells classes apart: no two of them differ only in size (o O) or position
-(, ').  Characters that fonts draw alike (Latin A, Greek Α, Cyrillic А; in DejaVu Sans also I and l)
-appear once.  An image is then a mask under a random size, rotation, slant, shift, colour pair,
-background gradient and pixel noise.
+(, ').  Characters that a face draws alike (Latin A, Greek Α, Cyrillic А; in the sans faces nearly
+also I and l) appear once.  An image is then a mask under a random size, rotation, slant and shift,
+printed in a random colour on graded paper of another, more or less in focus, with grain.
 
 All draws come from one `numpy.random.Generator`, and pixels from Pillow and elementwise numpy: the
 same seed and library versions give the same images on any number of threads.
@@ -78,19 +78,20 @@ IMAGE_SIDE = 32  # pixels
 MASK_SIDE = 2 * IMAGE_SIDE  # drawn at double size and averaged down, which smooths the edges
 MASK_GLYPH_SIDE = 48  # longest side of the character within its mask
 
-# What varies from image to image, each uniform in its range.  Together they set the difficulty: a
-# small flat CNN should end well above chance and well below perfect after a few epochs.
+# What varies from image to image, each uniform in its range but for the grain.  Blur and grain hide
+# the marks that tell a family's members apart, and little else: they set the difficulty.  Wider
+# shifts, sizes or colours mostly delay the start of learning.
 GLYPH_SIDES = (17.0, 24.0)  # longest side of the character, pixels
-MAX_ROTATION = 12.0
-MAX_SLANT = 0.15
-MAX_SHIFT = 2.0
+MAX_ROTATION = 12.0  # degrees, either way
+MAX_SLANT = 0.15  # horizontal shift per unit of height, either way
+MAX_SHIFT = 2.0  # pixels, each axis
+BLUR_PASSES = 6  # 3 x 3 box averages that make the fully blurred ink
 PAPER_LEVELS = (150.0, 235.0)  # luminance of the background, grey levels of 255
-CONTRASTS = (60.0, 140.0)
-MAX_INK_CHROMA = 90.0  # strength of the character's colour, grey levels
+CONTRASTS = (55.0, 130.0)  # how much darker the character is, grey levels
 MAX_PAPER_CHROMA = 30.0  # strength of the background's colour, grey levels
-BLUR_PASSES = 4
+MAX_INK_CHROMA = 90.0  # strength of the character's colour, grey levels
 MAX_GRADIENT = 20.0  # background change from the centre to an edge, grey levels
-NOISES = (5.0, 55.0)
+GRAINS = (8.0, 90.0)  # half-width of the uniform grey noise on each pixel, grey levels
 
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # of red, green, blue (ITU-R BT.601)
 CHUNK = 1000  # images composed at once: bounds the memory to some 50 MB
@@ -119,7 +120,8 @@ def glyph_masks() -> np.ndarray:
             scale = MASK_GLYPH_SIDE / max(glyph.size)
             width, height = (max(1, round(side * scale)) for side in glyph.size)
             left, top = (MASK_SIDE - width) // 2, (MASK_SIDE - height) // 2
-            mask[top : top + height, left : left + width] = glyph.resize((width, height))
+            scaled = np.asarray(glyph.resize((width, height)))
+            mask[top : top + height, left : left + width] = scaled
     masks.flags.writeable = False
     return masks
 
@@ -153,11 +155,11 @@ def render_glyphs(
     images = np.empty((len(labels), 3, IMAGE_SIDE, IMAGE_SIDE), np.uint8)
     for start in range(0, len(labels), CHUNK):
         chunk = slice(start, start + CHUNK)
-        images[chunk] = _compose(_draw_coverage(labels[chunk], rng), rng)
+        images[chunk] = _compose(_blur(_draw_ink(labels[chunk], rng), rng), rng)
     return images, labels
 
 
-def _draw_coverage(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _draw_ink(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Ink coverage, float32 [n, 1, 32, 32] in 0..1, of each label under a random transform."""
     n = len(labels)
     faces = rng.integers(len(FACES), size=n)
@@ -174,44 +176,47 @@ def _draw_coverage(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     inverse = np.stack([a, b, middle - a * x - b * y, d, e, middle - d * x - e * y], axis=1)
 
     masks, size = glyph_masks(), (MASK_SIDE, MASK_SIDE)
+    affine, bilinear = Image.Transform.AFFINE, Image.Resampling.BILINEAR
     drawn = np.empty((n, 1, *size), np.uint8)
     # Rounding removes the last bits of cos and sin, which differ between CPU models.
     for i, matrix in enumerate(inverse.round(6).tolist()):
         mask = Image.fromarray(masks[faces[i], labels[i]])
-        method, filter_ = Image.Transform.AFFINE, Image.Resampling.BILINEAR
-        drawn[i, 0] = mask.transform(size, method, matrix, filter_)
+        drawn[i, 0] = np.asarray(mask.transform(size, affine, matrix, bilinear))
     doubled = drawn.reshape(n, 1, IMAGE_SIDE, 2, IMAGE_SIDE, 2)
     return doubled.sum(axis=(3, 5), dtype=np.int32).astype(np.float32) / np.float32(4 * 255)
 
 
-def _compose(coverage: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Ink of one colour over a graded background of another, plus noise: uint8 [n, 3, 32, 32]."""
-    n = len(coverage)
-    paper_level = rng.uniform(*PAPER_LEVELS, size=(n, 1))
-    ink_level = paper_level - rng.uniform(*CONTRASTS, size=(n, 1))
-    paper, ink = (
-        (level + _chroma(n, strength, rng)).clip(0, 255).astype(np.float32)[..., None, None]
-        for level, strength in ((paper_level, MAX_PAPER_CHROMA), (ink_level, MAX_INK_CHROMA))
-    )
-
-    ramp = np.linspace(-1, 1, IMAGE_SIDE, dtype=np.float32)
-    blurred = coverage
+def _blur(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The ink with each image put out of focus by a random share."""
+    blurred = ink
     for axis in (2, 3):
         for _ in range(BLUR_PASSES):
             blurred = (np.roll(blurred, 1, axis) + blurred + np.roll(blurred, -1, axis)) / 3
-    coverage = coverage + rng.random((n, 1, 1, 1)).astype(np.float32) * (blurred - coverage)
-    slope = rng.uniform(-MAX_GRADIENT, MAX_GRADIENT, size=(2, n, 3, 1, 1)).astype(np.float32)
-    paper = paper + slope[0] * ramp + slope[1] * ramp[:, None]
+    return ink + rng.random((len(ink), 1, 1, 1), dtype=np.float32) * (blurred - ink)
 
-    noise = rng.integers(-128, 128, size=(n, 1, IMAGE_SIDE, IMAGE_SIDE), dtype=np.int8)
-    strength = (NOISES[0] + (NOISES[1] - NOISES[0]) * rng.random((n, 1, 1, 1)) ** 2).astype(
-        np.float32
-    ) / 128
-    image = paper + coverage * (ink - paper) + strength * noise
+
+def _compose(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Coloured ink over graded paper, plus grain: uint8 [n, 3, 32, 32]."""
+    n = len(ink)
+    paper_level = rng.uniform(*PAPER_LEVELS, size=(n, 1))
+    ink_level = paper_level - rng.uniform(*CONTRASTS, size=(n, 1))
+    paper_colour = _colours(paper_level, MAX_PAPER_CHROMA, rng)
+    ink_colour = _colours(ink_level, MAX_INK_CHROMA, rng)
+
+    ramp = np.linspace(-1, 1, IMAGE_SIDE, dtype=np.float32)
+    slope = rng.uniform(-MAX_GRADIENT, MAX_GRADIENT, size=(2, n, 3, 1, 1)).astype(np.float32)
+    paper = paper_colour + slope[0] * ramp + slope[1] * ramp[:, None]
+
+    # Squaring makes most images clean and a few very grainy.
+    low, high = GRAINS
+    strength = low + (high - low) * rng.random((n, 1, 1, 1), dtype=np.float32) ** 2
+    grain = rng.integers(-128, 128, size=(n, 1, IMAGE_SIDE, IMAGE_SIDE), dtype=np.int8)
+    image = paper + ink * (ink_colour - paper) + strength / 128 * grain
     return image.clip(0, 255).astype(np.uint8)
 
 
-def _chroma(n: int, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Colour offsets [n, 3] that leave the luminance, and with it the contrast, as it is."""
-    offsets = rng.uniform(-strength, strength, size=(n, 3))
-    return offsets - (offsets * LUMINANCE).sum(axis=1, keepdims=True)
+def _colours(level: np.ndarray, chroma: float, rng: np.random.Generator) -> np.ndarray:
+    """Random colours, float32 [n, 3, 1, 1], of the given luminance [n, 1] (unless clipped)."""
+    offset = rng.uniform(-chroma, chroma, size=(len(level), 3))
+    offset -= (offset * LUMINANCE).sum(axis=1, keepdims=True)
+    return (level + offset).clip(0, 255).astype(np.float32)[..., None, None]

