@@ -550,7 +550,7 @@ def test_a_stage_without_val_images_reports_its_training_accuracy(tiny_experimen
 def test_a_run_keeps_its_history_its_classes_and_what_it_was_asked(
     tiny: Dataset, tiny_experiment: Make
 ) -> None:
-    experiment = tiny_experiment(epochs=2)
+    experiment = tiny_experiment(epochs=2, update_every=1)
     (run,) = experiment.run(experiment.generalist())
     assert run.history["epoch"].tolist() == [1, 2]
     assert json.loads(run.text("classes.json")) == list(tiny.class_names)
