@@ -109,7 +109,8 @@ class Stage(ABC):
     @property
     def label(self) -> str:
         """The title with what tells two stages of one title apart."""
-        return f"{self.title}, {self.recipe.epochs} epochs, seed {self.seed}"
+        epochs = self.recipe.epochs
+        return f"{self.title}, {epochs} epoch{'s' * (epochs > 1)}, seed {self.seed}"
 
     @property
     def K(self) -> int | None:
