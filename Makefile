@@ -5,6 +5,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
+# the environment's own kernel, even where the user has another one of the same name
+export JUPYTER_PREFER_ENV_PATH = 1
+
 .PHONY: run test test-slow lab render clean help
 
 help:  ## show the targets
@@ -30,7 +33,7 @@ test-slow: $(READY)  ## the tests that need minutes, a browser or real data
 	$(BIN)/python -m pytest -m slow
 
 lab: $(READY)  ## JupyterLab, on this machine only; prints the address with its token
-	$(BIN)/jupyter lab --ip=127.0.0.1 notebooks
+	$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 render: $(READY)  ## execute the notebooks into notebooks/rendered
 	$(BIN)/python notebooks/render.py $(ONLY)

@@ -63,7 +63,7 @@ def tiny_experiment(
     def make(**parameters: object) -> Experiment:
         small = {"K": 3, "epochs": 1, "batch_size": 36, "learning_rate": 0.005}
         where = {"device": "cpu", "runs_dir": str(runs_dir)}
-        return Experiment("tiny", **{**small, **where, **parameters})  # type: ignore[arg-type]
+        return Experiment(**{"dataset": "tiny", **small, **where, **parameters})  # type: ignore[arg-type]
 
     monkeypatch.setattr("nofe_lab.stages.experiment._load", load)
     return make

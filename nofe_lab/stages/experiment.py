@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
@@ -218,13 +219,19 @@ class Experiment:
         named = [(name, line[name]) for name in lines[0] for line in lines]
         return final_report(self.workshop, named)
 
-    @property
-    def asked(self) -> dict[str, Any]:
-        """The parameters that differ from their defaults, folders and devices left out."""
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
-        defaults = {f.name: f.default for f in fields(self)}
-        where = {"runs_dir", "device"}
-        return {k: v for k, v in given.items() if v != defaults[k] and k not in where}
+    def command(self, notebook: str, **also: object) -> str:
+        """The command line that executes a notebook with the parameters of this experiment.
+
+        Only parameters that differ from their defaults are named, and no folder or device: these
+        belong to the machine.  also: parameters that the notebook has beyond the experiment's.
+        """
+        own = {f.name: (getattr(self, f.name), f.default) for f in fields(self) if f.init}
+        asked = {name: value for name, (value, default) in own.items() if value != default}
+        words = ["papermill", f"notebooks/{notebook}.ipynb", "out.ipynb"]
+        for name, value in (asked | also).items():
+            if name not in ("runs_dir", "device"):
+                words += ["-p", name, str(value)]
+        return shlex.join(words)
 
     def _generalist_config(self, rule: str | None) -> GeneralistConfig:
         recipes = self.recipes

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -29,12 +27,11 @@ class FinalReport:
     table: pd.DataFrame
     predictions: tuple[Predictions, ...]
 
-    def save(self, path: Path | str, **parameters: Any) -> Path:
-        """Write the table as CSV under a first line that says which parameters made it."""
+    def save(self, path: Path | str, command: str) -> Path:
+        """Write the table as CSV; its first line is a comment, the command that made it."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        made_by = json.dumps(parameters, ensure_ascii=False)
-        path.write_text(f"# parameters: {made_by}\n{self.table.to_csv(index=False)}", "utf-8")
+        path.write_text(f"# {command}\n{self.table.to_csv(index=False)}", "utf-8")
         return path
 
     @property

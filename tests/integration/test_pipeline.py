@@ -53,8 +53,10 @@ def test_a_comparison_over_seeds_has_every_opponent_once_a_seed(tmp_path: Path) 
     report = experiment.comparison(experiment.seeds(2))
     assert report.table.groupby("network").seed.apply(sorted).map(tuple).eq((0, 1)).all()
     assert list(over_seeds(report.table)["network"]) == list(experiment.opponents())
-    path = report.save(tmp_path / "results" / "table.csv", **experiment.asked)
-    assert path.read_text().startswith('# parameters: {"dataset": "glyphs:8", "K": 3')
+    command = experiment.command("04_compare_baselines", n_seeds=2)
+    path = report.save(tmp_path / "results" / "table.csv", command)
+    expected = "papermill notebooks/04_compare_baselines.ipynb out.ipynb -p dataset glyphs:8 -p K 3"
+    assert path.read_text().startswith(f"# {expected} -p epochs 1 -p batch_size 120 -p n_seeds 2")
 
 
 def test_the_command_line_lists_and_removes_runs(

@@ -14,7 +14,7 @@ RESULTS = sorted((ROOT / "data" / "results").glob("*.csv"))
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_a_result_says_where_it_comes_from(path: Path) -> None:
-    assert path.read_text().startswith("# parameters: {")
+    assert path.read_text().startswith("# papermill notebooks/")
     table = pd.read_csv(path, comment="#")
     assert table[["network", "seed", "run", "device", "torch", "revision"]].notna().all().all()
     assert not table.revision.str.endswith("dirty").any()

@@ -317,10 +317,14 @@ def test_the_superclasses_are_a_partition_with_their_names(tiny: Dataset) -> Non
     assert (found.of, found.names) == ((0, 0, 1, 1, 2, 2), ("red", "green", "blue"))
 
 
-def test_asked_names_what_differs_from_the_defaults(tiny_experiment: Make) -> None:
-    asked = {"dataset": "tiny", "K": 3, "epochs": 1, "batch_size": 36, "seed": 5}
-    asked["learning_rate"] = 0.005
-    assert tiny_experiment(seed=5).asked == asked
+def test_the_command_names_what_differs_from_the_defaults_but_no_folder(
+    tiny_experiment: Make,
+) -> None:
+    command = tiny_experiment(seed=5, dataset="parquet:$A/my set").command("03", results="a.csv")
+    assert command == (
+        "papermill notebooks/03.ipynb out.ipynb -p dataset 'parquet:$A/my set' -p K 3 -p epochs 1 "
+        "-p batch_size 36 -p learning_rate 0.005 -p seed 5 -p results a.csv"
+    )
 
 
 def test_held_out_experiments_have_val_images(tiny_experiment: Make) -> None:
@@ -590,9 +594,9 @@ def test_the_final_report_has_a_row_a_network_and_adds_up_its_parents_seconds(
     assert base.reports["test_accuracy"] == table.loc["base", "test_accuracy"]
     assert table.loc["base", "parameters"] == 151_428 - 94 * 65  # six classes, not a hundred
     assert report.predictions[1].accuracy == table.loc["NofE", "test_accuracy"]
-    path = report.save(tmp_path / "results" / "tiny.csv", **experiment.asked)
+    path = report.save(tmp_path / "results" / "tiny.csv", "papermill notebooks/03.ipynb")
     first, header, *rows = path.read_text().splitlines()
-    assert json.loads(first.removeprefix("# parameters: ")) == experiment.asked
+    assert first == "# papermill notebooks/03.ipynb"
     assert header.startswith("network,seed,K,epochs,test_accuracy")
     assert len(rows) == 2
     assert "145,318" in str(report).splitlines()[1]
