@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 
 import pandas as pd
 
@@ -22,7 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs.add_argument("--remove", metavar="ID", help="delete the run whose id begins with ID")
     options = parser.parse_args(arguments)
     try:
-        store = RunStore(options.runs_dir or default_runs_dir())
+        folder = Path(options.runs_dir or default_runs_dir())
+        if not folder.is_dir():
+            raise InvalidInput(f"there is no folder {str(folder)!r}; accepted: a folder of runs.")
+        store = RunStore(folder)
         if options.remove:
             print(f"removed {store.remove(options.remove)}")
         else:
@@ -35,11 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def listing(store: RunStore) -> str:
     """A table of the runs: data, network, K, accuracy, age and disk use."""
-    rows = [_row(run) for run in store]
-    if not rows:
-        return f"no runs in {store.folder}"
-    total = sum(run.bytes_on_disk for run in store)
-    return f"{pd.DataFrame(rows).to_string(index=False)}\n{len(rows)} runs, {total / 1e6:.1f} MB"
+    runs = list(store)
+    aside = sorted(path.name for path in store.folder.glob("*.damaged-*"))
+    note = f"\nset aside as damaged, delete them by hand: {', '.join(aside)}" if aside else ""
+    if not runs:
+        return f"no runs in {store.folder}{note}"
+    table = pd.DataFrame([_row(run) for run in runs]).to_string(index=False)
+    total = sum(run.bytes_on_disk for run in runs)
+    return f"{table}\n{len(runs)} runs, {total / 1e6:.1f} MB{note}"
 
 
 def _row(run: Run) -> dict[str, str]:

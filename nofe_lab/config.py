@@ -215,6 +215,8 @@ class GeneralistConfig:
         one_of("affinity", self.affinity, ("counts", "probability"))
         if self.affinity_images is not None:
             whole_number("affinity_images", self.affinity_images, 1)
+        if self.rule != "elastic":  # no other rule reads it: it must not make another run
+            object.__setattr__(self, "elastic_lambda", type(self).elastic_lambda)
 
 
 @dataclass(frozen=True)

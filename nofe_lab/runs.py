@@ -94,6 +94,16 @@ class Run:
         """Wall seconds that training took."""
         return float(self.provenance["seconds"])
 
+    @property
+    def lineage(self) -> dict[str, float]:
+        """Training seconds of this run and of all runs it builds on, by id."""
+        return {**self.provenance["lineage"], self.id: self.seconds}
+
+    @property
+    def total_seconds(self) -> float:
+        """Wall seconds that training took, together with all runs it builds on."""
+        return sum(self.lineage.values())
+
     @cached_property
     def history(self) -> pd.DataFrame:
         """One row an epoch: losses, accuracies, learning rate, seconds."""
@@ -113,10 +123,15 @@ class Run:
 
     @property
     def reports(self) -> dict[str, Any]:
-        """What final reports added, for example ``{"test_accuracy": 0.47}``."""
-        path = self.path / "reports.json"
-        content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        return content
+        """What final reports added, for example ``{"test_accuracy": 0.47}``.
+
+        Empty if there was none yet, or if the file is damaged: a new report can make it again.
+        """
+        try:
+            content = json.loads((self.path / "reports.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
 
     def report(self, **figures: float) -> None:
         """Add figures of a final report."""
@@ -226,9 +241,10 @@ class RunStore:
 
     def remove(self, run_id: str) -> Path:
         """Delete the run whose id begins with `run_id`.  Raises InvalidInput unless exactly one."""
-        matches = [run for run in self if run.id.startswith(run_id)] if run_id else []
+        runs = list(self)
+        matches = [run for run in runs if run_id and run.id.startswith(run_id)]
         if len(matches) != 1:
-            known = ", ".join(run.id for run in self) or "none"
+            known = ", ".join(run.id for run in runs) or "none"
             raise InvalidInput(
                 f"{run_id!r} names {len(matches)} runs of {self.folder}; known ids: {known}."
             )
@@ -243,6 +259,8 @@ class RunStore:
                 raise DamagedRun(f"its format is {record['format']}, this library's is {FORMAT}")
             if record.pop("digest", None) != _digest(record):
                 raise DamagedRun("run.json has been changed")
+            if not path.name.endswith(record["id"]):
+                raise DamagedRun(f"it is the run {record['id']}")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise DamagedRun(f"run.json cannot be read, {reason}") from error

@@ -74,7 +74,7 @@ def fit(
     target_of_class: Tensor,
     *,
     validate: Callable[[Tensor], dict[str, float]] | None = None,
-    after_step: Callable[[int], Tensor | None] | None = None,
+    new_table: Callable[[int], Tensor | None] | None = None,
     listeners: Sequence[Listener] = (),
 ) -> list[dict[str, float]]:
     """Train `model` in place and return its history, one row an epoch.
@@ -82,7 +82,8 @@ def fit(
     model: raw images uint8 [B, c, h, w] and flips -> logits.  groups: the optimiser's parameter
     groups, with "rate_multiplier".  target_of_class: int64 [C], the output that stands for a class.
     validate: called with the table after each epoch; its figures join the row.
-    after_step: called with the number of steps done; returns a new table to go on with, or None.
+    new_table: called with the number of steps done; returns a table to go on with, or None.  At the
+    end of an epoch it is called after the validation.
     Losses stay on the device until the epoch ends.
     """
     device = batches.device
@@ -90,6 +91,14 @@ def fit(
     table = target_of_class.to(device)
     steps = recipe.epochs * len(batches)
     step = 0
+
+    def after_step(done: int, table: Tensor) -> Tensor:
+        found = new_table(done) if new_table is not None else None
+        if found is None:
+            return table
+        model.train()
+        return found.to(device)
+
     history: list[dict[str, float]] = []
     for epoch in range(recipe.epochs):
         started = time.perf_counter()
@@ -109,9 +118,8 @@ def fit(
             correct += (logits.detach().argmax(1) == targets).sum()
             step += 1
             _tell(listeners, StepDone(step, steps))
-            if after_step is not None and (new_table := after_step(step)) is not None:
-                table = new_table.to(device)
-                model.train()
+            if step % len(batches):
+                table = after_step(step, table)
         row = {
             "epoch": epoch + 1,
             "learning_rate": recipe.rate(step - 1, steps),
@@ -124,6 +132,7 @@ def fit(
         row["seconds"] = time.perf_counter() - started
         history.append(row)
         _tell(listeners, EpochDone(epoch + 1, recipe.epochs, row))
+        table = after_step(step, table)  # after validation, so that both speak of one table
     return history
 
 
@@ -155,6 +164,8 @@ def seconds_per_step(
         optimiser.zero_grad()
         if batches.device.type == "cuda":
             torch.cuda.synchronize()
+        elif batches.device.type == "mps":
+            torch.mps.synchronize()
         seconds.append(time.perf_counter() - started)
         if repeat == repeats:
             break

@@ -1,7 +1,7 @@
 """Execute the notebooks into ``rendered/``, for people who only read: ``make render [ONLY=03]``.
 
-A rendered copy carries no trace of the machine that made it (timings, paths), and where a widget
-brings its own picture, the picture alone: the places where people read have no kernel.
+A rendered copy carries no metadata of its execution, and where a widget brings its own picture, the
+picture alone: the places where people read have no kernel.
 """
 
 from __future__ import annotations

@@ -55,10 +55,20 @@ class Preprocess(nn.Module):
 
         Flipping comes after the subtraction, as in Caffe: the mean image is not mirrored with it.
         """
-        x = (images.float() - self.mean) * self.scale
+        x = (images.to(self.mean.device).float() - self.mean) * self.scale
         if flips is not None:
+            flips = flips.to(x.device)
             x = torch.where(flips[:, None, None, None], x.flip(3), x)
         return x
+
+
+def steps_per_epoch(split: Split, recipe: Recipe) -> int:
+    """Whole batches in a split.  Raises InvalidInput if it holds fewer images than one."""
+    if len(split) < recipe.batch_size:
+        raise InvalidInput(
+            f"batch_size must be at most the {len(split)} training images; got {recipe.batch_size}."
+        )
+    return len(split) // recipe.batch_size
 
 
 class Batches:
@@ -66,15 +76,10 @@ class Batches:
 
     Iterating ``epoch(e)`` gives (images uint8 [B, c, h, w], labels int64 [B], flips bool [B] or
     None), all on `device`.  The last, smaller batch is left out.
-    Raises InvalidInput if the split holds fewer images than one batch.
     """
 
     def __init__(self, split: Split, recipe: Recipe, seed: int, device: torch.device) -> None:
-        if len(split) < recipe.batch_size:
-            raise InvalidInput(
-                f"batch_size must be at most the {len(split)} training images; "
-                f"got {recipe.batch_size}."
-            )
+        self.steps = steps_per_epoch(split, recipe)
         self.images = split.images.to(device)
         self.labels = split.labels.to(device)
         self.batch_size = recipe.batch_size
@@ -84,7 +89,7 @@ class Batches:
 
     def __len__(self) -> int:
         """Steps an epoch."""
-        return len(self.labels) // self.batch_size
+        return self.steps
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """The batches of one epoch, counted from 0."""

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,19 +184,13 @@ def _parquet(name: str, directory: str) -> Dataset:
     train, test = (
         _split(_decode(name, table[image]), table[label].to_numpy()) for table in tables.values()
     )
-    superclass_of: tuple[int, ...] = ()
+    dataset = Dataset(name, class_names, train, _empty(train), test)
     if superclass:
         coarse = tables["train"][superclass].to_numpy()
         superclass_of = _superclass_of(train.labels.numpy(), coarse, len(class_names))
-    return Dataset(
-        name,
-        class_names,
-        train,
-        _empty(train),
-        test,
-        superclass_names if superclass_of else (),
-        superclass_of,
-    )
+        if superclass_of:
+            return replace(dataset, superclass_names=superclass_names, superclass_of=superclass_of)
+    return dataset
 
 
 def _read_shards(name: str, paths: list[Path]) -> Any:

@@ -101,10 +101,13 @@ class CNN(nn.Module):
 
 @contextmanager
 def seeded(*parts: object) -> Iterator[None]:
-    """Draw from torch's global random state as if seeded by `parts`, and leave it as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(*parts))
+    """Draw from torch's random state on the CPU as if seeded by `parts`; leave it as it was."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(derive_seed(*parts))
+    try:
         yield
+    finally:
+        torch.set_rng_state(state)
 
 
 def fresh(backbone: Backbone, make: Any, scheme: str, seed: int, *use: object) -> nn.Module:

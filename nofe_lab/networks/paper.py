@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from nofe_lab.config import NetworkConfig, Preset, Recipe, one_of, quick_preset
+from nofe_lab.config import PRESETS, NetworkConfig, Preset, Recipe, one_of, quick_preset
 from nofe_lab.networks.backbone import Backbone
 
 
@@ -112,6 +112,6 @@ def backbone(name: str) -> Backbone:
 
 def preset(name: str, backbone_name: str) -> Preset:
     """The recipes called `name` for a backbone: ``quick`` or ``paper``."""
-    if one_of("preset", name, ("quick", "paper")) == "paper":
+    if one_of("preset", name, PRESETS) == "paper":
         return backbone(backbone_name).published_preset()
     return quick_preset(backbone(backbone_name).name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -76,7 +76,8 @@ class Experiment:
     data_seed: int = 0
     """Of the choice of val and of the pixels of glyphs; runs of all seeds share it."""
     update_every: float | None = None
-    """Length of a training interval between two updates of the map, in update_unit."""
+    """Length of a training interval between two updates of the map, in update_unit; None: the
+    preset's, which scales with `epochs`."""
     update_unit: str = "epochs"
     """epochs or iterations."""
     affinity: str | None = None
@@ -184,7 +185,12 @@ class Experiment:
         trunk come twice: with the generalist of those same random specialties, which says what
         learning them is worth in all, and with the generalist of the learned ones, where the trunk
         is the same and the partition alone differs.
+        Raises InvalidInput for the rule `random`, which would make both the same.
         """
+        if self.generalist().config.rule == "random":
+            raise InvalidInput(
+                "rule must learn, so that it can be compared with random specialties; got 'random'."
+            )
         return {
             "base CNN": self.base(),
             "base CNN, both budgets": self.base("total"),
@@ -238,13 +244,15 @@ class Experiment:
         if rule is not None:
             one_of("rule", rule, RULES)
         images = self.affinity_images
-        every = self.update_every
+        # as many intervals in a shorter or longer stage
+        published = preset(self.preset, self.backbone)
+        every = recipes.update_every * recipes.generalist.epochs / published.generalist.epochs
         return GeneralistConfig(
             network=recipes.network,
             recipe=recipes.generalist,
             K=self.K,
             rule=rule or recipes.rule,
-            update_every=recipes.update_every if every is None else every,
+            update_every=every if self.update_every is None else self.update_every,
             update_unit=self.update_unit,  # type: ignore[arg-type]
             affinity=recipes.affinity if self.affinity is None else self.affinity,  # type: ignore[arg-type]
             affinity_images=recipes.affinity_images if images is None else images or None,
@@ -265,19 +273,20 @@ class Experiment:
 
         also: names of parameters that the notebook has beyond the experiment's.
         papermill only warns about a parameter that a notebook does not have; here a misspelt one
-        raises InvalidInput with the list of known ones.
+        raises InvalidInput with the list of known ones, and so does one that this notebook ignores.
         """
         own = {f.name for f in fields(cls) if f.init}
-        known = own | set(also)
-        for name in _assigned(namespace.get("In", [])):
-            if name not in known and not name.startswith("PAPERMILL_"):
-                nearest = difflib.get_close_matches(name, known, n=1)
+        cells = _parameters_cells(namespace["In"])
+        declared = cells[0] & (own | set(also)) if cells else set()
+        for name in sorted(set().union(*cells) - declared):
+            if not name.startswith("PAPERMILL_"):
+                nearest = difflib.get_close_matches(name, declared, n=1)
                 hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
                 raise InvalidInput(
                     f"parameter {name!r} is unknown{hint}; known parameters: "
-                    f"{', '.join(sorted(known))}."
+                    f"{', '.join(sorted(declared))}."
                 )
-        return cls(**{name: namespace[name] for name in own if name in namespace})
+        return cls(**{name: namespace[name] for name in own & declared})
 
 
 def superclass_specialties(dataset: Dataset) -> Specialties:
@@ -290,21 +299,21 @@ def superclass_specialties(dataset: Dataset) -> Specialties:
     return Specialties(dataset.class_names, dataset.superclass_of, len(names), names)
 
 
-def _assigned(history: Iterable[str]) -> list[str]:
-    """Names assigned by a notebook's parameters cells: its own, and the one papermill adds.
+def _parameters_cells(history: Sequence[str]) -> list[set[str]]:
+    """Names assigned by a notebook's parameters cells: its own first, then papermill's.
 
-    Both begin with the comment "# Parameters"; `history` is IPython's list of executed cells.
+    history: IPython's list of executed cells.  The cells in question begin with the comment
+    "# Parameters", and the last of them that were executed one after the other count: those before
+    may be mistakes that have been mended.
     """
-    names: list[str] = []
-    for source in history:
+    cells: list[set[str]] = []
+    for source in reversed(history):
         if source.lstrip().startswith("# Parameters"):
-            nodes = ast.walk(ast.parse(source))
-            names += [
-                node.id
-                for node in nodes
-                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-            ]
-    return names
+            names = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name))
+            cells.insert(0, {name.id for name in names if isinstance(name.ctx, ast.Store)})
+        elif cells:
+            break
+    return cells
 
 
 @lru_cache(maxsize=2)

@@ -56,6 +56,11 @@ class GeneralistStage(Stage):
             raise InvalidInput(
                 f"K must be at most the {dataset.C} classes of {dataset.name}; got {config.K}."
             )
+        if config.rule != "random" and not self.updates:
+            raise InvalidInput(
+                f"update_every must leave room for an update within {self.recipe.epochs} epochs; "
+                f"got {config.update_every:g} {config.update_unit}."
+            )
 
     @property
     def title(self) -> str:
@@ -75,15 +80,20 @@ class GeneralistStage(Stage):
             return []
         interval = self.config.update_every
         if self.config.update_unit == "epochs":
-            interval *= len(self.dataset.train) // self.recipe.batch_size
+            interval *= self.steps_per_epoch
         ends = np.arange(1, int(self.steps / interval) + 1) * interval
         return sorted({int(end) for end in ends.round() if 0 < end < self.steps})
+
+    @property
+    def images_evaluated(self) -> int:
+        every = len(self.dataset.train)
+        each = min(self.config.affinity_images or every, every)
+        return super().images_evaluated + (len(self.updates) + 1) * each
 
     def train(
         self, parents: Mapping[str, Run], device: torch.device, listeners: Sequence[Listener]
     ) -> Trained:
         model = self.image_network(self.network()).to(device)
-        steps_an_epoch = self.steps // self.recipe.epochs
         current = Specialties.random(self.dataset.class_names, self.K, self.seed)
         maps = [(0, 0.0, current)]
         rows: list[dict[str, object]] = []
@@ -104,11 +114,11 @@ class GeneralistStage(Stage):
                 elastic_lambda=self.config.elastic_lambda,
             )
             current = Specialties(self.dataset.class_names, tuple(new), self.K)
-            maps.append((number, step / steps_an_epoch, current))
+            maps.append((number, step / self.steps_per_epoch, current))
             row = {
                 "update": number,
                 "step": step,
-                "epoch": step / steps_an_epoch,
+                "epoch": step / self.steps_per_epoch,
                 "moved": int((old != new).sum()),
                 "objective_before": objective(affinity, old),
                 "objective_after": objective(affinity, new),
@@ -122,7 +132,7 @@ class GeneralistStage(Stage):
             return torch.tensor(current.of)
 
         start = torch.tensor(current.of)
-        history = self.fit(model, device, start, listeners, after_step=update)
+        history = self.fit(model, device, start, listeners, new_table=update)
         final = self.affinity(model, len(maps))
         return Trained(
             model,

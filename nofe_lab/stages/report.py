@@ -79,25 +79,11 @@ def final_report(workshop: Workshop, networks: Sequence[tuple[str, Stage]]) -> F
                 "parameters": count_parameters(model.network),
                 "macs": count_macs(model.network, stage.dataset.image_shape),
                 "seconds": run.seconds,
-                "total_seconds": _total_seconds(stage, workshop),
+                "total_seconds": run.total_seconds,
                 **_origin(stage, run),
             }
         )
-    return FinalReport(pd.DataFrame(rows), tuple(predictions))
-
-
-def _total_seconds(stage: Stage, workshop: Workshop) -> float:
-    """Training seconds of a stage and of all the different stages it builds on."""
-    family: dict[str, Stage] = {}
-
-    def visit(member: Stage) -> None:
-        family[member.id] = member
-        for parent in member.parents.values():
-            visit(parent)
-
-    visit(stage)
-    runs = (workshop.store.find(run_id) for run_id in family)
-    return sum(run.seconds for run in runs if run is not None)
+    return FinalReport(pd.DataFrame(rows).astype({"K": "Int64"}), tuple(predictions))
 
 
 def _origin(stage: Stage, run: Run) -> dict[str, object]:

@@ -31,7 +31,7 @@ from nofe_lab.config import (
     one_of,
 )
 from nofe_lab.data import Dataset, Split
-from nofe_lab.data.batches import Batches, ImageNetwork, Preprocess
+from nofe_lab.data.batches import Batches, ImageNetwork, Preprocess, steps_per_epoch
 from nofe_lab.evaluation import Predictions, predict
 from nofe_lab.networks import Backbone, backbone
 from nofe_lab.runs import PRECISION, Run, RunStore, code_revision, identity_hash, provenance
@@ -80,11 +80,7 @@ class Stage(ABC):
                 f"backbone {self.backbone.name!r} takes images of {wanted}; "
                 f"those of {dataset.name} are {found}."
             )
-        if len(dataset.train) < self.recipe.batch_size:
-            raise InvalidInput(
-                f"batch_size must be at most the {len(dataset.train)} training images; "
-                f"got {self.recipe.batch_size}."
-            )
+        self.steps_per_epoch = steps_per_epoch(dataset.train, self.recipe)
 
     @property
     def network_config(self) -> NetworkConfig:
@@ -171,7 +167,7 @@ class Stage(ABC):
     @property
     def steps(self) -> int:
         """Steps of SGD."""
-        return self.recipe.epochs * (len(self.dataset.train) // self.recipe.batch_size)
+        return self.recipe.epochs * self.steps_per_epoch
 
     def image_network(self, network: nn.Module) -> ImageNetwork:
         """The network with its preprocessing in front."""
@@ -218,6 +214,11 @@ class Stage(ABC):
         check_finite(self.recipe, "predictions", [torch.from_numpy(found.logits)])
         return found
 
+    @property
+    def images_evaluated(self) -> int:
+        """How many images it looks at without learning from them, all evaluations together."""
+        return self.recipe.epochs * len(self.dataset.val)
+
     def seconds(self, device: torch.device) -> float:
         """Estimate of its training time, measured on a few steps."""
         stand_in = None
@@ -227,7 +228,8 @@ class Stage(ABC):
         outputs = self.K if self.kind == "generalist" and self.K else self.dataset.C
         batches = self.batches(device)
         step = seconds_per_step(model, self.parameter_groups, batches, self.recipe, outputs)
-        return self.steps * step
+        forward = step / 3 / self.recipe.batch_size  # of one image; the backward pass costs two
+        return self.steps * step + self.images_evaluated * forward
 
 
 class Workshop:
@@ -238,20 +240,28 @@ class Workshop:
 
     def __init__(self, runs_dir: Path | str, device: str = "auto") -> None:
         self.device = pick_device(device)
+        if self.device.type == "cuda":  # by default convolutions would round their inputs to TF32
+            torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+            torch.backends.cuda.matmul.fp32_precision = "ieee"
         self.store = RunStore(runs_dir)
 
     def carry_out(self, stages: Sequence[Stage]) -> list[Run]:
         """The runs of `stages`, in their order: loaded where finished, trained where missing."""
         ordered: dict[str, Stage] = {}
+        runs: dict[str, Run] = {}
 
         def visit(stage: Stage) -> None:
-            for parent in stage.parents.values():
-                visit(parent)
-            ordered.setdefault(stage.id, stage)
+            if stage.id in ordered:
+                return
+            if (run := self.store.find(stage.id)) is not None:
+                runs[stage.id] = run
+            else:
+                for parent in stage.parents.values():
+                    visit(parent)
+            ordered[stage.id] = stage
 
         for stage in stages:
             visit(stage)
-        runs = {run_id: run for run_id in ordered if (run := self.store.find(run_id))}
         self._announce(ordered, runs)
         for run_id, stage in ordered.items():
             if run_id not in runs:
@@ -310,7 +320,10 @@ class Workshop:
                 **trained.files,
             },
             shown | trained.result,
-            provenance(self.device, seconds),
+            {
+                **provenance(self.device, seconds),
+                "lineage": {key: s for run in parents.values() for key, s in run.lineage.items()},
+            },
         )
         figures = ", ".join(
             f"{name.replace('_accuracy', '')} {value:.1%}" for name, value in shown.items()

@@ -224,39 +224,66 @@ def test_a_refusal_is_shown_in_notebooks_as_its_sentence_alone() -> None:
 # --- from a notebook
 
 
+OWN = "# Parameters: change them here\nK: int = 10  # of experts\nepochs: int = None\n"
+
+
 def namespace(*cells: str, runs_dir: Path) -> dict[str, Any]:
     """What ``globals()`` holds after the cells, with IPython's list of them."""
     values: dict[str, Any] = {}
+    cells = tuple(
+        f"{cell}runs_dir = {str(runs_dir)!r}\n" if cell.startswith("# Parameters:") else cell
+        for cell in cells
+    )
     for cell in cells:
         exec(cell, values)
-    return {**values, "runs_dir": str(runs_dir), "In": ["", *cells]}
+    return {**values, "In": ["", *cells]}
 
 
 def test_a_notebook_s_parameters_make_its_experiment(runs_dir: Path) -> None:
-    own = '# Parameters: change them here\nK: int = 10  # of experts\npreset: str = "quick"\n'
-    injected = "# Parameters\nK = 4\nseed = 3\n"
-    found = Experiment.from_notebook(namespace(own, injected, "import os", runs_dir=runs_dir))
-    assert found == Experiment(K=4, seed=3, runs_dir=str(runs_dir))
+    injected = "# Parameters\nK = 4\nepochs = 3\n"
+    found = Experiment.from_notebook(namespace(OWN, injected, "import os", runs_dir=runs_dir))
+    assert found == Experiment(K=4, epochs=3, runs_dir=str(runs_dir))
 
 
-@pytest.mark.parametrize("cell", ["# Parameters\nepoch = 3\n", "# Parameters\nepoch: int = 3\n"])
+@pytest.mark.parametrize("cell", ["epoch = 3\n", "epoch: int = 3\n", "K, epoch = 3, 3\n"])
 def test_a_misspelt_parameter_is_refused_with_the_nearest_and_all_known(
     cell: str, runs_dir: Path
 ) -> None:
-    sentence = r"parameter 'epoch' is unknown \(did you mean 'epochs'\?\); known .* K, .*trunk"
-    with pytest.raises(InvalidInput, match=sentence):
-        Experiment.from_notebook(namespace("epochs = 3", cell, runs_dir=runs_dir))
+    sentence = r"'epoch' is unknown \(did you mean 'epochs'\?\); known .* K, epochs, runs_dir\."
+    for cells in [(OWN, f"# Parameters\n{cell}"), (OWN + cell,)]:
+        with pytest.raises(InvalidInput, match=sentence):
+            Experiment.from_notebook(namespace(*cells, runs_dir=runs_dir))
+
+
+def test_a_parameter_that_this_notebook_has_not_is_refused(runs_dir: Path) -> None:
+    with pytest.raises(InvalidInput, match="parameter 'trunk' is unknown"):
+        Experiment.from_notebook(namespace(OWN, "# Parameters\ntrunk = 'base'", runs_dir=runs_dir))
+
+
+def test_a_mended_parameters_cell_counts_and_not_the_wrong_one_before(runs_dir: Path) -> None:
+    cells = (OWN + "epoch = 3\n", "import os", OWN + "epochs = 3\n", "import os")
+    assert Experiment.from_notebook(namespace(*cells, runs_dir=runs_dir)).epochs == 3
+
+
+def test_a_variable_of_a_later_cell_is_no_parameter(runs_dir: Path) -> None:
+    cells = (OWN, "import os", "specialties = affinity = [1]", "x = '# Parameters'\n")
+    assert Experiment.from_notebook(namespace(*cells, runs_dir=runs_dir)).specialties == "learned"
 
 
 def test_a_notebook_may_have_parameters_of_its_own(runs_dir: Path) -> None:
-    cell = "# Parameters\nn_seeds = 3\nPAPERMILL_INPUT_PATH = 'x'\n"
-    found = Experiment.from_notebook(namespace(cell, runs_dir=runs_dir), also=["n_seeds"])
+    cells = (OWN + "n_seeds = 3\n", "# Parameters\nPAPERMILL_INPUT_PATH = 'x'\n")
+    found = Experiment.from_notebook(namespace(*cells, runs_dir=runs_dir), also=["n_seeds"])
     assert found.K == 10
 
 
-def test_names_outside_the_parameters_cells_are_no_parameters(runs_dir: Path) -> None:
-    cells = ("# Parameters\nK = 3\n", "epoch = 3\n", "x = '# Parameters'\n")
-    assert Experiment.from_notebook(namespace(*cells, runs_dir=runs_dir)).K == 3
+def test_intervals_between_updates_scale_with_the_epochs(runs_dir: Path) -> None:
+    def every(**changes: Any) -> float:
+        found = Experiment(preset="paper", dataset="glyphs:4", runs_dir=str(runs_dir), **changes)
+        return found.generalist().config.update_every
+
+    assert every() == 2.0  # of 8
+    assert every(epochs=4) == 1.0
+    assert every(epochs=4, update_every=2) == 2.0
 
 
 # --- recipes and choices
@@ -373,7 +400,7 @@ def test_every_stage_s_id_depends_on_what_all_stages_share(
     [
         {"K": 2},
         {"rule": "greedy"},
-        {"update_every": 2.0},
+        {"update_every": 0.5},
         {"affinity": "counts"},
         {"affinity_images": 50},
     ],
@@ -391,8 +418,8 @@ def test_a_learned_nofe_s_id_depends_on_the_generalist_s(
 @pytest.mark.parametrize(
     ("whole", "real"),
     [
-        ({"elastic_lambda": 1000}, {"elastic_lambda": 1000.0}),
-        ({"update_every": 1}, {"update_every": 1.0}),
+        ({"rule": "elastic", "elastic_lambda": 5}, {"rule": "elastic", "elastic_lambda": 5.0}),
+        ({"update_every": 1, "epochs": 2}, {"update_every": 1.0, "epochs": 2}),
         ({"learning_rate": 1}, {"learning_rate": 1.0}),
     ],
     ids=name_of,
@@ -401,6 +428,29 @@ def test_a_whole_number_and_its_float_ask_for_the_same_run(
     tiny_experiment: Make, whole: dict[str, Any], real: dict[str, Any]
 ) -> None:
     assert tiny_experiment(**whole).generalist().id == tiny_experiment(**real).generalist().id
+
+
+def test_a_knob_that_the_rule_does_not_read_makes_no_other_run(tiny_experiment: Make) -> None:
+    first, other = tiny_experiment(), tiny_experiment(elastic_lambda=5)
+    assert first.generalist().id == other.generalist().id
+
+
+def test_a_comparison_with_random_specialties_needs_a_rule_that_learns(
+    tiny_experiment: Make,
+) -> None:
+    with pytest.raises(InvalidInput, match="rule must learn"):
+        tiny_experiment(rule="random").opponents()
+
+
+def test_a_finished_run_does_not_ask_for_its_parents(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment()
+    (generalist,) = experiment.run(experiment.generalist())
+    (nofe,) = experiment.run(experiment.nofe())
+    experiment.workshop.store.remove(generalist.id)
+    (again,) = experiment.run(experiment.nofe())
+    assert again.path == nofe.path
+    assert not generalist.path.exists()
+    assert again.total_seconds == pytest.approx(nofe.seconds + generalist.seconds)
 
 
 def test_specialties_from_a_file_are_known_by_their_content(

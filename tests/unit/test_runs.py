@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -345,3 +346,23 @@ def test_the_command_line_refuses_in_one_sentence_with_status_2(
 ) -> None:
     assert main(["runs", "--runs-dir", str(runs_dir), "--remove", "abc"]) == 2
     assert capsys.readouterr().err.startswith("'abc' names 0 runs of ")
+
+
+def test_a_copy_under_another_run_s_name_is_not_that_run(store: RunStore) -> None:
+    run = save(store)
+    other = run.path.with_name("flat-tiny-0123456789ab")
+    shutil.copytree(run.path, other)
+    assert store.find("0123456789ab") is None
+    assert [found.id for found in store] == [run.id]
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", ""])
+def test_damaged_reports_are_no_reports_and_can_be_made_again(
+    store: RunStore, content: str
+) -> None:
+    run = save(store)
+    run.report(test_accuracy=0.25)
+    (run.path / "reports.json").write_text(content)
+    assert run.reports == {}
+    run.report(test_accuracy=0.5)
+    assert run.reports == {"test_accuracy": 0.5}

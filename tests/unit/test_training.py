@@ -185,7 +185,7 @@ def test_a_new_table_takes_effect_from_the_next_step_on() -> None:
     def swap(step: int) -> Tensor | None:
         return torch.tensor([1, 0]) if step == 3 else None
 
-    rows = fit_two_classes(Knowing(), 3, validate=validate, after_step=swap)
+    rows = fit_two_classes(Knowing(), 3, validate=validate, new_table=swap)
     # steps 1 to 3 with the first table, 4 to 6 with the swapped one
     assert [row["train_accuracy"] for row in rows] == [1, 0.5, 0]
     assert tables == [[0, 1], [1, 0], [1, 0]]
@@ -205,7 +205,7 @@ def test_a_hook_that_evaluates_the_model_leaves_the_loop_in_training_mode() -> N
         model.eval()
         return torch.arange(2)
 
-    fit_two_classes(model, 2, after_step=evaluate)
+    fit_two_classes(model, 2, new_table=evaluate)
     assert modes == [True] * 4
 
 
@@ -262,13 +262,10 @@ def stage_of(data: Dataset, epochs: int, batch_size: int = 40, **changes: Any) -
     [
         (2, "epochs", 8, [8, 16, 24]),  # after epochs 2, 4, 6 of 4 steps each; none after 8
         (3, "epochs", 8, [12, 24]),
-        (1, "epochs", 1, []),
         (0.5, "epochs", 2, [2, 4, 6]),
         (1.3, "epochs", 3, [5, 10]),  # 5.2, 10.4
         (10, "iterations", 8, [10, 20, 30]),
         (16, "iterations", 8, [16]),
-        (32, "iterations", 8, []),
-        (100, "epochs", 8, []),
     ],
 )
 def test_the_map_is_updated_after_every_interval_but_the_last(
@@ -276,6 +273,14 @@ def test_the_map_is_updated_after_every_interval_but_the_last(
 ) -> None:
     stage = stage_of(tiny, epochs, batch_size=30, update_every=every, update_unit=unit)
     assert stage.updates == updates
+
+
+@pytest.mark.parametrize(("every", "unit"), [(1, "epochs"), (3, "iterations"), (100, "epochs")])
+def test_an_interval_that_leaves_no_room_for_an_update_is_refused(
+    tiny: Dataset, every: float, unit: Any
+) -> None:
+    with pytest.raises(InvalidInput, match=f"leave room for an update .* got {every} {unit}"):
+        stage_of(tiny, 1, update_every=every, update_unit=unit)
 
 
 def test_a_random_map_is_never_updated(tiny: Dataset) -> None:
@@ -350,12 +355,12 @@ def test_an_optimal_update_never_lowers_the_objective_on_the_same_images(
     assert (updates["objective_after"] >= updates["objective_before"] - 1e-12).all()
 
 
-def test_listeners_hear_of_an_update_before_the_epoch_that_it_ends(
+def test_listeners_hear_of_an_update_after_the_epoch_that_it_ends(
     alternation: tuple[Trained, list[Event]],
 ) -> None:
     trained, events = alternation
     names = [type(event).__name__ for event in events]
-    epoch = ["StepDone"] * 3 + ["MapUpdated", "EpochDone"]
+    epoch = ["StepDone"] * 3 + ["EpochDone", "MapUpdated"]
     assert names == epoch * 3 + ["StepDone"] * 3 + ["EpochDone"]
     heard = [event.row for event in events if isinstance(event, MapUpdated)]
     pd.testing.assert_frame_equal(pd.DataFrame(heard), table(trained, "map_updates.csv"))
@@ -392,7 +397,7 @@ def test_with_the_rule_random_the_map_stays(tiny: Dataset) -> None:
 def test_the_affinity_is_measured_on_as_many_images_as_asked(
     tiny: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = stage_of(tiny, 1, affinity_images=17)
+    stage = stage_of(tiny, 2, affinity_images=17)
     seen: list[Split] = []
 
     def watch(self: GeneralistStage, model: nn.Module, split: Split) -> Any:
