@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 run: $(READY)  ## train a network of experts on the embedded data set (about 4 minutes)
-	$(BIN)/papermill --log-output --no-progress-bar notebooks/03_finetune_nofe.ipynb out.ipynb -p K 10
+	$(BIN)/papermill --stdout-file - --log-level WARNING --no-progress-bar notebooks/03_finetune_nofe.ipynb out.ipynb -p K 10
 	@echo "The executed notebook, with its figures: out.ipynb"
 
 test: $(READY)  ## formatting, types and the fast tests

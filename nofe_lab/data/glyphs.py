@@ -81,13 +81,13 @@ MASK_GLYPH_SIDE = 48  # longest side of the character within its mask
 # What varies from image to image, each uniform in its range but for the grain.  Blur and grain hide
 # the marks that tell a family's members apart, and little else: they set the difficulty.  Wider
 # shifts, sizes or colours mostly delay the start of learning.
-GLYPH_SIDES = (16.0, 23.0)  # longest side of the character, pixels
+GLYPH_SIDES = (17.0, 24.0)  # longest side of the character, pixels
 MAX_ROTATION = 12.0  # degrees, either way
 MAX_SLANT = 0.15  # horizontal shift per unit of height, either way
 MAX_SHIFT = 2.0  # pixels, each axis
-BLUR_PASSES = 8  # 3 x 3 box averages that make the fully blurred ink
+BLUR_PASSES = 6  # 3 x 3 box averages that make the fully blurred ink
 PAPER_LEVELS = (150.0, 235.0)  # luminance of the background, grey levels of 255
-CONTRASTS = (50.0, 120.0)  # how much darker the character is, grey levels
+CONTRASTS = (55.0, 130.0)  # how much darker the character is, grey levels
 MAX_PAPER_CHROMA = 30.0  # strength of the background's colour, grey levels
 MAX_INK_CHROMA = 90.0  # strength of the character's colour, grey levels
 MAX_GRADIENT = 20.0  # background change from the centre to an edge, grey levels

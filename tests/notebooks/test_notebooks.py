@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,11 @@ def run_papermill(
 ) -> subprocess.CompletedProcess[str]:
     given = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(notebook), str(out)]
-    return subprocess.run([*command, *given], cwd=cwd, capture_output=True, text=True, check=False)
+    # toy networks do not gain from threads, and lose much where other work keeps the cores busy
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *given], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.fixture(scope="module")
