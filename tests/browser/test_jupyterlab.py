@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -76,7 +77,7 @@ def test_a_notebook_runs_in_jupyterlab(lab: tuple[str, Path], name: str, tmp_pat
         page = browser.new_page(viewport={"width": 1400, "height": 1200})
         page.goto(f"{address}/lab/tree/{name}?token={TOKEN}&reset")
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=60_000)
+        wait_for_the_kernel(address, name, page)
         page.click("text=Run >> visible=true")
         page.click("text=Run All Cells >> visible=true")
         wait_until_executed(page, folder / name)
@@ -87,6 +88,18 @@ def test_a_notebook_runs_in_jupyterlab(lab: tuple[str, Path], name: str, tmp_pat
         if name.startswith("02"):
             check_the_browser_widget(page)
         browser.close()
+
+
+def wait_for_the_kernel(address: str, name: str, page) -> None:  # type: ignore[no-untyped-def]
+    """JupyterLab asks for a kernel, with a dialog, if cells are run before it has one."""
+    for _ in range(60):
+        with urllib.request.urlopen(f"{address}/api/sessions?token={TOKEN}") as answer:
+            sessions = json.load(answer)
+        states = [s["kernel"]["execution_state"] for s in sessions if s["path"] == name]
+        page.wait_for_timeout(1000)
+        if states == ["idle"]:
+            return
+    pytest.fail(f"no kernel for {name}")
 
 
 def wait_until_executed(page, path: Path) -> None:  # type: ignore[no-untyped-def]

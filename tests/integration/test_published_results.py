@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
+
+from nofe_lab.evaluation import over_seeds, paired_differences
 
 ROOT = Path(__file__).parents[2]
 RESULTS = sorted((ROOT / "data" / "results").glob("*.csv"))
@@ -21,12 +22,42 @@ def test_a_result_says_where_it_comes_from(path: Path) -> None:
     assert table.test_accuracy.between(0.01, 1).all()
 
 
-def test_every_accuracy_in_the_readme_was_measured() -> None:
-    tables = [pd.read_csv(path, comment="#") for path in RESULTS]
-    single = pd.concat(tables).test_accuracy
-    means = pd.concat([table.groupby("network").test_accuracy.mean() for table in tables])
-    measured = {f"{100 * value:.2f}" for value in [*single, *means]}
-    text = (ROOT / "README.md").read_text()
-    shown = re.findall(r"\*\*(\d\d\.\d\d) %\*\*", text)
-    assert shown
-    assert set(shown) <= measured
+CIFAR = [
+    ("base CNN", "cifar100_paper_greedy", "base CNN"),
+    ("base CNN", "cifar100_paper_optimal", "base CNN"),
+    ("NofE, greedy specialties", "cifar100_paper_greedy", "network of experts"),
+    ("NofE, optimal specialties", "cifar100_paper_optimal", "network of experts"),
+]
+
+
+@pytest.mark.parametrize(("label", "file", "network"), CIFAR)
+def test_the_readme_shows_the_measured_cifar_100_results(
+    label: str, file: str, network: str
+) -> None:
+    row = measured(file).set_index("network").loc[network]
+    line = readme_line(f"| {label}", containing=f"{row.parameters:,}")
+    assert f"**{row.test_accuracy:.2%}**" in line
+    assert f"{row.seconds:.0f} s" in line
+    assert f"{row.total_seconds:.0f} s" in line
+
+
+def test_the_readme_shows_the_measured_comparison() -> None:
+    table = measured("glyphs_quick_comparison")
+    differences = paired_differences(table, "NofE learned, generalist").set_index("network")
+    for row in over_seeds(table).itertuples():
+        line = readme_line(f"| {row.network} |", containing="**")
+        assert f"**{row.mean:.2%}**" in line
+        if row.network in differences.index:
+            found = differences.loc[row.network]
+            points = f"{100 * found['mean']:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+            assert points in line
+
+
+def measured(file: str) -> pd.DataFrame:
+    return pd.read_csv(ROOT / "data" / "results" / f"{file}.csv", comment="#")
+
+
+def readme_line(start: str, containing: str) -> str:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith(start) and containing in line]
+    return line
