@@ -159,11 +159,10 @@ class Experiment:
         """
         wanted = specialties if specialties is not None else self.specialties
         config = self._nofe_config(wanted, trunk or self.trunk)
-        generalist = self.generalist(rule)
         if isinstance(wanted, Specialties):
             partition: Specialties | GeneralistStage = wanted
         elif wanted == "learned":
-            partition = generalist
+            partition = self.generalist(rule)
         elif wanted == "random":
             partition = Specialties.random(self.data.class_names, self.K, self.seed)
         elif wanted == "superclass":
@@ -172,7 +171,7 @@ class Experiment:
             partition = Specialties.load(wanted, self.data.class_names)
         origin: GeneralistStage | FlatStage | None = None
         if config.trunk == "generalist":
-            origin = generalist
+            origin = self.generalist(rule)
         elif config.trunk == "base":  # trained as long as the generalist: only the task differs
             origin = self.base("generalist")
         return NofEStage(self.data, config, partition, origin)
