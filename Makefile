@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,browser]'
 	touch $(READY)
 
-run: $(READY)  ## train a network of experts on the embedded data set (about 4 minutes)
+run: $(READY)  ## train a network of experts on the embedded data set (2 minutes, once installed)
 	$(BIN)/papermill --stdout-file - --log-level WARNING --no-progress-bar notebooks/03_finetune_nofe.ipynb out.ipynb -p K 10
 	@echo "The executed notebook, with its figures: out.ipynb"
 
