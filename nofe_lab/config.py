@@ -30,9 +30,15 @@ BUDGETS = ("nofe", "generalist", "total")
 PRESETS = ("quick", "paper")
 """Sets of recipes: minutes on a CPU, or as published."""
 
+BRANCH_STARTS = ("fresh", "tail")
+"""How a branch begins: with weights of its own, or with those of the network its trunk is from."""
+
 
 MAX_VAL_FRACTION = 0.9
 """The largest share of the training images that may be set aside as validation images."""
+
+MAX_BRANCH_WIDTH = 16.0
+"""The largest factor on the hidden channels of a branch."""
 
 
 class InvalidInput(ValueError):
@@ -122,12 +128,15 @@ class Recipe:
     """Fractions of the stage's length after which the learning rate is divided by 10."""
     flips: bool = False
     """Random horizontal flips of the training images."""
+    padding: int = 0
+    """Pixels of zeros around a training image before a random window is cut out of it."""
     multipliers: bool = False
     """Use the backbone's published learning-rate and decay multipliers."""
 
     def __post_init__(self) -> None:
         whole_number("epochs", self.epochs, 1)
         whole_number("batch_size", self.batch_size, 1)
+        whole_number("padding", self.padding, 0)
         _as_floats(self, learning_rate=(0, math.inf), momentum=(0, 1), weight_decay=(0, math.inf))
         if self.learning_rate == 0:
             raise InvalidInput("learning_rate must be a number above 0; got 0.")
@@ -150,10 +159,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Which network, how its weights begin, and what its pixels look like."""
+    """How a network's weights begin, and what its pixels look like.
 
-    backbone: str = "alexnet_quick"
-    """Name of the base CNN (see `nofe_lab.networks.backbone`)."""
+    Which network it is belongs to a stage's backbone, which has an identity of its own.
+    """
+
     initialisation: Literal["kaiming", "published"] = "kaiming"
     """kaiming: Gaussian on fan-in; published: what the network's authors used."""
     inputs: Literal["standardised", "mean_image"] = "standardised"
@@ -231,13 +241,26 @@ class NofEConfig:
     """learned (the generalist's), random (balanced), superclass, or file (given by its content)."""
     trunk: str = "generalist"
     """Whose trunk it starts from: the generalist's, the base CNN's, or a fresh one (scratch)."""
+    branch_width: float = 1.0
+    """Factor on the hidden channels of a branch."""
+    branch_start: str = "fresh"
+    """fresh: weights of its own; tail: the layers behind the trunk it starts from."""
     seed: int = 0
     """Of the fresh weights, the random specialties, the order and the augmentation."""
 
     def __post_init__(self) -> None:
         whole_number("seed", self.seed, 0)
+        _as_floats(self, branch_width=(0, MAX_BRANCH_WIDTH))
+        if self.branch_width == 0:
+            raise InvalidInput("branch_width must be a number above 0; got 0.")
+        one_of("branch_start", self.branch_start, BRANCH_STARTS)
         one_of("specialties", self.specialties, (*SPECIALTIES, "file"))
         one_of("trunk", self.trunk, TRUNKS)
+        if self.branch_start == "tail" and (self.trunk == "scratch" or self.branch_width != 1):
+            raise InvalidInput(
+                "branch_start 'tail' needs a trunk that has been trained and branch_width 1; "
+                f"got trunk {self.trunk!r} and branch_width {self.branch_width:g}."
+            )
 
 
 @dataclass(frozen=True)
@@ -277,7 +300,7 @@ class Preset:
         )
 
 
-def quick_preset(backbone: str) -> Preset:
+def quick_preset(initialisation: Literal["kaiming", "published"] = "kaiming") -> Preset:
     """Minutes on two CPU cores: one-cycle learning rates, standardised inputs, the exact rule."""
     recipe = Recipe(
         epochs=4,
@@ -287,7 +310,7 @@ def quick_preset(backbone: str) -> Preset:
         schedule="one_cycle",
     )
     return Preset(
-        network=NetworkConfig(backbone, "kaiming", "standardised"),
+        network=NetworkConfig(initialisation, "standardised"),
         val_fraction=0.1,
         rule="optimal",
         generalist=recipe,

@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from nofe_lab.config import InvalidInput, Recipe
+from nofe_lab.config import InvalidInput, Recipe, derive_seed
 from nofe_lab.data.batches import Batches
 
 
@@ -79,13 +80,30 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train `model` in place and return its history, one row an epoch.
 
-    model: raw images uint8 [B, c, h, w] and flips -> logits.  groups: the optimiser's parameter
+    model: raw images uint8 [B, c, h, w] and what was drawn for them -> logits.  groups: the optimiser's parameter
     groups, with "rate_multiplier".  target_of_class: int64 [C], the output that stands for a class.
     validate: called with the table after each epoch; its figures join the row.
     new_table: called with the number of steps done; returns a table to go on with, or None.  At the
     end of an epoch it is called after the validation.
-    Losses stay on the device until the epoch ends.
+    Losses stay on the device until the epoch ends.  Dropout draws from torch's global random state,
+    which is seeded anew for every step and is afterwards what it was before.
     """
+    with _own_random_state(batches.device):
+        return _fit(
+            model, groups, batches, recipe, target_of_class, validate, new_table, listeners
+        )
+
+
+def _fit(
+    model: nn.Module,
+    groups: ParameterGroups,
+    batches: Batches,
+    recipe: Recipe,
+    target_of_class: Tensor,
+    validate: Callable[[Tensor], dict[str, float]] | None,
+    new_table: Callable[[int], Tensor | None] | None,
+    listeners: Sequence[Listener],
+) -> list[dict[str, float]]:
     device = batches.device
     optimiser = torch.optim.SGD(groups, lr=recipe.learning_rate, **_momentum(recipe))
     table = target_of_class.to(device)
@@ -105,11 +123,12 @@ def fit(
         loss_sum = torch.zeros((), device=device)
         correct = torch.zeros((), device=device, dtype=torch.int64)
         model.train()
-        for images, labels, flips in batches.epoch(epoch):
+        for images, labels, drawn in batches.epoch(epoch):
+            torch.manual_seed(derive_seed(batches.seed, "step", step))
             for group in optimiser.param_groups:
                 group["lr"] = recipe.rate(step, steps) * group["rate_multiplier"]
             targets = table[labels]
-            logits = model(images, flips)
+            logits = model(images, drawn)
             loss = cross_entropy(logits, targets)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -157,19 +176,25 @@ def seconds_per_step(
     trial = copy.deepcopy(model).train()
     optimiser = torch.optim.SGD(groups_of(trial), lr=1e-9, **_momentum(recipe))
     seconds = []
-    for repeat, (images, labels, flips) in enumerate(batches.epoch(0)):
-        started = time.perf_counter()
-        cross_entropy(trial(images, flips), labels % targets).backward()
-        optimiser.step()
-        optimiser.zero_grad()
-        if batches.device.type == "cuda":
-            torch.cuda.synchronize()
-        elif batches.device.type == "mps":
-            torch.mps.synchronize()
-        seconds.append(time.perf_counter() - started)
-        if repeat == repeats:
-            break
+    with _own_random_state(batches.device):
+        for repeat, (images, labels, drawn) in enumerate(batches.epoch(0)):
+            started = time.perf_counter()
+            cross_entropy(trial(images, drawn), labels % targets).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            if batches.device.type == "cuda":
+                torch.cuda.synchronize()
+            elif batches.device.type == "mps":
+                torch.mps.synchronize()
+            seconds.append(time.perf_counter() - started)
+            if repeat == repeats:
+                break
     return statistics.median(seconds[1:] or seconds)  # the first step warms up
+
+
+def _own_random_state(device: torch.device) -> AbstractContextManager[None]:
+    accelerator = [] if device.type == "cpu" else [device]
+    return torch.random.fork_rng(accelerator, device_type=device.type)
 
 
 def _momentum(recipe: Recipe) -> dict[str, Any]:

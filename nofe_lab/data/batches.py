@@ -7,32 +7,51 @@ before, so a run that is taken up in the middle, or another process, sees the sa
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from nofe_lab.config import InvalidInput, Recipe, derive_seed, one_of
 from nofe_lab.data.dataset import Dataset, Split
 
 
+Window = tuple[int, int]
+"""(height, width) of the part of an image that a network sees, in pixels."""
+
+
+class Augmentation(NamedTuple):
+    """What was drawn for the images of a batch."""
+
+    flips: Tensor | None = None
+    """bool [B]: which images are mirrored; None: none."""
+    corners: Tensor | None = None
+    """int64 [B, 2]: row and column where the image's window begins; None: in the middle."""
+    padding: int = 0
+    """Zeros around the image: corners begin at -padding."""
+
+
 class Preprocess(nn.Module):
-    """From pixels to what a network reads: (pixels - mean) * scale.
+    """From pixels to what a network reads: (pixels - mean) * scale, and the network's window of it.
 
     Its statistics come from the training images and travel with the network's weights, so that a
     saved network takes raw images.  `inputs` is ``standardised`` (mean 0 and deviation 1 for each
     channel) or ``mean_image`` (0..255 minus the mean of each pixel, as Caffe does it).
+    window: (height, width) that is cut out; None: the whole image.
     """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, mean: Tensor, scale: Tensor) -> None:
+    def __init__(self, mean: Tensor, scale: Tensor, window: Window | None = None) -> None:
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("scale", scale)
+        self.window = window
 
     @classmethod
-    def measure(cls, dataset: Dataset, inputs: str) -> Preprocess:
+    def measure(cls, dataset: Dataset, inputs: str, window: Window | None = None) -> Preprocess:
         """The statistics of a data set's training images."""
         one_of("inputs", inputs, ("standardised", "mean_image"))
         images = dataset.train.images
@@ -48,18 +67,33 @@ class Preprocess(nn.Module):
             mean = mean.mean((1, 2), keepdim=True)
             variance = (squares / len(images)).mean((1, 2), keepdim=True) - mean.square()
             scale = variance.clamp(min=1.0).rsqrt()
-        return cls(mean.float(), scale.float())
+        return cls(mean.float(), scale.float(), window)
 
-    def forward(self, images: Tensor, flips: Tensor | None = None) -> Tensor:
-        """uint8 [N, c, h, w] -> float32 [N, c, h, w]; images where `flips` [N] holds are mirrored.
+    def forward(self, images: Tensor, drawn: Augmentation | None = None) -> Tensor:
+        """uint8 [N, c, H, W] -> float32 [N, c, h, w].
 
-        Flipping comes after the subtraction, as in Caffe: the mean image is not mirrored with it.
+        Padding, cropping and flipping come after the subtraction, as in Caffe: zeros are then the
+        mean, and the mean image is not mirrored.
         """
+        drawn = drawn or Augmentation()
         x = (images.to(self.mean.device).float() - self.mean) * self.scale
-        if flips is not None:
-            flips = flips.to(x.device)
-            x = torch.where(flips[:, None, None, None], x.flip(3), x)
+        height, width = self.window or (x.shape[2], x.shape[3])
+        if drawn.corners is not None:
+            x = _windows(pad(x, (drawn.padding,) * 4), drawn.corners + drawn.padding, height, width)
+        elif x.shape[2:] != (height, width):
+            top, left = (x.shape[2] - height) // 2, (x.shape[3] - width) // 2
+            x = x[:, :, top : top + height, left : left + width]
+        if drawn.flips is not None:
+            x = torch.where(drawn.flips[:, None, None, None], x.flip(3), x)
         return x
+
+
+def _windows(x: Tensor, corners: Tensor, height: int, width: int) -> Tensor:
+    """Windows [N, c, height, width] of images [N, c, H, W], each from its own corner [N, 2]."""
+    rows = corners[:, :1] + torch.arange(height, device=x.device)
+    columns = corners[:, 1:] + torch.arange(width, device=x.device)
+    image = torch.arange(len(x), device=x.device)[:, None, None]
+    return x.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
 
 
 def steps_per_epoch(split: Split, recipe: Recipe) -> int:
@@ -72,18 +106,32 @@ def steps_per_epoch(split: Split, recipe: Recipe) -> int:
 
 
 class Batches:
-    """Batches of a training split, in an order and with flips drawn anew each epoch.
+    """Batches of a training split, in an order and with an augmentation drawn anew each epoch.
 
-    Iterating ``epoch(e)`` gives (images uint8 [B, c, h, w], labels int64 [B], flips bool [B] or
-    None), all on `device`.  The last, smaller batch is left out.
+    Iterating ``epoch(e)`` gives (images uint8 [B, c, h, w], labels int64 [B], Augmentation), all on
+    `device`.  The last, smaller batch is left out.
+    window: (height, width) that the network sees; None: the whole image.
     """
 
-    def __init__(self, split: Split, recipe: Recipe, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        split: Split,
+        recipe: Recipe,
+        seed: int,
+        device: torch.device,
+        window: Window | None = None,
+    ) -> None:
         self.steps = steps_per_epoch(split, recipe)
         self.images = split.images.to(device)
         self.labels = split.labels.to(device)
         self.batch_size = recipe.batch_size
         self.flips = recipe.flips
+        self.padding = recipe.padding
+        size = split.images.shape[2:]
+        self.places = [
+            full + 2 * self.padding - seen + 1
+            for full, seen in zip(size, window or size, strict=True)
+        ]
         self.seed = seed
         self.device = device
 
@@ -91,17 +139,25 @@ class Batches:
         """Steps an epoch."""
         return self.steps
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Augmentation]]:
         """The batches of one epoch, counted from 0."""
         order = self._draw("order", epoch).argsort().to(self.device)
         flips = (self._draw("flips", epoch) < 0.5).to(self.device) if self.flips else None
+        corners = self._corners(epoch)
         for step in range(len(self)):
             index = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield (
-                self.images[index],
-                self.labels[index],
-                None if flips is None else flips[index],
-            )
+            drawn = (None if all_ is None else all_[index] for all_ in (flips, corners))
+            yield self.images[index], self.labels[index], Augmentation(*drawn, self.padding)
+
+    def _corners(self, epoch: int) -> Tensor | None:
+        """Where each image's window begins [N, 2], from -padding on; None if there is one place."""
+        if max(self.places) == 1:
+            return None
+        corners = [
+            (self._draw(use, epoch) * places).long() - self.padding
+            for use, places in zip(("rows", "columns"), self.places, strict=True)
+        ]
+        return torch.stack(corners, dim=1).to(self.device)
 
     def _draw(self, use: str, epoch: int) -> Tensor:
         """One number in [0, 1) for each image, the same on every device."""
@@ -112,7 +168,7 @@ class Batches:
 class ImageNetwork(nn.Module):
     """A network together with the preprocessing it was trained with: raw images -> logits.
 
-    uint8 [N, c, h, w] (and, in training, flips bool [N]) -> float32 [N, n].
+    uint8 [N, c, h, w] (and, in training, what was drawn for them) -> float32 [N, n].
     Inside, images and weights lie channels-last, which convolutions on CPUs and GPUs prefer.
     """
 
@@ -121,7 +177,7 @@ class ImageNetwork(nn.Module):
         self.preprocess = preprocess
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, images: Tensor, flips: Tensor | None = None) -> Tensor:
-        x = self.preprocess(images, flips).contiguous(memory_format=torch.channels_last)
+    def forward(self, images: Tensor, drawn: Augmentation | None = None) -> Tensor:
+        x = self.preprocess(images, drawn).contiguous(memory_format=torch.channels_last)
         logits: Tensor = self.network(x)
         return logits

@@ -1,7 +1,8 @@
 """Networks: the backbone contract, the published networks, and the network of experts."""
 
 from nofe_lab.networks.backbone import CNN, Backbone
+from nofe_lab.networks.catalogue import backbone, preset
 from nofe_lab.networks.nofe import NofE
-from nofe_lab.networks.paper import BACKBONES, backbone, preset
+from nofe_lab.networks.paper import PAPER
 
-__all__ = ["BACKBONES", "CNN", "Backbone", "NofE", "backbone", "preset"]
+__all__ = ["CNN", "PAPER", "Backbone", "NofE", "backbone", "preset"]

@@ -10,28 +10,34 @@ comparison, so that they differ in nothing else:
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nofe_lab.config import Preset, Recipe, derive_seed, one_of
+from nofe_lab.config import InvalidInput, Preset, Recipe, derive_seed, one_of, quick_preset
 
 
 class Backbone(ABC):
     """Makes the parts of one CNN architecture.  Subclass it to bring your own.
 
+    A subclass needs a name, an input_shape, and the three makers of trunk, head and branch.
     Parts are made on the CPU with torch's default initialisation; `initialise` sets another.
     Initial weights come from torch's global random state: see `seeded`.
     """
 
     name: str
     input_shape: tuple[int, int, int] = (3, 32, 32)
-    """(channels, height, width) of the images it takes, in pixels."""
+    """(channels, height, width) of what the network sees, in pixels.  Larger images are cropped to
+    it: a random window in training, the one in the middle otherwise."""
+    notes: tuple[str, ...] = ()
+    """What was chosen without being asked for, in sentences; said before training."""
 
     @abstractmethod
     def make_trunk(self) -> nn.Module:
@@ -48,6 +54,18 @@ class Backbone(ABC):
     def make_shared(self) -> nn.Module:
         """Layers between trunk and branches that the experts share and a base CNN lacks."""
         return nn.Identity()
+
+    @cached_property
+    def tail(self) -> tuple[str, ...] | None:
+        """Names of the head's tensors that a branch can begin with: all but its classifier's.
+
+        None where a branch is made of other layers than the head.
+        """
+        head, wider, branch = (
+            {name: tensor.shape for name, tensor in part.state_dict().items()}
+            for part in (self.make_head(7), self.make_head(8), self.make_branch(7))
+        )
+        return tuple(n for n in head if head[n] == wider[n]) if head == branch else None
 
     def initialise(self, part: nn.Module, scheme: str) -> None:
         """Set the weights of a fresh part: ``kaiming``, or ``published`` where it is known.
@@ -69,6 +87,34 @@ class Backbone(ABC):
     def published_preset(self) -> Preset:
         """The published recipe.  Raises NotImplementedError where nothing was published."""
         raise NotImplementedError
+
+    def quick_preset(self) -> Preset:
+        """Recipes of minutes on a CPU."""
+        return quick_preset()
+
+    def for_images(self, image_shape: tuple[int, int, int]) -> Backbone:
+        """The backbone for images of this shape (channels, height, width).
+
+        Raises InvalidInput if it cannot take them.
+        """
+        channels, height, width = self.input_shape
+        if image_shape[0] == channels and image_shape[1] >= height and image_shape[2] >= width:
+            return self
+        raise InvalidInput(
+            f"backbone {self.name!r} takes images of {_size(self.input_shape)} or larger; "
+            f"got {_size(image_shape)}."
+        )
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Everything that makes its networks different ones; part of every run's identity.
+
+        By default its name, its input and a digest of its parts' layers and parameter shapes.
+        """
+        parts = (self.make_trunk(), self.make_shared(), self.make_head(7), self.make_branch(7))
+        layers = [(repr(part), [tuple(p.shape) for p in part.parameters()]) for part in parts]
+        digest = hashlib.sha256(repr(layers).encode()).hexdigest()[:16]
+        return {"name": self.name, "input": list(self.input_shape), "layers": digest}
 
     def parameter_groups(self, network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         """Groups for a torch optimiser; ``rate_multiplier`` is for the loop."""
@@ -119,6 +165,10 @@ def fresh(backbone: Backbone, make: Any, scheme: str, seed: int, *use: object) -
         part: nn.Module = make()
         backbone.initialise(part, scheme)
     return part
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -18,12 +18,18 @@ class NofE(nn.Module):
     specialty k; the outputs of all branches are concatenated and put back into class order, so one
     softmax, trained end to end, calibrates the experts against each other.
     An empty specialty has no branch.  Branches are named by their specialty: ``branches.3.…``.
+    width: factor on the hidden channels of every branch.
     """
 
     to_class_order: Tensor
 
     def __init__(
-        self, backbone: Backbone, specialties: Specialties, scheme: str, seed: int
+        self,
+        backbone: Backbone,
+        specialties: Specialties,
+        scheme: str,
+        seed: int,
+        width: float = 1.0,
     ) -> None:
         super().__init__()
         self.specialties = specialties
@@ -31,7 +37,7 @@ class NofE(nn.Module):
         self.shared = fresh(backbone, backbone.make_shared, scheme, seed, "shared")
         self.branches = nn.ModuleDict()
         for k in specialties.nonempty:
-            make = partial(backbone.make_branch, specialties.sizes[k])
+            make = partial(backbone.make_branch, specialties.sizes[k], width)
             self.branches[str(k)] = fresh(backbone, make, scheme, seed, "branch", k)
         position = torch.tensor(specialties.order).argsort()
         self.register_buffer("to_class_order", position, persistent=False)

@@ -1,23 +1,75 @@
-"""The published networks and their published recipes.
+"""The six published networks and their published recipes.
 
 From the layer and solver files that the authors of the paper published (Caffe).  Two habits of
 Caffe matter: pooling rounds the output size up (``ceil_mode``), with averages over the cells inside
 the map only, and biases have learning-rate and decay multipliers of their own.
+
+No schedule of a base CNN was published: each has the NofE stage's, with flips.
 """
 
 from __future__ import annotations
 
-from torch import nn
+from collections import OrderedDict
+from dataclasses import replace
+from math import sqrt
 
-from nofe_lab.config import PRESETS, NetworkConfig, Preset, Recipe, one_of, quick_preset
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, pad
+
+from nofe_lab.config import NetworkConfig, Preset, Recipe
 from nofe_lab.networks.backbone import Backbone
 
+FIRST_CHANNELS = 3
+"""Channels of an image: the convolution that takes them is the first."""
 
-def _gaussian(module: nn.Module, deviation: float) -> None:
-    assert isinstance(module, (nn.Conv2d, nn.Linear))
-    nn.init.normal_(module.weight, std=deviation)
-    if module.bias is not None:
-        nn.init.zeros_(module.bias)
+
+class WithinChannelLRN(nn.Module):
+    """Caffe's local response normalisation within channels; torch's own goes across them.
+
+    [N, c, h, w] -> the same: x / (1 + alpha * mean of x^2)^beta, the mean over a zero-padded
+    size x size window around each cell.
+    """
+
+    def __init__(self, size: int = 3, alpha: float = 5e-5, beta: float = 0.75) -> None:
+        super().__init__()
+        self.size, self.alpha, self.beta = size, alpha, beta
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = avg_pool2d(x.square(), self.size, stride=1, padding=self.size // 2)
+        return x / (1 + self.alpha * mean) ** self.beta
+
+    def extra_repr(self) -> str:
+        return f"{self.size}, alpha={self.alpha}, beta={self.beta}"
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: [N, inputs, h, w] -> [N, outputs, h/stride, w/stride].
+
+    Where the shape changes the shortcut takes every stride-th cell and adds channels of zeros; it
+    never has parameters.  hidden: channels between the convolutions, by default `outputs`.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, stride: int = 1, hidden: int | None = None
+    ) -> None:
+        super().__init__()
+        hidden = hidden or outputs
+        self.stride, self.extra = stride, outputs - inputs
+        self.conv1 = nn.Conv2d(inputs, hidden, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(hidden)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(hidden, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        if self.extra:
+            shortcut = pad(shortcut, (0, 0, 0, 0, 0, self.extra))
+        result: Tensor = self.relu2(y + shortcut)
+        return result
 
 
 class AlexNetQuick(Backbone):
@@ -27,91 +79,491 @@ class AlexNetQuick(Backbone):
 
     def make_trunk(self) -> nn.Module:
         """[N, 3, 32, 32] -> [N, 64, 4, 4]."""
-        return nn.Sequential(
-            nn.Conv2d(3, 32, 5, padding=2),
-            nn.MaxPool2d(3, 2, ceil_mode=True),
-            nn.ReLU(),
-            nn.Conv2d(32, 32, 5, padding=2),
-            nn.ReLU(),
-            nn.AvgPool2d(3, 2, ceil_mode=True),
-            nn.Conv2d(32, 64, 5, padding=2),
-            nn.ReLU(),
-            nn.AvgPool2d(3, 2, ceil_mode=True),
+        return _stack(
+            conv1=nn.Conv2d(3, 32, 5, padding=2),
+            pool1=nn.MaxPool2d(3, 2, ceil_mode=True),
+            relu1=nn.ReLU(),
+            conv2=nn.Conv2d(32, 32, 5, padding=2),
+            relu2=nn.ReLU(),
+            pool2=nn.AvgPool2d(3, 2, ceil_mode=True),
+            conv3=nn.Conv2d(32, 64, 5, padding=2),
+            relu3=nn.ReLU(),
+            pool3=nn.AvgPool2d(3, 2, ceil_mode=True),
         )
 
     def make_head(self, n: int) -> nn.Module:
         """[N, 64, 4, 4] -> [N, n]."""
-        return nn.Sequential(nn.Flatten(), nn.Linear(64 * 4 * 4, 64), nn.Linear(64, n))
+        return _stack(flatten=nn.Flatten(), fc1=nn.Linear(64 * 4 * 4, 64), fc2=nn.Linear(64, n))
 
     def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
         """[N, 64, 4, 4] -> [N, n]."""
-        channels = max(round(64 * width), 1)
-        return nn.Sequential(
-            nn.Conv2d(64, channels, 5, padding=2),
-            nn.ReLU(),
-            nn.AvgPool2d(3, 2, ceil_mode=True),
-            nn.Flatten(),
-            nn.Linear(channels * 2 * 2, channels),
-            nn.Linear(channels, n),
+        channels = _scaled(64, width)
+        return _stack(
+            conv4=nn.Conv2d(64, channels, 5, padding=2),
+            relu4=nn.ReLU(),
+            pool4=nn.AvgPool2d(3, 2, ceil_mode=True),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(channels * 2 * 2, channels),
+            fc2=nn.Linear(channels, n),
         )
 
     def initialise(self, part: nn.Module, scheme: str) -> None:
         """published: Gaussian, deviation 1e-4 for the first convolution, .01 others, .1 for fc."""
         if scheme != "published":
             return super().initialise(part, scheme)
-        for module in part.modules():
-            if isinstance(module, nn.Conv2d):
-                _gaussian(module, 1e-4 if module.in_channels == 3 else 0.01)
-            elif isinstance(module, nn.Linear):
-                _gaussian(module, 0.1)
-        return None
+        return _gaussian(part, first=1e-4, conv=0.01, fc=0.1)
 
     def multipliers(self, parameter_name: str) -> tuple[float, float]:
         """Biases train at twice the learning rate, with the same decay as weights."""
         return (2.0, 1.0) if parameter_name.endswith("bias") else (1.0, 1.0)
 
     def published_preset(self) -> Preset:
-        """8 epochs at 1e-3, the map updated every 2; NofE 8 epochs at 1e-3 and 2 at 1e-4.
-
-        No schedule of the base CNN was published: it has the NofE stage's, with flips.
-        """
-        generalist = Recipe(
-            epochs=8, learning_rate=1e-3, weight_decay=4e-3, flips=True, multipliers=True
-        )
-        nofe = Recipe(
-            epochs=10, learning_rate=1e-3, weight_decay=4e-3, drops=(0.8,), multipliers=True
-        )
-        flat = Recipe(
-            epochs=10,
-            learning_rate=1e-3,
-            weight_decay=4e-3,
-            drops=(0.8,),
-            flips=True,
-            multipliers=True,
-        )
-        return Preset(
-            network=NetworkConfig(self.name, "published", "mean_image"),
-            val_fraction=0.0,
-            rule="greedy",
-            generalist=generalist,
-            nofe=nofe,
-            flat=flat,
+        """8 epochs at 1e-3, the map updated every 2; NofE 8 epochs at 1e-3 and 2 at 1e-4."""
+        recipe = Recipe(10, 1e-3, weight_decay=4e-3, drops=(0.8,), multipliers=True)
+        return _published(
+            generalist=replace(recipe, epochs=8, drops=(), flips=True),
+            nofe=recipe,  # the one published network whose NofE trains without flips
             update_every=2.0,
-            affinity="counts",
             affinity_images=10_000,
         )
 
 
-BACKBONES: dict[str, type[Backbone]] = {AlexNetQuick.name: AlexNetQuick}
+class AlexNetC100(Backbone):
+    """AlexNet-C100: AlexNet-Quick's convolutions, with response normalisation, and one fc layer."""
+
+    name = "alexnet_c100"
+
+    def make_trunk(self) -> nn.Module:
+        """[N, 3, 32, 32] -> [N, 64, 4, 4]."""
+        return _stack(
+            conv1=nn.Conv2d(3, 32, 5, padding=2),
+            pool1=nn.MaxPool2d(3, 2, ceil_mode=True),
+            relu1=nn.ReLU(),
+            norm1=WithinChannelLRN(),
+            conv2=nn.Conv2d(32, 32, 5, padding=2),
+            relu2=nn.ReLU(),
+            pool2=nn.AvgPool2d(3, 2, ceil_mode=True),
+            norm2=WithinChannelLRN(),
+            conv3=nn.Conv2d(32, 64, 5, padding=2),
+            relu3=nn.ReLU(),
+            pool3=nn.AvgPool2d(3, 2, ceil_mode=True),
+        )
+
+    def make_head(self, n: int) -> nn.Module:
+        """[N, 64, 4, 4] -> [N, n]."""
+        return _stack(flatten=nn.Flatten(), fc=nn.Linear(64 * 4 * 4, n))
+
+    def make_shared(self) -> nn.Module:
+        """[N, 64, 4, 4] -> the same: one normalisation for all experts."""
+        return _stack(norm3=WithinChannelLRN())
+
+    def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
+        """[N, 64, 4, 4] -> [N, n]."""
+        channels = _scaled(64, width)
+        return _stack(
+            conv4=nn.Conv2d(64, channels, 5, padding=2),
+            relu4=nn.ReLU(),
+            pool4=nn.AvgPool2d(3, 2, ceil_mode=True),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(channels * 2 * 2, n),
+        )
+
+    def initialise(self, part: nn.Module, scheme: str) -> None:
+        """published: Gaussian, deviation 1e-4 for the first convolution and .01 for the others."""
+        if scheme != "published":
+            return super().initialise(part, scheme)
+        return _gaussian(part, first=1e-4, conv=0.01, fc=0.01)
+
+    def multipliers(self, parameter_name: str) -> tuple[float, float]:
+        """Biases train twice as fast but in conv3 and conv4; fc decays x250, its bias not at all."""
+        layer, kind = _layer_and_kind(parameter_name)
+        if layer == "fc":
+            return (1.0, 250.0) if kind == "weight" else (2.0, 0.0)
+        return (2.0, 1.0) if kind == "bias" and layer in ("conv1", "conv2") else (1.0, 1.0)
+
+    def published_preset(self) -> Preset:
+        """120 epochs at 1e-3; NofE 120 epochs at 1e-3, 10 at 1e-4, 10 at 1e-5."""
+        recipe = Recipe(120, 1e-3, weight_decay=4e-3, flips=True, multipliers=True)
+        return _published(
+            generalist=recipe,
+            nofe=replace(recipe, epochs=140, drops=(120 / 140, 130 / 140)),
+            update_every=1.0,
+            affinity_images=20_000,
+        )
 
 
-def backbone(name: str) -> Backbone:
-    """The backbone of that name.  Raises InvalidInput with the nearest name if there is none."""
-    return BACKBONES[one_of("backbone", name, BACKBONES)]()
+class VGG11C100(Backbone):
+    """VGG11-C100: eight 3x3 convolutions in the trunk, two more in every branch."""
+
+    name = "vgg11_c100"
+
+    def make_trunk(self) -> nn.Module:
+        """[N, 3, 32, 32] -> [N, 256, 4, 4]."""
+        layers: dict[str, nn.Module] = {}
+        inputs, number = FIRST_CHANNELS, 0
+        for group, channels in enumerate(([64, 64], [128, 128], [256] * 4), start=1):
+            for outputs in channels:
+                number += 1
+                layers[f"conv{number}"] = nn.Conv2d(inputs, outputs, 3, padding=1)
+                layers[f"relu{number}"] = nn.ReLU()
+                inputs = outputs
+            layers[f"pool{group}"] = nn.MaxPool2d(2, 2)
+        return _stack(**layers)
+
+    def make_head(self, n: int) -> nn.Module:
+        """[N, 256, 4, 4] -> [N, n]."""
+        return _stack(**self._classifier(256 * 4 * 4, 1024, n))
+
+    def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
+        """[N, 256, 4, 4] -> [N, n]."""
+        channels = _scaled(256, width)
+        return _stack(
+            conv9=nn.Conv2d(256, channels, 3, padding=1),
+            relu9=nn.ReLU(),
+            conv10=nn.Conv2d(channels, channels, 3, padding=1),
+            relu10=nn.ReLU(),
+            pool4=nn.MaxPool2d(2, 2),
+            **self._classifier(channels * 2 * 2, _scaled(512, width), n),
+        )
+
+    @staticmethod
+    def _classifier(inputs: int, hidden: int, n: int) -> dict[str, nn.Module]:
+        return {
+            "flatten": nn.Flatten(),
+            "fc1": nn.Linear(inputs, hidden),
+            "fc1_relu": nn.ReLU(),
+            "fc1_drop": nn.Dropout(0.5),
+            "fc2": nn.Linear(hidden, hidden),
+            "fc2_relu": nn.ReLU(),
+            "fc2_drop": nn.Dropout(0.5),
+            "fc3": nn.Linear(hidden, n),
+        }
+
+    def initialise(self, part: nn.Module, scheme: str) -> None:
+        """published: Xavier in Caffe's sense, uniform with variance 1 / fan-in."""
+        if scheme != "published":
+            return super().initialise(part, scheme)
+        for module in _weighted(part):
+            limit = sqrt(3 / module.weight[0].numel())
+            nn.init.uniform_(module.weight, -limit, limit)
+        return None
+
+    def multipliers(self, parameter_name: str) -> tuple[float, float]:
+        """Biases train twice as fast, without decay in fc layers; fc1 and fc2 decay x2."""
+        layer, kind = _layer_and_kind(parameter_name)
+        if kind == "bias":
+            return 2.0, 0.0 if layer.startswith("fc") else 1.0
+        return 1.0, 2.0 if layer in ("fc1", "fc2") else 1.0
+
+    def published_preset(self) -> Preset:
+        """154 epochs at 1e-2; NofE 1e-2 to epoch 307, 1e-3 to 333, 1e-4 to 358; padded crops."""
+        recipe = Recipe(
+            154, 1e-2, batch_size=128, weight_decay=5e-4, flips=True, padding=4, multipliers=True
+        )
+        return _published(
+            generalist=recipe,
+            nofe=replace(recipe, epochs=358, drops=(307 / 358, 333 / 358)),
+            update_every=1.0,
+            affinity_images=20_000,
+        )
 
 
-def preset(name: str, backbone_name: str) -> Preset:
-    """The recipes called `name` for a backbone: ``quick`` or ``paper``."""
-    if one_of("preset", name, PRESETS) == "paper":
-        return backbone(backbone_name).published_preset()
-    return quick_preset(backbone(backbone_name).name)
+class NINC100(Backbone):
+    """NIN-C100, Network in Network: every convolution is followed by 1x1 ones (cccp)."""
+
+    name = "nin_c100"
+    input_shape = (3, 26, 26)
+
+    def make_trunk(self) -> nn.Module:
+        """[N, 3, 26, 26] -> [N, 192, 6, 6]."""
+        return _stack(
+            conv1=nn.Conv2d(3, 192, 5, padding=2),
+            relu1=nn.ReLU(),
+            cccp1=nn.Conv2d(192, 160, 1),
+            cccp1_relu=nn.ReLU(),
+            cccp2=nn.Conv2d(160, 96, 1),
+            cccp2_relu=nn.ReLU(),
+            pool1=nn.MaxPool2d(3, 2, ceil_mode=True),
+            drop1=nn.Dropout(0.5),
+            conv2=nn.Conv2d(96, 192, 5, padding=2),
+            relu2=nn.ReLU(),
+            cccp3=nn.Conv2d(192, 192, 1),
+            cccp3_relu=nn.ReLU(),
+            cccp4=nn.Conv2d(192, 192, 1),
+            cccp4_relu=nn.ReLU(),
+            # the published NofE file has a maximum here; trunks must be alike to be handed over
+            pool2=nn.AvgPool2d(3, 2, ceil_mode=True),
+            drop2=nn.Dropout(0.5),
+            conv3=nn.Conv2d(192, 192, 3, padding=1),
+            relu3=nn.ReLU(),
+            cccp5=nn.Conv2d(192, 192, 1),
+            cccp5_relu=nn.ReLU(),
+        )
+
+    def make_head(self, n: int) -> nn.Module:
+        """[N, 192, 6, 6] -> [N, n]."""
+        return _stack(**self._classifier(192, n))
+
+    def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
+        """[N, 192, 6, 6] -> [N, n]."""
+        channels = _scaled(192, width)
+        return _stack(
+            conv4=nn.Conv2d(192, channels, 3, padding=1),
+            relu4=nn.ReLU(),
+            cccp6=nn.Conv2d(channels, channels, 1),
+            cccp6_relu=nn.ReLU(),
+            **self._classifier(channels, n),
+        )
+
+    @staticmethod
+    def _classifier(inputs: int, n: int) -> dict[str, nn.Module]:
+        return {
+            "cccp_out": nn.Conv2d(inputs, n, 1),
+            "cccp_out_relu": nn.ReLU(),
+            "pool": nn.AdaptiveAvgPool2d(1),
+            "flatten": nn.Flatten(),
+        }
+
+    def initialise(self, part: nn.Module, scheme: str) -> None:
+        """published: Gaussian, deviation .05."""
+        if scheme != "published":
+            return super().initialise(part, scheme)
+        return _gaussian(part, first=0.05, conv=0.05, fc=0.05)
+
+    def multipliers(self, parameter_name: str) -> tuple[float, float]:
+        """Biases train at twice the learning rate, without decay."""
+        return (2.0, 0.0) if parameter_name.endswith("bias") else (1.0, 1.0)
+
+    def published_preset(self) -> Preset:
+        """237 epochs at 1e-2; NofE 1e-2 to epoch 125, 1e-3 to 154, 1e-4 to 166, 1e-5 to 256."""
+        recipe = Recipe(
+            237, 1e-2, batch_size=128, weight_decay=1e-4, flips=True, multipliers=True
+        )
+        drops = (125 / 256, 154 / 256, 166 / 256)
+        return _published(
+            generalist=recipe,
+            nofe=replace(recipe, epochs=256, weight_decay=1e-3, drops=drops),
+            update_every=1.3,
+            affinity_images=10_000,
+        )
+
+
+class ResNet56C100(Backbone):
+    """ResNet56-C100, wide: 64, 128 and 256 channels, four times those of He et al."""
+
+    name = "resnet56_c100"
+    input_shape = (3, 28, 28)
+
+    def make_trunk(self) -> nn.Module:
+        """[N, 3, 28, 28] -> [N, 256, 7, 7]."""
+        layers: dict[str, nn.Module] = {
+            "conv1": nn.Conv2d(3, 64, 3, padding=1, bias=False),
+            "bn1": nn.BatchNorm2d(64),
+            "relu1": nn.ReLU(),
+        }
+        inputs = 64
+        for group, outputs in enumerate((64, 128, 256), start=1):
+            blocks = []
+            for number in range(9):
+                stride = 2 if group > 1 and number == 0 else 1
+                blocks.append(BasicBlock(inputs, outputs, stride))
+                inputs = outputs
+            layers[f"group{group}"] = nn.Sequential(*blocks)
+        return _stack(**layers)
+
+    def make_head(self, n: int) -> nn.Module:
+        """[N, 256, 7, 7] -> [N, n]."""
+        return _stack(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(256, n))
+
+    def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
+        """[N, 256, 7, 7] -> [N, n]: one more block; `width` scales the channels inside it."""
+        return _stack(
+            block=BasicBlock(256, 256, hidden=_scaled(256, width)),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(256, n),
+        )
+
+    def initialise(self, part: nn.Module, scheme: str) -> None:
+        """published: MSRA (Gaussian on fan-out, with ReLU's gain), fc Gaussian, deviation .01."""
+        if scheme != "published":
+            return super().initialise(part, scheme)
+        for module in _weighted(part):
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            else:
+                nn.init.normal_(module.weight, std=0.01)
+        return None
+
+    def multipliers(self, parameter_name: str) -> tuple[float, float]:
+        """No decay of batch normalisation's parameters, nor of fc's bias."""
+        layer, kind = _layer_and_kind(parameter_name)
+        return 1.0, 0.0 if kind == "bias" or layer.startswith("bn") else 1.0
+
+    def published_preset(self) -> Preset:
+        """64 epochs at 1e-2; NofE .1 to epoch 77, 1e-2 to 115, 1e-3 to 261, in batches of 256."""
+        recipe = Recipe(64, 1e-2, batch_size=128, weight_decay=1e-4, flips=True, multipliers=True)
+        drops = (77 / 261, 115 / 261)
+        return _published(
+            generalist=recipe,
+            nofe=replace(recipe, epochs=261, learning_rate=0.1, batch_size=256, drops=drops),
+            update_every=1.0,
+            affinity_images=20_000,
+        )
+
+
+class AlexNetImageNet(Backbone):
+    """AlexNet as in Caffe, with its grouped convolutions; for 227x227 windows of ImageNet."""
+
+    name = "alexnet_imagenet"
+    input_shape = (3, 227, 227)
+
+    def make_trunk(self) -> nn.Module:
+        """[N, 3, 227, 227] -> [N, 256, 6, 6]."""
+        return _stack(
+            conv1=nn.Conv2d(3, 96, 11, 4),
+            relu1=nn.ReLU(),
+            norm1=nn.LocalResponseNorm(5, 1e-4, 0.75),
+            pool1=nn.MaxPool2d(3, 2, ceil_mode=True),
+            conv2=nn.Conv2d(96, 256, 5, padding=2, groups=2),
+            relu2=nn.ReLU(),
+            norm2=nn.LocalResponseNorm(5, 1e-4, 0.75),
+            pool2=nn.MaxPool2d(3, 2, ceil_mode=True),
+            conv3=nn.Conv2d(256, 384, 3, padding=1),
+            relu3=nn.ReLU(),
+            conv4=nn.Conv2d(384, 384, 3, padding=1, groups=2),
+            relu4=nn.ReLU(),
+            conv5=nn.Conv2d(384, 256, 3, padding=1, groups=2),
+            relu5=nn.ReLU(),
+            pool5=nn.MaxPool2d(3, 2, ceil_mode=True),
+        )
+
+    def make_head(self, n: int) -> nn.Module:
+        """[N, 256, 6, 6] -> [N, n]."""
+        return _stack(**self._classifier(256 * 6 * 6, 4096, n))
+
+    def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
+        """[N, 256, 6, 6] -> [N, n]."""
+        channels = _scaled(256, width, multiple=2)
+        return _stack(
+            conv6=nn.Conv2d(256, channels, 3, padding=1, groups=2),
+            relu_conv6=nn.ReLU(),
+            pool6=nn.MaxPool2d(3, 2, ceil_mode=True),
+            **self._classifier(channels * 3 * 3, _scaled(1024, width), n),
+        )
+
+    @staticmethod
+    def _classifier(inputs: int, hidden: int, n: int) -> dict[str, nn.Module]:
+        return {
+            "flatten": nn.Flatten(),
+            "fc6": nn.Linear(inputs, hidden),
+            "relu6": nn.ReLU(),
+            "drop6": nn.Dropout(0.5),
+            "fc7": nn.Linear(hidden, hidden),
+            "relu7": nn.ReLU(),
+            "drop7": nn.Dropout(0.5),
+            "fc8": nn.Linear(hidden, n),
+        }
+
+    def initialise(self, part: nn.Module, scheme: str) -> None:
+        """published: Caffe's reference AlexNet.
+
+        Gaussian, deviation .01, in fc6 and fc7 .005; biases .1 in grouped convolutions, fc6, fc7.
+        """
+        if scheme != "published":
+            return super().initialise(part, scheme)
+        for name, module in part.named_modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                hidden = name in ("fc6", "fc7")
+                grouped = isinstance(module, nn.Conv2d) and module.groups > 1
+                nn.init.normal_(module.weight, std=0.005 if hidden else 0.01)
+                assert module.bias is not None
+                nn.init.constant_(module.bias, 0.1 if hidden or grouped else 0.0)
+        return None
+
+    def multipliers(self, parameter_name: str) -> tuple[float, float]:
+        """Biases train at twice the learning rate, without decay, as in Caffe's reference."""
+        return (2.0, 0.0) if parameter_name.endswith("bias") else (1.0, 1.0)
+
+    def published_preset(self) -> Preset:
+        """Caffe's reference recipe for all stages: 90 epochs at 1e-2, divided by 10 every 20.
+
+        Of this network's experiment only the layers were published; the updates of the map are
+        those of the larger CIFAR-100 networks.
+        """
+        recipe = Recipe(
+            90,
+            1e-2,
+            batch_size=256,
+            weight_decay=5e-4,
+            drops=(20 / 90, 40 / 90, 60 / 90, 80 / 90),
+            flips=True,
+            multipliers=True,
+        )
+        return _published(
+            generalist=recipe, nofe=recipe, update_every=1.0, affinity_images=20_000
+        )
+
+
+PAPER: dict[str, type[Backbone]] = {
+    network.name: network  # type: ignore[type-abstract]
+    for network in (
+        AlexNetQuick,
+        AlexNetC100,
+        VGG11C100,
+        NINC100,
+        ResNet56C100,
+        AlexNetImageNet,
+    )
+}
+"""The published networks by name."""
+
+
+def _stack(**layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(layers))
+
+
+def _scaled(channels: int, width: float, multiple: int = 1) -> int:
+    return max(round(channels * width / multiple), 1) * multiple
+
+
+def _weighted(part: nn.Module) -> list[nn.Conv2d | nn.Linear]:
+    """The layers with weights to draw; their biases are set to zero."""
+    layers = [m for m in part.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    with torch.no_grad():
+        for layer in layers:
+            if layer.bias is not None:
+                layer.bias.zero_()
+    return layers
+
+
+def _gaussian(part: nn.Module, first: float, conv: float, fc: float) -> None:
+    """Weights with these deviations: the first convolution's, other convolutions', fc layers'."""
+    for module in _weighted(part):
+        deviation = fc
+        if isinstance(module, nn.Conv2d):
+            deviation = first if module.in_channels == FIRST_CHANNELS else conv
+        nn.init.normal_(module.weight, std=deviation)
+
+
+def _layer_and_kind(parameter_name: str) -> tuple[str, str]:
+    """network.branches.3.fc1.bias -> ("fc1", "bias")."""
+    *_, layer, kind = parameter_name.split(".")
+    return layer, kind
+
+
+def _published(
+    generalist: Recipe, nofe: Recipe, update_every: float, affinity_images: int
+) -> Preset:
+    """What all published recipes share: mean images, counts, the greedy rule, no val images."""
+    return Preset(
+        network=NetworkConfig("published", "mean_image"),
+        val_fraction=0.0,
+        rule="greedy",
+        generalist=generalist,
+        nofe=nofe,
+        flat=replace(nofe, flips=True),
+        update_every=update_every,
+        affinity="counts",
+        affinity_images=affinity_images,
+    )

@@ -24,7 +24,9 @@ from nofe_lab.config import (
 )
 from nofe_lab.data import Dataset, load_dataset
 from nofe_lab.data.batches import ImageNetwork
-from nofe_lab.networks import preset
+from nofe_lab.data import sources as _s  # TMP
+from nofe_lab.networks import Backbone, backbone, preset
+from nofe_lab.networks.catalogue import Network
 from nofe_lab.runs import Run, default_runs_dir
 from nofe_lab.specialties import Specialties
 from nofe_lab.stages.flat import FlatStage
@@ -47,8 +49,8 @@ class Experiment:
 
     dataset: str = "glyphs"
     """glyphs, cifar100 or parquet:DIR (see `load_dataset`)."""
-    backbone: str = "alexnet_quick"
-    """The base CNN."""
+    backbone: Network = "alexnet_quick"
+    """The base CNN: a name, a torch module, or a Backbone (see `nofe_lab.backbone`)."""
     K: int = 10
     """Number of specialties."""
     rule: str | None = None
@@ -73,6 +75,22 @@ class Experiment:
     """Where the NofE's trunk begins: generalist, base or scratch."""
     val_fraction: float | None = None
     """Share of the training images set aside as val."""
+    split: str | None = None
+    """The module where the trunk ends and the branches begin, in networks that are split."""
+    stem: str = "auto"
+    """auto, original, or small (for small images), in networks that are split."""
+    weights: str | None = None
+    """Pretrained weights: a local file, or a name that torchvision or timm knows."""
+    branch_width: float = 1.0
+    """Factor on the hidden channels of the branches."""
+    branch_start: str = "fresh"
+    """fresh, or tail: branches begin with the layers behind the trunk that they start from."""
+    flips: bool | None = None
+    """Random horizontal flips in training, in every stage."""
+    image_size: int | None = None
+    """Side in pixels that images of a folder are resized to."""
+    per_class: int | None = None
+    """Use only so many training images of every class."""
     data_seed: int = 0
     """Of the choice of val and of the pixels of glyphs; runs of all seeds share it."""
     update_every: float | None = None
@@ -86,11 +104,17 @@ class Experiment:
     """Training images that the affinity is measured on; 0: all."""
     elastic_lambda: float = 1000.0
     """Weight of the elastic rule's size penalty."""
+    _backbone: Backbone = field(init=False, repr=False, compare=False)
     _recipes: Preset = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        recipes = preset(self.preset, self.backbone).override(
-            epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate
+        network = backbone(self.backbone, split=self.split, stem=self.stem, weights=self.weights)
+        object.__setattr__(self, "_backbone", network)
+        recipes = preset(self.preset, network).override(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            flips=self.flips,
         )
         if self.val_fraction is not None:
             recipes = replace(recipes, val_fraction=self.val_fraction)
@@ -117,7 +141,14 @@ class Experiment:
     @cached_property
     def data(self) -> Dataset:
         """The data set; loaded once for all experiments on the same data."""
-        return _load(self.dataset, self.recipes.val_fraction, self.data_seed)
+        return _load(
+            self.dataset,
+            getattr(_s, 'source_state', lambda n: '')(self.dataset),  # TMP
+            val_fraction=self.recipes.val_fraction,
+            seed=self.data_seed,
+            image_size=self.image_size,
+            per_class=self.per_class,
+        )
 
     @property
     def held_out(self) -> Experiment:
@@ -141,11 +172,13 @@ class Experiment:
             "generalist": generalist,
             "total": replace(flat, epochs=flat.epochs + generalist.epochs),
         }[budget]
-        return FlatStage(self.data, FlatConfig(self.recipes.network, recipe, self.seed))
+        config = FlatConfig(self.recipes.network, recipe, self.seed)
+        return FlatStage(self.data, self._backbone, config)
 
     def generalist(self, rule: str | None = None) -> GeneralistStage:
         """The generalist; `rule` instead of the experiment's."""
-        return GeneralistStage(self.data, self._generalist_config(rule or self.rule))
+        config = self._generalist_config(rule or self.rule)
+        return GeneralistStage(self.data, self._backbone, config)
 
     def nofe(
         self,
@@ -174,7 +207,7 @@ class Experiment:
             origin = self.generalist(rule)
         elif config.trunk == "base":  # trained as long as the generalist: only the task differs
             origin = self.base("generalist")
-        return NofEStage(self.data, config, partition, origin)
+        return NofEStage(self.data, self._backbone, config, partition, origin)
 
     def opponents(self) -> dict[str, Stage]:
         """The networks that an honest comparison sets side by side, by name.
@@ -244,7 +277,7 @@ class Experiment:
             one_of("rule", rule, RULES)
         images = self.affinity_images
         # as many intervals in a shorter or longer stage
-        published = preset(self.preset, self.backbone)
+        published = preset(self.preset, self._backbone)
         every = recipes.update_every * recipes.generalist.epochs / published.generalist.epochs
         return GeneralistConfig(
             network=recipes.network,
@@ -264,7 +297,15 @@ class Experiment:
         origin = "file"
         if not isinstance(specialties, Specialties) and not str(specialties).endswith(".json"):
             origin = one_of("specialties", specialties, SPECIALTIES, "the path of a .json file")
-        return NofEConfig(self.recipes.network, self.recipes.nofe, origin, trunk, self.seed)
+        return NofEConfig(
+            self.recipes.network,
+            self.recipes.nofe,
+            origin,
+            trunk,
+            self.branch_width,
+            self.branch_start,
+            self.seed,
+        )
 
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any], also: Iterable[str] = ()) -> Experiment:
@@ -316,5 +357,6 @@ def _parameters_cells(history: Sequence[str]) -> list[set[str]]:
 
 
 @lru_cache(maxsize=2)
-def _load(name: str, val_fraction: float, seed: int) -> Dataset:
-    return load_dataset(name, val_fraction=val_fraction, seed=seed)
+def _load(name: str, state: str, **options: Any) -> Dataset:
+    """`state` makes files that have changed another data set, also within one process."""
+    return load_dataset(name, **{k: v for k, v in options.items() if v is not None})  # TMP

@@ -9,7 +9,7 @@ from torch import nn
 
 from nofe_lab.config import FlatConfig
 from nofe_lab.data import Dataset
-from nofe_lab.networks import CNN
+from nofe_lab.networks import CNN, Backbone
 from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties
 from nofe_lab.stages.stage import Stage, Trained
@@ -21,8 +21,8 @@ class FlatStage(Stage):
 
     kind = "flat"
 
-    def __init__(self, dataset: Dataset, config: FlatConfig) -> None:
-        super().__init__(dataset, config, {})
+    def __init__(self, dataset: Dataset, backbone: Backbone, config: FlatConfig) -> None:
+        super().__init__(dataset, backbone, config, {})
 
     @property
     def title(self) -> str:

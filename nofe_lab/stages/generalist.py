@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from nofe_lab.config import GeneralistConfig, InvalidInput, derive_seed
 from nofe_lab.data import Dataset
-from nofe_lab.networks import CNN
+from nofe_lab.networks import CNN, Backbone
 from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties, affinity_matrix, assign, objective
 from nofe_lab.specialties.assignment import Affinity
@@ -49,9 +49,9 @@ class GeneralistStage(Stage):
 
     kind = "generalist"
 
-    def __init__(self, dataset: Dataset, config: GeneralistConfig) -> None:
+    def __init__(self, dataset: Dataset, backbone: Backbone, config: GeneralistConfig) -> None:
         self.config = config
-        super().__init__(dataset, config, {})
+        super().__init__(dataset, backbone, config, {})
         if config.K > dataset.C:
             raise InvalidInput(
                 f"K must be at most the {dataset.C} classes of {dataset.name}; got {config.K}."

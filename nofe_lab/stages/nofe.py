@@ -1,7 +1,8 @@
 """The NofE stage: a trunk, K fresh branches, one softmax over all classes, trained end to end.
 
 Two independent choices make a network of experts: the partition (`specialties`) and the weights
-that the trunk begins with (`trunk`).  The paper's is learned specialties on their generalist's
+that the trunk begins with (`trunk`), and its branches too where they are the tail of the same
+network (`branch_start`).  The paper's is learned specialties on their generalist's
 trunk; the other combinations are its rivals, and take the same code.
 """
 
@@ -14,12 +15,12 @@ from torch import nn
 
 from nofe_lab.config import InvalidInput, NofEConfig
 from nofe_lab.data import Dataset
-from nofe_lab.networks import NofE
+from nofe_lab.networks import Backbone, NofE
 from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties
 from nofe_lab.stages.flat import FlatStage
 from nofe_lab.stages.generalist import GeneralistStage
-from nofe_lab.stages.stage import Stage, Trained, adopt_trunk, load_specialties
+from nofe_lab.stages.stage import Stage, Trained, load_specialties, part_of
 from nofe_lab.training import Listener
 
 
@@ -36,6 +37,7 @@ class NofEStage(Stage):
     def __init__(
         self,
         dataset: Dataset,
+        backbone: Backbone,
         config: NofEConfig,
         specialties: Specialties | GeneralistStage,
         trunk: GeneralistStage | FlatStage | None,
@@ -53,7 +55,12 @@ class NofEStage(Stage):
         if trunk is not None:
             parents["trunk"] = trunk
         self.config = config
-        super().__init__(dataset, config, parents)
+        super().__init__(dataset, backbone, config, parents)
+        if config.branch_start == "tail" and self.backbone.tail is None:
+            raise InvalidInput(
+                f"branch_start 'tail' needs branches made of the head's layers; {backbone.name!r} "
+                "has branches of its own, which start 'fresh'."
+            )
 
     @property
     def title(self) -> str:
@@ -78,7 +85,8 @@ class NofEStage(Stage):
         if found is None:
             raise ValueError("this network's specialties are learned: pass them")
         _check_experts(found)
-        return NofE(self.backbone, found, self.network_config.initialisation, self.seed)
+        scheme, width = self.network_config.initialisation, self.config.branch_width
+        return NofE(self.backbone, found, scheme, self.seed, width)
 
     def train(
         self, parents: Mapping[str, Run], device: torch.device, listeners: Sequence[Listener]
@@ -87,8 +95,14 @@ class NofEStage(Stage):
         if specialties is None:
             specialties = load_specialties(parents["specialties"])
         model = self.image_network(self.network(specialties))
+        network: NofE = model.network  # type: ignore[assignment]
         if "trunk" in parents:
-            adopt_trunk(model, parents["trunk"])
+            network.trunk.load_state_dict(part_of(parents["trunk"], "trunk"))
+        if self.config.branch_start == "tail":
+            head = part_of(parents["trunk"], "head")
+            tail = {name: head[name] for name in self.backbone.tail or ()}
+            for branch in network.branches.values():
+                branch.load_state_dict(tail, strict=False)
         model.to(device)
         history = self.fit(model, device, torch.arange(self.dataset.C), listeners)
         return Trained(model, history, files={"specialties.json": specialties.to_json()})

@@ -77,7 +77,7 @@ def final_report(workshop: Workshop, networks: Sequence[tuple[str, Stage]]) -> F
                 "epochs": stage.recipe.epochs,
                 **figures,
                 "parameters": count_parameters(model.network),
-                "macs": count_macs(model.network, stage.dataset.image_shape),
+                "macs": count_macs(model.network, stage.backbone.input_shape),
                 "seconds": run.seconds,
                 "total_seconds": run.total_seconds,
                 **_origin(stage, run),

@@ -31,9 +31,9 @@ from nofe_lab.config import (
     one_of,
 )
 from nofe_lab.data import Dataset, Split
-from nofe_lab.data.batches import Batches, ImageNetwork, Preprocess, steps_per_epoch
+from nofe_lab.data.batches import Batches, ImageNetwork, Preprocess, Window, steps_per_epoch
 from nofe_lab.evaluation import Predictions, predict
-from nofe_lab.networks import Backbone, backbone
+from nofe_lab.networks import Backbone
 from nofe_lab.runs import PRECISION, Run, RunStore, code_revision, identity_hash, provenance
 from nofe_lab.specialties import Specialties
 from nofe_lab.training import (
@@ -64,27 +64,19 @@ class Stage(ABC):
     def __init__(
         self,
         dataset: Dataset,
+        backbone: Backbone,
         config: FlatConfig | GeneralistConfig | NofEConfig,
         parents: Mapping[str, Stage],
     ) -> None:
         self.dataset = dataset
+        self.backbone = backbone.for_images(dataset.image_shape)
         self.parents = dict(parents)
         self._config = config
-        self.backbone: Backbone = backbone(config.network.backbone)
-        if self.backbone.input_shape != dataset.image_shape:
-            wanted, found = (
-                " x ".join(map(str, shape))
-                for shape in (self.backbone.input_shape, dataset.image_shape)
-            )
-            raise InvalidInput(
-                f"backbone {self.backbone.name!r} takes images of {wanted}; "
-                f"those of {dataset.name} are {found}."
-            )
         self.steps_per_epoch = steps_per_epoch(dataset.train, self.recipe)
 
     @property
     def network_config(self) -> NetworkConfig:
-        """Which network, its initialisation and its inputs."""
+        """Its initialisation and its inputs."""
         return self._config.network
 
     @property
@@ -133,6 +125,7 @@ class Stage(ABC):
         """Everything that makes this run a different one."""
         return {
             "stage": self.kind,
+            "backbone": self.backbone.identity,
             "config": asdict(self._config),
             "data": self.dataset.fingerprint,
             "parents": {role: stage.id for role, stage in self.parents.items()},
@@ -160,9 +153,9 @@ class Stage(ABC):
     def run_name(self) -> str:
         """The readable part of its run's folder."""
         data = Path(self.dataset.name.replace("parquet:", "")).name.replace(":", "-")
-        safe = "".join(ch if ch.isalnum() or ch in "-_." else "_" for ch in data)
         size = f"-K{self.K}" if self.K is not None else ""
-        return f"{self.kind}-{safe}-{self.backbone.name}{size}-s{self.seed}"
+        name = f"{self.kind}-{data}-{self.backbone.name}{size}-s{self.seed}"
+        return "".join(ch if ch.isalnum() or ch in "-_." else "_" for ch in name)
 
     @property
     def steps(self) -> int:
@@ -171,7 +164,13 @@ class Stage(ABC):
 
     def image_network(self, network: nn.Module) -> ImageNetwork:
         """The network with its preprocessing in front."""
-        return ImageNetwork(Preprocess.measure(self.dataset, self.network_config.inputs), network)
+        inputs = self.network_config.inputs
+        return ImageNetwork(Preprocess.measure(self.dataset, inputs, self.window), network)
+
+    @property
+    def window(self) -> Window:
+        """(height, width) of the part of an image that the network sees."""
+        return self.backbone.input_shape[1:]
 
     def parameter_groups(self, model: nn.Module) -> ParameterGroups:
         """The optimiser's parameter groups."""
@@ -179,7 +178,7 @@ class Stage(ABC):
 
     def batches(self, device: torch.device) -> Batches:
         """The training images on the device."""
-        return Batches(self.dataset.train, self.recipe, self.seed, device)
+        return Batches(self.dataset.train, self.recipe, self.seed, device, self.window)
 
     def fit(
         self,
@@ -288,9 +287,11 @@ class Workshop:
         # stages that differ in their seed or their parents alone take the same time
         known: dict[tuple[object, ...], float] = {}
         total = 0.0
+        for note in dict.fromkeys(note for stage in missing for note in stage.backbone.notes):
+            print(note)
         print(f"To train, on {self.device}:")
         for stage in missing:
-            alike = (stage.kind, stage.K, stage.network_config, stage.recipe, stage.dataset.name)
+            alike = (stage.kind, stage.K, stage.backbone, stage.recipe, stage.dataset.name)
             if alike not in known:
                 known[alike] = stage.seconds(self.device)
             total += known[alike]
@@ -353,18 +354,17 @@ def load_model(stage: Stage, run: Run, device: torch.device | str = "cpu") -> Im
     """The trained network of a finished run: raw images uint8 [N, c, h, w] -> logits."""
     specialties = load_specialties(run) if stage.K is not None else None
     weights = run.weights()
-    preprocess = Preprocess(weights["preprocess.mean"], weights["preprocess.scale"])
+    preprocess = Preprocess(weights["preprocess.mean"], weights["preprocess.scale"], stage.window)
     model = ImageNetwork(preprocess, stage.network(specialties))
     model.load_state_dict(weights)
     return model.to(device).eval()
 
 
-def adopt_trunk(model: ImageNetwork, run: Run) -> None:
-    """Copy the trunk of a finished run into `model`."""
-    prefix = "network.trunk."
-    trunk = {
+def part_of(run: Run, part: str) -> dict[str, Tensor]:
+    """The tensors of one part ("trunk", "head") of a finished run's network, by name."""
+    prefix = f"network.{part}."
+    return {
         name.removeprefix(prefix): tensor
         for name, tensor in run.weights().items()
         if name.startswith(prefix)
     }
-    model.network.trunk.load_state_dict(trunk)  # type: ignore[union-attr]
