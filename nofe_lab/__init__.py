@@ -11,7 +11,7 @@ ECCV 2016.
 from nofe_lab.config import InvalidInput
 from nofe_lab.data import Dataset, load_dataset
 from nofe_lab.evaluation import predict
-from nofe_lab.networks import Backbone, NofE
+from nofe_lab.networks import Backbone, NofE, backbone
 from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties, assign
 from nofe_lab.stages import Experiment, load_model, load_specialties, superclass_specialties
@@ -25,6 +25,7 @@ __all__ = [
     "Run",
     "Specialties",
     "assign",
+    "backbone",
     "load_dataset",
     "load_model",
     "load_specialties",

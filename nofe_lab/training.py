@@ -80,8 +80,9 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train `model` in place and return its history, one row an epoch.
 
-    model: raw images uint8 [B, c, h, w] and what was drawn for them -> logits.  groups: the optimiser's parameter
-    groups, with "rate_multiplier".  target_of_class: int64 [C], the output that stands for a class.
+    model: raw images uint8 [B, c, h, w] and what was drawn for them -> logits.  groups: the
+    optimiser's parameter groups, with "rate_multiplier".
+    target_of_class: int64 [C], the output that stands for a class.
     validate: called with the table after each epoch; its figures join the row.
     new_table: called with the number of steps done; returns a table to go on with, or None.  At the
     end of an epoch it is called after the validation.
@@ -89,9 +90,7 @@ def fit(
     which is seeded anew for every step and is afterwards what it was before.
     """
     with _own_random_state(batches.device):
-        return _fit(
-            model, groups, batches, recipe, target_of_class, validate, new_table, listeners
-        )
+        return _fit(model, groups, batches, recipe, target_of_class, validate, new_table, listeners)
 
 
 def _fit(

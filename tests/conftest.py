@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def tiny_experiment(
 ) -> Callable[..., Experiment]:
     """Makes small experiments on `tiny` on the CPU: K = 3, one epoch of three steps."""
 
-    def load(name: str, val_fraction: float, seed: int) -> Dataset:
+    def load(name: str, state: str, *, val_fraction: float, seed: int, **options: Any) -> Dataset:
         return tiny.with_val(val_fraction, seed)
 
     def make(**parameters: object) -> Experiment:

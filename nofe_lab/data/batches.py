@@ -16,7 +16,6 @@ from torch.nn.functional import pad
 from nofe_lab.config import InvalidInput, Recipe, derive_seed, one_of
 from nofe_lab.data.dataset import Dataset, Split
 
-
 Window = tuple[int, int]
 """(height, width) of the part of an image that a network sees, in pixels."""
 
@@ -146,8 +145,12 @@ class Batches:
         corners = self._corners(epoch)
         for step in range(len(self)):
             index = order[step * self.batch_size : (step + 1) * self.batch_size]
-            drawn = (None if all_ is None else all_[index] for all_ in (flips, corners))
-            yield self.images[index], self.labels[index], Augmentation(*drawn, self.padding)
+            drawn = Augmentation(
+                None if flips is None else flips[index],
+                None if corners is None else corners[index],
+                self.padding,
+            )
+            yield self.images[index], self.labels[index], drawn
 
     def _corners(self, epoch: int) -> Tensor | None:
         """Where each image's window begins [N, 2], from -padding on; None if there is one place."""

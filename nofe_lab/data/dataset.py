@@ -1,13 +1,14 @@
 """What a data set is: named classes, three splits of resident images, and a content fingerprint.
 
 The three splits have three jobs, and mixing them up is how comparisons go wrong.  Weights and the
-specialty map are learned from *train* alone.  *val* is carved from it and guides the eye while a
-network trains.  *test* is touched only by final reports.
+specialty map are learned from *train* alone.  *val* is carved from it, unless the data came with
+one, and guides the eye while a network trains.  *test* is touched only by final reports.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,7 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nofe_lab.config import MAX_VAL_FRACTION, InvalidInput, derive_seed, real_number
+from nofe_lab.config import MAX_VAL_FRACTION, InvalidInput, derive_seed, real_number, whole_number
+
+SET_ASIDE = "a fifth of every class's images was set aside as test, drawn by data_seed."
+"""What is said of `fifth_of_each_class`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +59,64 @@ class Split:
         return (self.labels == label).nonzero().flatten()
 
     def subset(self, size: int | None, seed: int) -> Split:
-        """A random subset of `size` images, drawn by `seed`; all of them if None or too few."""
+        """A random subset of `size` images, drawn by `seed`; all of them if None or too few.
+
+        Every class of the split has at least one image in it, which takes the place of the image
+        drawn last; the subset is larger than `size` only where there are more classes than that.
+        """
         if size is None or size >= len(self):
             return self
-        generator = torch.Generator().manual_seed(seed)
-        return self[torch.randperm(len(self), generator=generator)[:size]]
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        is_first = torch.zeros(len(self), dtype=torch.bool)
+        is_first[np.unique(self.labels[order].numpy(), return_index=True)[1]] = True
+        # of each class the image drawn first, then others as they were drawn; a plain draw of
+        # `size` images if that leaves no class out
+        places = torch.cat([is_first.nonzero(), (~is_first).nonzero()]).flatten()
+        kept = places[: max(size, int(is_first.sum()))].sort().values
+        return self[order[kept]]
+
+
+def draw_of_each_class(labels: Tensor, size_of: Callable[[int], int], seed: int) -> Tensor:
+    """A stratified choice, bool [N]: `size_of(n)` of the n images of every class, drawn by `seed`.
+
+    labels: int64 [N].  All of a class's images are chosen where it has no more than was asked for.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label in range(int(labels.max()) + 1):
+        indices = (labels == label).nonzero().flatten()
+        order = torch.randperm(len(indices), generator=generator)
+        chosen[indices[order[: size_of(len(indices))]]] = True
+    return chosen
+
+
+def share_of_each_class(
+    labels: Tensor, class_names: Sequence[str], fraction: float, seed: int, needed: str
+) -> Tensor:
+    """A stratified choice, bool [N], of `fraction` of every class's images, drawn by `seed`.
+
+    Every class keeps at least one image on either side.  Raises InvalidInput if a class has fewer
+    than two; the sentence ends with `needed`, which says what for.
+    """
+    for class_name, count in zip(
+        class_names, labels.bincount(minlength=len(class_names)).tolist(), strict=True
+    ):
+        if count < 2:
+            raise InvalidInput(
+                f"class {class_name!r} has {count} training image, too few to split; {needed}."
+            )
+    return draw_of_each_class(labels, lambda n: min(max(round(fraction * n), 1), n - 1), seed)
+
+
+def fifth_of_each_class(labels: Tensor, class_names: Sequence[str], seed: int) -> Tensor:
+    """Which images, bool [N], become the test split of data that come without one."""
+    needed = "a fifth of every class becomes test where there is no test split"
+    return share_of_each_class(labels, class_names, 0.2, derive_seed(seed, "test"), needed)
+
+
+def few_of_each_class(labels: Tensor, per_class: int, seed: int) -> Tensor:
+    """A stratified choice, bool [N], of at most `per_class` images of every class."""
+    return draw_of_each_class(labels, lambda _: per_class, derive_seed(seed, "per_class"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +135,8 @@ class Dataset:
     superclass_names: tuple[str, ...] = ()
     superclass_of: tuple[int, ...] = ()
     """The superclass of each class, an index into superclass_names; empty if there are none."""
+    notes: tuple[str, ...] = ()
+    """What was done to the data on the way in, in plain sentences; not part of the fingerprint."""
 
     def __post_init__(self) -> None:
         if self.C < 2:
@@ -147,26 +206,44 @@ class Dataset:
             return self
         if len(self.val):
             raise InvalidInput(f"{self.name} has {len(self.val)} val images already.")
-        generator = torch.Generator().manual_seed(derive_seed(seed, "val"))
-        chosen = []
-        for label, class_name in enumerate(self.class_names):
-            indices = self.train.of_class(label)
-            if len(indices) < 2:
-                raise InvalidInput(
-                    f"class {class_name!r} has {len(indices)} training image, too few to split; "
-                    "val_fraction > 0 needs at least 2 of every class, val_fraction=0 takes any."
-                )
-            size = min(max(round(fraction * len(indices)), 1), len(indices) - 1)
-            chosen.append(indices[torch.randperm(len(indices), generator=generator)[:size]])
-        in_val = torch.zeros(len(self.train), dtype=torch.bool)
-        in_val[torch.cat(chosen)] = True
+        in_val = share_of_each_class(
+            self.train.labels,
+            self.class_names,
+            fraction,
+            derive_seed(seed, "val"),
+            "val_fraction > 0 needs at least 2 of every class, val_fraction=0 takes any",
+        )
         return replace(self, train=self.train[~in_val], val=self.train[in_val])
+
+    def with_few(self, per_class: int, seed: int) -> Dataset:
+        """The same data with at most `per_class` training images of every class, drawn by `seed`.
+
+        val and test stay whole.  Raises InvalidInput if `per_class` is no whole number of at least
+        1.
+        """
+        whole_number("per_class", per_class, 1)
+        note = (
+            f"At most {per_class} training images of every class are used (per_class={per_class}), "
+            "drawn by data_seed; test is whole."
+        )
+        kept = few_of_each_class(self.train.labels, per_class, seed)
+        return replace(self, train=self.train[kept], notes=(*self.notes, note))
 
     def __repr__(self) -> str:
         channels, height, width = self.image_shape
         groups = f", {len(self.superclass_names)} superclasses" if self.superclass_names else ""
-        return (
+        line = (
             f"<{self.name}: {self.C} classes{groups}, {len(self.train):,} train + "
             f"{len(self.val):,} val + {len(self.test):,} test images of {channels} x {height} x "
             f"{width}>"
         )
+        return "\n  ".join((line, *self.notes))
+
+
+def superclass_of(fine: np.ndarray, coarse: np.ndarray, C: int) -> tuple[int, ...]:
+    """The one superclass of each class, from the labels int [N] of both; empty if they disagree."""
+    table = np.zeros((C, int(coarse.max()) + 1), dtype=np.int64)
+    np.add.at(table, (fine, coarse), 1)
+    if ((table > 0).sum(axis=1) != 1).any():
+        return ()
+    return tuple(int(k) for k in table.argmax(axis=1))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import json
+import hashlib
 import os
-import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +22,23 @@ from nofe_lab.config import (
     real_number,
     whole_number,
 )
-from nofe_lab.data.dataset import Dataset, Split
+from nofe_lab.data.dataset import SET_ASIDE, Dataset, Split, fifth_of_each_class, superclass_of
+from nofe_lab.data.folders import files_in, folder_of, read_image_folder
+from nofe_lab.data.parquet import NAMES_FILE, read_parquet
+from nofe_lab.data.pictures import ENDINGS, MAX_IMAGE_SIZE
 
-ACCEPTED = "'glyphs', 'glyphs:N' (N training images a class), 'cifar100' or 'parquet:DIR'"
+READY_MADE = ("glyphs", "cifar100", "cifar10", "digits")
+"""Data sets that have a name of their own; their images are 32 x 32."""
+
+ACCEPTED = (
+    "'glyphs', 'glyphs:N' (N training images a class), 'cifar100', 'cifar10', 'digits', "
+    "'folder:DIR' or 'parquet:DIR'"
+)
 GLYPHS_PER_CLASS = 160
+
+_READERS = {"folder": read_image_folder, "parquet": read_parquet}
+_FILES = {"folder": ENDINGS, "parquet": (".parquet", NAMES_FILE)}
+_CIFAR_FOLDERS = {"cifar100": "cifar-100-python", "cifar10": "cifar-10-batches-py"}
 
 
 def load_dataset(
@@ -36,36 +46,96 @@ def load_dataset(
     *,
     val_fraction: float = 0.1,
     seed: int = 0,
+    image_size: int | None = None,
+    per_class: int | None = None,
     download_dir: Path | str | None = None,
 ) -> Dataset:
     """Load a data set by name and carve its val split from its train split.
 
-    name: ``glyphs``, the embedded default: 100 classes of printed characters, 160 training and 40
-    test images each (``glyphs:N``: N and N / 4); ``cifar100``, downloaded by torchvision into
-    `download_dir` (default ``data/raw``); ``parquet:DIR``, a folder in the Hugging Face
-    Hub's parquet layout, where environment variables in DIR are expanded.
+    name: one of
+
+    * ``glyphs``, the embedded default: 100 classes of printed characters, 160 training and 40 test
+      images each (``glyphs:N``: N and N / 4);
+    * ``cifar100`` and ``cifar10``, downloaded by torchvision into `download_dir` (default
+      ``data/raw``);
+    * ``digits``, scikit-learn's 1,797 handwritten digits, enlarged from 8 x 8; a fifth is test;
+    * ``folder:DIR``, image files in ``DIR/<class>/``, of which a fifth becomes test, or in
+      ``DIR/train/<class>/`` beside ``DIR/test/<class>/`` and, if there is one,
+      ``DIR/val/<class>/``, which is val then whatever `val_fraction` says;
+    * ``parquet:DIR``, a folder in the Hugging Face Hub's parquet layout.
+
+    ``~`` and environment variables in DIR are expanded.  Images come as uint8 [N, 3, height,
+    width]; the data set's `notes` say what was done to them.
+
     val_fraction: share of every class's training images that becomes val; 0 leaves val empty.
-    seed: of the choice of the val images, and of the pixels of glyphs.
+    seed: of the choice of val, of test where there is none, of `per_class`, and of the pixels of
+    glyphs.
+    image_size: side in pixels, at most 1024, of the square that images of ``folder:DIR`` and
+    ``parquet:DIR`` are resized to (shorter side, then centre crop); None: 32 for a folder, as
+    stored for parquet, where all must have one size then.
+    per_class: use only so many training images of every class, for a quick look at a large data
+    set; chosen before val is carved from them.  Classes with fewer keep all; test stays whole.
 
     >>> load_dataset("glyphs:20").train
     1,800 images
 
-    Raises InvalidInput if the name is unknown, the data cannot be had, or a class has too few
-    images to split.
+    Raises InvalidInput if the name is unknown, a number out of range, the data cannot be had or
+    read, or a class has too few images to split.
     """
     real_number("val_fraction", val_fraction, 0, MAX_VAL_FRACTION)
     whole_number("data_seed", seed, 0)
+    if image_size is not None:
+        whole_number("image_size", image_size, 1, MAX_IMAGE_SIZE)
+    if per_class is not None:
+        whole_number("per_class", per_class, 1)
     source, _, argument = str(name).partition(":")
-    if source == "parquet" and argument:
-        dataset = _parquet(name, argument)
-    elif source == "glyphs" and (argument or name == "glyphs"):
-        dataset = _glyphs(name, argument, seed)
-    elif name == "cifar100":
-        dataset = _cifar100(Path(download_dir or data_folder() / "raw").expanduser())
+    if source in _READERS and argument:
+        dataset = _READERS[source](name, argument, image_size, per_class, seed)
     else:
-        one_of("dataset", name, ("glyphs", "cifar100"), also="'glyphs:N' or 'parquet:DIR'")
-        raise AssertionError("unreachable: one_of refuses every other name")
-    return dataset.with_val(val_fraction, seed)
+        if not (source == "glyphs" and argument):
+            one_of("dataset", name, READY_MADE, also="'glyphs:N', 'folder:DIR' or 'parquet:DIR'")
+        if image_size is not None:
+            raise InvalidInput(
+                f"image_size is for 'folder:DIR' and 'parquet:DIR'; got image_size={image_size} "
+                f"for dataset {name!r}, whose images are 32 x 32."
+            )
+        dataset = _ready_made(name, argument, seed, download_dir)
+    if per_class is not None:
+        dataset = dataset.with_few(per_class, seed)
+    # a folder's own val images are val already
+    return dataset if len(dataset.val) else dataset.with_val(val_fraction, seed)
+
+
+def source_state(name: str) -> str:
+    """A short digest that changes when the files behind ``folder:DIR`` or ``parquet:DIR`` do.
+
+    Of the files' relative paths, sizes and times of change; "" for other data sets and for folders
+    that are not there.  Never raises.
+    """
+    source, _, argument = str(name).partition(":")
+    if source not in _FILES or not argument:
+        return ""
+    try:
+        folder = folder_of(name, argument)
+    except InvalidInput:
+        return ""
+    digest = hashlib.sha256()
+    for path in files_in(folder, _FILES[source]):
+        try:
+            status = path.stat()
+        except OSError:  # it has gone since it was listed, or it is a link to nowhere
+            continue
+        digest.update(os.fsencode(path.relative_to(folder)))
+        digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _ready_made(name: str, argument: str, seed: int, download_dir: Path | str | None) -> Dataset:
+    if name == "digits":
+        return _digits(seed)
+    if name in _CIFAR_FOLDERS:
+        return _cifar(name, Path(download_dir or data_folder() / "raw").expanduser())
+    return _glyphs(name, argument, seed)
 
 
 def _split(images: np.ndarray | torch.Tensor, labels: Sequence[int] | np.ndarray) -> Split:
@@ -95,33 +165,30 @@ def _glyphs(name: str, argument: str, seed: int) -> Dataset:
     )
 
 
-def _cifar100(folder: Path) -> Dataset:
+def _cifar(name: str, folder: Path) -> Dataset:
     import_torchvision()
-    from torchvision.datasets import CIFAR100
+    from torchvision import datasets
 
+    source = getattr(datasets, name.upper())
     try:
-        train_set, test_set = (CIFAR100(folder, train, download=True) for train in (True, False))
+        train_set, test_set = (source(folder, train, download=True) for train in (True, False))
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidInput(
-            f"cifar100 could not be downloaded into {folder} ({reason}): put an unpacked "
-            "cifar-100-python folder there, or use a local copy in the Hub's layout "
+            f"{name} could not be downloaded into {folder} ({reason}): put an unpacked "
+            f"{_CIFAR_FOLDERS[name]} folder there, or use a local copy in the Hub's layout "
             "(dataset='parquet:DIR'), or the embedded data set (dataset='glyphs')."
         ) from error
-    splits = [
+    train, test = (
         _split(np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)), part.targets)
         for part in (train_set, test_set)
-    ]
-    coarse_names, coarse = _cifar100_superclasses(folder)
-    return Dataset(
-        "cifar100",
-        tuple(train_set.classes),
-        splits[0],
-        _empty(splits[0]),
-        splits[1],
-        coarse_names,
-        _superclass_of(splits[0].labels.numpy(), coarse, len(train_set.classes)),
     )
+    dataset = Dataset(name, tuple(train_set.classes), train, _empty(train), test)
+    if name == "cifar10":
+        return dataset
+    coarse_names, coarse = _cifar100_superclasses(folder)
+    of = superclass_of(train.labels.numpy(), coarse, dataset.C)
+    return replace(dataset, superclass_names=coarse_names, superclass_of=of)
 
 
 def _cifar100_superclasses(folder: Path) -> tuple[tuple[str, ...], np.ndarray]:
@@ -138,131 +205,19 @@ def _cifar100_superclasses(folder: Path) -> tuple[tuple[str, ...], np.ndarray]:
     )
 
 
-def _superclass_of(fine: np.ndarray, coarse: np.ndarray, C: int) -> tuple[int, ...]:
-    """The one superclass of each class; empty if a class's images disagree about it."""
-    table = np.zeros((C, int(coarse.max()) + 1), dtype=np.int64)
-    np.add.at(table, (fine, coarse), 1)
-    if ((table > 0).sum(axis=1) != 1).any():
-        return ()
-    return tuple(int(k) for k in table.argmax(axis=1))
+def _digits(seed: int) -> Dataset:
+    from sklearn.datasets import load_digits  # takes a second that other sources need not spend
 
-
-# The Hub's parquet layout: data/<split>-0000i-of-0000n.parquet, images as struct{bytes, path},
-# labels as integers, the names of the labels in the schema's metadata.
-
-_SHARD = re.compile(r"(?P<split>[A-Za-z_]+)-\d+-of-\d+.*\.parquet$")
-
-
-def _parquet(name: str, directory: str) -> Dataset:
-    expanded = os.path.expanduser(os.path.expandvars(directory))
-    folder = Path(expanded)
-    if "$" in expanded:
-        raise InvalidInput(
-            f"dataset {name!r} names an environment variable that is not set; set it to the folder "
-            "that holds the data, or write the path."
-        )
-    if not folder.is_dir():
-        raise InvalidInput(f"dataset {name!r}: there is no folder {folder}.")
-    shards: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*.parquet")):
-        if match := _SHARD.match(path.name):
-            shards.setdefault(match["split"], []).append(path)
-    test_name = next((s for s in ("test", "valid", "validation", "val") if s in shards), None)
-    if "train" not in shards or test_name is None:
-        raise InvalidInput(
-            f"dataset {name!r}: {folder} must hold train-*.parquet and test-*.parquet (or valid-*, "
-            f"validation-*) in the Hub's layout; found the splits {sorted(shards)}."
-        )
-    tables = {split: _read_shards(name, shards[split]) for split in ("train", test_name)}
-    class_names, superclass_names, label, superclass, image = _columns(name, tables["train"])
-    for split, table in tables.items():
-        if missing := {image, label, superclass or label} - set(table.column_names):
-            raise InvalidInput(
-                f"dataset {name!r}: the split {split!r} has no column {sorted(missing)[0]!r}; "
-                f"found {table.column_names}."
-            )
-    train, test = (
-        _split(_decode(name, table[image]), table[label].to_numpy()) for table in tables.values()
+    found = load_digits()
+    pixels = (found.images * (255 / 16)).round().astype(np.uint8)
+    bilinear = Image.Resampling.BILINEAR
+    enlarged = [np.asarray(Image.fromarray(image).resize((32, 32), bilinear)) for image in pixels]
+    images = np.stack(enlarged)[:, None].repeat(3, axis=1)
+    digits, names = _split(images, found.target), tuple("0123456789")
+    in_test = fifth_of_each_class(digits.labels, names, seed)
+    train, test = digits[~in_test], digits[in_test]
+    notes = (
+        f"No official split: {SET_ASIDE}",
+        "The 8 x 8 grey images were enlarged to 32 x 32 and repeated in three channels.",
     )
-    dataset = Dataset(name, class_names, train, _empty(train), test)
-    if superclass:
-        coarse = tables["train"][superclass].to_numpy()
-        superclass_of = _superclass_of(train.labels.numpy(), coarse, len(class_names))
-        if superclass_of:
-            return replace(dataset, superclass_names=superclass_names, superclass_of=superclass_of)
-    return dataset
-
-
-def _read_shards(name: str, paths: list[Path]) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pa.concat_tables([pq.read_table(path) for path in paths])
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InvalidInput(
-            f"dataset {name!r}: {paths[0].parent} holds a parquet file that cannot be read "
-            f"({reason})."
-        ) from error
-
-
-def _columns(
-    name: str, table: Any
-) -> tuple[tuple[str, ...], tuple[str, ...], str, str | None, str]:
-    try:
-        metadata = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-        features = metadata["info"]["features"]
-    except (ValueError, KeyError, TypeError):
-        features = {}
-    labels = {
-        column: tuple(feature["names"])
-        for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-    }
-    images = [
-        column
-        for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "Image"
-    ]
-    fine = next((c for c in ("fine_label", "label") if c in labels), next(iter(labels), None))
-    if fine is None or not images:
-        raise InvalidInput(
-            f"dataset {name!r}: its 'huggingface' metadata must name an Image column and a "
-            f"ClassLabel column; found {sorted(features) or 'none'}."
-        )
-    coarse = "coarse_label" if "coarse_label" in labels and fine != "coarse_label" else None
-    return labels[fine], labels.get(coarse or "", ()), fine, coarse, images[0]
-
-
-def _decode(name: str, column: Any) -> torch.Tensor:
-    encoded = column.combine_chunks().field("bytes").to_pylist()
-    if not encoded:
-        raise InvalidInput(f"dataset {name!r}: a split holds no images.")
-
-    def decode(index: int) -> np.ndarray:
-        try:
-            with Image.open(io.BytesIO(encoded[index])) as image:
-                return np.asarray(image.convert("RGB"))
-        except (OSError, TypeError, ValueError) as error:
-            raise InvalidInput(
-                f"dataset {name!r}: image {index} cannot be decoded ({error})."
-            ) from error
-
-    first = decode(0)
-    pixels = np.empty((len(encoded), *first.shape), dtype=np.uint8)
-
-    def place(start: int) -> None:
-        for index in range(start, min(start + 1024, len(encoded))):
-            image = decode(index)
-            if image.shape != first.shape:
-                (height, width), (rows, columns) = first.shape[:2], image.shape[:2]
-                raise InvalidInput(
-                    f"dataset {name!r}: all images must have one size; image 0 has {width} x "
-                    f"{height} pixels, image {index} has {columns} x {rows}."
-                )
-            pixels[index] = image
-
-    with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter lock
-        list(pool.map(place, range(0, len(encoded), 1024)))
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+    return Dataset("digits", names, train, _empty(train), test, notes=notes)

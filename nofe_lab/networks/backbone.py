@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from nofe_lab.config import InvalidInput, Preset, Recipe, derive_seed, one_of, quick_preset
 
@@ -101,8 +100,8 @@ class Backbone(ABC):
         if image_shape[0] == channels and image_shape[1] >= height and image_shape[2] >= width:
             return self
         raise InvalidInput(
-            f"backbone {self.name!r} takes images of {_size(self.input_shape)} or larger; "
-            f"got {_size(image_shape)}."
+            f"backbone {self.name!r} takes images of {size_in_words(self.input_shape)} or larger; "
+            f"got {size_in_words(image_shape)}."
         )
 
     @cached_property
@@ -167,25 +166,6 @@ def fresh(backbone: Backbone, make: Any, scheme: str, seed: int, *use: object) -
     return part
 
 
-def _size(shape: tuple[int, ...]) -> str:
+def size_in_words(shape: tuple[int, ...]) -> str:
+    """(3, 32, 32) -> "3 x 32 x 32"."""
     return " x ".join(map(str, shape))
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Number of trainable parameters."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-
-def count_macs(module: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """Multiply-accumulates of one image of `input_shape` (c, h, w), by torch's own counter.
-
-    Convolutions and matrix products count, biases, pooling and nonlinearities do not.
-    """
-    parameter = next(module.parameters())
-    image = torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
-    was_training = module.training
-    module.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(image)
-    module.train(was_training)
-    return int(counter.get_total_flops()) // 2

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import difflib
+import hashlib
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from nofe_lab.compat import import_torchvision
 from nofe_lab.config import PRESETS, InvalidInput, Preset, one_of
 from nofe_lab.networks.backbone import Backbone
 from nofe_lab.networks.paper import PAPER
+from nofe_lab.networks.surgery import SplitNetwork
 
 Network = str | Backbone | nn.Module | Callable[[], nn.Module]
 """What `backbone` accepts."""
+
+TRANSFORMERS = ("vit_", "swin_", "maxvit_")
+"""How the names of torchvision's classifiers that are no CNNs begin."""
+
+AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
+"""torchvision's networks with further classifiers, which only training would use."""
 
 
 def backbone(
@@ -22,10 +36,43 @@ def backbone(
     stem: str = "auto",
     weights: str | Path | None = None,
 ) -> Backbone:
-    """The backbone of that name."""
-    if isinstance(network, Backbone):
-        return network
-    return PAPER[one_of("backbone", network, PAPER)]()
+    """A CNN as a backbone: what a base CNN, a generalist and a network of experts are made of.
+
+    network: a published network (``alexnet_quick`` ...), a classification CNN of
+    torchvision.models (``resnet18``), ``timm:NAME``, or your own: a torch module, which brings its
+    weights along, or a class or function that makes one, which begins afresh with every seed.  A
+    `Backbone` is returned as it is.
+
+    The others are for all but the published networks and Backbones, which have their own parts:
+    split: the module where the trunk ends and the branches begin; None chooses one and says so.
+    stem: ``small`` keeps the size of small images in the first layers, ``original`` leaves these as
+    they are, ``auto`` is small for images of less than 64 pixels unless weights are given.
+    weights: pretrained ones for trunk and head, from a local file (.safetensors, or a state dict
+    saved by torch), or by a name of torchvision (``IMAGENET1K_V1``) or timm (``a1_in1k``), or
+    ``DEFAULT``; these two are downloaded.
+
+    >>> backbone("resnet18", split="layer4").make_branch(5, width=0.25)
+
+    Raises InvalidInput with the nearest names if network or split is unknown, and if the network
+    cannot be split, has no classifier, or the weights are not its own.
+    """
+    if isinstance(network, Backbone) or (isinstance(network, str) and network in PAPER):
+        given = {"split": split, "weights": weights, "stem": None if stem == "auto" else stem}
+        for option, value in given.items():
+            if value is not None:
+                name = network if isinstance(network, str) else network.name
+                raise InvalidInput(
+                    f"{option} is for networks of torchvision, timm or your own, which are split; "
+                    f"{name!r} has its own parts; got {value!r}."
+                )
+        return network if isinstance(network, Backbone) else PAPER[network]()
+    name, build, owner = _maker(network)
+    found = None
+    if weights is not None:
+        found = _weights(name, build, owner, weights)
+    elif owner == "module":
+        found = _of_module(build())
+    return SplitNetwork(name, build, split=split, stem=stem, weights=found)
 
 
 def preset(name: str, backbone: Backbone) -> Preset:
@@ -42,3 +89,168 @@ def preset(name: str, backbone: Backbone) -> Preset:
             f"preset 'paper' is for the published networks ({', '.join(PAPER)}); "
             f"{backbone.name!r} accepts 'quick'."
         ) from None
+
+
+def _maker(network: Any) -> tuple[str, Callable[[], nn.Module], str]:
+    """A network's name, a function that makes it, and whose it is."""
+    if isinstance(network, nn.Module):
+        return type(network).__name__, partial(copy.deepcopy, network), "module"
+    if callable(network):
+        made = network()
+        if not isinstance(made, nn.Module):
+            raise InvalidInput(
+                f"backbone {network!r} must make a torch module; it made {type(made).__name__}."
+            )
+        return type(made).__name__, network, "function"
+    if isinstance(network, str) and network.startswith("timm:"):
+        return network, _timm_maker(network.removeprefix("timm:")), "timm"
+    if network in torchvision_names():
+        from torchvision.models import get_model
+
+        own = {}
+        if network in AUXILIARY:
+            own = {"aux_logits": False, "init_weights": True}
+        return network, partial(get_model, network, weights=None, **own), "torchvision"
+    names = [*PAPER, *torchvision_names()]
+    one_of("backbone", network, names, also="'timm:NAME'")
+    raise AssertionError("unreachable: one_of refuses every other name")
+
+
+@cache
+def torchvision_names() -> tuple[str, ...]:
+    """The classification CNNs of torchvision.models."""
+    import_torchvision()
+    from torchvision import models
+
+    names = models.list_models(module=models)
+    return tuple(name for name in names if not name.startswith(TRANSFORMERS))
+
+
+def _import_timm() -> Any:
+    import_torchvision()
+    try:
+        import timm
+    except ImportError as error:
+        raise InvalidInput(
+            f"'timm:NAME' needs timm ({error}): pip install 'nofe_lab[timm]'."
+        ) from error
+    return timm
+
+
+def _timm_maker(name: str) -> Callable[[], nn.Module]:
+    timm = _import_timm()
+    if not timm.is_model(name):
+        names = timm.list_models()
+        nearest = difflib.get_close_matches(name, names, n=5) or names[:5]
+        raise InvalidInput(
+            f"backbone 'timm:{name}' is unknown; the nearest are {', '.join(nearest)}; "
+            f"timm.list_models() lists all {len(names)}."
+        )
+    return partial(timm.create_model, name, pretrained=False)
+
+
+# --- pretrained weights: a state dict, and a digest of it for the run's identity
+
+
+def _of_module(module: nn.Module) -> tuple[Mapping[str, Tensor], str]:
+    state = module.state_dict()
+    return state, _digest(state)
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _weights(
+    name: str, build: Callable[[], nn.Module], owner: str, weights: str | Path
+) -> tuple[Mapping[str, Tensor], str]:
+    path = Path(weights).expanduser()
+    if path.is_file() or path.suffix in (".safetensors", ".pt", ".pth", ".bin"):
+        state = _read(path)
+    elif owner == "torchvision":
+        state = _torchvision_weights(name, str(weights))
+    elif owner == "timm":
+        state = _timm_weights(name.removeprefix("timm:"), str(weights))
+    else:
+        raise InvalidInput(f"weights {str(weights)!r}: there is no such file.")
+    auxiliary = tuple(f"{part}." for part in AUXILIARY.get(name, ()))
+    state = {key: t for key, t in state.items() if not key.startswith(auxiliary or ("\0",))}
+    _check_state(name, build(), state, weights)
+    return state, _digest(state)
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError) as error:
+        raise InvalidInput(f"weights {str(path)!r} cannot be read ({error}).") from error
+    except Exception as error:  # torch.load raises many kinds, for files of many kinds
+        reason = str(error).splitlines()[0]
+        raise InvalidInput(
+            f"weights {str(path)!r} cannot be read ({reason}); accepted: .safetensors, or a state "
+            "dict saved by torch.save."
+        ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise InvalidInput(
+            f"weights {str(path)!r} hold {type(state).__name__}; accepted: a state dict, "
+            "tensors by name."
+        )
+    return state
+
+
+def _check_state(
+    name: str, network: nn.Module, state: Mapping[str, Tensor], weights: str | Path
+) -> None:
+    """Raise InvalidInput unless the tensors are those of the network."""
+    own = network.state_dict()
+    wrong = [
+        *(f"{key!r} is missing" for key in own if key not in state),
+        *(f"{key!r} is not one of its tensors" for key in state if key not in own),
+        *(
+            f"{key!r} is {list(state[key].shape)}, not {list(tensor.shape)}"
+            for key, tensor in own.items()
+            if key in state and state[key].shape != tensor.shape
+        ),
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 1} more differences" if len(wrong) > 1 else ""
+        raise InvalidInput(f"weights {str(weights)!r} are not those of {name!r}: {wrong[0]}{more}.")
+
+
+def _torchvision_weights(name: str, weights: str) -> Mapping[str, Tensor]:
+    from torchvision.models import get_model_weights
+
+    known = get_model_weights(name)
+    names = [*known.__members__, "DEFAULT"]
+    one_of(f"weights of {name}", weights, names, also="a local file")
+    return _downloaded(weights, lambda: known[weights].get_state_dict(progress=False))
+
+
+def _timm_weights(name: str, tag: str) -> Mapping[str, Tensor]:
+    timm = _import_timm()
+    full = [known for known in timm.list_pretrained() if known.split(".")[0] == name]
+    tags = [known.partition(".")[2] for known in full]
+    one_of(f"weights of timm:{name}", tag, [*tags, "DEFAULT"], also="a local file")
+    wanted = name if tag == "DEFAULT" else f"{name}.{tag}"
+    return _downloaded(tag, lambda: timm.create_model(wanted, pretrained=True).state_dict())
+
+
+def _downloaded(weights: str, download: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    try:
+        return download()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InvalidInput(
+            f"weights {weights!r} could not be downloaded ({reason}): name a local file instead."
+        ) from error

@@ -175,7 +175,7 @@ class AlexNetC100(Backbone):
         return _gaussian(part, first=1e-4, conv=0.01, fc=0.01)
 
     def multipliers(self, parameter_name: str) -> tuple[float, float]:
-        """Biases train twice as fast but in conv3 and conv4; fc decays x250, its bias not at all."""
+        """Biases train twice as fast, not in conv3 and conv4; fc decays x250, its bias not."""
         layer, kind = _layer_and_kind(parameter_name)
         if layer == "fc":
             return (1.0, 250.0) if kind == "weight" else (2.0, 0.0)
@@ -336,9 +336,7 @@ class NINC100(Backbone):
 
     def published_preset(self) -> Preset:
         """237 epochs at 1e-2; NofE 1e-2 to epoch 125, 1e-3 to 154, 1e-4 to 166, 1e-5 to 256."""
-        recipe = Recipe(
-            237, 1e-2, batch_size=128, weight_decay=1e-4, flips=True, multipliers=True
-        )
+        recipe = Recipe(237, 1e-2, batch_size=128, weight_decay=1e-4, flips=True, multipliers=True)
         drops = (125 / 256, 154 / 256, 166 / 256)
         return _published(
             generalist=recipe,
@@ -500,9 +498,7 @@ class AlexNetImageNet(Backbone):
             flips=True,
             multipliers=True,
         )
-        return _published(
-            generalist=recipe, nofe=recipe, update_every=1.0, affinity_images=20_000
-        )
+        return _published(generalist=recipe, nofe=recipe, update_every=1.0, affinity_images=20_000)
 
 
 PAPER: dict[str, type[Backbone]] = {

@@ -22,9 +22,8 @@ from nofe_lab.config import (
     one_of,
     whole_number,
 )
-from nofe_lab.data import Dataset, load_dataset
+from nofe_lab.data import Dataset, load_dataset, source_state
 from nofe_lab.data.batches import ImageNetwork
-from nofe_lab.data import sources as _s  # TMP
 from nofe_lab.networks import Backbone, backbone, preset
 from nofe_lab.networks.catalogue import Network
 from nofe_lab.runs import Run, default_runs_dir
@@ -48,7 +47,7 @@ class Experiment:
     """
 
     dataset: str = "glyphs"
-    """glyphs, cifar100 or parquet:DIR (see `load_dataset`)."""
+    """glyphs, cifar100, folder:DIR, parquet:DIR ... (see `load_dataset`)."""
     backbone: Network = "alexnet_quick"
     """The base CNN: a name, a torch module, or a Backbone (see `nofe_lab.backbone`)."""
     K: int = 10
@@ -143,7 +142,7 @@ class Experiment:
         """The data set; loaded once for all experiments on the same data."""
         return _load(
             self.dataset,
-            getattr(_s, 'source_state', lambda n: '')(self.dataset),  # TMP
+            source_state(self.dataset),
             val_fraction=self.recipes.val_fraction,
             seed=self.data_seed,
             image_size=self.image_size,
@@ -359,4 +358,4 @@ def _parameters_cells(history: Sequence[str]) -> list[set[str]]:
 @lru_cache(maxsize=2)
 def _load(name: str, state: str, **options: Any) -> Dataset:
     """`state` makes files that have changed another data set, also within one process."""
-    return load_dataset(name, **{k: v for k, v in options.items() if v is not None})  # TMP
+    return load_dataset(name, **options)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from nofe_lab.evaluation import Predictions, predict
-from nofe_lab.networks.backbone import count_macs, count_parameters
+from nofe_lab.networks.counting import count_macs, count_parameters
 from nofe_lab.runs import Run
 from nofe_lab.stages.stage import Stage, Workshop, load_model
 

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from nofe_lab.config import (
     FlatConfig,
     GeneralistConfig,
-    InvalidInput,
     NetworkConfig,
     NofEConfig,
     Recipe,

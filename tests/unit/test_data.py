@@ -24,6 +24,7 @@ from nofe_lab.compat import import_torchvision
 from nofe_lab.config import Recipe
 from nofe_lab.data import Split
 from nofe_lab.data.batches import Batches, Preprocess
+from nofe_lab.data.dataset import share_of_each_class
 
 CPU = torch.device("cpu")
 
@@ -73,6 +74,37 @@ def test_a_subset_is_drawn_by_its_seed_without_repeats() -> None:
     assert len(set(drawn[0])) == 20
     assert split.subset(None, 1) is split
     assert split.subset(51, 1) is split
+
+
+def places(split: Split) -> list[int]:
+    """Which images of `split_of` these are, in order."""
+    return split.images[:, 0, 0, 0].tolist()
+
+
+@given(st.integers(10, 59), st.integers(0, 99))
+def test_a_subset_that_leaves_no_class_out_is_a_plain_draw(size: int, seed: int) -> None:
+    labels = torch.tensor([0] * 35 + [3] * 25)
+    plain = torch.randperm(60, generator=torch.Generator().manual_seed(seed))[:size]
+    assert len(labels[plain].unique()) == 2
+    assert places(split_of(labels.tolist()).subset(size, seed)) == plain.tolist()
+
+
+@given(st.integers(1, 59), st.integers(0, 99))
+def test_a_subset_has_an_image_of_every_class_and_changes_the_plain_draw_as_little_as_it_can(
+    size: int, seed: int
+) -> None:
+    labels = torch.tensor([0] * 50 + [2] * 9 + [5])
+    plain = torch.randperm(60, generator=torch.Generator().manual_seed(seed))
+    found = split_of(labels.tolist()).subset(size, seed)
+    assert found.labels.unique().tolist() == [0, 2, 5]
+    assert len(found) == max(size, 3)
+    drawn = places(found)
+    assert len(set(drawn)) == len(drawn)
+    assert drawn == sorted(drawn, key=plain.tolist().index)
+    missing = 3 - len(labels[plain[:size]].unique())
+    assert len(set(drawn) - set(plain[:size].tolist())) == missing
+    for label in (0, 2, 5):  # the class's first image in the draw is among them
+        assert plain[labels[plain] == label][0].item() in drawn
 
 
 @pytest.mark.parametrize(
@@ -150,6 +182,37 @@ def test_a_fraction_that_is_no_share_is_refused(fraction: Any) -> None:
         dataset_of([0, 0, 1, 1, 2, 2]).with_val(fraction, seed=0)
 
 
+@given(st.lists(st.integers(2, 12), min_size=2, max_size=5), st.floats(0.01, 0.9))
+def test_a_stratified_share_is_one_of_every_class(counts: list[int], fraction: float) -> None:
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    chosen = share_of_each_class(labels, "abcde"[: len(counts)], fraction, 3, "")
+    for count, size in zip(counts, labels[chosen].bincount().tolist(), strict=True):
+        assert 1 <= size <= count - 1
+        assert abs(size - fraction * count) <= 1
+
+
+def test_few_training_images_of_every_class_are_drawn_by_the_seed() -> None:
+    data = dataset_of([0] * 30 + [1] * 2 + [2] * 9)
+    few = [data.with_few(4, seed) for seed in (1, 1, 2)]
+    assert few[0].train.labels.bincount().tolist() == [4, 2, 4]
+    assert places(few[0].train) == places(few[1].train) != places(few[2].train)
+    assert few[0].test is data.test
+    assert few[0].with_few(4, 1).train.labels.equal(few[0].train.labels)
+    assert few[0].notes == (
+        "At most 4 training images of every class are used (per_class=4), drawn by data_seed; "
+        "test is whole.",
+    )
+
+
+def test_notes_are_shown_under_the_data_set_and_are_not_part_of_its_fingerprint() -> None:
+    data = dataset_of([0, 1, 2])
+    noted = replace(data, notes=("Something was done.", "Another thing too."))
+    assert noted.fingerprint == data.fingerprint
+    assert repr(noted) == f"{data!r}\n  Something was done.\n  Another thing too."
+    assert "\n" not in repr(data)
+    assert noted.with_few(1, 0).notes[:2] == noted.notes
+
+
 def one_pixel_more(split: Split) -> Split:
     images = split.images.clone()
     images[-1, -1, -1, -1] += 1
@@ -194,9 +257,16 @@ def test_a_fingerprint_can_be_taken_of_every_second_image() -> None:
     ("name", "sentence"),
     [
         ("glyps", r"dataset 'glyps' is unknown \(did you mean 'glyphs'\?\); accepted: .*parquet"),
-        ("cifar10", r"dataset 'cifar10' is unknown \(did you mean 'cifar100'\?\)"),
-        ("imagenet", "dataset 'imagenet' is unknown; accepted: 'glyphs', 'cifar100' or 'glyphs:N'"),
+        ("cifar-10", r"dataset 'cifar-10' is unknown \(did you mean 'cifar10'\?\)"),
+        ("digit", r"dataset 'digit' is unknown \(did you mean 'digits'\?\)"),
+        (
+            "imagenet",
+            "dataset 'imagenet' is unknown; accepted: 'glyphs', 'cifar100', 'cifar10', 'digits' or "
+            "'glyphs:N', 'folder:DIR' or 'parquet:DIR'",
+        ),
         ("parquet:", "dataset 'parquet:' is unknown"),
+        ("folder:", "dataset 'folder:' is unknown"),
+        ("cifar10:5", "dataset 'cifar10:5' is unknown"),
         ("glyphs:", "dataset 'glyphs:' is unknown"),
         ("glyphs:many", "dataset 'glyphs:many' names no number of images; accepted"),
         ("glyphs:0", "dataset 'glyphs:0' names no number of images"),
@@ -215,6 +285,57 @@ def test_a_bad_fraction_or_seed_is_refused_before_anything_is_loaded() -> None:
         load_dataset("parquet:/nowhere", seed=-1)
 
 
+@pytest.mark.parametrize("value", [0, -1, 1025, 32.0, True, "32"])
+def test_an_image_size_that_is_none_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidInput, match=r"image_size must be a whole number from 1 to 1024; "):
+        load_dataset("folder:/nowhere", image_size=value)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, True, "3"])
+def test_a_number_of_images_a_class_that_is_none_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidInput, match=r"per_class must be a whole number of at least 1; got"):
+        load_dataset("folder:/nowhere", per_class=value)
+
+
+@pytest.mark.parametrize("name", ["glyphs", "glyphs:4", "cifar100", "cifar10", "digits"])
+def test_an_image_size_is_refused_where_images_have_one(name: str) -> None:
+    sentence = f"image_size is for 'folder:DIR' .*; got image_size=64 for dataset '{name}'"
+    with pytest.raises(InvalidInput, match=sentence):
+        load_dataset(name, image_size=64)
+
+
+def test_few_images_a_class_are_chosen_before_val_is_carved_from_them() -> None:
+    data = load_dataset("glyphs:20", per_class=10, val_fraction=0.3)
+    counts = [split.labels.bincount().unique().tolist() for split in (data.train, data.val)]
+    assert counts == [[7], [3]]
+    assert data.test.labels.bincount().unique().tolist() == [5]
+    assert [note for note in data.notes if "per_class=10" in note]
+    with pytest.raises(InvalidInput, match="has 1 training image, too few to split"):
+        load_dataset("glyphs:2", per_class=1)
+
+
+def test_digits_are_enlarged_and_a_fifth_of_them_is_test() -> None:
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    data = load_dataset("digits", val_fraction=0)
+    assert data.class_names == tuple("0123456789")
+    assert data.image_shape == (3, 32, 32)
+    assert len(data.train) + len(data.test) == len(found.target) == 1797
+    expected = (np.bincount(found.target) * 0.2).round().astype(int)
+    assert data.test.labels.bincount().tolist() == expected.tolist()
+    images = data.train.images
+    assert images[:, :1].expand(-1, 3, -1, -1).equal(images)  # grey
+    assert (int(images.min()), int(images.max())) == (0, 255)
+    mean = torch.cat([images, data.test.images]).double().mean()
+    assert float(mean) == pytest.approx(found.images.mean() * 255 / 16, rel=0.02)
+    assert data.notes[0].startswith("No official split: a fifth of every class's images was set")
+    other = load_dataset("digits", val_fraction=0, seed=1)
+    assert other.test.labels.bincount().equal(data.test.labels.bincount())
+    assert other.fingerprint != data.fingerprint
+    assert load_dataset("digits", val_fraction=0).fingerprint == data.fingerprint
+
+
 def test_a_parquet_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=f"there is no folder {tmp_path / 'none'}"):
         load_dataset(f"parquet:{tmp_path / 'none'}")
@@ -228,26 +349,44 @@ def test_an_environment_variable_that_is_not_set_is_refused(
         load_dataset("parquet:$NOWHERE/x")
 
 
+@pytest.mark.parametrize(
+    ("name", "folder"), [("cifar100", "cifar-100-python"), ("cifar10", "cifar-10-batches-py")]
+)
 def test_a_failed_download_says_what_else_can_be_had(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError("no route to host")
 
     import_torchvision()
-    monkeypatch.setattr("torchvision.datasets.CIFAR100", refuse)
-    with pytest.raises(InvalidInput) as refused:
-        load_dataset("cifar100", download_dir=tmp_path)
-    for part in (str(tmp_path), "no route to host", "local copy", "parquet:DIR", "'glyphs'"):
+    monkeypatch.setattr(f"torchvision.datasets.{name.upper()}", refuse)
+    with pytest.raises(InvalidInput, match=f"^{name} could not be downloaded") as refused:
+        load_dataset(name, download_dir=tmp_path)
+    parts = (str(tmp_path), folder, "no route to host", "local copy", "parquet:DIR", "'glyphs'")
+    for part in parts:
         assert part in str(refused.value)
 
 
-def test_cifar100_brings_its_superclasses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fake(folder: Path, train: bool, download: bool) -> Any:
-        pixels = np.zeros((2, 32, 32, 3), dtype=np.uint8)
-        pixels[1, 0, 5] = (1, 2, 3)
-        return SimpleNamespace(data=pixels, targets=[1, 0], classes=["apple", "bus"])
+def fake_cifar(folder: Path, train: bool, download: bool) -> Any:
+    pixels = np.zeros((2, 32, 32, 3), dtype=np.uint8)
+    pixels[1, 0, 5] = (1, 2, 3) if train else (4, 5, 6)
+    return SimpleNamespace(data=pixels, targets=[1, 0], classes=["apple", "bus"])
 
+
+def test_cifar10_is_read_without_superclasses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_torchvision()
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", fake_cifar)
+    data = load_dataset("cifar10", download_dir=tmp_path, val_fraction=0)
+    assert (data.name, data.class_names) == ("cifar10", ("apple", "bus"))
+    assert (data.superclass_names, data.superclass_of, data.notes) == ((), (), ())
+    assert data.train.labels.tolist() == [1, 0]
+    assert data.train.images[1, :, 0, 5].tolist() == [1, 2, 3]
+    assert data.test.images[1, :, 0, 5].tolist() == [4, 5, 6]
+
+
+def test_cifar100_brings_its_superclasses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # as Python 2 wrote them, strings are bytes; the one called data stands for the pixels
     files = tmp_path / "cifar-100-python"
     files.mkdir()
@@ -256,7 +395,7 @@ def test_cifar100_brings_its_superclasses(tmp_path: Path, monkeypatch: pytest.Mo
         b"\x80\x02}(U\x0dcoarse_labels](K\x01K\x00eU\x04dataU\x02\xff\x8bu."
     )
     import_torchvision()
-    monkeypatch.setattr("torchvision.datasets.CIFAR100", fake)
+    monkeypatch.setattr("torchvision.datasets.CIFAR100", fake_cifar)
     data = load_dataset("cifar100", download_dir=tmp_path, val_fraction=0)
     assert data.class_names == ("apple", "bus")
     assert data.superclass_names == ("fruit", "vehicles")
@@ -287,15 +426,20 @@ def write_shard(
     folder: Path,
     shard: str,
     contents: Sequence[bytes | None],
-    fine: Sequence[int],
-    coarse: Sequence[int] | None = None,
+    fine: Sequence[int | None],
+    coarse: Sequence[int | None] | None = None,
+    paths: Sequence[str] | None = None,
+    names: Sequence[str] = FINE,
 ) -> None:
     features: dict[str, Any] = {
         "img": {"_type": "Image"},
-        "fine_label": {"names": FINE, "_type": "ClassLabel"},
+        "fine_label": {"names": names, "_type": "ClassLabel"},
     }
     columns: dict[str, Any] = {
-        "img": [{"bytes": content, "path": None} for content in contents],
+        "img": [
+            {"bytes": content, "path": paths[index] if paths else None}
+            for index, content in enumerate(contents)
+        ],
         "fine_label": fine,
     }
     if coarse is not None:
@@ -347,6 +491,7 @@ def test_a_validation_split_stands_in_for_a_missing_test_split(tmp_path: Path, n
     )
     data = load_dataset(f"parquet:{tmp_path}", val_fraction=0)
     assert (len(data.val), len(data.test)) == (0, 1)
+    assert data.notes == (f"No test split: {name} is the test split.",)
 
 
 def test_superclasses_that_a_class_s_images_disagree_about_are_left_out(tmp_path: Path) -> None:
@@ -375,7 +520,11 @@ def test_a_damaged_image_is_named(tmp_path: Path, index: int, content: bytes | N
     contents[index] = content
     write_fruit(tmp_path)
     write_shard(tmp_path, "test-00000-of-00001", contents, [0, 1, 2], [0, 1, 0])
-    with pytest.raises(InvalidInput, match=f"parquet:.*image {index} cannot be decoded"):
+    with pytest.raises(InvalidInput, match=f"parquet:.*image {index} of test cannot be decoded"):
+        load_dataset(f"parquet:{tmp_path}", val_fraction=0)
+    paths = [f"{name}.png" for name in "xyz"]
+    write_shard(tmp_path, "test-00000-of-00001", contents, [0, 1, 2], [0, 1, 0], paths)
+    with pytest.raises(InvalidInput, match=rf"image {index} of test \({paths[index]}\) cannot be"):
         load_dataset(f"parquet:{tmp_path}", val_fraction=0)
 
 
@@ -383,15 +532,121 @@ def test_images_of_unequal_size_are_refused(tmp_path: Path) -> None:
     write_fruit(tmp_path)
     contents = [png(picture(0)), png(picture(1, width=5))]
     write_shard(tmp_path, "test-00000-of-00001", contents, [0, 1], [0, 1])
-    with pytest.raises(InvalidInput, match="image 0 has 3 x 2 pixels, image 1 has 5 x 2"):
+    sentence = "image 0 of train has 3 x 2 pixels, image 1 of test has 5 x 2; image_size=N would"
+    with pytest.raises(InvalidInput, match=sentence):
         load_dataset(f"parquet:{tmp_path}", val_fraction=0)
+    data = load_dataset(f"parquet:{tmp_path}", val_fraction=0, image_size=2)
+    assert data.image_shape == (3, 2, 2)
+    assert data.notes == ("All images were resized to 2 x 2 (shorter side, then centre crop).",)
 
 
 def test_splits_of_unequal_image_size_are_refused(tmp_path: Path) -> None:
     write_fruit(tmp_path)
     write_shard(tmp_path, "test-00000-of-00001", [png(picture(0, width=5))], [0], [0])
-    with pytest.raises(InvalidInput, match=r"size|shape"):
+    with pytest.raises(InvalidInput, match=r"image 0 of test has 5 x 2; image_size=N would resize"):
         load_dataset(f"parquet:{tmp_path}", val_fraction=0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "listed"), [([0, 1, 7], "7"), ([-1, 1, 3], "-1, 3"), ([2, None, 9], "null, 9")]
+)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_labels_that_name_no_class_are_named(
+    tmp_path: Path, split: str, labels: list[int | None], listed: str
+) -> None:
+    pictures = [png(picture(number)) for number in range(3)]
+    for shard in ("train", "test"):
+        write_shard(tmp_path, f"{shard}-0-of-1", pictures, labels if shard == split else [0, 1, 2])
+    sentence = f"column 'fine_label' of the split '{split}' must be .* from 0 to 2; got {listed}[.]"
+    with pytest.raises(InvalidInput, match=sentence):
+        load_dataset(f"parquet:{tmp_path}", val_fraction=0)
+
+
+def test_superclass_labels_that_name_none_are_named(tmp_path: Path) -> None:
+    write_fruit(tmp_path)
+    write_shard(tmp_path, "train-00001-of-00002", [png(picture(3))], [1], [2])
+    with pytest.raises(InvalidInput, match=r"column 'coarse_label' .* from 0 to 1; got 2"):
+        load_dataset(f"parquet:{tmp_path}", val_fraction=0)
+
+
+def test_many_odd_labels_are_not_all_listed(tmp_path: Path) -> None:
+    pictures = [png(picture(number)) for number in range(7)]
+    for shard in ("train", "test"):
+        write_shard(tmp_path, f"{shard}-0-of-1", pictures, range(10, 17))
+    with pytest.raises(InvalidInput, match="got 10, 11, 12, 13, 14 and 2 others"):
+        load_dataset(f"parquet:{tmp_path}")
+
+
+def test_a_split_without_images_is_refused(tmp_path: Path) -> None:
+    write_fruit(tmp_path)
+    write_shard(tmp_path, "test-00000-of-00001", [], [], [])
+    with pytest.raises(InvalidInput, match="the split 'test' holds no images"):
+        load_dataset(f"parquet:{tmp_path}")
+
+
+def test_images_that_are_not_stored_as_the_hub_stores_them_are_refused(tmp_path: Path) -> None:
+    features = {"img": {"_type": "Image"}, "label": {"names": FINE, "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    schema = pa.schema([("img", pa.binary()), ("label", pa.int64())], metadata=metadata)
+    table = pa.table({"img": [png(picture(0))], "label": [0]}, schema=schema)
+    for split in ("train", "test"):
+        pq.write_table(table, tmp_path / f"{split}-0-of-1.parquet")
+    with pytest.raises(InvalidInput, match="must be stored as struct<bytes, path>; got binary"):
+        load_dataset(f"parquet:{tmp_path}")
+
+
+def test_only_the_chosen_training_images_are_decoded(tmp_path: Path) -> None:
+    contents: list[bytes | None] = [png(picture(number)) for number in range(6)]
+    labels = [0, 1, 0, 1, 2, 2]
+    write_shard(tmp_path, "test-0-of-1", contents, labels)
+    write_shard(tmp_path, "train-0-of-1", contents, labels)
+    whole = load_dataset(f"parquet:{tmp_path}", val_fraction=0, per_class=1)
+    assert whole.train.labels.tolist() == [0, 1, 2]
+    assert len(whole.test) == 6
+    used = set(whole.train.images[:, 0, 0, 1].tolist())
+    damaged = [content if i in used else b"damaged" for i, content in enumerate(contents)]
+    write_shard(tmp_path, "train-0-of-1", damaged, labels)
+    again = load_dataset(f"parquet:{tmp_path}", val_fraction=0, per_class=1)
+    assert again.fingerprint == whole.fingerprint
+    with pytest.raises(InvalidInput, match="of train cannot be decoded"):
+        load_dataset(f"parquet:{tmp_path}", val_fraction=0, per_class=2)
+
+
+def with_names(folder: Path, ids: Sequence[str], content: bytes) -> tuple[str, ...]:
+    pictures = [png(picture(number)) for number in range(len(ids))]
+    for shard in ("train-0-of-1", "test-0-of-1"):
+        write_shard(folder, shard, pictures, range(len(ids)), names=ids)
+    (folder / "class_names.tsv").write_bytes(content)
+    return load_dataset(f"parquet:{folder}", val_fraction=0).class_names
+
+
+def test_ids_become_readable_names(tmp_path: Path) -> None:
+    ids = ("n1", "n2", "n3", "n4", "n5", "tench, Tinca tinca")
+    lines = "n2\tcrane, bird\nn1\tgoldfish, Carassius\n\nn3\tcrane\r\nn9\tgoldfish\nn4\tmüsli\n"
+    expected = ("goldfish", "crane, bird", "crane", "müsli", "n5", "tench, Tinca tinca")
+    assert with_names(tmp_path, ids, lines.encode()) == expected
+
+
+def test_ids_stay_where_all_of_their_names_are_another_class_s_too(tmp_path: Path) -> None:
+    lines = b"n1\tmaillot, tank suit\nn2\tmaillot, tank suit\nn3\tmaillot"
+    found = with_names(tmp_path, ("n1", "n2", "n3"), lines)
+    assert found == ("n1", "n2", "maillot")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (
+            b"n1\ta\nn2 b\n",
+            r"line 2 of .*class_names\.tsv must be an id, a tab and names; got 'n2 b'",
+        ),
+        (b"n1\t\n", r"line 1 of .*class_names\.tsv must be an id"),
+        (b"n1\t\xff\n", r"class_names\.tsv cannot be read"),
+    ],
+)
+def test_a_damaged_file_of_names_is_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
+    with pytest.raises(InvalidInput, match=sentence):
+        with_names(tmp_path, ("n1", "n2"), content)
 
 
 def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
@@ -562,7 +817,8 @@ def test_tiny_imagenet_is_read_whole(nofe_data: Path, monkeypatch: pytest.Monkey
     assert (len(data.train), len(data.val), len(data.test)) == (90_000, 10_000, 10_000)
     assert data.val.labels.bincount().tolist() == [50] * 200
     assert data.test.labels.bincount().tolist() == [50] * 200
-    assert data.class_names == tuple(sorted(data.class_names))
-    assert data.class_names[0].startswith("n0")
+    assert data.class_names[:2] == ("goldfish", "European fire salamander")
+    assert len(set(data.class_names)) == 200
+    assert not [name for name in data.class_names if name.startswith("n0")]
     assert data.image_shape == (3, 32, 32)
     assert data.superclass_of == ()

@@ -1,0 +1,117 @@
+"""What a network is made of and what it costs, before anything is trained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def count_macs(module: nn.Module, input_shape: tuple[int, ...]) -> int:
+    """Multiply-accumulates of one image of `input_shape` (c, h, w), by torch's own counter.
+
+    Convolutions and matrix products count, biases, pooling and nonlinearities do not.
+    """
+    with FlopCounterMode(display=False) as counter:
+        _show_an_image(module, input_shape)
+    return int(counter.get_total_flops()) // 2
+
+
+def _size_of(output: Tensor) -> str:
+    return " x ".join(map(str, output.shape[1:]))
+
+
+def _show_an_image(module: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
+    parameter = next(module.parameters())
+    image = torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
+    was_training = module.training
+    module.eval()
+    with torch.no_grad():
+        output: Tensor = module(image)
+    module.train(was_training)
+    return output
+
+
+def layer_table(network: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFrame:
+    """The layer groups of a network, in the order in which an image of `input_shape` meets them.
+
+    One row a group: part (trunk, shared, head, branches), layers (the module inside the part), the
+    output shape of its last layer, parameters and multiply-accumulates.  All branches count together; the shape is
+    that of the first.  The last row is the whole network's.  By torch's own counter.
+    """
+    leaves = {m: name for name, m in network.named_modules() if next(m.children(), None) is None}
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    entered: list[int] = []
+
+    def before(module: nn.Module, inputs: Any) -> None:
+        entered.append(counter.get_total_flops())
+
+    def after(module: nn.Module, inputs: Any, output: Any) -> None:
+        macs = (counter.get_total_flops() - entered.pop()) // 2
+        first = leaves[module].startswith(first_branch) or "branches." not in leaves[module]
+        row = rows.setdefault(group_of(leaves[module]), {"output": "", "macs": 0})
+        row["macs"] += macs
+        if first and isinstance(output, Tensor):
+            row["output"] = _size_of(output)
+
+    branches = [name for name, _ in getattr(network, "branches", nn.ModuleDict()).items()]
+    first_branch = f"branches.{branches[0]}." if branches else "branches."
+    group_of = _grouping(leaves.values())
+    hooks = []
+    for leaf in leaves:
+        hooks += [leaf.register_forward_pre_hook(before), leaf.register_forward_hook(after)]
+    with FlopCounterMode(display=False) as counter:
+        logits = _show_an_image(network, input_shape)
+    for hook in hooks:
+        hook.remove()
+    parameters: Counter[tuple[str, str]] = Counter()
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            parameters[group_of(name.rpartition(".")[0])] += parameter.numel()
+    table = pd.DataFrame(
+        [
+            {
+                "part": f"{len(branches)} {part}" if part == "branches" else part,
+                "layers": layers,
+                "output": row["output"],
+                "parameters": parameters[part, layers],
+                "multiply-accumulates": row["macs"],
+            }
+            for (part, layers), row in rows.items()
+            if parameters[part, layers] or row["macs"]
+        ]
+    )
+    whole = [count_parameters(network), int(counter.get_total_flops()) // 2]
+    total = pd.DataFrame([["total", "", _size_of(logits), *whole]], columns=table.columns)
+    return pd.concat([table, total], ignore_index=True)
+
+
+def _grouping(paths: Iterable[str]) -> Callable[[str], tuple[str, str]]:
+    """A function from a layer's path to (part, group): the modules directly inside the part.
+
+    Where a part is one module with everything inside, as in ``features.7``, one level deeper.
+    """
+
+    def inside(path: str) -> tuple[str, list[str]]:
+        part, *names = path.split(".")
+        return part, names[1:] if part == "branches" else names
+
+    outermost: dict[str, set[str]] = {}
+    for part, names in map(inside, paths):
+        outermost.setdefault(part, set()).update(names[:1])
+
+    def group_of(path: str) -> tuple[str, str]:
+        part, names = inside(path)
+        return part, ".".join(names[: 2 if len(outermost[part]) == 1 else 1])
+
+    return group_of

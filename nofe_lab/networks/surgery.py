@@ -1,0 +1,466 @@
+"""Surgery: any CNN becomes a backbone, cut in two where one tensor crosses.
+
+The published networks of experts add layers to their base CNN.  Surgery adds none: the layers up to
+a split point are the trunk, and the tail behind it, with its classifier resized, is the head of a
+base CNN or a generalist, and also every branch.  K tails would be expensive, so a branch can be
+narrower than the tail it comes from.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from nofe_lab.config import InvalidInput, Preset, one_of, quick_preset
+from nofe_lab.networks.backbone import Backbone, seeded, size_in_words
+from nofe_lab.networks.tracing import (
+    Cut,
+    Measured,
+    assemble,
+    attribute,
+    cuts,
+    halves,
+    measure,
+    trace,
+)
+from nofe_lab.networks.widths import Widths, find_widths, redrawn, resize
+
+SMALL = 64
+"""Images with a side of fewer pixels are small: stems made for ImageNet shrink them away."""
+
+STEM_REDUCTION = 4
+"""How much smaller the stem of an ImageNet network makes an image, at the most, in each direction;
+a small stem keeps its size."""
+
+USUAL_SHARE = 0.25
+"""Share of the multiply-accumulates that the default split leaves to the tail, about."""
+
+STEMS = ("auto", "original", "small")
+"""How a split network begins; auto: small for small images without pretrained weights."""
+
+NOMINAL = (3, 224, 224)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A network that has been cut: all that is known before any weights are made."""
+
+    edits: Mapping[str, str]
+    """Layers of the stem that keep the size of small images, and what they became."""
+    cut: Cut
+    trunk: fx.Graph
+    tail: fx.Graph
+    classifier: str
+    features: tuple[int, ...]
+    """Shape of what crosses, for one image."""
+    widths: Widths
+    trunk_macs: int
+    """Multiply-accumulates of one image."""
+    tail_macs: int
+
+
+class SplitNetwork(Backbone):
+    """A backbone made of any CNN whose forward torch.fx can follow.
+
+    build: makes the network, with its own initialisation from torch's global random state.
+    weights: a state dict that trunk and head begin with, and its digest; branches begin afresh.
+    split: the module where the trunk ends and the branches begin; None: about a quarter of the
+    multiply-accumulates lie behind it.  Raises InvalidInput with the possible places if it is none.
+    stem: ``small`` makes the first layers keep the size of small images, ``original`` leaves them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        build: Callable[[], nn.Module],
+        *,
+        split: str | None = None,
+        stem: str = "auto",
+        weights: tuple[Mapping[str, Tensor], str] | None = None,
+        input_shape: tuple[int, int, int] = NOMINAL,
+    ) -> None:
+        self.name = name
+        self.build = build
+        self.split = split
+        self.stem = one_of("stem", stem, STEMS)
+        self.weights = weights
+        self.input_shape = input_shape
+        self._for_images: dict[tuple[int, int, int], SplitNetwork] = {}
+        if not self.cuts:
+            raise InvalidInput(
+                f"backbone {name!r} cannot be split: there is no module with one tensor crossing "
+                "before it and parameters on both sides."
+            )
+        if split is not None:
+            self.split = one_of(f"split of {name}", split, self.cuts)
+        self._classifier_of(self.graph)
+
+    # --- the network as it comes
+
+    @cached_property
+    def skeleton(self) -> nn.Module:
+        """The network without weights, on torch's meta device where its constructor allows that."""
+        with seeded(0):
+            try:
+                with torch.device("meta"):
+                    return self.build()
+            except (RuntimeError, NotImplementedError, ValueError):
+                return self.build()
+
+    @cached_property
+    def graph(self) -> fx.Graph:
+        """What the network does."""
+        return trace(self.skeleton, self.name)
+
+    @cached_property
+    def cuts(self) -> dict[str, Cut]:
+        """The places where it can be split, by every module that can name them."""
+        return cuts(self.graph, self.skeleton)
+
+    @property
+    def split_points(self) -> tuple[str, ...]:
+        """One name for each place where the network can be split, from front to back."""
+        names: dict[int, str] = {}
+        for path, cut in self.cuts.items():
+            names.setdefault(cut.position, path)
+        return tuple(names.values())
+
+    def _classifier_of(self, graph: fx.Graph) -> str:
+        """The path of the layer that makes the logits."""
+        (output,) = (node for node in graph.nodes if node.op == "output")
+        node = output
+        while len(node.all_input_nodes) == 1:
+            node = node.all_input_nodes[0]
+            if node.op != "call_module":
+                continue
+            layer = self.skeleton.get_submodule(str(node.target))
+            if isinstance(layer, (nn.Linear, nn.Conv2d)):
+                return str(node.target)
+            if next(layer.parameters(), None) is not None:
+                break
+        raise InvalidInput(
+            f"backbone {self.name!r} has no classifier to resize: its last layer with weights must "
+            f"be an fc layer or a convolution; its output comes from {node.format_node()!r}."
+        )
+
+    # --- the network for images of a size
+
+    def for_images(self, image_shape: tuple[int, int, int]) -> Backbone:
+        if image_shape == self.input_shape:
+            self.plan  # noqa: B018  a network that cannot take them is refused here
+            return self
+        if image_shape not in self._for_images:
+            other = copy.copy(self)
+            other.input_shape = image_shape
+            for computed in ("plan", "notes", "identity", "tail", "split_name"):
+                other.__dict__.pop(computed, None)
+            other.plan  # noqa: B018
+            self._for_images[image_shape] = other
+        return self._for_images[image_shape]
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Where and how it is cut for images of `input_shape`."""
+        edits = self._stem_edits()
+        skeleton = self._edited(copy.deepcopy(self.skeleton), edits)
+        whole = assemble(skeleton, self.graph)
+        sizes = dict(zip(self.graph.nodes, self._measured(whole).values(), strict=True))
+        cut = self._choose(sizes)
+        trunk, tail = halves(self.graph, cut)
+        classifier = self._classifier_of(tail)
+        features = (sizes[cut.crossing].shape or ())[1:]
+        tail_sizes = measure(assemble(skeleton, tail), features)
+        tail_sizes = dict(zip(tail.nodes, tail_sizes.values(), strict=True))
+        widths = find_widths(skeleton, tail, tail_sizes, classifier)
+        self._check_resizing(skeleton, tail, classifier, features)
+        total = sum(each.macs for each in sizes.values())
+        behind = sum(each.macs for each in tail_sizes.values())
+        return Plan(edits, cut, trunk, tail, classifier, features, widths, total - behind, behind)
+
+    def _measured(self, whole: fx.GraphModule) -> dict[fx.Node, Measured]:
+        try:
+            return measure(whole, self.input_shape)
+        except Exception as error:
+            smallest = self._smallest_side(whole)
+            accepted = f"at least {smallest} x {smallest} pixels" if smallest else "others"
+            raise InvalidInput(
+                f"backbone {self.name!r} cannot take images of {size_in_words(self.input_shape)} "
+                f"({str(error).splitlines()[0]}); accepted: {accepted}."
+            ) from error
+
+    def _smallest_side(self, whole: fx.GraphModule) -> int | None:
+        """The smallest side of a square image that the network takes, None above 512."""
+
+        def takes(side: int) -> bool:
+            try:
+                measure(whole, (self.input_shape[0], side, side))
+            except Exception:
+                return False
+            return True
+
+        high = next((side for side in (16, 32, 64, 128, 256, 512) if takes(side)), None)
+        if high is None:
+            return None
+        low = high // 2
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if takes(middle) else (middle, high)
+        return high
+
+    def _choose(self, sizes: Mapping[fx.Node, Measured]) -> Cut:
+        """The cut that was asked for, or the one that leaves about a quarter to the tail.
+
+        With a convolution that looks beyond single cells in the tail, and among the outermost
+        modules if any of them leaves a tenth to a half, else among inner ones.
+        """
+        possible = {p: c for p, c in self.cuts.items() if sizes[c.crossing].shape is not None}
+        if self.split is not None:
+            return possible[one_of(f"split of {self.name}", self.split, possible)]
+        nodes = list(self.graph.nodes)
+        total = sum(each.macs for each in sizes.values())
+        shares = {
+            path: sum(sizes[node].macs for node in nodes[cut.position :]) / total
+            for path, cut in possible.items()
+        }
+        last = max((i for i, node in enumerate(nodes) if self._looks_around(node)), default=0)
+        able = [path for path, cut in possible.items() if cut.position <= last] or list(possible)
+        usual = [path for path in able if 0.1 <= shares[path] <= 0.5] or able
+        depth = min(path.count(".") for path in usual)
+        outermost = [path for path in usual if path.count(".") == depth]
+        path = min(outermost, key=lambda p: abs(math.log((shares[p] or 1e-9) / USUAL_SHARE)))
+        return possible[path]
+
+    def _looks_around(self, node: fx.Node) -> bool:
+        if node.op != "call_module":
+            return False
+        layers = self.skeleton.get_submodule(str(node.target)).modules()
+        return any(isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1 for m in layers)
+
+    def _check_resizing(
+        self, skeleton: nn.Module, tail: fx.Graph, classifier: str, features: tuple[int, ...]
+    ) -> None:
+        """Refuse a tail that depends on the number of classes elsewhere than in its classifier."""
+        shape = self._logits_of(copy.deepcopy(skeleton), tail, classifier, features)
+        if shape != (2, 7):
+            raise InvalidInput(
+                f"backbone {self.name!r} has no classifier to resize: with 7 outputs in "
+                f"{classifier!r} it gives {'an error' if shape is None else list(shape)} for two "
+                "images; accepted: logits [2, 7]."
+            )
+
+    @staticmethod
+    def _logits_of(
+        trial: nn.Module, tail: fx.Graph, classifier: str, features: tuple[int, ...]
+    ) -> tuple[int, ...] | None:
+        """Shape of the logits of two images with 7 outputs; None if a layer refuses."""
+        _resize_outputs(trial.get_submodule(classifier), 7)
+        try:
+            return list(measure(assemble(trial, tail), features).values())[-1].shape
+        except Exception:
+            return None
+
+    # --- the stem
+
+    def _stem_edits(self) -> dict[str, str]:
+        """The first layers that make images smaller, up to a factor of 4, where images are small.
+
+        Only in networks that begin with such a convolution, and only layers on the one way that
+        everything takes: a shortcut around them would no longer fit.
+        """
+        small = min(self.input_shape[1:]) < SMALL
+        if self.stem == "original" or (self.stem == "auto" and (not small or self.weights)):
+            return {}
+        edits: dict[str, str] = {}
+        reduced = 1
+        nodes = list(self.graph.nodes)
+        for node in nodes:
+            if node.op != "call_module":
+                continue
+            layer = self.skeleton.get_submodule(str(node.target))
+            stride = _stride(layer)
+            if stride == 1:
+                continue
+            reduced *= stride
+            first = isinstance(layer, nn.Conv2d) and node.all_input_nodes[0].op == "placeholder"
+            only_way = self._is_only_way(nodes, node)
+            if reduced > STEM_REDUCTION or not only_way or not (edits or first):
+                break
+            edits[str(node.target)] = "stride 1" if isinstance(layer, nn.Conv2d) else "left out"
+        return edits
+
+    @staticmethod
+    def _is_only_way(nodes: list[fx.Node], node: fx.Node) -> bool:
+        """Whether nothing passes by a node: all that comes behind it has come through it."""
+        before = set(nodes[: nodes.index(node)])
+        behind = set(nodes[nodes.index(node) + 1 :])
+        return not any(n.op != "get_attr" and behind & set(n.users) for n in before)
+
+    def _edited(self, network: nn.Module, edits: Mapping[str, str]) -> nn.Module:
+        """The network with its stem changed and its first convolution for the images' channels."""
+        for path in edits:
+            layer = network.get_submodule(path)
+            owner, _, name = path.rpartition(".")
+            if isinstance(layer, nn.Conv2d):
+                _keep_size(layer)
+            else:
+                setattr(network.get_submodule(owner), name, nn.Identity())
+        first = next(
+            (
+                layer
+                for node in self.graph.nodes
+                if node.op == "call_module"
+                and isinstance(layer := network.get_submodule(str(node.target)), nn.Conv2d)
+            ),
+            None,
+        )
+        if first is not None and first.groups == 1:
+            resize(first, self.input_shape[0], first.out_channels)
+        return network
+
+    # --- parts
+
+    def _network(self, pretrained: bool) -> nn.Module:
+        network = self.build()
+        if pretrained and self.weights is not None:
+            network.load_state_dict(self.weights[0], strict=True)
+        network = self._edited(network, self.plan.edits)
+        for node in self.graph.nodes:  # constants that fx has put beside the layers
+            if node.op == "get_attr" and not _has(network, str(node.target)):
+                setattr(network, str(node.target), attribute(self.skeleton, str(node.target)))
+        return network
+
+    def make_trunk(self) -> nn.Module:
+        """[N, c, h, w] -> features: the layers before the split."""
+        return assemble(self._network(pretrained=True), self.plan.trunk)
+
+    def make_head(self, n: int) -> nn.Module:
+        """Features -> [N, n]: the layers from the split on, with n outputs."""
+        return self._tail(self._network(pretrained=True), n)
+
+    def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
+        """Features -> [N, n]: a tail of its own, with fresh weights.
+
+        Raises InvalidInput if `width` changes nothing: no channels of this tail are free.
+        """
+        if width != 1:
+            self._check_width(width)
+        network = self._network(pretrained=False)
+        if width != 1:
+            self.plan.widths.apply(network, width)
+        return self._tail(network, n)
+
+    def _check_width(self, width: float) -> None:
+        plan = self.plan
+        if not plan.widths.are_free(width):
+            raise InvalidInput(
+                f"branch_width {width:g} changes nothing behind {plan.cut.module!r} of "
+                f"{self.name!r}: all channels there are tied to the trunk's; split earlier or "
+                "take branch_width 1."
+            )
+        trial = self._edited(copy.deepcopy(self.skeleton), plan.edits)
+        plan.widths.apply(trial, width)
+        if self._logits_of(trial, plan.tail, plan.classifier, plan.features) != (2, 7):
+            raise InvalidInput(
+                f"branch_width must be 1 behind {plan.cut.module!r} of {self.name!r}, whose layers "
+                f"depend on their widths in ways that cannot be followed; got {width:g}."
+            )
+
+    def _tail(self, network: nn.Module, n: int) -> nn.Module:
+        _resize_outputs(network.get_submodule(self.plan.classifier), n)
+        return assemble(network, self.plan.tail)
+
+    def initialise(self, part: nn.Module, scheme: str) -> None:
+        """published: the network's own initialisation, which it has been made with."""
+        if scheme != "published":
+            super().initialise(part, scheme)
+
+    def quick_preset(self) -> Preset:
+        return quick_preset("published")
+
+    # --- what is said of it
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What was chosen without being asked for, in sentences."""
+        said = []
+        plan = self.plan
+        if self.split is None:
+            share = plan.tail_macs / (plan.trunk_macs + plan.tail_macs)
+            said.append(
+                f"{self.name}: the branches begin at {plan.cut.module!r}, with {share:.0%} of its "
+                f"multiply-accumulates (split=... takes {_some(self.split_points)})."
+            )
+        if plan.edits and self.stem == "auto":
+            changed = ", ".join(f"{path} ({what})" for path, what in plan.edits.items())
+            said.append(
+                f"{self.name}: images of {size_in_words(self.input_shape)} are small, so its stem "
+                f"keeps their size: {changed} (stem=original leaves it as it is)."
+            )
+        return tuple(said)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        plan = self.plan
+        skeleton = self._edited(copy.deepcopy(self.skeleton), plan.edits)
+        parts = (assemble(skeleton, graph) for graph in (plan.trunk, plan.tail))
+        layers = [
+            (part.code, repr(part), [(n, tuple(t.shape)) for n, t in part.state_dict().items()])
+            for part in parts
+        ]
+        digest = hashlib.sha256(repr(layers).encode()).hexdigest()[:16]
+        return {
+            "name": self.name,
+            "input": list(self.input_shape),
+            "split": plan.cut.module,
+            "layers": digest,
+            "weights": self.weights[1] if self.weights is not None else None,
+        }
+
+    def __repr__(self) -> str:
+        return f"<{self.name}, split at {self.split or 'a default place'!r}>"
+
+
+def _stride(layer: nn.Module) -> int:
+    """By how much a convolution or pooling makes maps smaller in each direction."""
+    if not isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
+        return 1
+    stride = layer.stride
+    return stride if isinstance(stride, int) else int(stride[0])
+
+
+def _keep_size(layer: nn.Conv2d) -> None:
+    """Make a convolution of stride > 1 keep the size of its input; large kernels become 3x3."""
+    layer.stride = (1, 1)
+    size = layer.kernel_size[0]
+    if (size > 3 and layer.groups == 1) or size % 2 == 0:
+        size = 3
+        shape = (*layer.weight.shape[:2], size, size)
+        layer.weight = redrawn(layer.weight, shape)
+        layer.kernel_size = (size, size)
+    layer.padding = (size // 2, size // 2)
+
+
+def _resize_outputs(layer: nn.Module, n: int) -> None:
+    inputs = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+    resize(layer, int(inputs), n)  # type: ignore[arg-type]
+
+
+def _has(network: nn.Module, path: str) -> bool:
+    try:
+        attribute(network, path)
+    except AttributeError:
+        return False
+    return True
+
+
+def _some(names: tuple[str, ...]) -> str:
+    shown = names if len(names) <= 8 else (*names[:4], "...", *names[-4:])
+    return ", ".join(shown)

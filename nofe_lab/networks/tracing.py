@@ -1,0 +1,219 @@
+"""A network as a graph of its layers, and the places where it can be cut in two.
+
+torch.fx runs a network's `forward` on stand-ins and writes down what happens to them.  A cut is
+possible before a module if one tensor alone crosses there: what the layers before it hand to those
+from it on.  A residual block can be cut before it and behind it but not inside, where its shortcut
+would cross as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nofe_lab.config import InvalidInput
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A place where a network can be cut."""
+
+    module: str
+    """Path of the module that comes first behind the cut, as in ``layer4``."""
+    position: int
+    """Of its first node in the graph."""
+    crossing: fx.Node
+    """The node whose tensor crosses."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a node gives for two images, and what it costs for one."""
+
+    shape: tuple[int, ...] | None
+    """Of its tensor, or None if it gives something else."""
+    macs: int
+    """Multiply-accumulates of one image."""
+
+
+def trace(network: nn.Module, name: str) -> fx.Graph:
+    """The graph of a network; it is the same in training and in evaluation.
+
+    A module is one node of the graph if it holds no other modules, if fx cannot look into it, or if
+    its forward does different things in training and in evaluation; otherwise its layers are.
+    Raises InvalidInput if the network's own forward is one of the latter two.
+    """
+    opaque: set[type[nn.Module]] = set()
+    while True:
+        graphs = []
+        for training in (True, False):
+            tracer = _Tracer(opaque)
+            try:
+                graphs.append(tracer.trace(network.train(training)))
+            except Exception as error:  # whatever a forward may do to a stand-in for a tensor
+                if tracer.failed is None:
+                    raise _cannot_trace(name, str(error).splitlines()[0]) from error
+                opaque.add(tracer.failed)
+                break
+        else:
+            difference = _first_difference(*graphs)
+            if difference is None:
+                return graphs[0]
+            if not difference:
+                raise _cannot_trace(name, "it does different things in training and evaluation")
+            opaque.add(type(network.get_submodule(difference[-1])))
+
+
+def _cannot_trace(name: str, reason: str) -> InvalidInput:
+    return InvalidInput(
+        f"backbone {name!r} cannot be split, torch.fx cannot follow its forward ({reason}); "
+        "accepted: a network whose forward has no decisions on values, or a Backbone of your own."
+    )
+
+
+class _Tracer(fx.Tracer):
+    """Notes for each node the path of modules that it happens in, innermost last."""
+
+    def __init__(self, opaque: set[type[nn.Module]]) -> None:
+        super().__init__()
+        self.opaque = opaque
+        self.inside: list[str] = []
+        self.failed: type[nn.Module] | None = None
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        childless = next(m.children(), None) is None
+        is_torchs = super().is_leaf_module(m, module_qualified_name)
+        return type(m) in self.opaque or childless or is_torchs
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        path = self.path_of_module(m)
+        self.inside.append(path)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed or type(m)
+            raise
+        finally:
+            self.inside.pop()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta["inside"] = tuple(self.inside)
+        return node
+
+
+def _first_difference(one: fx.Graph, other: fx.Graph) -> tuple[str, ...] | None:
+    """The modules around the first node in which two graphs differ; None if they do not."""
+    for node, twin in zip(one.nodes, other.nodes, strict=False):
+        if node.format_node() != twin.format_node():
+            inside: tuple[str, ...] = node.meta["inside"]
+            return inside
+    return None if len(one.nodes) == len(other.nodes) else ()
+
+
+def cuts(graph: fx.Graph, network: nn.Module) -> dict[str, Cut]:
+    """Every place to cut, by each module that comes first behind it.
+
+    There are parameters on both sides of a cut, and none on both at once.
+    """
+    nodes = list(graph.nodes)
+    place = {node: i for i, node in enumerate(nodes)}
+    first: dict[str, int] = {}
+    calls: dict[str, list[int]] = {}
+    for i, node in enumerate(nodes):
+        for path in node.meta.get("inside", ()):
+            first.setdefault(path, i)
+            calls.setdefault(path, []).append(i)
+    found = {}
+    for path, position in sorted(first.items(), key=lambda item: (item[1], len(item[0]))):
+        together = calls[path][-1] - position == len(calls[path]) - 1
+        crossing = _crossing(nodes, place, position)
+        if together and len(crossing) == 1 and crossing[0].op != "placeholder":
+            before, behind = (_parameters(part, network) for part in _halves(nodes, position))
+            if before and behind and not before & behind:
+                found[path] = Cut(path, position, crossing[0])
+    return found
+
+
+def _halves(nodes: list[fx.Node], position: int) -> tuple[list[fx.Node], list[fx.Node]]:
+    return nodes[:position], nodes[position:]
+
+
+def _crossing(nodes: list[fx.Node], place: Mapping[fx.Node, int], position: int) -> list[fx.Node]:
+    """Nodes before a position that are used from it on; a parameter can be had on either side."""
+    return [
+        node
+        for node in nodes[:position]
+        if node.op != "get_attr" and any(place[user] >= position for user in node.users)
+    ]
+
+
+def _parameters(nodes: list[fx.Node], network: nn.Module) -> set[int]:
+    found: set[int] = set()
+    for node in nodes:
+        if node.op == "call_module":
+            found |= {id(p) for p in network.get_submodule(str(node.target)).parameters()}
+        elif node.op == "get_attr":
+            found.add(id(attribute(network, str(node.target))))
+    return found
+
+
+def attribute(network: nn.Module, path: str) -> Any:
+    """What a dotted path names inside a network."""
+    owner, _, name = path.rpartition(".")
+    return getattr(network.get_submodule(owner), name)
+
+
+def halves(graph: fx.Graph, cut: Cut) -> tuple[fx.Graph, fx.Graph]:
+    """The graphs of the trunk, images -> features, and of the tail, features -> logits."""
+    nodes = list(graph.nodes)
+    trunk, tail = fx.Graph(), fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in nodes[: cut.position]:
+        copies[node] = trunk.node_copy(node, copies.__getitem__)
+    trunk.output(copies[cut.crossing])
+    copies = {cut.crossing: tail.placeholder("features")}
+    for node in nodes[: cut.position]:
+        if node.op == "get_attr":
+            copies[node] = tail.node_copy(node)
+    for node in nodes[cut.position :]:
+        copies[node] = tail.node_copy(node, copies.__getitem__)
+    for part in (trunk, tail):
+        for node in reversed(part.nodes):
+            if node.op == "get_attr" and not node.users:
+                part.erase_node(node)
+    return trunk, tail
+
+
+def assemble(network: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """A module that does what the graph says with the layers of `network`, under their names."""
+    return fx.GraphModule(network, graph)
+
+
+def measure(module: fx.GraphModule, shape: tuple[int, ...]) -> dict[fx.Node, Measured]:
+    """Shapes and multiply-accumulates of all nodes for images or features of `shape`.
+
+    Runs the module, in evaluation mode, on two inputs that lie where its parameters do; on torch's
+    meta device that costs no arithmetic.  By torch's own counter.
+    """
+    device = next(module.parameters()).device
+    found: dict[fx.Node, Measured] = {}
+
+    class Measure(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            before = counter.get_total_flops()
+            result = super().run_node(n)
+            macs = (counter.get_total_flops() - before) // 4  # two images, two operations each
+            size = tuple(result.shape) if isinstance(result, Tensor) else None
+            found[n] = Measured(size, macs)
+            return result
+
+    module.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        Measure(module).run(torch.zeros(2, *shape, device=device))
+    return found

@@ -1,0 +1,340 @@
+"""Narrower or wider copies of a network's tail, so that K branches need not cost K tails.
+
+Which channels may change together?  Every convolution and every fc layer makes channels of its own,
+free to change; normalisations, nonlinearities and depthwise convolutions pass them on; a sum makes
+two groups of channels one; a concatenation strings them together.  Channels that come from the
+trunk, the classifier's outputs, and everything that meets an operation not understood here are
+fixed.  So whatever a tail does, its narrower copy fits together.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from nofe_lab.networks.tracing import Measured, attribute
+
+Weighted = (nn.Conv2d, nn.Linear)
+
+
+@dataclass(eq=False)
+class _Group:
+    """Channels that change together."""
+
+    size: int
+    fixed: bool = False
+    multiple: int = 1
+    """The new size is a multiple of this."""
+    joined: _Group | None = None
+
+    def root(self) -> _Group:
+        return self if self.joined is None else self.joined.root()
+
+    def scaled(self, width: float) -> int:
+        root = self.root()
+        if root.fixed:
+            return root.size
+        return max(round(root.size * width / root.multiple), 1) * root.multiple
+
+
+@dataclass(frozen=True)
+class _Channels:
+    """What lies along the channel dimension of a tensor: groups, each a number of times."""
+
+    groups: tuple[_Group, ...]
+    dimension: int
+    times: int = 1
+    """Features per channel, where a map was flattened."""
+
+    def scaled(self, width: float) -> int:
+        return self.times * sum(group.scaled(width) for group in self.groups)
+
+    @property
+    def size(self) -> int:
+        return self.times * sum(group.root().size for group in self.groups)
+
+
+@dataclass
+class Widths:
+    """The channels of a tail's layers, as functions of its width."""
+
+    inputs: dict[str, _Channels] = field(default_factory=dict)
+    """Of convolutions and fc layers, by path."""
+    outputs: dict[str, _Channels] = field(default_factory=dict)
+    along: dict[str, _Channels] = field(default_factory=dict)
+    """Of layers and parameters with one number for each channel."""
+
+    def are_free(self, width: float) -> bool:
+        """Whether any layer changes with this width."""
+        return any(channels.scaled(width) != channels.size for channels in self.outputs.values())
+
+    def apply(self, network: nn.Module, width: float) -> None:
+        """Change the layers of a network to this width, in place; what changes begins anew."""
+        for path, outputs in self.outputs.items():
+            layer = network.get_submodule(path)
+            resize(layer, self.inputs[path].scaled(width), outputs.scaled(width))
+        for path, channels in self.along.items():
+            _resize_along(network, path, channels.size, channels.scaled(width))
+
+
+def find_widths(
+    network: nn.Module, graph: fx.Graph, shapes: Mapping[fx.Node, Measured], classifier: str
+) -> Widths:
+    """Follow the channels through a tail.  shapes: of the graph's nodes (see `measure`)."""
+    return _Walk(network, shapes, classifier).through(graph)
+
+
+class _Walk:
+    def __init__(
+        self, network: nn.Module, shapes: Mapping[fx.Node, Measured], classifier: str
+    ) -> None:
+        self.network = network
+        self.shapes = shapes
+        self.classifier = classifier
+        self.channels: dict[fx.Node, _Channels] = {}
+        self.found = Widths()
+
+    def through(self, graph: fx.Graph) -> Widths:
+        for node in graph.nodes:
+            if node.op == "get_attr" or self._shape(node) is None:
+                continue
+            known = self._follow(node)
+            if known is None:
+                for source in node.all_input_nodes:
+                    self._fix(source)
+                known = self._new(node, fixed=True)
+            self.channels[node] = known
+            if node.op == "output":
+                self._fix(node)
+        return self.found
+
+    def _follow(self, node: fx.Node) -> _Channels | None:
+        """The channels of a node's tensor; None if the operation is not understood."""
+        if node.op == "placeholder":
+            return self._new(node, fixed=True)
+        tensors = [n for n in node.all_input_nodes if n in self.channels]
+        if node.op == "output":
+            return self.channels[tensors[0]]
+        if node.op == "call_module":
+            module = self.network.get_submodule(str(node.target))
+            return self._layer(node, module, tensors[0]) if len(tensors) == 1 else None
+        if node.target in (operator.add, operator.mul, operator.iadd, torch.add, torch.mul):
+            return self._sum(node, tensors)
+        if node.target is torch.cat:
+            return self._concatenation(node, tensors)
+        return self._passed_on(node, tensors[0]) if len(tensors) == 1 else None
+
+    def _layer(self, node: fx.Node, module: nn.Module, source: fx.Node) -> _Channels | None:
+        inputs, path = self.channels[source], str(node.target)
+        if earlier := self._called_before(path):
+            for channels in earlier:
+                self._fix_channels(channels)
+            return None
+        if isinstance(module, Weighted):
+            return self._weighted(node, module, inputs, path)
+        if not _numbers(module):
+            return self._passed_on(node, source)
+        if self._shape(node) != self._shape(source) or not _is_along(module, inputs.size):
+            return None
+        if isinstance(module, nn.GroupNorm):
+            self._keep_divisible(inputs, module.num_groups)
+        self.found.along[path] = inputs
+        return inputs
+
+    def _called_before(self, path: str) -> list[_Channels]:
+        known = (self.found.inputs, self.found.outputs, self.found.along)
+        return [channels[path] for channels in known if path in channels]
+
+    def _weighted(
+        self, node: fx.Node, module: nn.Conv2d | nn.Linear, inputs: _Channels, path: str
+    ) -> _Channels | None:
+        dimension, split_in = 1, 1
+        if isinstance(module, nn.Linear):
+            dimension = len(self._shape(node) or ()) - 1
+        elif (split_in := module.groups) > 1:
+            if module.groups == module.in_channels == module.out_channels:
+                self.found.inputs[path] = self.found.outputs[path] = inputs
+                return inputs
+            if len(inputs.groups) > 1:
+                return None
+            self._keep_divisible(inputs, split_in)
+        if inputs.dimension != dimension:
+            return None
+        outputs = self._new(node, fixed=path == self.classifier, dimension=dimension)
+        self._keep_divisible(outputs, split_in)
+        self.found.inputs[path], self.found.outputs[path] = inputs, outputs
+        return outputs
+
+    def _sum(self, node: fx.Node, tensors: list[fx.Node]) -> _Channels | None:
+        """A sum or product: of two maps with the same channels, or of a map and a parameter."""
+        known = self.channels[tensors[0]]
+        parameters = [n for n in node.all_input_nodes if n.op == "get_attr"]
+        for parameter in parameters:
+            tensor = attribute(self.network, str(parameter.target))
+            if tensor.numel() > 1:
+                if tensor.numel() != known.size or max(tensor.shape) != known.size:
+                    return None
+                self.found.along[str(parameter.target)] = known
+        for other in (self.channels[tensor] for tensor in tensors[1:]):
+            alike = [g.root().size for g in known.groups] == [g.root().size for g in other.groups]
+            if not alike or (known.dimension, known.times) != (other.dimension, other.times):
+                return None
+            for one, twin in zip(known.groups, other.groups, strict=True):
+                _join(one.root(), twin.root())
+        return known if self._keeps_channels(node, known) else None
+
+    def _concatenation(self, node: fx.Node, tensors: list[fx.Node]) -> _Channels | None:
+        dimension = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+        parts = [self.channels[n] for n in cast(Iterable[fx.Node], node.args[0])]
+        if any(part.dimension != dimension or part.times != 1 for part in parts):
+            return None
+        return _Channels(tuple(g for part in parts for g in part.groups), cast(int, dimension))
+
+    def _passed_on(self, node: fx.Node, source: fx.Node) -> _Channels | None:
+        """What has no parameters: pooling, nonlinearities, dropout, flattening, permutations."""
+        known = self.channels[source]
+        before, after = self._shape(source) or (), self._shape(node) or ()
+        if (dims := _permutation(node, self.network)) is not None:
+            return _Channels(known.groups, dims.index(known.dimension), known.times)
+        if not _is_pointwise_or_pooling(node, self.network):
+            return None
+        if len(after) == 2 and len(before) == 4 and known.dimension == 1:
+            cells = after[1] // before[1]
+            if after[1] == before[1] * cells:
+                return _Channels(known.groups, 1, known.times * cells)
+            return None
+        return known if len(after) == len(before) and self._keeps_channels(node, known) else None
+
+    def _keeps_channels(self, node: fx.Node, known: _Channels) -> bool:
+        shape = self._shape(node) or ()
+        return len(shape) > known.dimension and shape[known.dimension] == known.size
+
+    def _new(self, node: fx.Node, fixed: bool = False, dimension: int = 1) -> _Channels:
+        shape = self._shape(node) or ()
+        size = shape[dimension] if len(shape) > dimension else 1
+        return _Channels((_Group(size, fixed),), dimension)
+
+    def _fix(self, node: fx.Node) -> None:
+        if node in self.channels:
+            self._fix_channels(self.channels[node])
+
+    @staticmethod
+    def _fix_channels(channels: _Channels) -> None:
+        for group in channels.groups:
+            group.root().fixed = True
+
+    @staticmethod
+    def _keep_divisible(channels: _Channels, multiple: int) -> None:
+        for group in channels.groups:
+            group.root().multiple = math.lcm(group.root().multiple, multiple)
+
+    def _shape(self, node: fx.Node) -> tuple[int, ...] | None:
+        return self.shapes[node].shape
+
+
+def _join(one: _Group, other: _Group) -> None:
+    if one is not other:
+        other.joined = one
+        one.fixed |= other.fixed
+        one.multiple = math.lcm(one.multiple, other.multiple)
+
+
+def _numbers(module: nn.Module) -> list[Tensor]:
+    """Parameters and statistics of a layer, without counters."""
+    return [t for t in (*module.parameters(), *module.buffers()) if t.ndim]
+
+
+def _is_along(module: nn.Module, channels: int) -> bool:
+    """Whether a layer has one number, of each kind, for each channel."""
+    return all(max(t.shape) == t.numel() == channels for t in _numbers(module))
+
+
+SAME_CHANNELS = {
+    "relu", "relu_", "relu6", "gelu", "silu", "hardswish", "hardsigmoid", "hardtanh", "sigmoid",
+    "tanh", "leaky_relu", "elu", "mish", "softplus", "dropout", "contiguous", "clone", "flatten",
+    "mean", "avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d",
+    "boolean_dispatch", "stochastic_depth", "drop_path",
+}  # fmt: skip
+"""Functions and methods that leave channels alone, apart from those of layers of torch.nn."""
+
+
+def _is_pointwise_or_pooling(node: fx.Node, network: nn.Module) -> bool:
+    if node.op == "call_module":
+        layer = network.get_submodule(str(node.target))
+        return not isinstance(layer, (nn.ChannelShuffle, nn.PixelShuffle))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name in SAME_CHANNELS
+
+
+def _permutation(node: fx.Node, network: nn.Module) -> list[int] | None:
+    dims: Any = None
+    if node.op == "call_module":
+        dims = getattr(network.get_submodule(str(node.target)), "dims", None)
+    elif node.target in ("permute", torch.permute):
+        dims = node.args[1] if len(node.args) == 2 else node.args[1:]
+    return list(dims) if isinstance(dims, (list, tuple)) else None
+
+
+def resize(layer: nn.Module, inputs: int, outputs: int) -> None:
+    """Give a convolution or fc layer other numbers of channels, in place.
+
+    Its weights begin anew where its shape changes: Gaussian, with the deviation that they had,
+    corrected for the new fan-in, so that the network's own initialisation is kept to.
+    """
+    assert isinstance(layer, Weighted)
+    groups = 1
+    if isinstance(layer, nn.Conv2d):
+        if layer.groups == layer.in_channels > 1:  # depthwise: a group each
+            layer.groups = inputs
+        groups = layer.groups
+        layer.in_channels, layer.out_channels = inputs, outputs
+    else:
+        layer.in_features, layer.out_features = inputs, outputs
+    layer.weight = redrawn(layer.weight, (outputs, inputs // groups, *layer.weight.shape[2:]))
+    if layer.bias is not None:
+        layer.bias = redrawn(layer.bias, (outputs,))
+
+
+def redrawn(old: Tensor, shape: tuple[int, ...]) -> nn.Parameter:
+    """Weights of another shape with the mean and, corrected for fan-in, the deviation of `old`."""
+    if old.shape == shape:
+        return cast(nn.Parameter, old)
+    new = torch.empty(shape, dtype=old.dtype, device=old.device)
+    if not new.is_meta:
+        fan_in = math.prod(old.shape[1:]) / math.prod(shape[1:])
+        deviation = float(old.detach().std(correction=0)) * math.sqrt(fan_in)
+        new.normal_(0.0 if len(shape) > 1 else float(old.detach().mean()), deviation)
+    return nn.Parameter(new)
+
+
+def _resize_along(network: nn.Module, path: str, old: int, new: int) -> None:
+    """One number for each of `new` channels: the old ones again and again, or the first of them."""
+    if old == new:
+        return
+    owner_path, _, name = path.rpartition(".")
+    target = attribute(network, path)
+    if isinstance(target, nn.Module):
+        for module in target.modules():
+            for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
+                if tensor is not None and tensor.ndim:
+                    _put(module, key, tensor, new)
+        for key in ("num_features", "num_channels", "num_parameters"):
+            if hasattr(target, key):
+                setattr(target, key, new)
+        if isinstance(target, nn.LayerNorm):
+            target.normalized_shape = (new,)
+    else:
+        _put(network.get_submodule(owner_path), name, target, new)
+
+
+def _put(module: nn.Module, name: str, tensor: Tensor, new: int) -> None:
+    dimension = max(range(tensor.ndim), key=lambda d: tensor.shape[d])
+    index = torch.arange(new, device=tensor.device) % tensor.shape[dimension]
+    changed = tensor.detach().index_select(dimension, index)
+    setattr(module, name, nn.Parameter(changed) if isinstance(tensor, nn.Parameter) else changed)
