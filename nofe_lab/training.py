@@ -89,7 +89,7 @@ def fit(
     Losses stay on the device until the epoch ends.  Dropout draws from torch's global random state,
     which is seeded anew for every step and is afterwards what it was before.
     """
-    with _own_random_state(batches.device):
+    with _own_random_state():
         return _fit(model, groups, batches, recipe, target_of_class, validate, new_table, listeners)
 
 
@@ -175,7 +175,7 @@ def seconds_per_step(
     trial = copy.deepcopy(model).train()
     optimiser = torch.optim.SGD(groups_of(trial), lr=1e-9, **_momentum(recipe))
     seconds = []
-    with _own_random_state(batches.device):
+    with _own_random_state():
         for repeat, (images, labels, drawn) in enumerate(batches.epoch(0)):
             started = time.perf_counter()
             cross_entropy(trial(images, drawn), labels % targets).backward()
@@ -191,9 +191,9 @@ def seconds_per_step(
     return statistics.median(seconds[1:] or seconds)  # the first step warms up
 
 
-def _own_random_state(device: torch.device) -> AbstractContextManager[None]:
-    accelerator = [] if device.type == "cpu" else [device]
-    return torch.random.fork_rng(accelerator, device_type=device.type)
+def _own_random_state() -> AbstractContextManager[None]:
+    # torch.manual_seed reaches every device, not only the one that is trained on
+    return torch.random.fork_rng(range(torch.cuda.device_count()))
 
 
 def _momentum(recipe: Recipe) -> dict[str, Any]:

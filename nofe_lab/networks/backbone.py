@@ -60,10 +60,9 @@ class Backbone(ABC):
 
         None where a branch is made of other layers than the head.
         """
-        head, wider, branch = (
-            {name: tensor.shape for name, tensor in part.state_dict().items()}
-            for part in (self.make_head(7), self.make_head(8), self.make_branch(7))
-        )
+        with seeded(0):
+            parts = (self.make_head(7), self.make_head(8), self.make_branch(7))
+        head, wider, branch = ({k: t.shape for k, t in p.state_dict().items()} for p in parts)
         return tuple(n for n in head if head[n] == wider[n]) if head == branch else None
 
     def initialise(self, part: nn.Module, scheme: str) -> None:
@@ -110,7 +109,8 @@ class Backbone(ABC):
 
         By default its name, its input and a digest of its parts' layers and parameter shapes.
         """
-        parts = (self.make_trunk(), self.make_shared(), self.make_head(7), self.make_branch(7))
+        with seeded(0):
+            parts = (self.make_trunk(), self.make_shared(), self.make_head(7), self.make_branch(7))
         layers = [(repr(part), [tuple(p.shape) for p in part.parameters()]) for part in parts]
         digest = hashlib.sha256(repr(layers).encode()).hexdigest()[:16]
         return {"name": self.name, "input": list(self.input_shape), "layers": digest}

@@ -46,8 +46,9 @@ def layer_table(network: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFram
     """The layer groups of a network, in the order in which an image of `input_shape` meets them.
 
     One row a group: part (trunk, shared, head, branches), layers (the module inside the part), the
-    output shape of its last layer, parameters and multiply-accumulates.  All branches count together; the shape is
-    that of the first.  The last row is the whole network's.  By torch's own counter.
+    output shape of its last layer, parameters and multiply-accumulates.  All branches count
+    together; the shape is that of the first.  The last row is the whole network's.  By torch's own
+    counter.
     """
     leaves = {m: name for name, m in network.named_modules() if next(m.children(), None) is None}
     rows: dict[tuple[str, str], dict[str, Any]] = {}

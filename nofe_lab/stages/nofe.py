@@ -95,17 +95,21 @@ class NofEStage(Stage):
         if specialties is None:
             specialties = load_specialties(parents["specialties"])
         model = self.image_network(self.network(specialties))
-        network: NofE = model.network  # type: ignore[assignment]
         if "trunk" in parents:
-            network.trunk.load_state_dict(part_of(parents["trunk"], "trunk"))
-        if self.config.branch_start == "tail":
-            head = part_of(parents["trunk"], "head")
-            tail = {name: head[name] for name in self.backbone.tail or ()}
-            for branch in network.branches.values():
-                branch.load_state_dict(tail, strict=False)
+            self.start_from(parents["trunk"], model.network)
         model.to(device)
         history = self.fit(model, device, torch.arange(self.dataset.C), listeners)
         return Trained(model, history, files={"specialties.json": specialties.to_json()})
+
+    def start_from(self, run: Run, network: nn.Module) -> None:
+        """Copy a finished run's trunk into `network`, and its tail into the branches if asked."""
+        assert isinstance(network, NofE)
+        network.trunk.load_state_dict(part_of(run, "trunk"))
+        if self.config.branch_start == "tail":
+            head = part_of(run, "head")
+            tail = {name: head[name] for name in self.backbone.tail or ()}
+            for branch in network.branches.values():
+                branch.load_state_dict(tail, strict=False)
 
 
 def _check_experts(specialties: Specialties) -> None:

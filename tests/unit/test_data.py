@@ -18,12 +18,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch import Tensor
 
 from nofe_lab import Dataset, InvalidInput, load_dataset
 from nofe_lab.compat import import_torchvision
 from nofe_lab.config import Recipe
 from nofe_lab.data import Split
-from nofe_lab.data.batches import Batches, Preprocess
+from nofe_lab.data.batches import Augmentation, Batches, Preprocess
 from nofe_lab.data.dataset import share_of_each_class
 
 CPU = torch.device("cpu")
@@ -711,7 +712,9 @@ def test_a_constant_channel_is_not_divided_by_zero() -> None:
 
 def test_images_are_flipped_after_the_subtraction() -> None:
     images = torch.tensor([[[[0, 30]]], [[[0, 30]]]], dtype=torch.uint8)
-    found = Preprocess.measure(two_images(), "mean_image")(images, torch.tensor([True, False]))
+    found = Preprocess.measure(two_images(), "mean_image")(
+        images, Augmentation(torch.tensor([True, False]))
+    )
     assert found[:, 0, 0].tolist() == [[10, -10], [-10, 10]]  # mean image: 10 20
 
 
@@ -719,12 +722,17 @@ def test_statistics_travel_with_the_weights() -> None:
     assert set(Preprocess.measure(two_images(), "mean_image").state_dict()) == {"mean", "scale"}
 
 
+def _all(flips: Tensor | None) -> Tensor:
+    assert flips is not None
+    return flips
+
+
 def drawn(batches: Batches, epoch: int) -> list[tuple[int, int, bool]]:
     """(image, label, flipped) in the order of the epoch; images carry their index."""
     return [
         (int(image[0, 0, 0]), int(label), bool(flip))
-        for images, labels, flips in batches.epoch(epoch)
-        for image, label, flip in zip(images, labels, flips, strict=True)
+        for images, labels, (flips, _, _) in batches.epoch(epoch)
+        for image, label, flip in zip(images, labels, _all(flips), strict=True)
     ]
 
 
@@ -776,7 +784,7 @@ def test_being_flipped_does_not_depend_on_the_place_in_the_order() -> None:
 
 
 def test_nothing_is_flipped_unless_the_recipe_says_so() -> None:
-    assert all(flips is None for _, _, flips in batches_of(8, 4, flips=False).epoch(0))
+    assert all(d.flips is None for _, _, d in batches_of(8, 4, flips=False).epoch(0))
 
 
 def test_drawing_batches_leaves_torch_s_global_random_state_alone() -> None:

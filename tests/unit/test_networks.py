@@ -1,9 +1,9 @@
-"""The published network by hand, layer by layer, and what makes a network of experts one."""
+"""The backbone contract, and what makes a network of experts one."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
-from math import sqrt
 
 import pytest
 import torch
@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from nofe_lab import Backbone, InvalidInput, NofE, Specialties
 from nofe_lab.config import Recipe
 from nofe_lab.networks import CNN, backbone, preset
-from nofe_lab.networks.backbone import count_macs, count_parameters
+from nofe_lab.networks.counting import count_macs, count_parameters
 from nofe_lab.networks.paper import AlexNetQuick
-
-IMAGE = (3, 32, 32)
 
 
 class Flat(Backbone):
@@ -55,51 +53,7 @@ def balanced(C: int = 100, K: int = 10) -> Specialties:
     return partition([c % K for c in range(C)], K)
 
 
-# --- AlexNet-Quick, derived by hand
-
-
-def conv(inputs: int, outputs: int, kernel: int = 5) -> int:
-    """Weights of a convolution; also its multiply-accumulates at one place."""
-    return inputs * outputs * kernel**2
-
-
-TRUNK_PARAMETERS = (conv(3, 32) + 32) + (conv(32, 32) + 32) + (conv(32, 64) + 64)
-TRUNK_MACS = conv(3, 32) * 32**2 + conv(32, 32) * 16**2 + conv(32, 64) * 8**2
-
-
-def head_parameters(n: int) -> int:
-    return (64 * 4 * 4 * 64 + 64) + (64 * n + n)
-
-
-def head_macs(n: int) -> int:
-    return 64 * 4 * 4 * 64 + 64 * n
-
-
-def branch_parameters(n: int) -> int:
-    return (conv(64, 64) + 64) + (64 * 2 * 2 * 64 + 64) + (64 * n + n)
-
-
-def branch_macs(n: int) -> int:
-    return conv(64, 64) * 4**2 + 64 * 2 * 2 * 64 + 64 * n
-
-
-@pytest.mark.parametrize(
-    ("n", "parameters", "macs"), [(100, 151_428, 12_359_936), (10, 145_578, 12_354_176)]
-)
-def test_base_cnn_and_generalist_have_the_published_size(
-    n: int, parameters: int, macs: int
-) -> None:
-    network = CNN(AlexNetQuick(), n, "kaiming", seed=0)
-    assert count_parameters(network) == TRUNK_PARAMETERS + head_parameters(n) == parameters
-    assert count_macs(network, IMAGE) == TRUNK_MACS + head_macs(n) == macs
-
-
-def test_the_network_of_ten_balanced_experts_has_the_published_size() -> None:
-    network = NofE(AlexNetQuick(), balanced(), "kaiming", seed=0)
-    parameters = TRUNK_PARAMETERS + 10 * branch_parameters(10)
-    macs = TRUNK_MACS + 10 * branch_macs(10)
-    assert count_parameters(network) == parameters == 1_274_948
-    assert count_macs(network, IMAGE) == macs == 28_842_240
+# --- counts
 
 
 def test_frozen_parameters_are_not_counted() -> None:
@@ -114,89 +68,140 @@ def test_counting_leaves_a_network_in_training_mode() -> None:
     assert network.training
 
 
-def test_the_parts_have_the_published_shapes() -> None:
-    maker = AlexNetQuick()
-    features = maker.make_trunk()(torch.zeros(2, *IMAGE))
-    assert features.shape == (2, 64, 4, 4)
-    assert maker.make_head(7)(features).shape == (2, 7)
-    assert maker.make_branch(7)(features).shape == (2, 7)
-
-
-def test_the_width_of_a_branch_scales_its_hidden_channels() -> None:
-    branch = AlexNetQuick().make_branch(7, width=0.5)
-    expected = (conv(64, 32) + 32) + (32 * 2 * 2 * 32 + 32) + (32 * 7 + 7)
-    assert count_parameters(branch) == expected
-    assert branch(torch.zeros(2, 64, 4, 4)).shape == (2, 7)
-
-
-@pytest.mark.parametrize(
-    ("scheme", "deviations"),
-    [
-        ("published", [1e-4, 0.01, 0.01, 0.01, 0.1, 0.1]),
-        (
-            "kaiming",
-            # convolutions feed a ReLU, which halves the variance; the fc layers of Quick do not
-            [sqrt(2 / fan_in) for fan_in in (75, 800, 800, 1600)] + [sqrt(1 / 256), sqrt(1 / 64)],
-        ),
-    ],
-)
-def test_weights_begin_with_the_scheme_s_deviations_and_biases_at_zero(
-    scheme: str, deviations: list[float]
-) -> None:
-    network = NofE(AlexNetQuick(), balanced(200, 2), scheme, seed=0)
-    layers = [*network.trunk.modules(), *network.branches["0"].modules()]
-    layers = [layer for layer in layers if isinstance(layer, (nn.Conv2d, nn.Linear))]
-    found = [layer.weight.detach().std().item() for layer in layers]  # type: ignore[union-attr]
-    assert found == pytest.approx(deviations, rel=0.1)
-    assert all(not layer.bias.any() for layer in layers)  # type: ignore[operator, union-attr]
-
-
 def test_an_unknown_initialisation_is_refused() -> None:
     with pytest.raises(InvalidInput, match="initialisation 'xavier' is unknown"):
         CNN(Flat(), 3, "xavier", seed=0)
 
 
-def groups_by_parameter(multipliers: bool) -> dict[str, tuple[float, float]]:
-    """(rate multiplier, decay) of each parameter of an AlexNet-Quick, by name."""
-    network = CNN(AlexNetQuick(), 10, "kaiming", seed=0)
-    recipe = Recipe(1, 0.1, weight_decay=0.004, multipliers=multipliers)
-    names = {id(parameter): name for name, parameter in network.named_parameters()}
-    found = {}
-    for group in AlexNetQuick().parameter_groups(network, recipe):
-        for parameter in group["params"]:
-            found[names.pop(id(parameter))] = (group["rate_multiplier"], group["weight_decay"])
-    assert not names, "every parameter belongs to one group"
-    return found
+# --- the contract
 
 
-def test_biases_learn_twice_as_fast_with_the_same_decay() -> None:
-    found = groups_by_parameter(multipliers=True)
-    assert len(found) == 10
-    for name, rates in found.items():
-        assert rates == ((2.0, 0.004) if name.endswith(".bias") else (1.0, 0.004))
+class Mine(Backbone):
+    """As little as a user has to write."""
+
+    name = "mine"
+    input_shape = (1, 8, 8)
+
+    def make_trunk(self) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+
+    def make_head(self, n: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(4 * 6 * 6, n))
+
+    def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
+        hidden = round(10 * width)
+        return nn.Sequential(nn.Flatten(), nn.Linear(4 * 6 * 6, hidden), nn.Linear(hidden, n))
 
 
-def test_without_multipliers_all_parameters_learn_alike() -> None:
-    assert set(groups_by_parameter(multipliers=False).values()) == {(1.0, 0.004)}
+def test_a_backbone_needs_a_name_an_input_shape_and_three_makers() -> None:
+    maker = Mine()
+    assert backbone(maker) is maker
+    images = torch.randn(3, 1, 8, 8)
+    assert CNN(maker, 6, "kaiming", seed=0)(images).shape == (3, 6)
+    network = NofE(maker, balanced(6, 2), "kaiming", seed=0)
+    assert network(images).shape == (3, 6)
+    recipe = Recipe(1, 0.1, weight_decay=0.1, multipliers=True)
+    (group,) = maker.parameter_groups(network, recipe)
+    assert (group["rate_multiplier"], group["weight_decay"]) == (1, 0.1)
+    assert {id(p) for p in group["params"]} == {id(p) for p in network.parameters()}
+    assert preset("quick", maker).nofe.epochs > 0
+    assert maker.tail is None
+    assert maker.notes == ()
 
 
-def test_the_published_recipe_is_the_papers() -> None:
-    paper = preset("paper", "alexnet_quick")
-    assert (paper.generalist.epochs, paper.update_every, paper.affinity_images) == (8, 2, 10_000)
-    assert (paper.generalist.flips, paper.nofe.flips, paper.flat.flips) == (True, False, True)
-    assert (paper.rule, paper.affinity, paper.val_fraction) == ("greedy", "counts", 0)
-    rates = [paper.nofe.rate(epoch, 10) for epoch in range(10)]
-    assert rates == pytest.approx([1e-3] * 8 + [1e-4] * 2)
-    for recipe in (paper.generalist, paper.nofe, paper.flat):
-        assert (recipe.batch_size, recipe.momentum, recipe.weight_decay) == (100, 0.9, 4e-3)
-        assert (recipe.nesterov, recipe.multipliers) == (False, True)
+@pytest.mark.parametrize("missing", ["make_trunk", "make_head", "make_branch"])
+def test_a_backbone_without_one_of_the_makers_cannot_be_made(missing: str) -> None:
+    incomplete = type("Incomplete", (Mine,), {missing: getattr(Backbone, missing)})
+    with pytest.raises(TypeError, match=missing):
+        incomplete()
+
+
+def test_nothing_was_published_for_a_backbone_of_one_s_own() -> None:
+    sentence = r"preset 'paper' is for the published networks \(alexnet_quick, .*'mine' accepts 'q"
+    with pytest.raises(InvalidInput, match=sentence):
+        preset("paper", Mine())
 
 
 def test_unknown_backbones_and_presets_are_refused_with_the_nearest() -> None:
     with pytest.raises(InvalidInput, match=r"'alexnet-quick' is unknown \(did you mean 'alexnet_"):
         backbone("alexnet-quick")
     with pytest.raises(InvalidInput, match=r"preset 'papper' is unknown \(did you mean 'paper'"):
-        preset("papper", "alexnet_quick")
+        preset("papper", Mine())
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 8, 9), (1, 500, 8), (1, 32, 32)])
+def test_images_of_at_least_the_input_s_size_are_taken(shape: tuple[int, int, int]) -> None:
+    maker = Mine()
+    assert maker.for_images(shape).input_shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 8), (1, 8, 7), (1, 7, 100), (3, 8, 8), (2, 32, 32)])
+def test_smaller_images_and_other_channels_are_refused(shape: tuple[int, int, int]) -> None:
+    size = " x ".join(map(str, shape))
+    sentence = f"backbone 'mine' takes images of 1 x 8 x 8 or larger; got {size}"
+    with pytest.raises(InvalidInput, match=sentence):
+        Mine().for_images(shape)
+
+
+class OtherName(Mine):
+    name = "other"
+
+
+class OtherInput(Mine):
+    input_shape = (1, 8, 9)
+
+
+class OtherTrunk(Mine):
+    def make_trunk(self) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.LeakyReLU())
+
+
+class OtherHead(Mine):
+    def make_head(self, n: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(4 * 6 * 6, n, bias=False))
+
+
+class OtherBranch(Mine):
+    def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(4 * 6 * 6, n))
+
+
+class OtherShared(Mine):
+    def make_shared(self) -> nn.Module:
+        return nn.Dropout(0.1)
+
+
+OTHERS = (OtherName, OtherInput, OtherTrunk, OtherHead, OtherBranch, OtherShared)
+
+
+def test_equal_backbones_have_one_identity_and_others_another() -> None:
+    assert Mine().identity == Mine().identity
+    for other in OTHERS:
+        assert other().identity == other().identity
+        assert other().identity != Mine().identity, other
+
+
+@pytest.mark.parametrize("name", ["alexnet_quick", "alexnet_c100", "nin_c100"])
+def test_the_identity_of_a_published_network_is_the_same_each_time(name: str) -> None:
+    assert backbone(name) is not backbone(name)
+    assert backbone(name).identity == backbone(name).identity
+    assert backbone(name).identity["name"] == name
+
+
+class Twins(Mine):
+    """Branches have the layers of the head."""
+
+    def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
+        return self.make_head(n)
+
+    def make_head(self, n: int) -> nn.Module:
+        return nn.Sequential(
+            OrderedDict(flat=nn.Flatten(), fc1=nn.Linear(4 * 6 * 6, 7), fc2=nn.Linear(7, n))
+        )
+
+
+def test_a_branch_with_the_layers_of_the_head_can_begin_with_all_but_its_classifier() -> None:
+    assert Twins().tail == ("fc1.weight", "fc1.bias")
 
 
 # --- the network of experts
@@ -242,6 +247,56 @@ def test_one_softmax_sends_every_branch_a_gradient_for_every_image() -> None:
         assert branch.weight.grad.abs().sum() > 0  # type: ignore[operator, union-attr]
 
 
+class Doubling(nn.Module):
+    """Counts its calls."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return 2 * x
+
+
+class Sharing(Flat):
+    """A shared part between trunk and branches."""
+
+    name = "sharing"
+
+    def make_shared(self) -> nn.Module:
+        return Doubling()
+
+
+def test_all_branches_see_what_the_shared_part_makes_of_the_trunk_s_features_once() -> None:
+    images = torch.randn(3, 1, 2, 2)
+    network = NofE(Sharing(), partition([0, 0, 1, 2], 3), "kaiming", seed=0)
+    features = 2 * network.trunk(images)
+    expected = torch.cat([branch(features) for branch in network.branches.values()], dim=1)
+    torch.testing.assert_close(network(images), expected)
+    assert network.shared.calls == 1
+
+
+def test_a_base_cnn_has_no_shared_part() -> None:
+    network = CNN(Sharing(), 3, "kaiming", seed=0)
+    assert [name for name, _ in network.named_children()] == ["trunk", "head"]
+
+
+@pytest.mark.parametrize(("width", "hidden"), [(0.5, 5), (1.0, 10), (2.0, 20)])
+def test_width_scales_the_hidden_channels_of_every_branch_and_of_nothing_else(
+    width: float, hidden: int
+) -> None:
+    network = NofE(Mine(), balanced(6, 3), "kaiming", seed=0, width=width)
+    for branch in network.branches.values():
+        assert [tuple(p.shape) for p in branch.parameters()] == [
+            (hidden, 4 * 6 * 6),
+            (hidden,),
+            (2, hidden),
+            (2,),
+        ]
+    for name, tensor in NofE(Mine(), balanced(6, 3), "kaiming", seed=0).trunk.state_dict().items():
+        assert torch.equal(tensor, network.trunk.state_dict()[name])
+    assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 6)
+
+
 # --- initial weights are functions of the seed and of the part
 
 
@@ -259,7 +314,7 @@ def test_base_generalist_and_nofe_of_one_seed_begin_with_the_same_trunk() -> Non
     for name, tensor in trunks[0].items():
         assert torch.equal(tensor, trunks[1][name])
         assert torch.equal(tensor, trunks[2][name])
-    assert not torch.equal(trunks[0]["0.weight"], trunks[3]["0.weight"])
+    assert not torch.equal(trunks[0]["conv1.weight"], trunks[3]["conv1.weight"])
 
 
 def test_branches_begin_with_different_weights() -> None:

@@ -254,7 +254,7 @@ def test_progress_prints_a_line_an_epoch_and_a_map_update_where_nobody_watches(
 def stage_of(data: Dataset, epochs: int, batch_size: int = 40, **changes: Any) -> GeneralistStage:
     recipe = Recipe(epochs, 0.005, batch_size=batch_size, nesterov=True)
     config = GeneralistConfig(NetworkConfig(), recipe, K=3, seed=1)
-    return GeneralistStage(data, replace(config, **changes))
+    return GeneralistStage(data, backbone("alexnet_quick"), replace(config, **changes))
 
 
 @pytest.mark.parametrize(
