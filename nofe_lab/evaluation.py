@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import softmax
-from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
+from sklearn.metrics import confusion_matrix, log_loss, recall_score, top_k_accuracy_score
 from torch import nn
 
 from nofe_lab.config import derive_seed
@@ -49,6 +49,12 @@ class Predictions:
     def accuracy(self) -> float:
         """Share of images whose most probable output is right."""
         return float((self.predicted == self.labels).mean())
+
+    @property
+    def class_accuracy(self) -> float:
+        """Mean of the accuracies of the classes that have an image, each class weighted alike."""
+        present = np.unique(self.labels)
+        return float(recall_score(self.labels, self.predicted, labels=present, average="macro"))
 
     @property
     def top5(self) -> float:

@@ -114,9 +114,9 @@ def fifth_of_each_class(labels: Tensor, class_names: Sequence[str], seed: int) -
     return share_of_each_class(labels, class_names, 0.2, derive_seed(seed, "test"), needed)
 
 
-def few_of_each_class(labels: Tensor, per_class: int, seed: int) -> Tensor:
-    """A stratified choice, bool [N], of at most `per_class` images of every class."""
-    return draw_of_each_class(labels, lambda _: per_class, derive_seed(seed, "per_class"))
+def few_of_each_class(labels: Tensor, train_per_class: int, seed: int) -> Tensor:
+    """A stratified choice, bool [N], of at most `train_per_class` images of every class."""
+    return draw_of_each_class(labels, lambda _: train_per_class, derive_seed(seed, "per_class"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,18 +215,18 @@ class Dataset:
         )
         return replace(self, train=self.train[~in_val], val=self.train[in_val])
 
-    def with_few(self, per_class: int, seed: int) -> Dataset:
-        """The same data with at most `per_class` training images of every class, drawn by `seed`.
+    def with_few(self, train_per_class: int, seed: int) -> Dataset:
+        """The same data with at most `train_per_class` training images of a class, drawn by `seed`.
 
-        val and test stay whole.  Raises InvalidInput if `per_class` is no whole number of at least
-        1.
+        val and test stay whole.  Raises InvalidInput if `train_per_class` is no whole number of at
+        least 1.
         """
-        whole_number("per_class", per_class, 1)
+        whole_number("train_per_class", train_per_class, 1)
         note = (
-            f"At most {per_class} training images of every class are used (per_class={per_class}), "
-            "drawn by data_seed; test is whole."
+            f"At most {train_per_class} training images of every class are used "
+            f"(train_per_class={train_per_class}), drawn by data_seed; test is whole."
         )
-        kept = few_of_each_class(self.train.labels, per_class, seed)
+        kept = few_of_each_class(self.train.labels, train_per_class, seed)
         return replace(self, train=self.train[kept], notes=(*self.notes, note))
 
     def __repr__(self) -> str:

@@ -1,7 +1,7 @@
 """Image files in class folders, and what all data sets that lie in a folder share.
 
 Images are listed with their labels first; only those that are chosen from the list are decoded, so
-that a quick look at a large data set (`per_class`) is quick.
+that a quick look at a large data set (`train_per_class`) is quick.
 """
 
 from __future__ import annotations
@@ -52,9 +52,13 @@ class Listed:
         encoded, names = [self.encoded[i] for i in places], [self.names[i] for i in places]
         return Listed(encoded, names, self.labels[mask])
 
-    def few(self, per_class: int | None, seed: int) -> Listed:
-        """At most `per_class` images of every class, drawn by `seed`; all of them if None."""
-        return self if per_class is None else self[few_of_each_class(self.labels, per_class, seed)]
+    def few(self, train_per_class: int | None, seed: int) -> Listed:
+        """At most `train_per_class` images of every class, drawn by `seed`; all of them if None."""
+        return (
+            self
+            if train_per_class is None
+            else self[few_of_each_class(self.labels, train_per_class, seed)]
+        )
 
 
 def folder_of(name: str, directory: str) -> Path:
@@ -115,13 +119,13 @@ def decoded(
 
 
 def read_image_folder(
-    name: str, directory: str, image_size: int | None, per_class: int | None, seed: int
+    name: str, directory: str, image_size: int | None, train_per_class: int | None, seed: int
 ) -> Dataset:
     """Read ``DIR/<class>/<image files>``, or ``DIR/train/<class>/...`` beside ``DIR/test``.
 
     The names of the class folders, sorted, are the class names.  image_size: side in pixels, None
-    for 32.  per_class: training images of a class to read, None for all.  seed: of that choice, and
-    of the fifth that becomes test where there is no test folder.  Raises InvalidInput if folders
+    for 32.  train_per_class: training images of a class to read, None for all.  seed: of that
+    choice, and of the fifth that becomes test where there is no test folder.  Raises InvalidInput if folders
     are not laid out so, a class has no images, or an image cannot be decoded.
     """
     folder = folder_of(name, directory)
@@ -134,7 +138,7 @@ def read_image_folder(
     if "test" not in listed:
         in_test = fifth_of_each_class(train.labels, class_names, seed)
         listed["test"], train = train[in_test], train[~in_test]
-    listed["train"] = train.few(per_class, seed)
+    listed["train"] = train.few(train_per_class, seed)
     return decoded(name, class_names, listed, image_size or IMAGE_SIZE, notes)
 
 

@@ -27,13 +27,13 @@ _SHARD = re.compile(r"(?P<split>[A-Za-z_]+)-\d+-of-\d+.*\.parquet$")
 
 
 def read_parquet(
-    name: str, directory: str, image_size: int | None, per_class: int | None, seed: int
+    name: str, directory: str, image_size: int | None, train_per_class: int | None, seed: int
 ) -> Dataset:
     """Read a folder in the Hub's parquet layout.
 
     image_size: side in pixels that images are resized to; None: as stored, all of one size.
-    per_class: training images of a class to decode, drawn by `seed`; None for all.  Class names
-    that `NAMES_FILE` in the folder lists as ids become readable.  Raises InvalidInput if files,
+    train_per_class: training images of a class to decode, drawn by `seed`; None for all.  Class
+    names that `NAMES_FILE` in the folder lists as ids become readable.  Raises InvalidInput if files,
     columns, labels or images are missing or not as the layout wants them.
     """
     folder = folder_of(name, directory)
@@ -51,7 +51,7 @@ def read_parquet(
         for split, table in tables.items()
     )
     notes = [] if test_name == "test" else [f"No test split: {test_name} is the test split."]
-    listed = {"train": train.few(per_class, seed), "test": test}
+    listed = {"train": train.few(train_per_class, seed), "test": test}
     dataset = decoded(name, _readable(name, folder, ids), listed, image_size, notes)
     if superclass:
         coarse = _labels(name, "train", tables["train"], superclass, len(superclass_names))

@@ -109,7 +109,7 @@ class Pictures:
         except MemoryError as error:
             raise InvalidInput(
                 f"dataset {self.dataset_name!r}: {n:,} images of {width} x {height} pixels do not "
-                "fit into memory; a smaller image_size or per_class needs less."
+                "fit into memory; a smaller image_size or train_per_class needs less."
             ) from error
 
     def _decode(self, encoded: Path | bytes | None, name: str) -> Picture:

@@ -47,7 +47,7 @@ def load_dataset(
     val_fraction: float = 0.1,
     seed: int = 0,
     image_size: int | None = None,
-    per_class: int | None = None,
+    train_per_class: int | None = None,
     download_dir: Path | str | None = None,
 ) -> Dataset:
     """Load a data set by name and carve its val split from its train split.
@@ -68,13 +68,13 @@ def load_dataset(
     width]; the data set's `notes` say what was done to them.
 
     val_fraction: share of every class's training images that becomes val; 0 leaves val empty.
-    seed: of the choice of val, of test where there is none, of `per_class`, and of the pixels of
-    glyphs.
+    seed: of the choice of val, of test where there is none, of `train_per_class`, and of the pixels
+    of glyphs.
     image_size: side in pixels, at most 1024, of the square that images of ``folder:DIR`` and
     ``parquet:DIR`` are resized to (shorter side, then centre crop); None: 32 for a folder, as
     stored for parquet, where all must have one size then.
-    per_class: use only so many training images of every class, for a quick look at a large data
-    set; chosen before val is carved from them.  Classes with fewer keep all; test stays whole.
+    train_per_class: use only so many training images of every class, for a quick look at a large
+    data set; chosen before val is carved from them.  Classes with fewer keep all; test stays whole.
 
     >>> load_dataset("glyphs:20").train
     1,800 images
@@ -86,11 +86,11 @@ def load_dataset(
     whole_number("data_seed", seed, 0)
     if image_size is not None:
         whole_number("image_size", image_size, 1, MAX_IMAGE_SIZE)
-    if per_class is not None:
-        whole_number("per_class", per_class, 1)
+    if train_per_class is not None:
+        whole_number("train_per_class", train_per_class, 1)
     source, _, argument = str(name).partition(":")
     if source in _READERS and argument:
-        dataset = _READERS[source](name, argument, image_size, per_class, seed)
+        dataset = _READERS[source](name, argument, image_size, train_per_class, seed)
     else:
         if not (source == "glyphs" and argument):
             one_of("dataset", name, READY_MADE, also="'glyphs:N', 'folder:DIR' or 'parquet:DIR'")
@@ -100,8 +100,8 @@ def load_dataset(
                 f"for dataset {name!r}, whose images are 32 x 32."
             )
         dataset = _ready_made(name, argument, seed, download_dir)
-    if per_class is not None:
-        dataset = dataset.with_few(per_class, seed)
+    if train_per_class is not None:
+        dataset = dataset.with_few(train_per_class, seed)
     # a folder's own val images are val already
     return dataset if len(dataset.val) else dataset.with_val(val_fraction, seed)
 

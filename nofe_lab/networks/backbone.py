@@ -87,7 +87,7 @@ class Backbone(ABC):
         raise NotImplementedError
 
     def quick_preset(self) -> Preset:
-        """Recipes of minutes on a CPU."""
+        """Recipes that take minutes on a CPU."""
         return quick_preset()
 
     def for_images(self, image_shape: tuple[int, int, int]) -> Backbone:

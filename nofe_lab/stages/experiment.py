@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import difflib
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from typing import Any
+
+import pandas as pd
 
 from nofe_lab.config import (
     BUDGETS,
@@ -26,6 +28,7 @@ from nofe_lab.data import Dataset, load_dataset, source_state
 from nofe_lab.data.batches import ImageNetwork
 from nofe_lab.networks import Backbone, backbone, preset
 from nofe_lab.networks.catalogue import Network
+from nofe_lab.networks.counting import layer_table
 from nofe_lab.runs import Run, default_runs_dir
 from nofe_lab.specialties import Specialties
 from nofe_lab.stages.flat import FlatStage
@@ -88,7 +91,7 @@ class Experiment:
     """Random horizontal flips in training, in every stage."""
     image_size: int | None = None
     """Side in pixels that images of a folder are resized to."""
-    per_class: int | None = None
+    train_per_class: int | None = None
     """Use only so many training images of every class."""
     data_seed: int = 0
     """Of the choice of val and of the pixels of glyphs; runs of all seeds share it."""
@@ -146,7 +149,7 @@ class Experiment:
             val_fraction=self.recipes.val_fraction,
             seed=self.data_seed,
             image_size=self.image_size,
-            per_class=self.per_class,
+            train_per_class=self.train_per_class,
         )
 
     @property
@@ -233,6 +236,26 @@ class Experiment:
             "NofE learned, scratch": self.nofe("learned", "scratch"),
             "NofE random, scratch": self.nofe("random", "scratch"),
         }
+
+    def layer_table(self, *networks: str) -> pd.DataFrame:
+        """What the networks are made of and what they cost, before any is trained.
+
+        networks: of ``base CNN``, ``generalist`` and ``network of experts``, by default all three.
+        One row a layer group (see `layer_table` of nofe_lab.networks.counting).  Specialties that
+        are yet to be learned are taken to be balanced.
+        """
+        stages: dict[str, Callable[[], Stage]] = {
+            "base CNN": self.base,
+            "generalist": self.generalist,
+            "network of experts": self.nofe,
+        }
+        tables = []
+        for name in networks or stages:
+            stage = stages[one_of("network", name, stages)]()
+            table = layer_table(stage.untrained_network(), stage.backbone.input_shape)
+            tables.append(table.assign(network=name))
+        joined = pd.concat(tables, ignore_index=True)
+        return joined[["network", *joined.columns.drop("network")]]
 
     def run(self, *stages: Stage) -> list[Run]:
         """Load or train the runs of the stages, and of the stages they build on."""

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from nofe_lab.evaluation import Predictions, predict
+from nofe_lab.evaluation import Predictions, per_class, predict
 from nofe_lab.networks.counting import count_macs, count_parameters
 from nofe_lab.runs import Run
 from nofe_lab.stages.stage import Stage, Workshop, load_model
@@ -18,13 +19,15 @@ from nofe_lab.stages.stage import Stage, Workshop, load_model
 class FinalReport:
     """Trained networks on the test split of their data set.
 
-    table: one row a network, with test accuracy, top-5 accuracy and loss (nats), parameters,
-    multiply-accumulates of one image, the seconds of its own training and of its training with all
-    the stages it builds on, and where these figures come from.
+    table: one row a network, with test accuracy (of images; test_class_accuracy is the mean over
+    the classes), top-5 accuracy and loss (nats), parameters, multiply-accumulates of one image, the
+    seconds of its own training and of its training with all the stages it builds on, and where
+    these figures come from.
     predictions: what each network said about the test images, in the rows' order.
     """
 
     table: pd.DataFrame
+    class_names: tuple[str, ...]
     predictions: tuple[Predictions, ...]
 
     def save(self, path: Path | str, command: str) -> Path:
@@ -35,18 +38,33 @@ class FinalReport:
         return path
 
     @property
+    def per_class(self) -> pd.DataFrame:
+        """One row a class: test images, and the accuracy of each network, in the rows' order."""
+        first = per_class(self.predictions[0].confusion, self.class_names)
+        found = first[["class", "images"]].copy()
+        for name, answers in zip(self.table["network"], self.predictions, strict=True):
+            found[name] = per_class(answers.confusion, self.class_names)["accuracy"]
+        return found
+
+    @property
     def shown(self) -> pd.DataFrame:
-        """The columns that people look at first, as text."""
+        """The columns that people look at first, as text.
+
+        The mean of the classes' accuracies is among them where classes differ in their images.
+        """
         columns = {
             "network": ("network", "{}"),
             "seed": ("seed", "{}"),
             "test accuracy": ("test_accuracy", "{:.2%}"),
+            "mean of classes": ("test_class_accuracy", "{:.2%}"),
             "top-5": ("test_top5", "{:.2%}"),
             "parameters": ("parameters", "{:,}"),
             "multiply-accumulates": ("macs", "{:,}"),
             "seconds": ("seconds", "{:.0f}"),
             "with its stages": ("total_seconds", "{:.0f}"),
         }
+        if np.allclose(self.table["test_class_accuracy"], self.table["test_accuracy"]):
+            del columns["mean of classes"]
         return pd.DataFrame(
             {title: self.table[name].map(form.format) for title, (name, form) in columns.items()}
         )
@@ -65,6 +83,7 @@ def final_report(workshop: Workshop, networks: Sequence[tuple[str, Stage]]) -> F
         predictions.append(found)
         figures = {
             "test_accuracy": found.accuracy,
+            "test_class_accuracy": found.class_accuracy,
             "test_top5": found.top5,
             "test_loss": found.loss,
         }
@@ -83,7 +102,8 @@ def final_report(workshop: Workshop, networks: Sequence[tuple[str, Stage]]) -> F
                 **_origin(stage, run),
             }
         )
-    return FinalReport(pd.DataFrame(rows).astype({"K": "Int64"}), tuple(predictions))
+    table = pd.DataFrame(rows).astype({"K": "Int64"})
+    return FinalReport(table, networks[0][1].dataset.class_names, tuple(predictions))
 
 
 def _origin(stage: Stage, run: Run) -> dict[str, object]:

@@ -108,6 +108,11 @@ class Stage(ABC):
     def network(self, specialties: Specialties | None = None) -> nn.Module:
         """The untrained network.  `specialties` stand in for a partition not yet learned."""
 
+    def untrained_network(self) -> nn.Module:
+        """The network, with a balanced partition where it is yet to be learned."""
+        names, K = self.dataset.class_names, self.K
+        return self.network(Specialties.random(names, K, 0) if K is not None else None)
+
     @abstractmethod
     def train(
         self, parents: Mapping[str, Run], device: torch.device, listeners: Sequence[Listener]
@@ -219,10 +224,7 @@ class Stage(ABC):
 
     def seconds(self, device: torch.device) -> float:
         """Estimate of its training time, measured on a few steps."""
-        stand_in = None
-        if self.K is not None:
-            stand_in = Specialties.random(self.dataset.class_names, self.K, 0)
-        model = self.image_network(self.network(stand_in)).to(device)
+        model = self.image_network(self.untrained_network()).to(device)
         outputs = self.K if self.kind == "generalist" and self.K else self.dataset.C
         batches = self.batches(device)
         step = seconds_per_step(model, self.parameter_groups, batches, self.recipe, outputs)

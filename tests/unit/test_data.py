@@ -200,8 +200,8 @@ def test_few_training_images_of_every_class_are_drawn_by_the_seed() -> None:
     assert few[0].test is data.test
     assert few[0].with_few(4, 1).train.labels.equal(few[0].train.labels)
     assert few[0].notes == (
-        "At most 4 training images of every class are used (per_class=4), drawn by data_seed; "
-        "test is whole.",
+        "At most 4 training images of every class are used (train_per_class=4), drawn by "
+        "data_seed; test is whole.",
     )
 
 
@@ -294,8 +294,10 @@ def test_an_image_size_that_is_none_is_refused(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, True, "3"])
 def test_a_number_of_images_a_class_that_is_none_is_refused(value: Any) -> None:
-    with pytest.raises(InvalidInput, match=r"per_class must be a whole number of at least 1; got"):
-        load_dataset("folder:/nowhere", per_class=value)
+    with pytest.raises(
+        InvalidInput, match=r"train_per_class must be a whole number of at least 1; got"
+    ):
+        load_dataset("folder:/nowhere", train_per_class=value)
 
 
 @pytest.mark.parametrize("name", ["glyphs", "glyphs:4", "cifar100", "cifar10", "digits"])
@@ -306,13 +308,13 @@ def test_an_image_size_is_refused_where_images_have_one(name: str) -> None:
 
 
 def test_few_images_a_class_are_chosen_before_val_is_carved_from_them() -> None:
-    data = load_dataset("glyphs:20", per_class=10, val_fraction=0.3)
+    data = load_dataset("glyphs:20", train_per_class=10, val_fraction=0.3)
     counts = [split.labels.bincount().unique().tolist() for split in (data.train, data.val)]
     assert counts == [[7], [3]]
     assert data.test.labels.bincount().unique().tolist() == [5]
-    assert [note for note in data.notes if "per_class=10" in note]
+    assert [note for note in data.notes if "train_per_class=10" in note]
     with pytest.raises(InvalidInput, match="has 1 training image, too few to split"):
-        load_dataset("glyphs:2", per_class=1)
+        load_dataset("glyphs:2", train_per_class=1)
 
 
 def test_digits_are_enlarged_and_a_fifth_of_them_is_test() -> None:
@@ -601,16 +603,16 @@ def test_only_the_chosen_training_images_are_decoded(tmp_path: Path) -> None:
     labels = [0, 1, 0, 1, 2, 2]
     write_shard(tmp_path, "test-0-of-1", contents, labels)
     write_shard(tmp_path, "train-0-of-1", contents, labels)
-    whole = load_dataset(f"parquet:{tmp_path}", val_fraction=0, per_class=1)
+    whole = load_dataset(f"parquet:{tmp_path}", val_fraction=0, train_per_class=1)
     assert whole.train.labels.tolist() == [0, 1, 2]
     assert len(whole.test) == 6
     used = set(whole.train.images[:, 0, 0, 1].tolist())
     damaged = [content if i in used else b"damaged" for i, content in enumerate(contents)]
     write_shard(tmp_path, "train-0-of-1", damaged, labels)
-    again = load_dataset(f"parquet:{tmp_path}", val_fraction=0, per_class=1)
+    again = load_dataset(f"parquet:{tmp_path}", val_fraction=0, train_per_class=1)
     assert again.fingerprint == whole.fingerprint
     with pytest.raises(InvalidInput, match="of train cannot be decoded"):
-        load_dataset(f"parquet:{tmp_path}", val_fraction=0, per_class=2)
+        load_dataset(f"parquet:{tmp_path}", val_fraction=0, train_per_class=2)
 
 
 def with_names(folder: Path, ids: Sequence[str], content: bytes) -> tuple[str, ...]:

@@ -251,17 +251,17 @@ def test_without_a_test_folder_a_fifth_of_every_class_is_test(tmp_path: Path, be
 
 def test_few_images_a_class_leave_test_whole_and_the_rest_undecoded(tmp_path: Path) -> None:
     write_classes(tmp_path, 10)
-    whole, few = load(tmp_path), load(tmp_path, per_class=3)
+    whole, few = load(tmp_path), load(tmp_path, train_per_class=3)
     assert numbers(few, "test") == numbers(whole, "test")
     assert few.train.labels.bincount().tolist() == [3, 3]
     assert set(numbers(few, "train")) <= set(numbers(whole, "train"))
     assert "At most 3 training images of every class are used" in few.notes[-1]
     assert whole.with_few(3, 0).fingerprint == few.fingerprint  # however they were chosen
-    assert load(tmp_path, per_class=3, val_fraction=0.4).val.labels.tolist() == [0, 1]
+    assert load(tmp_path, train_per_class=3, val_fraction=0.4).val.labels.tolist() == [0, 1]
     left_out = set(numbers(whole, "train")) - set(numbers(few, "train"))
     for label, index in left_out:
         (tmp_path / "ab"[label] / f"{index:02}.png").write_bytes(b"damaged")
-    assert load(tmp_path, per_class=3).fingerprint == few.fingerprint
+    assert load(tmp_path, train_per_class=3).fingerprint == few.fingerprint
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
