@@ -125,8 +125,9 @@ def read_image_folder(
 
     The names of the class folders, sorted, are the class names.  image_size: side in pixels, None
     for 32.  train_per_class: training images of a class to read, None for all.  seed: of that
-    choice, and of the fifth that becomes test where there is no test folder.  Raises InvalidInput if folders
-    are not laid out so, a class has no images, or an image cannot be decoded.
+    choice, and of the fifth that becomes test where there is no test folder.  Raises
+    InvalidInput if folders are not laid out so, a class has no images, or an image cannot be
+    decoded.
     """
     folder = folder_of(name, directory)
     places, notes = _split_folders(name, folder)

@@ -33,8 +33,8 @@ def read_parquet(
 
     image_size: side in pixels that images are resized to; None: as stored, all of one size.
     train_per_class: training images of a class to decode, drawn by `seed`; None for all.  Class
-    names that `NAMES_FILE` in the folder lists as ids become readable.  Raises InvalidInput if files,
-    columns, labels or images are missing or not as the layout wants them.
+    names that `NAMES_FILE` in the folder lists as ids become readable.  Raises InvalidInput if
+    files, columns, labels or images are missing or not as the layout wants them.
     """
     folder = folder_of(name, directory)
     shards, test_name = _shards(name, folder)

@@ -46,7 +46,8 @@ def backbone(
     The others are for all but the published networks and Backbones, which have their own parts:
     split: the module where the trunk ends and the branches begin; None chooses one and says so.
     stem: ``small`` keeps the size of small images in the first layers, ``original`` leaves these as
-    they are, ``auto`` is small for images of less than 64 pixels unless weights are given.
+    they are, ``auto`` is small where images of less than 64 pixels would be shrunk away otherwise,
+    unless weights are given.
     weights: pretrained ones for trunk and head, from a local file (.safetensors, or a state dict
     saved by torch), or by a name of torchvision (``IMAGENET1K_V1``) or timm (``a1_in1k``), or
     ``DEFAULT``; these two are downloaded.

@@ -34,7 +34,11 @@ from nofe_lab.networks.tracing import (
 from nofe_lab.networks.widths import Widths, find_widths, redrawn, resize
 
 SMALL = 64
-"""Images with a side of fewer pixels are small: stems made for ImageNet shrink them away."""
+"""Images with a side of fewer pixels are small."""
+
+SHRUNK_AWAY = 4
+"""Small images of which the last convolution leaves maps with a side of fewer cells are shrunk away
+by a stem that was made for ImageNet."""
 
 STEM_REDUCTION = 4
 """How much smaller the stem of an ImageNet network makes an image, at the most, in each direction;
@@ -44,7 +48,8 @@ USUAL_SHARE = 0.25
 """Share of the multiply-accumulates that the default split leaves to the tail, about."""
 
 STEMS = ("auto", "original", "small")
-"""How a split network begins; auto: small for small images without pretrained weights."""
+"""How a split network begins; auto: small where small images would be shrunk away, unless there are
+pretrained weights."""
 
 NOMINAL = (3, 224, 224)
 
@@ -275,8 +280,9 @@ class SplitNetwork(Backbone):
         Only in networks that begin with such a convolution, and only layers on the one way that
         everything takes: a shortcut around them would no longer fit.
         """
-        small = min(self.input_shape[1:]) < SMALL
-        if self.stem == "original" or (self.stem == "auto" and (not small or self.weights)):
+        if self.stem == "original":
+            return {}
+        if self.stem == "auto" and (self.weights is not None or not self._shrinks_images_away()):
             return {}
         edits: dict[str, str] = {}
         reduced = 1
@@ -295,6 +301,21 @@ class SplitNetwork(Backbone):
                 break
             edits[str(node.target)] = "stride 1" if isinstance(layer, nn.Conv2d) else "left out"
         return edits
+
+    def _shrinks_images_away(self) -> bool:
+        if min(self.input_shape[1:]) >= SMALL:
+            return False
+        whole = assemble(self._edited(copy.deepcopy(self.skeleton), {}), self.graph)
+        try:
+            sizes = measure(whole, self.input_shape)
+        except Exception:  # they do not even get through
+            return True
+        maps = [
+            each.shape[2:]
+            for node, each in zip(self.graph.nodes, sizes.values(), strict=True)
+            if self._looks_around(node) and each.shape is not None and len(each.shape) == 4
+        ]
+        return bool(maps) and min(maps[-1]) < SHRUNK_AWAY
 
     @staticmethod
     def _is_only_way(nodes: list[fx.Node], node: fx.Node) -> bool:
@@ -425,7 +446,8 @@ class SplitNetwork(Backbone):
         }
 
     def __repr__(self) -> str:
-        return f"<{self.name}, split at {self.split or 'a default place'!r}>"
+        where = f"at {self.split!r}" if self.split else "where its notes say"
+        return f"<{self.name}, split {where}>"
 
 
 def _stride(layer: nn.Module) -> int:

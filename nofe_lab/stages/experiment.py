@@ -288,6 +288,8 @@ class Experiment:
         own = {f.name: (getattr(self, f.name), f.default) for f in fields(self) if f.init}
         asked = {name: value for name, (value, default) in own.items() if value != default}
         words = ["papermill", f"notebooks/{notebook}.ipynb", "out.ipynb"]
+        if "backbone" in asked:
+            asked["backbone"] = self._backbone.name
         for name, value in (asked | also).items():
             if name not in ("runs_dir", "device"):
                 words += ["-p", name, str(value)]
