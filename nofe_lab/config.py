@@ -137,6 +137,8 @@ class Recipe:
         whole_number("epochs", self.epochs, 1)
         whole_number("batch_size", self.batch_size, 1)
         whole_number("padding", self.padding, 0)
+        if not isinstance(self.flips, bool):
+            raise InvalidInput(f"flips must be true or false; got {self.flips!r}.")
         _as_floats(self, learning_rate=(0, math.inf), momentum=(0, 1), weight_decay=(0, math.inf))
         if self.learning_rate == 0:
             raise InvalidInput("learning_rate must be a number above 0; got 0.")

@@ -46,12 +46,14 @@ def trace(network: nn.Module, name: str) -> fx.Graph:
 
     A module is one node of the graph if it holds no other modules, if fx cannot look into it, or if
     its forward does different things in training and in evaluation; otherwise its layers are.
-    Raises InvalidInput if the network's own forward is one of the latter two.
+    Raises InvalidInput if the network's own forward is one of the latter two, except that it may
+    tell functions whether it is training, as in ``dropout(x, training=self.training)``.
     """
     opaque: set[type[nn.Module]] = set()
     while True:
         graphs = []
         for training in (True, False):
+            _forget_constants(network)
             tracer = _Tracer(opaque)
             try:
                 graphs.append(tracer.trace(network.train(training)))
@@ -61,6 +63,7 @@ def trace(network: nn.Module, name: str) -> fx.Graph:
                 opaque.add(tracer.failed)
                 break
         else:
+            _tell_when_running(*graphs)
             difference = _first_difference(*graphs)
             if difference is None:
                 return graphs[0]
@@ -105,6 +108,24 @@ class _Tracer(fx.Tracer):
         node = super().create_node(*args, **kwargs)
         node.meta["inside"] = tuple(self.inside)
         return node
+
+
+def _forget_constants(network: nn.Module) -> None:
+    """Remove what fx put beside the layers, so that it gives the same names again."""
+    for name in [name for name in vars(network) if name.startswith("_tensor_constant")]:
+        delattr(network, name)
+
+
+def _tell_when_running(training: fx.Graph, evaluation: fx.Graph) -> None:
+    """Let functions of the network's own forward be told by its state whether it is training."""
+    for nodes in zip(list(training.nodes), list(evaluation.nodes), strict=False):
+        if nodes[0].meta["inside"] or [n.kwargs.get("training") for n in nodes] != [True, False]:
+            continue
+        for graph, node in zip((training, evaluation), nodes, strict=True):
+            with graph.inserting_before(node):
+                told = graph.create_node("get_attr", "training")
+            told.meta["inside"] = ()
+            node.update_kwarg("training", told)
 
 
 def _first_difference(one: fx.Graph, other: fx.Graph) -> tuple[str, ...] | None:
@@ -159,7 +180,8 @@ def _parameters(nodes: list[fx.Node], network: nn.Module) -> set[int]:
         if node.op == "call_module":
             found |= {id(p) for p in network.get_submodule(str(node.target)).parameters()}
         elif node.op == "get_attr":
-            found.add(id(attribute(network, str(node.target))))
+            value = attribute(network, str(node.target))
+            found |= {id(value)} if isinstance(value, nn.Parameter) else set()
     return found
 
 
@@ -208,6 +230,8 @@ def measure(module: fx.GraphModule, shape: tuple[int, ...]) -> dict[fx.Node, Mea
         def run_node(self, n: fx.Node) -> Any:
             before = counter.get_total_flops()
             result = super().run_node(n)
+            if n.op == "get_attr" and isinstance(result, Tensor):
+                result = result.to(device)  # a constant that the network's forward has made
             macs = (counter.get_total_flops() - before) // 4  # two images, two operations each
             size = tuple(result.shape) if isinstance(result, Tensor) else None
             found[n] = Measured(size, macs)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -102,7 +102,12 @@ class _Walk:
 
     def through(self, graph: fx.Graph) -> Widths:
         for node in graph.nodes:
-            if node.op == "get_attr" or self._shape(node) is None:
+            if node.op == "get_attr":
+                continue
+            if self._shape(node) is None:
+                if node.target not in ("size", getattr):  # chunks of channels, for instance
+                    for source in node.all_input_nodes:
+                        self._fix(source)
                 continue
             known = self._follow(node)
             if known is None:
@@ -173,6 +178,8 @@ class _Walk:
 
     def _sum(self, node: fx.Node, tensors: list[fx.Node]) -> _Channels | None:
         """A sum or product: of two maps with the same channels, or of a map and a parameter."""
+        if not tensors:
+            return None
         known = self.channels[tensors[0]]
         parameters = [n for n in node.all_input_nodes if n.op == "get_attr"]
         for parameter in parameters:
@@ -190,8 +197,11 @@ class _Walk:
         return known if self._keeps_channels(node, known) else None
 
     def _concatenation(self, node: fx.Node, tensors: list[fx.Node]) -> _Channels | None:
+        joined = node.args[0] if node.args else node.kwargs.get("tensors")
+        if not isinstance(joined, (list, tuple)) or any(n not in self.channels for n in joined):
+            return None
         dimension = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-        parts = [self.channels[n] for n in cast(Iterable[fx.Node], node.args[0])]
+        parts = [self.channels[cast(fx.Node, n)] for n in joined]
         if any(part.dimension != dimension or part.times != 1 for part in parts):
             return None
         return _Channels(tuple(g for part in parts for g in part.groups), cast(int, dimension))
@@ -277,8 +287,11 @@ def _permutation(node: fx.Node, network: nn.Module) -> list[int] | None:
     if node.op == "call_module":
         dims = getattr(network.get_submodule(str(node.target)), "dims", None)
     elif node.target in ("permute", torch.permute):
-        dims = node.args[1] if len(node.args) == 2 else node.args[1:]
-    return list(dims) if isinstance(dims, (list, tuple)) else None
+        given = node.args[1] if len(node.args) == 2 else node.args[1:]
+        dims = node.kwargs.get("dims", given)
+    if not isinstance(dims, (list, tuple)):
+        return None
+    return [dim % len(dims) for dim in dims]
 
 
 def resize(layer: nn.Module, inputs: int, outputs: int) -> None:

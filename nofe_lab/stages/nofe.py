@@ -16,6 +16,7 @@ from torch import nn
 from nofe_lab.config import InvalidInput, NofEConfig
 from nofe_lab.data import Dataset
 from nofe_lab.networks import Backbone, NofE
+from nofe_lab.networks.backbone import seeded
 from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties
 from nofe_lab.stages.flat import FlatStage
@@ -29,7 +30,8 @@ class NofEStage(Stage):
 
     specialties: a partition, or the generalist stage that learns one.  trunk: the stage whose trunk
     it starts from, or None for fresh weights.
-    Raises InvalidInput if the partition's classes are not the data set's.
+    Raises InvalidInput if the partition's classes are not the data set's, or if the backbone's
+    branches cannot have the width or the start that the config asks for.
     """
 
     kind = "nofe"
@@ -56,6 +58,9 @@ class NofEStage(Stage):
             parents["trunk"] = trunk
         self.config = config
         super().__init__(dataset, backbone, config, parents)
+        if config.branch_width != 1:
+            with seeded(0):
+                self.backbone.make_branch(1, config.branch_width)  # refuses a width it cannot have
         if config.branch_start == "tail" and self.backbone.tail is None:
             raise InvalidInput(
                 f"branch_start 'tail' needs branches made of the head's layers; {backbone.name!r} "

@@ -20,9 +20,9 @@ class FinalReport:
     """Trained networks on the test split of their data set.
 
     table: one row a network, with test accuracy (of images; test_class_accuracy is the mean over
-    the classes), top-5 accuracy and loss (nats), parameters, multiply-accumulates of one image, the
-    seconds of its own training and of its training with all the stages it builds on, and where
-    these figures come from.
+    the classes), top-5 accuracy and loss (nats), the training loss of the first and the last
+    epoch, parameters, multiply-accumulates of one image, the seconds of its own training and of its
+    training with all the stages it builds on, and where these figures come from.
     predictions: what each network said about the test images, in the rows' order.
     """
 
@@ -95,6 +95,8 @@ def final_report(workshop: Workshop, networks: Sequence[tuple[str, Stage]]) -> F
                 "K": stage.K,
                 "epochs": stage.recipe.epochs,
                 **figures,
+                "first_epoch_loss": run.history["train_loss"].iloc[0],
+                "last_epoch_loss": run.history["train_loss"].iloc[-1],
                 "parameters": count_parameters(model.network),
                 "macs": count_macs(model.network, stage.backbone.input_shape),
                 "seconds": run.seconds,

@@ -91,6 +91,22 @@ REFUSED_AT_ONCE = [
     ({"affinity_images": -1}, r"affinity_images must be a whole number of at least 1; got -1\."),
     ({"elastic_lambda": -1}, r"elastic_lambda must be a number of at least 0; got -1\."),
     ({"affinity": ""}, r"affinity '' is unknown; accepted: 'counts', 'probability'\."),
+    ({"flips": "yes"}, r"flips must be true or false; got 'yes'\."),
+    ({"branch_width": 0}, r"branch_width must be a number above 0; got 0\."),
+    ({"branch_width": 17}, r"branch_width must be a number from 0 to 16; got 17\."),
+    ({"branch_start": "warm"}, r"branch_start 'warm' is unknown; accepted: 'fresh', 'tail'\."),
+    ({"branch_start": "tail", "trunk": "scratch"}, r"'tail' needs a trunk that has been trained"),
+    ({"branch_start": "tail", "branch_width": 0.5}, r"branch_width 1; got .* branch_width 0\.5\."),
+    (
+        {"split": "conv3"},
+        r"split is for networks of torchvision.*'alexnet_quick' has its own parts",
+    ),
+    ({"stem": "small"}, r"stem is for networks of torchvision.*; got 'small'\."),
+    ({"backbone": "resnet18", "split": "layr4"}, r"split of resnet18 'layr4' is unknown \(did you"),
+    ({"backbone": "resnet18", "stem": "tiny"}, r"stem 'tiny' is unknown; accepted: 'auto', 'ori"),
+    ({"backbone": "resnet18", "preset": "paper"}, r"'paper' is for the published networks .* 'qui"),
+    ({"backbone": "resnet18", "weights": "/no/w.pth"}, r"weights '/no/w\.pth' cannot be read"),
+    ({"backbone": 5}, r"backbone 5 is unknown"),
     ({"val_fraction": 2}, r"val_fraction must be a number from 0 to 0\.9; got 2\."),
 ]
 
