@@ -67,13 +67,13 @@ def backbone(
                     f"{name!r} has its own parts; got {value!r}."
                 )
         return network if isinstance(network, Backbone) else PAPER[network]()
-    name, build, owner = _maker(network)
-    found = None
+    name, build, owner = _maker(network, weights)
+    made = SplitNetwork(name, build, split=split, stem=stem)
     if weights is not None:
-        found = _weights(name, build, owner, weights)
-    elif owner == "module":
-        found = _of_module(build())
-    return SplitNetwork(name, build, split=split, stem=stem, weights=found)
+        made.weights = _weights(made, owner, weights)
+    elif isinstance(network, nn.Module):
+        made.weights = _of_module(network)
+    return made
 
 
 def preset(name: str, backbone: Backbone) -> Preset:
@@ -92,10 +92,10 @@ def preset(name: str, backbone: Backbone) -> Preset:
         ) from None
 
 
-def _maker(network: Any) -> tuple[str, Callable[[], nn.Module], str]:
+def _maker(network: Any, weights: Any) -> tuple[str, Callable[[], nn.Module], str]:
     """A network's name, a function that makes it, and whose it is."""
     if isinstance(network, nn.Module):
-        return type(network).__name__, partial(copy.deepcopy, network), "module"
+        return type(network).__name__, partial(_begun_anew, copy.deepcopy(network)), "module"
     if callable(network):
         made = network()
         if not isinstance(made, nn.Module):
@@ -109,12 +109,27 @@ def _maker(network: Any) -> tuple[str, Callable[[], nn.Module], str]:
         from torchvision.models import get_model
 
         own = {}
-        if network in AUXILIARY:
-            own = {"aux_logits": False, "init_weights": True}
+        if network in AUXILIARY:  # torchvision's weights of these expect pixels of another scale
+            named = weights is not None and not _is_file(weights)
+            own = {"aux_logits": False, "init_weights": True, "transform_input": named}
         return network, partial(get_model, network, weights=None, **own), "torchvision"
     names = [*PAPER, *torchvision_names()]
     one_of("backbone", network, names, also="'timm:NAME'")
     raise AssertionError("unreachable: one_of refuses every other name")
+
+
+def _begun_anew(network: nn.Module) -> nn.Module:
+    """A copy with fresh weights: each layer's own initialisation, or Gaussian as those it has."""
+    made = copy.deepcopy(network).cpu()
+    with torch.no_grad():
+        for layer in made.modules():
+            if callable(reset := getattr(layer, "reset_parameters", None)):
+                reset()
+                continue
+            for parameter in layer.parameters(recurse=False):
+                if parameter.ndim > 1:
+                    parameter.normal_(float(parameter.mean()), float(parameter.std(correction=0)))
+    return made
 
 
 @cache
@@ -154,7 +169,7 @@ def _timm_maker(name: str) -> Callable[[], nn.Module]:
 
 
 def _of_module(module: nn.Module) -> tuple[Mapping[str, Tensor], str]:
-    state = module.state_dict()
+    state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
     return state, _digest(state)
 
 
@@ -167,21 +182,25 @@ def _digest(state: Mapping[str, Tensor]) -> str:
 
 
 def _weights(
-    name: str, build: Callable[[], nn.Module], owner: str, weights: str | Path
+    made: SplitNetwork, owner: str, weights: str | Path
 ) -> tuple[Mapping[str, Tensor], str]:
-    path = Path(weights).expanduser()
-    if path.is_file() or path.suffix in (".safetensors", ".pt", ".pth", ".bin"):
-        state = _read(path)
+    if _is_file(weights):
+        state = _read(Path(weights).expanduser())
     elif owner == "torchvision":
-        state = _torchvision_weights(name, str(weights))
+        state = _torchvision_weights(made.name, str(weights))
     elif owner == "timm":
-        state = _timm_weights(name.removeprefix("timm:"), str(weights))
+        state = _timm_weights(made.name.removeprefix("timm:"), str(weights))
     else:
         raise InvalidInput(f"weights {str(weights)!r}: there is no such file.")
-    auxiliary = tuple(f"{part}." for part in AUXILIARY.get(name, ()))
+    auxiliary = tuple(f"{part}." for part in AUXILIARY.get(made.name, ()))
     state = {key: t for key, t in state.items() if not key.startswith(auxiliary or ("\0",))}
-    _check_state(name, build(), state, weights)
+    _check_state(made, state, weights)
     return state, _digest(state)
+
+
+def _is_file(weights: str | Path) -> bool:
+    path = Path(weights).expanduser()
+    return path.is_file() or path.suffix in (".safetensors", ".pt", ".pth", ".bin")
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
@@ -210,40 +229,54 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     return state
 
 
-def _check_state(
-    name: str, network: nn.Module, state: Mapping[str, Tensor], weights: str | Path
-) -> None:
-    """Raise InvalidInput unless the tensors are those of the network."""
-    own = network.state_dict()
+def _check_state(made: SplitNetwork, state: Mapping[str, Tensor], weights: str | Path) -> None:
+    """Raise InvalidInput unless the tensors are those of the network.
+
+    Its classifier is resized in any case, so theirs may have another number of outputs.
+    """
+    own = {key: list(tensor.shape) for key, tensor in made.skeleton.state_dict().items()}
+    for key in (f"{made.classifier}.weight", f"{made.classifier}.bias"):
+        if key in own and key in state and state[key].ndim:
+            own[key][0] = len(state[key])
     wrong = [
         *(f"{key!r} is missing" for key in own if key not in state),
         *(f"{key!r} is not one of its tensors" for key in state if key not in own),
         *(
-            f"{key!r} is {list(state[key].shape)}, not {list(tensor.shape)}"
-            for key, tensor in own.items()
-            if key in state and state[key].shape != tensor.shape
+            f"{key!r} is {list(state[key].shape)}, not {shape}"
+            for key, shape in own.items()
+            if key in state and list(state[key].shape) != shape
         ),
     ]
     if wrong:
         more = f" and {len(wrong) - 1} more differences" if len(wrong) > 1 else ""
-        raise InvalidInput(f"weights {str(weights)!r} are not those of {name!r}: {wrong[0]}{more}.")
+        raise InvalidInput(
+            f"weights {str(weights)!r} are not those of {made.name!r}: {wrong[0]}{more}."
+        )
+    for key, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise InvalidInput(
+                f"weights {str(weights)!r} cannot be trained on: {key!r} holds values that are "
+                "not finite."
+            )
 
 
 def _torchvision_weights(name: str, weights: str) -> Mapping[str, Tensor]:
-    from torchvision.models import get_model_weights
+    from torchvision.models import get_model, get_model_weights
 
     known = get_model_weights(name)
     names = [*known.__members__, "DEFAULT"]
     one_of(f"weights of {name}", weights, names, also="a local file")
-    return _downloaded(weights, lambda: known[weights].get_state_dict(progress=False))
+    wanted = known[weights]
+    return _downloaded(weights, lambda: get_model(name, weights=wanted).state_dict())
 
 
 def _timm_weights(name: str, tag: str) -> Mapping[str, Tensor]:
     timm = _import_timm()
-    full = [known for known in timm.list_pretrained() if known.split(".")[0] == name]
+    architecture = name.partition(".")[0]
+    full = [known for known in timm.list_pretrained() if known.split(".")[0] == architecture]
     tags = [known.partition(".")[2] for known in full]
     one_of(f"weights of timm:{name}", tag, [*tags, "DEFAULT"], also="a local file")
-    wanted = name if tag == "DEFAULT" else f"{name}.{tag}"
+    wanted = name if tag == "DEFAULT" else f"{architecture}.{tag}"
     return _downloaded(tag, lambda: timm.create_model(wanted, pretrained=True).state_dict())
 
 

@@ -40,6 +40,9 @@ SHRUNK_AWAY = 4
 """Small images of which the last convolution leaves maps with a side of fewer cells are shrunk away
 by a stem that was made for ImageNet."""
 
+LARGE = 512
+"""Side in pixels of the largest images that are tried to see which a network takes."""
+
 STEM_REDUCTION = 4
 """How much smaller the stem of an ImageNet network makes an image, at the most, in each direction;
 a small stem keeps its size."""
@@ -51,6 +54,11 @@ STEMS = ("auto", "original", "small")
 """How a split network begins; auto: small where small images would be shrunk away, unless there are
 pretrained weights."""
 
+NORM_MOMENTUM = 0.1
+"""At least this share of a batch's statistics goes into batch normalisation's running ones.  Some
+networks, made for hundreds of epochs, take so little (mnasnet: .0003) that after the few epochs of
+a stage here they would still evaluate with the statistics they began with."""
+
 NOMINAL = (3, 224, 224)
 
 
@@ -60,6 +68,8 @@ class Plan:
 
     edits: Mapping[str, str]
     """Layers of the stem that keep the size of small images, and what they became."""
+    slow_norms: int
+    """Batch normalisations whose running statistics follow faster than the network says."""
     cut: Cut
     trunk: fx.Graph
     tail: fx.Graph
@@ -106,19 +116,26 @@ class SplitNetwork(Backbone):
             )
         if split is not None:
             self.split = one_of(f"split of {name}", split, self.cuts)
-        self._classifier_of(self.graph)
+        self.classifier = self._classifier_of(self.graph)
 
     # --- the network as it comes
 
     @cached_property
     def skeleton(self) -> nn.Module:
-        """The network without weights, on torch's meta device where its constructor allows that."""
+        """The network without weights, on torch's meta device where that is possible."""
         with seeded(0):
             try:
                 with torch.device("meta"):
                     return self.build()
             except (RuntimeError, NotImplementedError, ValueError):
                 return self.build()
+
+    def _leave_meta_device(self) -> None:
+        """Give the skeleton numbers: a layer decides on them."""
+        for computed in ("skeleton", "graph", "cuts"):
+            self.__dict__.pop(computed, None)
+        with seeded(0):
+            self.skeleton = self.build()
 
     @cached_property
     def graph(self) -> fx.Graph:
@@ -140,8 +157,7 @@ class SplitNetwork(Backbone):
 
     def _classifier_of(self, graph: fx.Graph) -> str:
         """The path of the layer that makes the logits."""
-        (output,) = (node for node in graph.nodes if node.op == "output")
-        node = output
+        (node,) = (node for node in graph.nodes if node.op == "output")
         while len(node.all_input_nodes) == 1:
             node = node.all_input_nodes[0]
             if node.op != "call_module":
@@ -153,8 +169,16 @@ class SplitNetwork(Backbone):
                 break
         raise InvalidInput(
             f"backbone {self.name!r} has no classifier to resize: its last layer with weights must "
-            f"be an fc layer or a convolution; its output comes from {node.format_node()!r}."
+            f"be an fc layer or a convolution; its output comes from {self._in_words(node)}."
         )
+
+    def _in_words(self, node: fx.Node) -> str:
+        if node.op == "output":
+            return f"{len(node.all_input_nodes)} places"
+        if node.op == "call_module":
+            layer = self.skeleton.get_submodule(str(node.target))
+            return f"{str(node.target)!r} ({type(layer).__name__})"
+        return repr(node.target if node.op != "call_function" else node.target.__name__)  # type: ignore[union-attr]
 
     # --- the network for images of a size
 
@@ -175,9 +199,8 @@ class SplitNetwork(Backbone):
     def plan(self) -> Plan:
         """Where and how it is cut for images of `input_shape`."""
         edits = self._stem_edits()
-        skeleton = self._edited(copy.deepcopy(self.skeleton), edits)
-        whole = assemble(skeleton, self.graph)
-        sizes = dict(zip(self.graph.nodes, self._measured(whole).values(), strict=True))
+        skeleton, measured = self._measured(edits)
+        sizes = dict(zip(self.graph.nodes, measured.values(), strict=True))
         cut = self._choose(sizes)
         trunk, tail = halves(self.graph, cut)
         classifier = self._classifier_of(tail)
@@ -188,37 +211,51 @@ class SplitNetwork(Backbone):
         self._check_resizing(skeleton, tail, classifier, features)
         total = sum(each.macs for each in sizes.values())
         behind = sum(each.macs for each in tail_sizes.values())
-        return Plan(edits, cut, trunk, tail, classifier, features, widths, total - behind, behind)
+        slow = sum(_is_slow(module) for module in self.skeleton.modules())
+        return Plan(
+            edits, slow, cut, trunk, tail, classifier, features, widths, total - behind, behind
+        )
 
-    def _measured(self, whole: fx.GraphModule) -> dict[fx.Node, Measured]:
+    def _measured(self, edits: Mapping[str, str]) -> tuple[nn.Module, dict[fx.Node, Measured]]:
+        """The edited skeleton, and what its nodes give for images of `input_shape`."""
+        skeleton = self._edited(copy.deepcopy(self.skeleton), edits)
         try:
-            return measure(whole, self.input_shape)
+            return skeleton, measure(assemble(skeleton, self.graph), self.input_shape)
         except Exception as error:
-            smallest = self._smallest_side(whole)
-            accepted = f"at least {smallest} x {smallest} pixels" if smallest else "others"
+            if "meta" in str(error).lower() and next(skeleton.parameters()).is_meta:
+                self._leave_meta_device()
+                return self._measured(edits)
             raise InvalidInput(
                 f"backbone {self.name!r} cannot take images of {size_in_words(self.input_shape)} "
-                f"({str(error).splitlines()[0]}); accepted: {accepted}."
+                f"({str(error).splitlines()[0]}){self._other_images()}."
             ) from error
 
-    def _smallest_side(self, whole: fx.GraphModule) -> int | None:
-        """The smallest side of a square image that the network takes, None above 512."""
+    def _other_images(self) -> str:
+        """What it takes where it has refused `input_shape`, in words."""
+        smallest = low = min(self.input_shape[1:])
+        larger = (low * 2**n for n in range(1, 9) if low * 2**n <= LARGE)
+        high = next((side for side in larger if self._takes(side)), None)
+        accepted = []
+        if high is not None:
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (low, middle) if self._takes(middle) else (middle, high)
+            accepted.append(f"at least {high} x {high} pixels")
+        if self.stem != "small" and self._takes(smallest, "small"):
+            accepted.append("stem 'small'")
+        return f"; accepted: {', or '.join(accepted)}" if accepted else ""
 
-        def takes(side: int) -> bool:
-            try:
-                measure(whole, (self.input_shape[0], side, side))
-            except Exception:
-                return False
-            return True
-
-        high = next((side for side in (16, 32, 64, 128, 256, 512) if takes(side)), None)
-        if high is None:
-            return None
-        low = high // 2
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if takes(middle) else (middle, high)
-        return high
+    def _takes(self, side: int, stem: str | None = None) -> bool:
+        """Whether the network takes square images."""
+        other = copy.copy(self)
+        other.input_shape = (self.input_shape[0], side, side)
+        other.stem = stem or self.stem
+        skeleton = other._edited(copy.deepcopy(self.skeleton), other._stem_edits())
+        try:
+            measure(assemble(skeleton, self.graph), other.input_shape)
+        except Exception:
+            return False
+        return True
 
     def _choose(self, sizes: Mapping[fx.Node, Measured]) -> Cut:
         """The cut that was asked for, or the one that leaves about a quarter to the tail.
@@ -325,7 +362,12 @@ class SplitNetwork(Backbone):
         return not any(n.op != "get_attr" and behind & set(n.users) for n in before)
 
     def _edited(self, network: nn.Module, edits: Mapping[str, str]) -> nn.Module:
-        """The network with its stem changed and its first convolution for the images' channels."""
+        """The network with all that is changed in it, but for its classifier and its widths.
+
+        The stem, what sees the images for their channels, and slow batch normalisations.
+        """
+        for module in filter(_is_slow, network.modules()):
+            module.momentum = NORM_MOMENTUM  # type: ignore[assignment]
         for path in edits:
             layer = network.get_submodule(path)
             owner, _, name = path.rpartition(".")
@@ -333,17 +375,11 @@ class SplitNetwork(Backbone):
                 _keep_size(layer)
             else:
                 setattr(network.get_submodule(owner), name, nn.Identity())
-        first = next(
-            (
-                layer
-                for node in self.graph.nodes
-                if node.op == "call_module"
-                and isinstance(layer := network.get_submodule(str(node.target)), nn.Conv2d)
-            ),
-            None,
-        )
-        if first is not None and first.groups == 1:
-            resize(first, self.input_shape[0], first.out_channels)
+        for node in self.graph.nodes:
+            if node.op == "call_module" and [n.op for n in node.all_input_nodes] == ["placeholder"]:
+                layer = network.get_submodule(str(node.target))
+                if isinstance(layer, nn.Conv2d) and layer.groups == 1:
+                    resize(layer, self.input_shape[0], layer.out_channels)
         return network
 
     # --- parts
@@ -351,7 +387,10 @@ class SplitNetwork(Backbone):
     def _network(self, pretrained: bool) -> nn.Module:
         network = self.build()
         if pretrained and self.weights is not None:
-            network.load_state_dict(self.weights[0], strict=True)
+            state = self.weights[0]
+            classifier = network.get_submodule(self.classifier)
+            _resize_outputs(classifier, len(state[f"{self.classifier}.weight"]))
+            network.load_state_dict(state, strict=True)
         network = self._edited(network, self.plan.edits)
         for node in self.graph.nodes:  # constants that fx has put beside the layers
             if node.op == "get_attr" and not _has(network, str(node.target)):
@@ -425,6 +464,11 @@ class SplitNetwork(Backbone):
                 f"{self.name}: images of {size_in_words(self.input_shape)} are small, so its stem "
                 f"keeps their size: {changed} (stem=original leaves it as it is)."
             )
+        if plan.slow_norms:
+            said.append(
+                f"{self.name}: {plan.slow_norms} batch normalisations follow the training images "
+                f"faster than it says (momentum {NORM_MOMENTUM:g}), for short trainings."
+            )
         return tuple(said)
 
     @cached_property
@@ -448,6 +492,10 @@ class SplitNetwork(Backbone):
     def __repr__(self) -> str:
         where = f"at {self.split!r}" if self.split else "where its notes say"
         return f"<{self.name}, split {where}>"
+
+
+def _is_slow(module: nn.Module) -> bool:
+    return isinstance(module, nn.BatchNorm2d) and (module.momentum or 1) < NORM_MOMENTUM
 
 
 def _stride(layer: nn.Module) -> int:
