@@ -439,8 +439,14 @@ class SplitNetwork(Backbone):
 
     def initialise(self, part: nn.Module, scheme: str) -> None:
         """published: the network's own initialisation, which it has been made with."""
-        if scheme != "published":
-            super().initialise(part, scheme)
+        if scheme == "published":
+            return
+        if self.weights is not None:
+            raise InvalidInput(
+                f"initialisation {scheme!r} would overwrite the weights of {self.name!r}; accepted: "
+                "'published'."
+            )
+        super().initialise(part, scheme)
 
     def quick_preset(self) -> Preset:
         return quick_preset("published")
