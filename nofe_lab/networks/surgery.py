@@ -109,6 +109,7 @@ class SplitNetwork(Backbone):
         self.weights = weights
         self.input_shape = input_shape
         self._for_images: dict[tuple[int, int, int], SplitNetwork] = {}
+        self._checked_widths: set[tuple[tuple[int, int, int], float]] = set()
         if not self.cuts:
             raise InvalidInput(
                 f"backbone {name!r} cannot be split: there is no module with one tensor crossing "
@@ -252,7 +253,7 @@ class SplitNetwork(Backbone):
         other.stem = stem or self.stem
         skeleton = other._edited(copy.deepcopy(self.skeleton), other._stem_edits())
         try:
-            measure(assemble(skeleton, self.graph), other.input_shape)
+            measure(assemble(skeleton, self.graph), other.input_shape, macs=False)
         except Exception:
             return False
         return True
@@ -305,7 +306,7 @@ class SplitNetwork(Backbone):
         """Shape of the logits of two images with 7 outputs; None if a layer refuses."""
         _resize_outputs(trial.get_submodule(classifier), 7)
         try:
-            return list(measure(assemble(trial, tail), features).values())[-1].shape
+            return list(measure(assemble(trial, tail), features, macs=False).values())[-1].shape
         except Exception:
             return None
 
@@ -418,6 +419,8 @@ class SplitNetwork(Backbone):
         return self._tail(network, n)
 
     def _check_width(self, width: float) -> None:
+        if (self.input_shape, width) in self._checked_widths:
+            return
         plan = self.plan
         if not plan.widths.are_free(width):
             raise InvalidInput(
@@ -432,6 +435,7 @@ class SplitNetwork(Backbone):
                 f"branch_width must be 1 behind {plan.cut.module!r} of {self.name!r}, whose layers "
                 f"depend on their widths in ways that cannot be followed; got {width:g}."
             )
+        self._checked_widths.add((self.input_shape, width))
 
     def _tail(self, network: nn.Module, n: int) -> nn.Module:
         _resize_outputs(network.get_submodule(self.plan.classifier), n)

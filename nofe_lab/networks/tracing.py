@@ -9,6 +9,7 @@ would cross as well.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -217,11 +218,14 @@ def assemble(network: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     return fx.GraphModule(network, graph)
 
 
-def measure(module: fx.GraphModule, shape: tuple[int, ...]) -> dict[fx.Node, Measured]:
+def measure(
+    module: fx.GraphModule, shape: tuple[int, ...], macs: bool = True
+) -> dict[fx.Node, Measured]:
     """Shapes and multiply-accumulates of all nodes for images or features of `shape`.
 
     Runs the module, in evaluation mode, on two inputs that lie where its parameters do; on torch's
-    meta device that costs no arithmetic.  By torch's own counter.
+    meta device that costs no arithmetic.  By torch's own counter; without `macs` it counts nothing,
+    which is faster.
     """
     device = next(module.parameters()).device
     found: dict[fx.Node, Measured] = {}
@@ -232,12 +236,13 @@ def measure(module: fx.GraphModule, shape: tuple[int, ...]) -> dict[fx.Node, Mea
             result = super().run_node(n)
             if n.op == "get_attr" and isinstance(result, Tensor):
                 result = result.to(device)  # a constant that the network's forward has made
-            macs = (counter.get_total_flops() - before) // 4  # two images, two operations each
+            operations = counter.get_total_flops() - before
             size = tuple(result.shape) if isinstance(result, Tensor) else None
-            found[n] = Measured(size, macs)
+            found[n] = Measured(size, operations // 4)  # two images, two operations each
             return result
 
     module.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter if macs else nullcontext():
         Measure(module).run(torch.zeros(2, *shape, device=device))
     return found
