@@ -23,6 +23,12 @@ PATTERNS = ("rows", "columns")
 COLOURS = ("red", "green", "blue")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-tables", action="store_true", help="write the tables in docs that tests compare"
+    )
+
+
 def _draw(per_class: int, rng: np.random.Generator) -> Split:
     """Stripes in a colour, with noise: the colour is the superclass, the stripes' direction not."""
     stripes = (np.arange(32) // 4 % 2).astype(float)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -27,6 +28,9 @@ TRANSFORMERS = ("vit_", "swin_", "maxvit_")
 
 AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
 """torchvision's networks with further classifiers, which only training would use."""
+
+FORMER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])(?=\.)")
+"""How names in torchvision's files of densenets differ: ``norm.1`` is now ``norm1``."""
 
 
 def backbone(
@@ -155,6 +159,12 @@ def _import_timm() -> Any:
 
 def _timm_maker(name: str) -> Callable[[], nn.Module]:
     timm = _import_timm()
+    if "." in name:
+        architecture, _, tag = name.partition(".")
+        raise InvalidInput(
+            f"backbone 'timm:{name}' names weights as well: take backbone 'timm:{architecture}' "
+            f"with weights {tag!r}."
+        )
     if not timm.is_model(name):
         names = timm.list_models()
         nearest = difflib.get_close_matches(name, names, n=5) or names[:5]
@@ -175,7 +185,7 @@ def _of_module(module: nn.Module) -> tuple[Mapping[str, Tensor], str]:
 
 def _digest(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in state.items():
+    for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
@@ -193,7 +203,11 @@ def _weights(
     else:
         raise InvalidInput(f"weights {str(weights)!r}: there is no such file.")
     auxiliary = tuple(f"{part}." for part in AUXILIARY.get(made.name, ()))
-    state = {key: t for key, t in state.items() if not key.startswith(auxiliary or ("\0",))}
+    state = {
+        FORMER.sub(r"\1\2", key): tensor
+        for key, tensor in state.items()
+        if not key.startswith(auxiliary or ("\0",))
+    }
     _check_state(made, state, weights)
     return state, _digest(state)
 
@@ -232,14 +246,17 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 def _check_state(made: SplitNetwork, state: Mapping[str, Tensor], weights: str | Path) -> None:
     """Raise InvalidInput unless the tensors are those of the network.
 
-    Its classifier is resized in any case, so theirs may have another number of outputs.
+    Its classifier is resized in any case, so theirs may have another number of outputs; and files
+    of old lack the counters of batch normalisations.
     """
     own = {key: list(tensor.shape) for key, tensor in made.skeleton.state_dict().items()}
-    for key in (f"{made.classifier}.weight", f"{made.classifier}.bias"):
-        if key in own and key in state and state[key].ndim:
-            own[key][0] = len(state[key])
+    classifier = state.get(f"{made.classifier}.weight")
+    if classifier is not None and classifier.ndim:
+        for key in {f"{made.classifier}.weight", f"{made.classifier}.bias"} & set(own):
+            own[key][0] = len(classifier)
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     wrong = [
-        *(f"{key!r} is missing" for key in own if key not in state),
+        *(f"{key!r} is missing" for key in missing),
         *(f"{key!r} is not one of its tensors" for key in state if key not in own),
         *(
             f"{key!r} is {list(state[key].shape)}, not {shape}"
@@ -264,19 +281,17 @@ def _torchvision_weights(name: str, weights: str) -> Mapping[str, Tensor]:
     from torchvision.models import get_model, get_model_weights
 
     known = get_model_weights(name)
-    names = [*known.__members__, "DEFAULT"]
-    one_of(f"weights of {name}", weights, names, also="a local file")
+    one_of(f"weights of {name}", weights, known.__members__, also="a local file")
     wanted = known[weights]
     return _downloaded(weights, lambda: get_model(name, weights=wanted).state_dict())
 
 
 def _timm_weights(name: str, tag: str) -> Mapping[str, Tensor]:
     timm = _import_timm()
-    architecture = name.partition(".")[0]
-    full = [known for known in timm.list_pretrained() if known.split(".")[0] == architecture]
+    full = [known for known in timm.list_pretrained() if known.split(".")[0] == name]
     tags = [known.partition(".")[2] for known in full]
     one_of(f"weights of timm:{name}", tag, [*tags, "DEFAULT"], also="a local file")
-    wanted = name if tag == "DEFAULT" else f"{architecture}.{tag}"
+    wanted = name if tag == "DEFAULT" else f"{name}.{tag}"
     return _downloaded(tag, lambda: timm.create_model(wanted, pretrained=True).state_dict())
 
 

@@ -131,8 +131,12 @@ class SplitNetwork(Backbone):
             except (RuntimeError, NotImplementedError, ValueError):
                 return self.build()
 
+    def _needs_numbers(self, error: Exception) -> bool:
+        """Whether a layer failed because the skeleton has no numbers that it could decide on."""
+        return "meta" in str(error).lower() and next(self.skeleton.parameters()).is_meta
+
     def _leave_meta_device(self) -> None:
-        """Give the skeleton numbers: a layer decides on them."""
+        """Give the skeleton numbers."""
         for computed in ("skeleton", "graph", "cuts"):
             self.__dict__.pop(computed, None)
         with seeded(0):
@@ -203,7 +207,7 @@ class SplitNetwork(Backbone):
         skeleton, measured = self._measured(edits)
         sizes = dict(zip(self.graph.nodes, measured.values(), strict=True))
         cut = self._choose(sizes)
-        trunk, tail = halves(self.graph, cut)
+        trunk, tail = halves(self.graph, cut, self.skeleton)
         classifier = self._classifier_of(tail)
         features = (sizes[cut.crossing].shape or ())[1:]
         tail_sizes = measure(assemble(skeleton, tail), features)
@@ -223,7 +227,7 @@ class SplitNetwork(Backbone):
         try:
             return skeleton, measure(assemble(skeleton, self.graph), self.input_shape)
         except Exception as error:
-            if "meta" in str(error).lower() and next(skeleton.parameters()).is_meta:
+            if self._needs_numbers(error):
                 self._leave_meta_device()
                 return self._measured(edits)
             raise InvalidInput(
@@ -346,8 +350,11 @@ class SplitNetwork(Backbone):
         whole = assemble(self._edited(copy.deepcopy(self.skeleton), {}), self.graph)
         try:
             sizes = measure(whole, self.input_shape)
-        except Exception:  # they do not even get through
-            return True
+        except Exception as error:
+            if self._needs_numbers(error):
+                self._leave_meta_device()
+                return self._shrinks_images_away()
+            return True  # they do not even get through
         maps = [
             each.shape[2:]
             for node, each in zip(self.graph.nodes, sizes.values(), strict=True)
@@ -447,8 +454,8 @@ class SplitNetwork(Backbone):
             return
         if self.weights is not None:
             raise InvalidInput(
-                f"initialisation {scheme!r} would overwrite the weights of {self.name!r}; accepted: "
-                "'published'."
+                f"initialisation {scheme!r} would overwrite the weights of {self.name!r}; "
+                "accepted: 'published'."
             )
         super().initialise(part, scheme)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -100,7 +101,8 @@ class _Tracer(fx.Tracer):
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
-            self.failed = self.failed or type(m)
+            if not self.is_leaf_module(m, path):  # else it is the caller whose forward fails
+                self.failed = self.failed or type(m)
             raise
         finally:
             self.inside.pop()
@@ -130,12 +132,18 @@ def _tell_when_running(training: fx.Graph, evaluation: fx.Graph) -> None:
 
 
 def _first_difference(one: fx.Graph, other: fx.Graph) -> tuple[str, ...] | None:
-    """The modules around the first node in which two graphs differ; None if they do not."""
-    for node, twin in zip(one.nodes, other.nodes, strict=False):
-        if node.format_node() != twin.format_node():
-            inside: tuple[str, ...] = node.meta["inside"]
-            return inside
-    return None if len(one.nodes) == len(other.nodes) else ()
+    """The modules around the first node in which two graphs differ; None if they do not.
+
+    They are those whose forwards have led to either node, innermost last.
+    """
+    for nodes in zip(one.nodes, other.nodes, strict=False):
+        if nodes[0].format_node() != nodes[1].format_node():
+            forwards = [
+                node.meta["inside"][: -1 if node.op == "call_module" else None] for node in nodes
+            ]
+            common = takewhile(lambda pair: pair[0] == pair[1], zip(*forwards, strict=False))
+            return tuple(path for path, _ in common)
+    return None
 
 
 def cuts(graph: fx.Graph, network: nn.Module) -> dict[str, Cut]:
@@ -151,19 +159,18 @@ def cuts(graph: fx.Graph, network: nn.Module) -> dict[str, Cut]:
         for path in node.meta.get("inside", ()):
             first.setdefault(path, i)
             calls.setdefault(path, []).append(i)
+    parameters = [_parameters(node, network) for node in nodes]
     found = {}
     for path, position in sorted(first.items(), key=lambda item: (item[1], len(item[0]))):
         together = calls[path][-1] - position == len(calls[path]) - 1
         crossing = _crossing(nodes, place, position)
         if together and len(crossing) == 1 and crossing[0].op != "placeholder":
-            before, behind = (_parameters(part, network) for part in _halves(nodes, position))
+            before, behind = (
+                set().union(*part) for part in (parameters[:position], parameters[position:])
+            )
             if before and behind and not before & behind:
                 found[path] = Cut(path, position, crossing[0])
     return found
-
-
-def _halves(nodes: list[fx.Node], position: int) -> tuple[list[fx.Node], list[fx.Node]]:
-    return nodes[:position], nodes[position:]
 
 
 def _crossing(nodes: list[fx.Node], place: Mapping[fx.Node, int], position: int) -> list[fx.Node]:
@@ -175,13 +182,14 @@ def _crossing(nodes: list[fx.Node], place: Mapping[fx.Node, int], position: int)
     ]
 
 
-def _parameters(nodes: list[fx.Node], network: nn.Module) -> set[int]:
+def _parameters(node: fx.Node, network: nn.Module) -> set[int]:
+    """Those of a node's module, and those that it is given."""
     found: set[int] = set()
-    for node in nodes:
-        if node.op == "call_module":
-            found |= {id(p) for p in network.get_submodule(str(node.target)).parameters()}
-        elif node.op == "get_attr":
-            value = attribute(network, str(node.target))
+    if node.op == "call_module":
+        found |= {id(p) for p in network.get_submodule(str(node.target)).parameters()}
+    for source in node.all_input_nodes:
+        if source.op == "get_attr":
+            value = attribute(network, str(source.target))
             found |= {id(value)} if isinstance(value, nn.Parameter) else set()
     return found
 
@@ -192,8 +200,12 @@ def attribute(network: nn.Module, path: str) -> Any:
     return getattr(network.get_submodule(owner), name)
 
 
-def halves(graph: fx.Graph, cut: Cut) -> tuple[fx.Graph, fx.Graph]:
-    """The graphs of the trunk, images -> features, and of the tail, features -> logits."""
+def halves(graph: fx.Graph, cut: Cut, network: nn.Module) -> tuple[fx.Graph, fx.Graph]:
+    """The graphs of the trunk, images -> features, and of the tail, features -> logits.
+
+    The tail leaves the features as they are, whatever `network` does in place: other tails of a
+    network of experts see them, too.
+    """
     nodes = list(graph.nodes)
     trunk, tail = fx.Graph(), fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -210,7 +222,51 @@ def halves(graph: fx.Graph, cut: Cut) -> tuple[fx.Graph, fx.Graph]:
         for node in reversed(part.nodes):
             if node.op == "get_attr" and not node.users:
                 part.erase_node(node)
+    features = next(node for node in tail.nodes if node.op == "placeholder")
+    if _changes(features, tail, network):
+        with tail.inserting_after(features):
+            copied = tail.call_method("clone", (features,))
+        features.replace_all_uses_with(copied, delete_user_cb=lambda user: user is not copied)
     return trunk, tail
+
+
+IN_PLACE = {"iadd", "isub", "imul", "itruediv"}
+"""Python's operators that change what they are given."""
+
+NEW_TENSORS = {
+    *("Conv2d", "Linear", "BatchNorm2d", "LayerNorm", "GroupNorm"),
+    *("MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d", "add", "sub", "mul", "truediv", "cat", "mean"),
+}
+"""Layers of torch.nn and functions whose output shares no memory with their input."""
+
+
+def _changes(features: fx.Node, tail: fx.Graph, network: nn.Module) -> bool:
+    """Whether a tail may change its features in place: these, or what shares memory with them."""
+    same = {features}
+    for node in tail.nodes:
+        inputs = node.all_input_nodes
+        name, in_place = _what_happens(node, network)
+        if name in IN_PLACE:  # only to the first
+            inputs = inputs[:1]
+        if not same & set(inputs) or node.op == "output":
+            continue
+        if in_place:
+            return True
+        if name not in NEW_TENSORS:
+            same.add(node)
+    return False
+
+
+def _what_happens(node: fx.Node, network: nn.Module) -> tuple[str, bool]:
+    """What is called, and whether it may change its input; a module of one's own may."""
+    if node.op == "call_module":
+        layer = network.get_submodule(str(node.target))
+        own = any(not type(m).__module__.startswith("torch.nn.") for m in layer.modules())
+        in_place = any(getattr(m, "inplace", False) for m in layer.modules())
+        return ("" if own else type(layer).__name__), own or in_place
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    in_place = name.endswith("_") or name in IN_PLACE or bool(node.kwargs.get("inplace"))
+    return name, in_place
 
 
 def assemble(network: nn.Module, graph: fx.Graph) -> fx.GraphModule:

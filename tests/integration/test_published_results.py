@@ -60,3 +60,32 @@ def readme_line(start: str, containing: str) -> str:
     lines = (ROOT / "README.md").read_text().splitlines()
     (line,) = [line for line in lines if line.startswith(start) and containing in line]
     return line
+
+
+NETWORKS = {
+    "AlexNet-C100": "cifar100_alexnet_c100",
+    "VGG11-C100": "cifar100_vgg11_c100",
+    "NIN-C100": "cifar100_nin_c100",
+    "ResNet56-C100": "cifar100_resnet56_c100",
+    "ResNet18 of torchvision": "tiny_imagenet_resnet18",
+}
+
+
+@pytest.mark.parametrize(("label", "file"), NETWORKS.items())
+def test_every_network_learns_and_the_readme_shows_how_far(label: str, file: str) -> None:
+    table = measured(file).set_index("network")
+    assert (table.last_epoch_loss < table.first_epoch_loss).all()
+    base, nofe = table.loc["base CNN"], table.loc["network of experts"]
+    assert nofe.test_accuracy > 3 * chance(file)
+    line = readme_line(f"| {label}", containing=f"{nofe.test_accuracy:.2%}")
+    for figure in (
+        f"{base.test_accuracy:.2%}",
+        f"{base.parameters:,} / {nofe.parameters:,}",
+        f"{nofe.first_epoch_loss:.2f} → {nofe.last_epoch_loss:.2f}",
+        f"{base.epochs}",
+    ):
+        assert figure in line
+
+
+def chance(file: str) -> float:
+    return 1 / (200 if file.startswith("tiny") else 100)
