@@ -242,7 +242,8 @@ class NofEConfig:
     specialties: str = "learned"
     """learned (the generalist's), random (balanced), superclass, or file (given by its content)."""
     trunk: str = "generalist"
-    """Whose trunk it starts from: the generalist's, the base CNN's, or a fresh one (scratch)."""
+    """Whose trunk it starts from: the generalist's, the base CNN's, or a fresh one (scratch),
+    which begins with the backbone's pretrained weights where it has any."""
     branch_width: float = 1.0
     """Factor on the hidden channels of a branch."""
     branch_start: str = "fresh"

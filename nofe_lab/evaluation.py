@@ -21,7 +21,8 @@ from nofe_lab.config import derive_seed
 from nofe_lab.data import Split
 from nofe_lab.specialties import Specialties
 
-EVALUATION_BATCH = 1000
+EVALUATION_PIXELS = 1000 * 32 * 32
+"""Pixels of the images that are evaluated at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +92,8 @@ def predict(
     device = next(model.parameters()).device
     model.eval()
     with torch.inference_mode():
-        chunks = split.images.split(EVALUATION_BATCH)
+        height, width = split.images.shape[2:]
+        chunks = split.images.split(max(EVALUATION_PIXELS // (height * width), 1))
         logits = torch.cat([model(chunk.to(device)).float().cpu() for chunk in chunks])
     labels = split.labels if target_of_class is None else target_of_class.cpu()[split.labels]
     return Predictions(logits.numpy(), labels.numpy())

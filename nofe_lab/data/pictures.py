@@ -151,9 +151,12 @@ def decode(encoded: Path | bytes | None, image_size: int | None = None) -> Pictu
     if encoded is None:
         raise ValueError("nothing is stored")
     with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
+        is_deep = any("16" in str(tile.args) for tile in image.tile)  # Pillow keeps 8 of the bits
         image.load()  # all of it: a file that is cut short fails here
         ImageOps.exif_transpose(image, in_place=True)
         picture, kind = to_rgb(image)
+        if is_deep and "16-bit" not in kind:
+            kind = f"16-bit {kind or 'RGB'}"
         resized = image_size is not None and picture.size != (image_size, image_size)
         if image_size is not None and resized:
             # cuts the centre square out first and resizes that: the same picture for less work

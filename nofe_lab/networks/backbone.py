@@ -10,9 +10,11 @@ comparison, so that they differ in nothing else:
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -66,11 +68,13 @@ class Backbone(ABC):
         return tuple(n for n in head if head[n] == wider[n]) if head == branch else None
 
     def initialise(self, part: nn.Module, scheme: str) -> None:
-        """Set the weights of a fresh part: ``kaiming``, or ``published`` where it is known.
+        """Set the weights of a fresh part.
 
-        kaiming: Gaussian on fan-in, with ReLU's gain for convolutions and none for fc layers.
+        published: as its maker has left them.  kaiming: Gaussian on fan-in, with ReLU's gain for
+        convolutions and none for fc layers.
         """
-        one_of("initialisation", scheme, ("kaiming", "published"))
+        if one_of("initialisation", scheme, ("kaiming", "published")) == "published":
+            return
         for module in part.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 gain = 2.0**0.5 if isinstance(module, nn.Conv2d) else 1.0
@@ -87,8 +91,8 @@ class Backbone(ABC):
         raise NotImplementedError
 
     def quick_preset(self) -> Preset:
-        """Recipes that take minutes on a CPU."""
-        return quick_preset()
+        """Recipes that take minutes on a CPU; the weights begin as the makers leave them."""
+        return quick_preset("published")
 
     def for_images(self, image_shape: tuple[int, int, int]) -> Backbone:
         """The backbone for images of this shape (channels, height, width).
@@ -97,7 +101,15 @@ class Backbone(ABC):
         """
         channels, height, width = self.input_shape
         if image_shape[0] == channels and image_shape[1] >= height and image_shape[2] >= width:
-            return self
+            if 2 * height * width > image_shape[1] * image_shape[2]:
+                return self
+            cropped = copy.copy(self)
+            cropped.notes = (
+                *self.notes,
+                f"{self.name} sees windows of {height} x {width} of the {image_shape[1]} x "
+                f"{image_shape[2]} images, less than half of each.",
+            )
+            return cropped
         raise InvalidInput(
             f"backbone {self.name!r} takes images of {size_in_words(self.input_shape)} or larger; "
             f"got {size_in_words(image_shape)}."
@@ -107,11 +119,16 @@ class Backbone(ABC):
     def identity(self) -> dict[str, Any]:
         """Everything that makes its networks different ones; part of every run's identity.
 
-        By default its name, its input and a digest of its parts' layers and parameter shapes.
+        By default its name, its input and a digest of its parts: their layers and parameter shapes,
+        and for a backbone of one's own its code and the weights that one seed gives.  What code
+        outside the classes of its parts does is not seen.
         """
         with seeded(0):
             parts = (self.make_trunk(), self.make_shared(), self.make_head(7), self.make_branch(7))
         layers = [(repr(part), [tuple(p.shape) for p in part.parameters()]) for part in parts]
+        if not _is_known(type(self)):
+            own = (code_of(type(self)), [digest_of(part) for part in parts])
+            layers.append((repr(own), []))
         digest = hashlib.sha256(repr(layers).encode()).hexdigest()[:16]
         return {"name": self.name, "input": list(self.input_shape), "layers": digest}
 
@@ -164,6 +181,46 @@ def fresh(backbone: Backbone, make: Any, scheme: str, seed: int, *use: object) -
         part: nn.Module = make()
         backbone.initialise(part, scheme)
     return part
+
+
+def _is_known(kind: type) -> bool:
+    """Whether a class comes from a library, whose version is noted elsewhere."""
+    return kind.__module__.split(".")[0] in ("torch", "torchvision", "timm", "nofe_lab")
+
+
+def code_of(kind: type) -> str:
+    """The code of a class's methods, as text if it can be had."""
+    found = []
+    for name, method in sorted(vars(kind).items()):
+        if inspect.isfunction(method):
+            try:
+                found.append((name, inspect.getsource(method)))
+            except OSError:
+                found.append((name, method.__code__.co_code.hex()))
+    return repr(found)
+
+
+def digest_of_tensors(state: Mapping[str, Tensor]) -> str:
+    """16 hexadecimal digits that depend on names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def digest_of(network: nn.Module) -> str:
+    """A digest of weights and buffers, and of code and plain attributes of one's own modules."""
+    digest = hashlib.sha256(digest_of_tensors(network.state_dict()).encode())
+    own = {type(m): m for m in network.modules() if not _is_known(type(m))}
+    for kind in sorted(own, key=repr):
+        digest.update(code_of(kind).encode())
+    for path, module in network.named_modules():
+        if type(module) in own:
+            plain = {k: v for k, v in vars(module).items() if isinstance(v, (int, float, str))}
+            plain.pop("training", None)
+            digest.update(f"{path} {sorted(plain.items())}".encode())
+    return digest.hexdigest()[:16]
 
 
 def size_in_words(shape: tuple[int, ...]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import hashlib
 import re
 from collections.abc import Callable, Mapping
 from functools import cache, partial
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from nofe_lab.compat import import_torchvision
 from nofe_lab.config import PRESETS, InvalidInput, Preset, one_of
-from nofe_lab.networks.backbone import Backbone
+from nofe_lab.networks.backbone import Backbone, digest_of, digest_of_tensors, seeded
 from nofe_lab.networks.paper import PAPER
 from nofe_lab.networks.surgery import SplitNetwork
 
@@ -61,6 +60,8 @@ def backbone(
     Raises InvalidInput with the nearest names if network or split is unknown, and if the network
     cannot be split, has no classifier, or the weights are not its own.
     """
+    if isinstance(network, type) and issubclass(network, Backbone):
+        network = network()
     if isinstance(network, Backbone) or (isinstance(network, str) and network in PAPER):
         given = {"split": split, "weights": weights, "stem": None if stem == "auto" else stem}
         for option, value in given.items():
@@ -72,7 +73,9 @@ def backbone(
                 )
         return network if isinstance(network, Backbone) else PAPER[network]()
     name, build, owner = _maker(network, weights)
-    made = SplitNetwork(name, build, split=split, stem=stem)
+    with seeded(0):
+        own = digest_of(build()) if owner in ("module", "function") else ""
+    made = SplitNetwork(name, build, split=split, stem=stem, own=own)
     if weights is not None:
         made.weights = _weights(made, owner, weights)
     elif isinstance(network, nn.Module):
@@ -101,7 +104,8 @@ def _maker(network: Any, weights: Any) -> tuple[str, Callable[[], nn.Module], st
     if isinstance(network, nn.Module):
         return type(network).__name__, partial(_begun_anew, copy.deepcopy(network)), "module"
     if callable(network):
-        made = network()
+        with seeded(0):
+            made = network()
         if not isinstance(made, nn.Module):
             raise InvalidInput(
                 f"backbone {network!r} must make a torch module; it made {type(made).__name__}."
@@ -180,15 +184,7 @@ def _timm_maker(name: str) -> Callable[[], nn.Module]:
 
 def _of_module(module: nn.Module) -> tuple[Mapping[str, Tensor], str]:
     state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-    return state, _digest(state)
-
-
-def _digest(state: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
+    return state, digest_of(module)
 
 
 def _weights(
@@ -206,10 +202,10 @@ def _weights(
     state = {
         FORMER.sub(r"\1\2", key): tensor
         for key, tensor in state.items()
-        if not key.startswith(auxiliary or ("\0",))
+        if not key.startswith(auxiliary)
     }
     _check_state(made, state, weights)
-    return state, _digest(state)
+    return state, digest_of_tensors(state)
 
 
 def _is_file(weights: str | Path) -> bool:

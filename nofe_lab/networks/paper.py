@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad
 
-from nofe_lab.config import NetworkConfig, Preset, Recipe
+from nofe_lab.config import NetworkConfig, Preset, Recipe, quick_preset
 from nofe_lab.networks.backbone import Backbone
 
 FIRST_CHANNELS = 3
@@ -72,7 +72,15 @@ class BasicBlock(nn.Module):
         return result
 
 
-class AlexNetQuick(Backbone):
+class _Published(Backbone):
+    """What the published networks share."""
+
+    def quick_preset(self) -> Preset:
+        """Kaiming's initialisation: some of the published ones need many epochs to get going."""
+        return quick_preset("kaiming")
+
+
+class AlexNetQuick(_Published):
     """AlexNet-Quick-C100: three convolutions, made for 32x32 images and quick experiments."""
 
     name = "alexnet_quick"
@@ -128,7 +136,7 @@ class AlexNetQuick(Backbone):
         )
 
 
-class AlexNetC100(Backbone):
+class AlexNetC100(_Published):
     """AlexNet-C100: AlexNet-Quick's convolutions, with response normalisation, and one fc layer."""
 
     name = "alexnet_c100"
@@ -192,7 +200,7 @@ class AlexNetC100(Backbone):
         )
 
 
-class VGG11C100(Backbone):
+class VGG11C100(_Published):
     """VGG11-C100: eight 3x3 convolutions in the trunk, two more in every branch."""
 
     name = "vgg11_c100"
@@ -268,7 +276,7 @@ class VGG11C100(Backbone):
         )
 
 
-class NINC100(Backbone):
+class NINC100(_Published):
     """NIN-C100, Network in Network: every convolution is followed by 1x1 ones (cccp)."""
 
     name = "nin_c100"
@@ -334,6 +342,10 @@ class NINC100(Backbone):
         """Biases train at twice the learning rate, without decay."""
         return (2.0, 0.0) if parameter_name.endswith("bias") else (1.0, 1.0)
 
+    def quick_preset(self) -> Preset:
+        """A lower learning rate: at the usual one the nonlinearity on the outputs dies."""
+        return super().quick_preset().override(learning_rate=0.01)
+
     def published_preset(self) -> Preset:
         """237 epochs at 1e-2; NofE 1e-2 to epoch 125, 1e-3 to 154, 1e-4 to 166, 1e-5 to 256."""
         recipe = Recipe(237, 1e-2, batch_size=128, weight_decay=1e-4, flips=True, multipliers=True)
@@ -346,7 +358,7 @@ class NINC100(Backbone):
         )
 
 
-class ResNet56C100(Backbone):
+class ResNet56C100(_Published):
     """ResNet56-C100, wide: 64, 128 and 256 channels, four times those of He et al."""
 
     name = "resnet56_c100"
@@ -410,7 +422,7 @@ class ResNet56C100(Backbone):
         )
 
 
-class AlexNetImageNet(Backbone):
+class AlexNetImageNet(_Published):
     """AlexNet as in Caffe, with its grouped convolutions; for 227x227 windows of ImageNet."""
 
     name = "alexnet_imagenet"

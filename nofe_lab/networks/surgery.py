@@ -90,6 +90,7 @@ class SplitNetwork(Backbone):
     split: the module where the trunk ends and the branches begin; None: about a quarter of the
     multiply-accumulates lie behind it.  Raises InvalidInput with the possible places if it is none.
     stem: ``small`` makes the first layers keep the size of small images, ``original`` leaves them.
+    own: a digest of a network of one's own, which no name stands for; part of the identity.
     """
 
     def __init__(
@@ -101,12 +102,14 @@ class SplitNetwork(Backbone):
         stem: str = "auto",
         weights: tuple[Mapping[str, Tensor], str] | None = None,
         input_shape: tuple[int, int, int] = NOMINAL,
+        own: str = "",
     ) -> None:
         self.name = name
         self.build = build
         self.split = split
         self.stem = one_of("stem", stem, STEMS)
         self.weights = weights
+        self.own = own
         self.input_shape = input_shape
         self._for_images: dict[tuple[int, int, int], SplitNetwork] = {}
         self._checked_widths: set[tuple[tuple[int, int, int], float]] = set()
@@ -116,7 +119,8 @@ class SplitNetwork(Backbone):
                 "before it and parameters on both sides."
             )
         if split is not None:
-            self.split = one_of(f"split of {name}", split, self.cuts)
+            known = self.cuts if split in self.cuts else self.split_points
+            self.split = one_of(f"split of {name}", split, known)
         self.classifier = self._classifier_of(self.graph)
 
     # --- the network as it comes
@@ -194,7 +198,7 @@ class SplitNetwork(Backbone):
         if image_shape not in self._for_images:
             other = copy.copy(self)
             other.input_shape = image_shape
-            for computed in ("plan", "notes", "identity", "tail", "split_name"):
+            for computed in ("plan", "notes", "identity", "tail"):
                 other.__dict__.pop(computed, None)
             other.plan  # noqa: B018
             self._for_images[image_shape] = other
@@ -501,8 +505,9 @@ class SplitNetwork(Backbone):
         return {
             "name": self.name,
             "input": list(self.input_shape),
-            "split": plan.cut.module,
+            "split": next(p for p, c in self.cuts.items() if c.position == plan.cut.position),
             "layers": digest,
+            "own": self.own,
             "weights": self.weights[1] if self.weights is not None else None,
         }
 

@@ -68,6 +68,9 @@ def trace(network: nn.Module, name: str) -> fx.Graph:
             _tell_when_running(*graphs)
             difference = _first_difference(*graphs)
             if difference is None:
+                for node in graphs[0].nodes:  # images are channels-last, of which there is no view
+                    if node.op == "call_method" and node.target == "view":
+                        node.target = "reshape"
                 return graphs[0]
             if not difference:
                 raise _cannot_trace(name, "it does different things in training and evaluation")
@@ -83,6 +86,8 @@ def _cannot_trace(name: str, reason: str) -> InvalidInput:
 
 class _Tracer(fx.Tracer):
     """Notes for each node the path of modules that it happens in, innermost last."""
+
+    proxy_buffer_attributes = True  # else what a forward makes of a buffer would be a constant
 
     def __init__(self, opaque: set[type[nn.Module]]) -> None:
         super().__init__()

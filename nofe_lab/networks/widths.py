@@ -214,6 +214,8 @@ class _Walk:
             return _Channels(known.groups, dims.index(known.dimension), known.times)
         if not _is_pointwise_or_pooling(node, self.network):
             return None
+        if node.target == "reshape" and (len(after) != 2 or node.args[-1] != -1):
+            return None
         if len(after) == 2 and len(before) == 4 and known.dimension == 1:
             cells = after[1] // before[1]
             if after[1] == before[1] * cells:
@@ -269,7 +271,7 @@ SAME_CHANNELS = {
     "relu", "relu_", "relu6", "gelu", "silu", "hardswish", "hardsigmoid", "hardtanh", "sigmoid",
     "tanh", "leaky_relu", "elu", "mish", "softplus", "dropout", "contiguous", "clone", "flatten",
     "mean", "avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d",
-    "boolean_dispatch", "stochastic_depth", "drop_path",
+    "boolean_dispatch", "stochastic_depth", "drop_path", "reshape",
 }  # fmt: skip
 """Functions and methods that leave channels alone, apart from those of layers of torch.nn."""
 

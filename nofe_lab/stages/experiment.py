@@ -110,7 +110,7 @@ class Experiment:
     _recipes: Preset = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        network = backbone(self.backbone, split=self.split, stem=self.stem, weights=self.weights)
+        network = _backbone(self.backbone, self.split, self.stem, self.weights)
         object.__setattr__(self, "_backbone", network)
         recipes = preset(self.preset, network).override(
             epochs=self.epochs,
@@ -221,6 +221,9 @@ class Experiment:
         is the same and the partition alone differs.
         Raises InvalidInput for the rule `random`, which would make both the same.
         """
+        scratch = self  # without a trained network there is no tail to start from
+        if self.branch_start != "fresh":
+            scratch = replace(self, branch_start="fresh")
         if self.generalist().config.rule == "random":
             raise InvalidInput(
                 "rule must learn, so that it can be compared with random specialties; got 'random'."
@@ -233,8 +236,8 @@ class Experiment:
             "NofE random, learned generalist": self.nofe("random", "generalist"),
             "NofE learned, base trunk": self.nofe("learned", "base"),
             "NofE random, base trunk": self.nofe("random", "base"),
-            "NofE learned, scratch": self.nofe("learned", "scratch"),
-            "NofE random, scratch": self.nofe("random", "scratch"),
+            "NofE learned, scratch": scratch.nofe("learned", "scratch"),
+            "NofE random, scratch": scratch.nofe("random", "scratch"),
         }
 
     def layer_table(self, *networks: str) -> pd.DataFrame:
@@ -378,6 +381,18 @@ def _parameters_cells(history: Sequence[str]) -> list[set[str]]:
         elif cells:
             break
     return cells
+
+
+def _backbone(network: Network, split: str | None, stem: str, weights: str | None) -> Backbone:
+    if isinstance(network, str) and weights is None:
+        return _named_backbone(network, split, stem)
+    return backbone(network, split=split, stem=stem, weights=weights)
+
+
+@lru_cache(maxsize=8)
+def _named_backbone(name: str, split: str | None, stem: str) -> Backbone:
+    """Traced once for the experiments of all seeds."""
+    return backbone(name, split=split, stem=stem)
 
 
 @lru_cache(maxsize=2)

@@ -1,4 +1,4 @@
-"""The NofE stage: a trunk, K fresh branches, one softmax over all classes, trained end to end.
+"""The NofE stage: a trunk, K branches, one softmax over all classes, trained end to end.
 
 Two independent choices make a network of experts: the partition (`specialties`) and the weights
 that the trunk begins with (`trunk`), and its branches too where they are the tail of the same
@@ -71,6 +71,8 @@ class NofEStage(Stage):
     def title(self) -> str:
         origin = self.config.specialties
         trunk = self.config.trunk
+        if trunk == "scratch" and getattr(self.backbone, "weights", None) is not None:
+            trunk = "its pretrained weights"
         if isinstance(learner := self.parents.get("specialties"), GeneralistStage):
             origin = learner.config.rule
         if isinstance(learner := self.parents.get("trunk"), GeneralistStage):

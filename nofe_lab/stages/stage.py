@@ -9,6 +9,7 @@ each after the ones it builds on.
 from __future__ import annotations
 
 import json
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -156,7 +157,7 @@ class Stage(ABC):
     @property
     def run_name(self) -> str:
         """The readable part of its run's folder."""
-        data = Path(self.dataset.name.replace("parquet:", "")).name.replace(":", "-")
+        data = Path(re.sub(r"^(parquet|folder):", "", self.dataset.name)).name.replace(":", "-")
         size = f"-K{self.K}" if self.K is not None else ""
         name = f"{self.kind}-{data}-{self.backbone.name}{size}-s{self.seed}"
         return "".join(ch if ch.isalnum() or ch in "-_." else "_" for ch in name)
@@ -292,7 +293,8 @@ class Workshop:
             print(note)
         print(f"To train, on {self.device}:")
         for stage in missing:
-            alike = (stage.kind, stage.K, stage.backbone, stage.recipe, stage.dataset.name)
+            network = json.dumps(stage.backbone.identity)
+            alike = (stage.kind, stage.K, network, stage.recipe, stage.dataset.name)
             if alike not in known:
                 known[alike] = stage.seconds(self.device)
             total += known[alike]

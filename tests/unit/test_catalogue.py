@@ -92,7 +92,7 @@ def test_there_are_the_families_of_torchvision() -> None:
 @pytest.mark.parametrize(
     ("network", "split", "nearest", "place"),
     [
-        ("resnet18", "layer5", "layer4", "layer2.1.conv1"),
+        ("resnet18", "layer5", "layer4", "layer2.1"),
         (Net, "nid", "mid", "norm"),
         (Net(), "nid", "mid", "norm"),
         ("timm:test_resnet", "layer9", "layer4", "layer3"),

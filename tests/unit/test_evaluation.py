@@ -87,7 +87,7 @@ class Counting(nn.Module):
 def test_predictions_are_made_in_evaluation_mode_whatever_the_batch(
     batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "EVALUATION_BATCH", batch)
+    monkeypatch.setattr(evaluation, "EVALUATION_PIXELS", batch)  # images of one pixel each
     pixels = torch.tensor([90, 10, 80, 20, 30], dtype=torch.uint8)[:, None, None, None]
     found = predict(Counting().train(), Split(pixels, torch.tensor([0, 1, 1, 1, 0])))
     assert found.predicted.tolist() == [0, 1, 0, 1, 1]

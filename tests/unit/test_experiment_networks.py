@@ -175,6 +175,99 @@ def test_flips_can_be_asked_for_in_every_stage(tiny_experiment: Make) -> None:
     assert not tiny_experiment().recipes.flat.flips
 
 
+class Viewing(nn.Module):
+    """Flattens with `view`, which channels-last maps do not have, and uses a buffer in between."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+        self.register_buffer("centre", torch.tensor([0.1, 0.2, 0.3]))
+        self.conv1 = nn.Conv2d(3, 4, 3, 4, 1)
+        self.conv2 = nn.Conv2d(4, 8, 3, 1, 1)
+        self.pool = nn.MaxPool2d(2)
+        self.fc = nn.Linear(8 * 4 * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x - self.centre.view(1, 3, 1, 1)) * self.scale
+        x = self.pool(self.conv2(torch.relu(self.conv1(x))))
+        logits: Tensor = self.fc(x.view(x.size(0), -1))
+        return logits
+
+
+@pytest.mark.parametrize("network", [Viewing, Viewing()], ids=["class", "module"])
+def test_views_and_buffers_survive_training(network: Any, tiny_experiment: Make) -> None:
+    experiment = tiny_experiment(backbone=network, split="conv2", branch_width=0.5)
+    _, run = experiment.run(experiment.base(), experiment.nofe())
+    weights = run.weights()
+    assert weights["network.branches.0.fc.weight"].shape == (2, 4 * 4 * 4)
+    assert torch.equal(weights["network.trunk.centre"], torch.tensor([0.1, 0.2, 0.3]))
+
+
+def test_a_network_of_one_s_own_that_was_edited_is_another(tiny_experiment: Make) -> None:
+    class Edited(Viewing):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 2
+
+    Edited.__name__ = "Viewing"
+    requests = [Viewing, lambda: Viewing(2.0), lambda: Viewing(-1.0), Edited]
+    ids = [tiny_experiment(backbone=network, split="conv2").base().id for network in requests]
+    assert len(set(ids)) == len(ids)
+
+
+def test_names_of_one_place_make_one_run(tiny_experiment: Make) -> None:
+    names = ("stage3", "stage3.0")
+    ids = {tiny_experiment(backbone=Own, split=name).nofe("random").id for name in names}
+    assert len(ids) == 1
+
+
+class Weighted(OwnBackbone):
+    """Its makers have set the weights themselves."""
+
+    def make_trunk(self) -> nn.Module:
+        trunk = super().make_trunk()
+        nn.init.constant_(trunk[0].weight, 7.0)  # type: ignore[index]
+        return trunk
+
+
+def test_a_backbone_s_own_weights_are_left_alone(tiny_experiment: Make) -> None:
+    network = tiny_experiment(backbone=Weighted).base().network()
+    assert (network.state_dict()["trunk.0.weight"] == 7).all()
+    ids = {tiny_experiment(backbone=kind()).base().id for kind in (OwnBackbone, Weighted)}
+    assert len(ids) == 2
+
+
+def test_notebook_4_leaves_scratch_trunks_their_fresh_branches(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment(backbone=Own, split="stage3", branch_start="tail")
+    starts = {
+        name: stage.config.branch_start
+        for name, stage in experiment.opponents().items()
+        if name.startswith("NofE")
+    }
+    assert {name for name, start in starts.items() if start == "fresh"} == {
+        "NofE learned, scratch",
+        "NofE random, scratch",
+    }
+
+
+def test_a_trunk_that_begins_with_given_weights_is_not_called_scratch(
+    tiny_experiment: Make,
+) -> None:
+    assert "scratch" in tiny_experiment(backbone=Own).nofe("random", "scratch").title
+    assert "pretrained" in tiny_experiment(backbone=Own()).nofe("random", "scratch").title
+
+
+def test_a_window_that_sees_less_than_half_of_an_image_is_said() -> None:
+    backbone = OwnBackbone()
+    assert backbone.for_images((3, 32, 32)) is backbone
+    (note,) = backbone.for_images((3, 64, 64)).notes
+    assert note == "own sees windows of 24 x 24 of the 64 x 64 images, less than half of each."
+
+
+def test_experiments_of_several_seeds_share_a_traced_network(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment(backbone="resnet18")
+    assert experiment.base().backbone is experiment.with_seed(1).base().backbone
+
+
 # --- the table before training
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zlib import compress, crc32
 
 import numpy as np
 import pytest
@@ -543,3 +545,16 @@ def test_images_are_decoded_in_their_order_however_many_threads_there_are(tmp_pa
     assert found.dtype == torch.uint8
     assert found.is_contiguous()
     assert (found[:, 0].long() * 256 + found[:, 1]).flatten().tolist() == list(range(300))
+
+
+def test_colours_of_16_bits_are_said_as_well() -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32(kind + data))
+
+    row = b"\0" + struct.pack(">3H", 40000, 20000, 0)  # one pixel; Pillow cannot write such a file
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    signature = b"\x89PNG\r\n\x1a\n"
+    png = signature + chunk(b"IHDR", header) + chunk(b"IDAT", compress(row)) + chunk(b"IEND", b"")
+    found = decode(png)
+    assert found.kind == "16-bit RGB"
+    assert found.pixels.tolist() == [[[156, 78, 0]]]

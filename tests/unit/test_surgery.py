@@ -1043,7 +1043,7 @@ def test_other_requests_have_another_identity() -> None:
     identities = [split(**request).identity for request in requests]
     assert all(identities.count(each) == 1 for each in identities)
     assert {frozenset(each) for each in identities} == {
-        frozenset({"name", "input", "split", "layers", "weights"})
+        frozenset({"name", "input", "split", "layers", "own", "weights"})
     }
 
 
