@@ -105,7 +105,13 @@ def _maker(network: Any, weights: Any) -> tuple[str, Callable[[], nn.Module], st
         return type(network).__name__, partial(_begun_anew, copy.deepcopy(network)), "module"
     if callable(network):
         with seeded(0):
-            made = network()
+            try:
+                made = network()
+            except TypeError as error:
+                raise InvalidInput(
+                    f"backbone {network!r} must make a torch module when it is called without "
+                    f"arguments ({error})."
+                ) from error
         if not isinstance(made, nn.Module):
             raise InvalidInput(
                 f"backbone {network!r} must make a torch module; it made {type(made).__name__}."

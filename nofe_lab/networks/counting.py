@@ -79,6 +79,12 @@ def layer_table(network: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFram
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             parameters[group_of(name.rpartition(".")[0])] += parameter.numel()
+    whole = int(counter.get_total_flops()) // 2
+    between = whole - sum(row["macs"] for row in rows.values())
+    if between:  # products that a forward makes itself
+        rows["", "between layers"] = {"output": "", "macs": between}
+    for group in parameters:  # and parameters that it holds itself
+        rows.setdefault(group, {"output": "", "macs": 0})
     table = pd.DataFrame(
         [
             {
@@ -92,8 +98,8 @@ def layer_table(network: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFram
             if parameters[part, layers] or row["macs"]
         ]
     )
-    whole = [count_parameters(network), int(counter.get_total_flops()) // 2]
-    total = pd.DataFrame([["total", "", _size_of(logits), *whole]], columns=table.columns)
+    sums = [count_parameters(network), whole]
+    total = pd.DataFrame([["total", "", _size_of(logits), *sums]], columns=table.columns)
     return pd.concat([table, total], ignore_index=True)
 
 

@@ -291,6 +291,37 @@ def test_the_layer_table_has_all_three_networks_with_their_totals(tiny_experimen
     assert nofe.loc["conv1", "output"] == "32 x 32 x 32"
 
 
+class Scaling(Own):
+    """Has a parameter and a matrix product that belong to no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Parameter(torch.eye(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.stage3(self.stage2(self.stage1(x))).mean((2, 3))
+        logits: Tensor = self.out(features @ self.mix)
+        return logits
+
+
+def test_the_layer_table_adds_up_where_a_forward_has_numbers_of_its_own(
+    tiny_experiment: Make,
+) -> None:
+    table = tiny_experiment(backbone=Scaling, split="stage3").layer_table("base CNN")
+    for column in ("parameters", "multiply-accumulates"):
+        assert table[column].iloc[:-1].sum() == table[column].iloc[-1]
+    assert 16 * 16 in table["parameters"].tolist()
+
+
+def test_a_class_that_needs_arguments_is_refused() -> None:
+    class Needy(nn.Module):
+        def __init__(self, classes: int) -> None:
+            super().__init__()
+
+    with pytest.raises(InvalidInput, match=r"must make a torch module when it is called without"):
+        Experiment(backbone=Needy)
+
+
 def test_the_layer_table_of_one_network(tiny_experiment: Make) -> None:
     table = tiny_experiment().layer_table("generalist")
     assert set(table["network"]) == {"generalist"}
