@@ -41,12 +41,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nofe_lab.config import InvalidInput, data_folder
+from nofe_lab.machine import Machine
 
 FORMAT = 1
 """Version of the layout of a run; part of every id."""
-
-PRECISION = "fp32"
-"""Of all arithmetic on images and weights; provenance of a run."""
 
 
 class DamagedRun(Exception):
@@ -304,14 +302,14 @@ def code_revision() -> str:
     return metadata.version("nofe_lab")
 
 
-def provenance(device: torch.device, seconds: float) -> dict[str, Any]:
+def provenance(machine: Machine, seconds: float) -> dict[str, Any]:
     """Revision, versions, hardware, seconds and the time of day."""
     return {
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seconds": round(seconds, 2),
         "revision": code_revision(),
-        "precision": PRECISION,
-        "device": device_name(device),
+        "precision": machine.precision,
+        "device": machine.name,
         "threads": torch.get_num_threads(),
         "platform": f"{platform.system()} {platform.machine()}",
         "versions": {
@@ -320,20 +318,6 @@ def provenance(device: torch.device, seconds: float) -> dict[str, Any]:
             "safetensors": safetensors.__version__,
         },
     }
-
-
-def device_name(device: torch.device) -> str:
-    """What the device calls itself, e.g. "AMD EPYC (2 cores)"."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text().splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        model = names[0] if names else model
-    label = f"{model} ({os.cpu_count()} cores)"
-    return label if device.type == "cpu" else f"{device.type} of {label}"
 
 
 def _write(path: Path, content: str) -> None:

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 
 from nofe_lab.config import InvalidInput, Recipe, derive_seed, one_of
 from nofe_lab.data.dataset import Dataset, Split
+from nofe_lab.machine import PRECISIONS, autocast
 
 Window = tuple[int, int]
 """(height, width) of the part of an image that a network sees, in pixels."""
@@ -173,14 +174,17 @@ class ImageNetwork(nn.Module):
 
     uint8 [N, c, h, w] (and, in training, what was drawn for them) -> float32 [N, n].
     Inside, images and weights lie channels-last, which convolutions on CPUs and GPUs prefer.
+    precision: what the network computes in; its weights are float32 in any (see `machine`).
     """
 
-    def __init__(self, preprocess: Preprocess, network: nn.Module) -> None:
+    def __init__(self, preprocess: Preprocess, network: nn.Module, precision: str = "fp32") -> None:
         super().__init__()
+        self.precision = one_of("precision", precision, PRECISIONS)
         self.preprocess = preprocess
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor, drawn: Augmentation | None = None) -> Tensor:
         x = self.preprocess(images, drawn).contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.network(x)
-        return logits
+        with autocast(x.device, self.precision):
+            logits: Tensor = self.network(x)
+        return logits.float()

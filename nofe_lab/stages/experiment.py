@@ -69,6 +69,8 @@ class Experiment:
     """Of weights, order, augmentation and random partitions."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    precision: str = "auto"
+    """Of training: bf16 or fp32; auto: bf16 where the device has instructions for it."""
     runs_dir: str | None = None
     """Folder of the runs; by default data/runs of the checkout."""
     specialties: str = "learned"
@@ -124,7 +126,7 @@ class Experiment:
         self._generalist_config(self.rule)
         self._nofe_config(self.specialties, self.trunk)
         whole_number("data_seed", self.data_seed, 0)
-        Workshop(self._runs_dir, self.device)
+        Workshop(self._runs_dir, self.device, self.precision)
 
     @property
     def _runs_dir(self) -> str:
@@ -138,7 +140,7 @@ class Experiment:
     @property
     def workshop(self) -> Workshop:
         """Where the stages are carried out."""
-        return Workshop(self._runs_dir, self.device)
+        return Workshop(self._runs_dir, self.device, self.precision)
 
     @cached_property
     def data(self) -> Dataset:
@@ -266,7 +268,7 @@ class Experiment:
 
     def model(self, stage: Stage) -> ImageNetwork:
         """The trained network of a stage, on the experiment's device."""
-        return load_model(stage, self.run(stage)[0], self.workshop.device)
+        return load_model(stage, self.run(stage)[0], self.workshop.machine.device)
 
     def final_report(self, networks: Mapping[str, Stage]) -> FinalReport:
         """Load or train the named stages and test each network on the test split."""
@@ -285,8 +287,9 @@ class Experiment:
     def command(self, notebook: str, **also: object) -> str:
         """The command line that executes a notebook with the parameters of this experiment.
 
-        Only parameters that differ from their defaults are named, and no folder or device: these
-        belong to the machine.  also: parameters that the notebook has beyond the experiment's.
+        Only parameters that differ from their defaults are named, and none that belong to the
+        machine: folder, device, precision.
+        also: parameters that the notebook has beyond the experiment's.
         """
         own = {f.name: (getattr(self, f.name), f.default) for f in fields(self) if f.init}
         asked = {name: value for name, (value, default) in own.items() if value != default}
@@ -294,7 +297,7 @@ class Experiment:
         if "backbone" in asked:
             asked["backbone"] = self._backbone.name
         for name, value in (asked | also).items():
-            if name not in ("runs_dir", "device"):
+            if name not in ("runs_dir", "device", "precision"):
                 words += ["-p", name, str(value)]
         return shlex.join(words)
 

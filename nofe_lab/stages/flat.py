@@ -9,6 +9,7 @@ from torch import nn
 
 from nofe_lab.config import FlatConfig
 from nofe_lab.data import Dataset
+from nofe_lab.machine import Machine
 from nofe_lab.networks import CNN, Backbone
 from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties
@@ -32,8 +33,8 @@ class FlatStage(Stage):
         return CNN(self.backbone, self.dataset.C, self.network_config.initialisation, self.seed)
 
     def train(
-        self, parents: Mapping[str, Run], device: torch.device, listeners: Sequence[Listener]
+        self, parents: Mapping[str, Run], machine: Machine, listeners: Sequence[Listener]
     ) -> Trained:
-        model = self.image_network(self.network()).to(device)
-        history = self.fit(model, device, torch.arange(self.dataset.C), listeners)
+        model = self.image_network(self.network(), machine)
+        history = self.fit(model, machine, torch.arange(self.dataset.C), listeners)
         return Trained(model, history)

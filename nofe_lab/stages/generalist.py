@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from nofe_lab.config import GeneralistConfig, InvalidInput, derive_seed
 from nofe_lab.data import Dataset
+from nofe_lab.machine import Machine
 from nofe_lab.networks import CNN, Backbone
 from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties, affinity_matrix, assign, objective
@@ -91,9 +92,9 @@ class GeneralistStage(Stage):
         return super().images_evaluated + (len(self.updates) + 1) * each
 
     def train(
-        self, parents: Mapping[str, Run], device: torch.device, listeners: Sequence[Listener]
+        self, parents: Mapping[str, Run], machine: Machine, listeners: Sequence[Listener]
     ) -> Trained:
-        model = self.image_network(self.network()).to(device)
+        model = self.image_network(self.network(), machine)
         current = Specialties.random(self.dataset.class_names, self.K, self.seed)
         maps = [(0, 0.0, current)]
         rows: list[dict[str, object]] = []
@@ -132,7 +133,7 @@ class GeneralistStage(Stage):
             return torch.tensor(current.of)
 
         start = torch.tensor(current.of)
-        history = self.fit(model, device, start, listeners, new_table=update)
+        history = self.fit(model, machine, start, listeners, new_table=update)
         final = self.affinity(model, len(maps))
         return Trained(
             model,

@@ -15,6 +15,7 @@ from torch import nn
 
 from nofe_lab.config import InvalidInput, NofEConfig
 from nofe_lab.data import Dataset
+from nofe_lab.machine import Machine
 from nofe_lab.networks import Backbone, NofE
 from nofe_lab.networks.backbone import seeded
 from nofe_lab.runs import Run
@@ -96,16 +97,16 @@ class NofEStage(Stage):
         return NofE(self.backbone, found, scheme, self.seed, width)
 
     def train(
-        self, parents: Mapping[str, Run], device: torch.device, listeners: Sequence[Listener]
+        self, parents: Mapping[str, Run], machine: Machine, listeners: Sequence[Listener]
     ) -> Trained:
         specialties = self.given
         if specialties is None:
             specialties = load_specialties(parents["specialties"])
-        model = self.image_network(self.network(specialties))
+        network = self.network(specialties)
         if "trunk" in parents:
-            self.start_from(parents["trunk"], model.network)
-        model.to(device)
-        history = self.fit(model, device, torch.arange(self.dataset.C), listeners)
+            self.start_from(parents["trunk"], network)
+        model = self.image_network(network, machine)
+        history = self.fit(model, machine, torch.arange(self.dataset.C), listeners)
         return Trained(model, history, files={"specialties.json": specialties.to_json()})
 
     def start_from(self, run: Run, network: nn.Module) -> None:

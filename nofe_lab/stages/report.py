@@ -78,7 +78,7 @@ def final_report(workshop: Workshop, networks: Sequence[tuple[str, Stage]]) -> F
     rows, predictions = [], []
     runs = workshop.carry_out([stage for _, stage in networks])
     for (name, stage), run in zip(networks, runs, strict=True):
-        model = load_model(stage, run, workshop.device)
+        model = load_model(stage, run, workshop.machine.device)
         found = predict(model, stage.dataset.test)
         predictions.append(found)
         figures = {

@@ -28,13 +28,13 @@ from nofe_lab.config import (
     NetworkConfig,
     NofEConfig,
     Recipe,
-    one_of,
 )
 from nofe_lab.data import Dataset, Split
 from nofe_lab.data.batches import Batches, ImageNetwork, Preprocess, Window, steps_per_epoch
 from nofe_lab.evaluation import Predictions, predict
+from nofe_lab.machine import Machine, exact_float32
 from nofe_lab.networks import Backbone
-from nofe_lab.runs import PRECISION, Run, RunStore, code_revision, identity_hash, provenance
+from nofe_lab.runs import Run, RunStore, code_revision, identity_hash, provenance
 from nofe_lab.specialties import Specialties
 from nofe_lab.training import (
     Listener,
@@ -116,7 +116,7 @@ class Stage(ABC):
 
     @abstractmethod
     def train(
-        self, parents: Mapping[str, Run], device: torch.device, listeners: Sequence[Listener]
+        self, parents: Mapping[str, Run], machine: Machine, listeners: Sequence[Listener]
     ) -> Trained:
         """Train it.  `parents` are the finished runs of the stages it builds on."""
 
@@ -167,10 +167,10 @@ class Stage(ABC):
         """Steps of SGD."""
         return self.recipe.epochs * self.steps_per_epoch
 
-    def image_network(self, network: nn.Module) -> ImageNetwork:
-        """The network with its preprocessing in front."""
-        inputs = self.network_config.inputs
-        return ImageNetwork(Preprocess.measure(self.dataset, inputs, self.window), network)
+    def image_network(self, network: nn.Module, machine: Machine) -> ImageNetwork:
+        """The network with its preprocessing in front, on the machine."""
+        preprocess = Preprocess.measure(self.dataset, self.network_config.inputs, self.window)
+        return ImageNetwork(preprocess, network, machine.precision).to(machine.device)
 
     @property
     def window(self) -> Window:
@@ -188,7 +188,7 @@ class Stage(ABC):
     def fit(
         self,
         model: nn.Module,
-        device: torch.device,
+        machine: Machine,
         target_of_class: Tensor,
         listeners: Sequence[Listener],
         **hooks: Any,
@@ -202,7 +202,7 @@ class Stage(ABC):
         return fit(
             model,
             self.parameter_groups(model),
-            self.batches(device),
+            self.batches(machine.device),
             self.recipe,
             target_of_class,
             validate=validate if len(self.dataset.val) else None,
@@ -223,27 +223,28 @@ class Stage(ABC):
         """How many images it looks at without learning from them, all evaluations together."""
         return self.recipe.epochs * len(self.dataset.val)
 
-    def seconds(self, device: torch.device) -> float:
+    def seconds(self, machine: Machine) -> float:
         """Estimate of its training time, measured on a few steps."""
-        model = self.image_network(self.untrained_network()).to(device)
+        model = self.image_network(self.untrained_network(), machine)
         outputs = self.K if self.kind == "generalist" and self.K else self.dataset.C
-        batches = self.batches(device)
-        step = seconds_per_step(model, self.parameter_groups, batches, self.recipe, outputs)
+        batches = self.batches(machine.device)
+        step = seconds_per_step(
+            model, self.parameter_groups, batches, self.recipe, outputs, machine.synchronize
+        )
         forward = step / 3 / self.recipe.batch_size  # of one image; the backward pass costs two
         return self.steps * step + self.images_evaluated * forward
 
 
 class Workshop:
-    """Carries stages out in one runs folder, on one device.
+    """Carries stages out in one runs folder, on one machine.
 
     Raises InvalidInput if the folder cannot be written or the device is not to be had.
     """
 
-    def __init__(self, runs_dir: Path | str, device: str = "auto") -> None:
-        self.device = pick_device(device)
-        if self.device.type == "cuda":  # by default convolutions would round their inputs to TF32
-            torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-            torch.backends.cuda.matmul.fp32_precision = "ieee"
+    def __init__(self, runs_dir: Path | str, device: str = "auto", precision: str = "auto") -> None:
+        self.machine = Machine.pick(device, precision)
+        if self.machine.device.type == "cuda":
+            exact_float32()
         self.store = RunStore(runs_dir)
 
     def carry_out(self, stages: Sequence[Stage]) -> list[Run]:
@@ -274,7 +275,7 @@ class Workshop:
         for run_id, stage in ordered.items():
             if run_id in runs:
                 made = runs[run_id].provenance
-                here = {"revision": code_revision(), "precision": PRECISION}
+                here = {"revision": code_revision(), "precision": self.machine.precision}
                 other = [
                     f"{what} {made[what]}, now {now}"
                     for what, now in here.items()
@@ -291,12 +292,12 @@ class Workshop:
         total = 0.0
         for note in dict.fromkeys(note for stage in missing for note in stage.backbone.notes):
             print(note)
-        print(f"To train, on {self.device}:")
+        print(f"To train, on {self.machine}:")
         for stage in missing:
             network = json.dumps(stage.backbone.identity)
             alike = (stage.kind, stage.K, network, stage.recipe, stage.dataset.name)
             if alike not in known:
-                known[alike] = stage.seconds(self.device)
+                known[alike] = stage.seconds(self.machine)
             total += known[alike]
             print(f"  {stage.label}: about {known[alike] / 60:.1f} min")
         print(f"  together about {total / 60:.1f} min", flush=True)
@@ -305,7 +306,7 @@ class Workshop:
         progress = Progress(stage.title, stage.steps)
         started = time.perf_counter()
         try:
-            trained = stage.train(parents, self.device, [progress])
+            trained = stage.train(parents, self.machine, [progress])
         finally:
             progress.close()
         seconds = time.perf_counter() - started
@@ -325,7 +326,7 @@ class Workshop:
             },
             shown | trained.result,
             {
-                **provenance(self.device, seconds),
+                **provenance(self.machine, seconds),
                 "lineage": {key: s for run in parents.values() for key, s in run.lineage.items()},
             },
         )
@@ -336,29 +337,22 @@ class Workshop:
         return run
 
 
-def pick_device(name: str) -> torch.device:
-    """``auto``: the CUDA device, else Apple's, else the CPU; or a device by its torch name."""
-    available = ["cpu"]
-    if torch.backends.mps.is_available():
-        available.insert(0, "mps")
-    if torch.cuda.is_available():
-        available[:0] = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    if name == "auto":
-        return torch.device(available[0])
-    return torch.device(one_of("device", name, ["auto", *available]))
-
-
 def load_specialties(run: Run) -> Specialties:
     """The partition that a generalist learned or a network of experts was built with."""
     return Specialties.from_json(run.text("specialties.json"))
 
 
-def load_model(stage: Stage, run: Run, device: torch.device | str = "cpu") -> ImageNetwork:
-    """The trained network of a finished run: raw images uint8 [N, c, h, w] -> logits."""
+def load_model(
+    stage: Stage, run: Run, device: torch.device | str = "cpu", precision: str = "fp32"
+) -> ImageNetwork:
+    """The trained network of a finished run: raw images uint8 [N, c, h, w] -> logits.
+
+    It answers in fp32, whatever it was trained in, unless another precision is asked for.
+    """
     specialties = load_specialties(run) if stage.K is not None else None
     weights = run.weights()
     preprocess = Preprocess(weights["preprocess.mean"], weights["preprocess.scale"], stage.window)
-    model = ImageNetwork(preprocess, stage.network(specialties))
+    model = ImageNetwork(preprocess, stage.network(specialties), precision)
     model.load_state_dict(weights)
     return model.to(device).eval()
 

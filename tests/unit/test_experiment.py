@@ -508,7 +508,7 @@ def test_asking_for_a_nofe_trains_its_parents_first_and_once(
     assert nofe.identity["parents"] == parents
     assert base.identity["parents"] == {}
     announced = capsys.readouterr().out
-    assert announced.startswith("To train, on cpu:\n  base CNN")
+    assert announced.startswith(f"To train, on {experiment.workshop.machine}:\n  base CNN")
     assert "  generalist (optimal, K = 3)" in announced
     assert "  NofE (optimal specialties, K = 3; trunk: generalist (optimal))" in announced
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from nofe_lab import InvalidInput, Run
 from nofe_lab.__main__ import main
+from nofe_lab.machine import Machine
 from nofe_lab.runs import RunStore, default_runs_dir, identity_hash, provenance
 
 IDENTITY: dict[str, Any] = {"stage": "flat", "config": {"seed": 0, "rate": 0.1}, "parents": {}}
@@ -36,7 +37,7 @@ def save(store: RunStore, accuracy: float = 0.5, **changes: Any) -> Run:
         {"w": torch.arange(4.0)},
         {"history.csv": "epoch,train_loss\n1,2.5\n2,1.5\n", "note.json": "{}"},
         {"train_accuracy": accuracy},
-        provenance(torch.device("cpu"), 1.234),
+        provenance(Machine(torch.device("cpu")), 1.234),
     )
 
 
@@ -147,7 +148,7 @@ def test_a_location_is_seen_from_the_working_folder(
 
 
 def test_provenance_says_where_when_and_with_what() -> None:
-    found = provenance(torch.device("cpu"), 1.234)
+    found = provenance(Machine(torch.device("cpu")), 1.234)
     assert set(found) == {
         "finished",
         "seconds",

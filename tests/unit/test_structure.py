@@ -25,7 +25,7 @@ FLOORS = (
     ("views", "stages"),
     ("training", "evaluation"),
     ("runs", "specialties", "networks", "data"),
-    ("config", "compat"),
+    ("config", "compat", "machine"),
 )
 """Top to bottom; a part imports from floors below it, and from parts to its left on its own."""
 

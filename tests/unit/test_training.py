@@ -19,6 +19,7 @@ from nofe_lab import Dataset, Experiment, InvalidInput, Specialties
 from nofe_lab.config import GeneralistConfig, NetworkConfig, Recipe
 from nofe_lab.data import Split
 from nofe_lab.data.batches import Batches, ImageNetwork, Preprocess
+from nofe_lab.machine import Machine
 from nofe_lab.networks import CNN, backbone
 from nofe_lab.stages import GeneralistStage
 from nofe_lab.stages.stage import Trained
@@ -301,7 +302,7 @@ def alternation(tiny: Dataset) -> tuple[Trained, list[Event]]:
     """A generalist of four epochs of three steps, its map updated after each but the last."""
     events: list[Event] = []
     stage = stage_of(tiny.with_val(0, 0), 4, affinity="probability")
-    return stage.train({}, CPU, [events.append]), events
+    return stage.train({}, Machine(CPU), [events.append]), events
 
 
 def maps(trained: Trained) -> list[list[int]]:
@@ -383,12 +384,12 @@ def test_the_map_is_learned_from_training_images_only(
     noise = torch.randint(256, (12, 3, 32, 32), generator=torch.Generator().manual_seed(0))
     other = Split(noise.to(torch.uint8), torch.arange(12) % 6)
     stage = stage_of(replace(tiny, val=other, test=other), 4, affinity="probability")
-    found = stage.train({}, CPU, [])
+    found = stage.train({}, Machine(CPU), [])
     assert found.files["map_history.csv"] == alternation[0].files["map_history.csv"]
 
 
 def test_with_the_rule_random_the_map_stays(tiny: Dataset) -> None:
-    trained = stage_of(tiny, 2, rule="random").train({}, CPU, [])
+    trained = stage_of(tiny, 2, rule="random").train({}, Machine(CPU), [])
     assert len(maps(trained)) == 1
     assert table(trained, "map_updates.csv").empty
     assert maps(trained)[0] == list(Specialties.random(tiny.class_names, 3, seed=1).of)
