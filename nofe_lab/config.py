@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +39,11 @@ MAX_VAL_FRACTION = 0.9
 
 MAX_BRANCH_WIDTH = 16.0
 """The largest factor on the hidden channels of a branch."""
+
+
+ADDED_LATER = {"added later": True}
+"""Marks a field that is left out of a run's identity where it has its default, so that runs from
+before there was such a field are found again."""
 
 
 class InvalidInput(ValueError):
@@ -80,6 +85,15 @@ def _as_floats(config: Any, **limits: tuple[float, float]) -> None:
     """Check fields of a frozen dataclass and turn 1 into 1.0: both ask for the same run."""
     for name, (low, high) in limits.items():
         object.__setattr__(config, name, real_number(name, getattr(config, name), low, high))
+
+
+def identity_of(config: Any) -> dict[str, Any]:
+    """The fields of a stage's config that tell its runs apart."""
+    known = asdict(config)
+    for each in fields(config):
+        if each.metadata == ADDED_LATER and known[each.name] == each.default:
+            del known[each.name]
+    return known
 
 
 def _above(value: int, high: int | None) -> bool:
@@ -211,6 +225,11 @@ class GeneralistConfig:
     """What A[c, k] adds up: arg-max decisions, or softmax probabilities."""
     affinity_images: int | None = None
     """Size of the random subset of the training images that A is measured on; None: all."""
+    affinity_from: Literal["evaluation", "training"] = field(
+        default="evaluation", metadata=ADDED_LATER
+    )
+    """evaluation: A is measured by a pass over these images, as published; training: from the
+    predictions of the steps since the last update, which costs no pass."""
     elastic_lambda: float = 1000.0
     """Weight of the size penalty of the elastic rule, for counts rescaled to 100 a class."""
     seed: int = 0
@@ -227,6 +246,12 @@ class GeneralistConfig:
         one_of("affinity", self.affinity, ("counts", "probability"))
         if self.affinity_images is not None:
             whole_number("affinity_images", self.affinity_images, 1)
+        one_of("affinity_from", self.affinity_from, ("evaluation", "training"))
+        if self.affinity_from == "training" and self.affinity_images is not None:
+            raise InvalidInput(
+                "affinity_images must be 0 (all) with affinity_from 'training', which counts the "
+                f"images of every step; got {self.affinity_images}."
+            )
         if self.rule != "elastic":  # no other rule reads it: it must not make another run
             object.__setattr__(self, "elastic_lambda", type(self).elastic_lambda)
 

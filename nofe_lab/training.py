@@ -76,6 +76,7 @@ def fit(
     *,
     validate: Callable[[Tensor], dict[str, float]] | None = None,
     new_table: Callable[[int], Tensor | None] | None = None,
+    observe: Callable[[Tensor, Tensor], None] | None = None,
     listeners: Sequence[Listener] = (),
 ) -> list[dict[str, float]]:
     """Train `model` in place and return its history, one row an epoch.
@@ -86,11 +87,14 @@ def fit(
     validate: called with the table after each epoch; its figures join the row.
     new_table: called with the number of steps done; returns a table to go on with, or None.  At the
     end of an epoch it is called after the validation.
+    observe: called in every step with the logits [B, n] and the classes [B] of its images.
     Losses stay on the device until the epoch ends.  Dropout draws from torch's global random state,
     which is seeded anew for every step and is afterwards what it was before.
     """
     with _own_random_state():
-        return _fit(model, groups, batches, recipe, target_of_class, validate, new_table, listeners)
+        return _fit(
+            model, groups, batches, recipe, target_of_class, validate, new_table, observe, listeners
+        )
 
 
 def _fit(
@@ -101,6 +105,7 @@ def _fit(
     target_of_class: Tensor,
     validate: Callable[[Tensor], dict[str, float]] | None,
     new_table: Callable[[int], Tensor | None] | None,
+    observe: Callable[[Tensor, Tensor], None] | None,
     listeners: Sequence[Listener],
 ) -> list[dict[str, float]]:
     device = batches.device
@@ -134,6 +139,8 @@ def _fit(
             optimiser.step()
             loss_sum += loss.detach()
             correct += (logits.detach().argmax(1) == targets).sum()
+            if observe is not None:
+                observe(logits.detach(), labels)
             step += 1
             _tell(listeners, StepDone(step, steps))
             if step % len(batches):

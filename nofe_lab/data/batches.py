@@ -90,10 +90,9 @@ class Preprocess(nn.Module):
 
 def _windows(x: Tensor, corners: Tensor, height: int, width: int) -> Tensor:
     """Windows [N, c, height, width] of images [N, c, H, W], each from its own corner [N, 2]."""
-    rows = corners[:, :1] + torch.arange(height, device=x.device)
-    columns = corners[:, 1:] + torch.arange(width, device=x.device)
-    image = torch.arange(len(x), device=x.device)[:, None, None]
-    return x.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+    all_windows = x.unfold(2, height, 1).unfold(3, width, 1)  # a view: [N, c, places, places, ...]
+    image = torch.arange(len(x), device=x.device)
+    return all_windows[image, :, corners[:, 0], corners[:, 1]]
 
 
 def steps_per_epoch(split: Split, recipe: Recipe) -> int:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nofe_lab.networks.backbone import Backbone, fresh
+from nofe_lab.networks.grouped import CannotGroup, Groups
 from nofe_lab.specialties import Specialties
 
 
@@ -22,6 +23,8 @@ class NofE(nn.Module):
     """
 
     to_class_order: Tensor
+    grouped: bool = False
+    """Run the branches as one (see `grouped`); set it in training.  Hooks on layers need False."""
 
     def __init__(
         self,
@@ -39,10 +42,23 @@ class NofE(nn.Module):
         for k in specialties.nonempty:
             make = partial(backbone.make_branch, specialties.sizes[k], width)
             self.branches[str(k)] = fresh(backbone, make, scheme, seed, "branch", k)
+        self.why_not_grouped: str | None = None
+        self._as_one: Groups | None = None
         position = torch.tensor(specialties.order).argsort()
         self.register_buffer("to_class_order", position, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        features = self.shared(self.trunk(x))
-        logits = torch.cat([branch(features) for branch in self.branches.values()], dim=1)
+        logits = self.experts(self.shared(self.trunk(x)))
         return logits[:, self.to_class_order]
+
+    def experts(self, features: Tensor) -> Tensor:
+        """The logits of all branches [N, C], one branch behind the other."""
+        branches = tuple(self.branches.values())
+        if self.grouped and self.why_not_grouped is None:
+            try:
+                if self._as_one is None or self._as_one.branches != branches:
+                    self._as_one = Groups(branches)
+                return self._as_one(features)
+            except CannotGroup as reason:
+                self.why_not_grouped = str(reason)
+        return torch.cat([branch(features) for branch in branches], dim=1)

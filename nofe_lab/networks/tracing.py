@@ -250,7 +250,7 @@ def _changes(features: fx.Node, tail: fx.Graph, network: nn.Module) -> bool:
     same = {features}
     for node in tail.nodes:
         inputs = node.all_input_nodes
-        name, in_place = _what_happens(node, network)
+        name, in_place = what_happens(node, network)
         if name in IN_PLACE:  # only to the first
             inputs = inputs[:1]
         if not same & set(inputs) or node.op == "output":
@@ -262,7 +262,7 @@ def _changes(features: fx.Node, tail: fx.Graph, network: nn.Module) -> bool:
     return False
 
 
-def _what_happens(node: fx.Node, network: nn.Module) -> tuple[str, bool]:
+def what_happens(node: fx.Node, network: nn.Module) -> tuple[str, bool]:
     """What is called, and whether it may change its input; a module of one's own may."""
     if node.op == "call_module":
         layer = network.get_submodule(str(node.target))

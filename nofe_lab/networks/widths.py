@@ -267,12 +267,23 @@ def _is_along(module: nn.Module, channels: int) -> bool:
     return all(max(t.shape) == t.numel() == channels for t in _numbers(module))
 
 
+POINTWISE = {
+    *("relu", "relu_", "relu6", "gelu", "silu", "hardswish", "hardsigmoid", "hardtanh", "sigmoid"),
+    *("tanh", "leaky_relu", "elu", "mish", "softplus", "contiguous", "clone"),
+}
+"""Functions and methods that look at one number at a time."""
+
+POOLING = {
+    *("avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"),
+    "boolean_dispatch",  # torch's name for pooling that can return indices
+}
+"""Functions that look at one channel at a time."""
+
 SAME_CHANNELS = {
-    "relu", "relu_", "relu6", "gelu", "silu", "hardswish", "hardsigmoid", "hardtanh", "sigmoid",
-    "tanh", "leaky_relu", "elu", "mish", "softplus", "dropout", "contiguous", "clone", "flatten",
-    "mean", "avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d",
-    "boolean_dispatch", "stochastic_depth", "drop_path", "reshape",
-}  # fmt: skip
+    *POINTWISE,
+    *POOLING,
+    *("dropout", "flatten", "mean", "stochastic_depth", "drop_path", "reshape"),
+}
 """Functions and methods that leave channels alone, apart from those of layers of torch.nn."""
 
 

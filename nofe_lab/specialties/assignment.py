@@ -18,9 +18,11 @@ import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from nofe_lab.config import RULES, InvalidInput, one_of, whole_number
+
+ROUNDING = 1e-12
+"""Differences of affinities below this are none."""
 
 Affinity = NDArray[np.float64]
 Map = NDArray[np.int64]
@@ -85,18 +87,83 @@ def assign(
 def optimal(affinity: Affinity) -> Map:
     """The balanced map with the largest objective, exactly.
 
-    A linear assignment of classes to places: floor(C / K) places in every specialty and one spare
-    place in each.  K - C mod K of the spare places must stay empty; rows of fillers that nothing
-    but a spare place accepts take them, so that every other place is filled by a class.
+    Every class begins in its favourite specialty, which is the best map of all, if seldom a
+    balanced one.  Then one class after another leaves a specialty that is too large, or enters one
+    that is too small, along the chain of moves that costs least: c from j to i, d from i to k ...
+    Each map on the way is the best of its sizes (successive shortest paths in a flow of classes
+    through specialties; R. Ahuja, T. Magnanti, J. Orlin, "Network Flows", 1993, chapter 9).
     """
     C, K = affinity.shape
     floor, extra = divmod(C, K)
-    specialty_of_place = np.concatenate([np.repeat(np.arange(K), floor), np.arange(K)])
-    cost = np.zeros((C + K - extra, len(specialty_of_place)))
-    cost[:C] = -affinity[:, specialty_of_place]
-    cost[C:, : K * floor] = np.inf
-    _, place = linear_sum_assignment(cost)
-    return specialty_of_place[place[:C]].astype(np.int64)
+    ceiling = floor + bool(extra)
+    moves = _Moves(affinity)
+    while (moves.sizes > ceiling).any():
+        moves.shift(moves.sizes > ceiling, moves.sizes < ceiling)
+    while (moves.sizes < floor).any():
+        moves.shift(moves.sizes > floor, moves.sizes < floor)
+    return moves.specialty_of
+
+
+class _Moves:
+    """A map, and what it costs to move a class from one specialty to another."""
+
+    def __init__(self, affinity: Affinity) -> None:
+        self.affinity = affinity
+        self.columns = np.ascontiguousarray(affinity.T)  # read along the classes, again and again
+        self.K = affinity.shape[1]
+        self.specialty_of: Map = affinity.argmax(axis=1).astype(np.int64)
+        self.sizes = np.bincount(self.specialty_of, minlength=self.K)
+        self.cost = np.full((self.K, self.K), np.inf)
+        """[j, k]: what the objective's sum loses when the cheapest class of j moves to k."""
+        self.cheapest = np.full((self.K, self.K), -1)
+        """[j, k]: that class."""
+        for j in range(self.K):
+            self._look(j, np.arange(self.K))
+
+    def shift(self, source: NDArray[np.bool_], target: NDArray[np.bool_]) -> None:
+        """Make a specialty of `source` smaller by one and one of `target` larger, at least cost."""
+        distance = np.where(source, 0.0, np.inf)
+        before = np.full(self.K, -1)
+        changed = np.flatnonzero(source)
+        while len(changed):  # Bellman and Ford: a move may gain, but no round trip does
+            through = distance[changed, None] + self.cost[changed]
+            nearest = through.argmin(axis=0)
+            length = through[nearest, np.arange(self.K)]
+            shorter = length < distance - ROUNDING
+            distance = np.where(shorter, length, distance)
+            before = np.where(shorter, changed[nearest], before)
+            changed = np.flatnonzero(shorter)
+        k = int(np.where(target, distance, np.inf).argmin())
+        chain = []
+        while before[k] >= 0:
+            chain.append((int(before[k]), k))
+            k = int(before[k])
+        for j, k, c in [(j, k, int(self.cheapest[j, k])) for j, k in chain]:
+            self._move(c, j, k)
+
+    def _move(self, c: int, j: int, k: int) -> None:
+        self.specialty_of[c] = k
+        self.sizes[j] -= 1
+        self.sizes[k] += 1
+        self._look(j, np.flatnonzero(self.cheapest[j] == c))
+        costs = self.affinity[c, k] - self.affinity[c]
+        costs[k] = np.inf
+        cheaper = costs < self.cost[k]
+        self.cost[k, cheaper] = costs[cheaper]
+        self.cheapest[k, cheaper] = c
+
+    def _look(self, j: int, others: NDArray[np.int64]) -> None:
+        """Find the cheapest classes of j for moves to `others`."""
+        members = np.flatnonzero(self.specialty_of == j)
+        self.cost[j, others], self.cheapest[j, others] = np.inf, -1
+        others = others[others != j]
+        if not len(members) or not len(others):
+            return
+        stays = self.columns[j, members]
+        for k in others:
+            costs = stays - self.columns[k, members]
+            first = costs.argmin()
+            self.cost[j, k], self.cheapest[j, k] = costs[first], members[first]
 
 
 def greedy(affinity: Affinity, rng: np.random.Generator) -> Map:

@@ -106,6 +106,9 @@ class Experiment:
     """counts or probability."""
     affinity_images: int | None = None
     """Training images that the affinity is measured on; 0: all."""
+    affinity_from: str = "evaluation"
+    """evaluation: of those images, as published; training: of the predictions of the steps since
+    the last update, without a pass of its own."""
     elastic_lambda: float = 1000.0
     """Weight of the elastic rule's size penalty."""
     _backbone: Backbone = field(init=False, repr=False, compare=False)
@@ -306,6 +309,8 @@ class Experiment:
         if rule is not None:
             one_of("rule", rule, RULES)
         images = self.affinity_images
+        if images is None and self.affinity_from == "evaluation":
+            images = recipes.affinity_images
         # as many intervals in a shorter or longer stage
         published = preset(self.preset, self._backbone)
         every = recipes.update_every * recipes.generalist.epochs / published.generalist.epochs
@@ -317,7 +322,8 @@ class Experiment:
             update_every=every if self.update_every is None else self.update_every,
             update_unit=self.update_unit,  # type: ignore[arg-type]
             affinity=recipes.affinity if self.affinity is None else self.affinity,  # type: ignore[arg-type]
-            affinity_images=recipes.affinity_images if images is None else images or None,
+            affinity_images=images or None,
+            affinity_from=self.affinity_from,  # type: ignore[arg-type]
             elastic_lambda=self.elastic_lambda,
             seed=self.seed,
         )

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from nofe_lab.config import GeneralistConfig, InvalidInput, derive_seed
 from nofe_lab.data import Dataset
@@ -88,6 +89,8 @@ class GeneralistStage(Stage):
     @property
     def images_evaluated(self) -> int:
         every = len(self.dataset.train)
+        if self.config.affinity_from == "training":
+            return super().images_evaluated
         each = min(self.config.affinity_images or every, every)
         return super().images_evaluated + (len(self.updates) + 1) * each
 
@@ -99,13 +102,15 @@ class GeneralistStage(Stage):
         maps = [(0, 0.0, current)]
         rows: list[dict[str, object]] = []
         due = set(self.updates)
+        seen = RunningAffinity(self.dataset.C, self.K, self.config.affinity, machine.device)
+        from_training = self.config.affinity_from == "training"
 
         def update(step: int) -> Tensor | None:
             nonlocal current
             if step not in due:
                 return None
             number = len(maps)
-            affinity = self.affinity(model, number)
+            affinity = seen.take() if from_training else self.affinity(model, number)
             old = np.array(current.of)
             new = assign(
                 self.config.rule,
@@ -133,8 +138,9 @@ class GeneralistStage(Stage):
             return torch.tensor(current.of)
 
         start = torch.tensor(current.of)
-        history = self.fit(model, machine, start, listeners, new_table=update)
-        final = self.affinity(model, len(maps))
+        watch = seen.add if from_training else None
+        history = self.fit(model, machine, start, listeners, new_table=update, observe=watch)
+        final = seen.take() if from_training else self.affinity(model, len(maps))
         return Trained(
             model,
             history,
@@ -159,6 +165,30 @@ class GeneralistStage(Stage):
         return affinity_matrix(
             found.probabilities, found.labels, self.dataset.C, self.config.affinity
         )
+
+
+class RunningAffinity:
+    """A[C, K] of the predictions of training, added up on the device (see `affinity_matrix`)."""
+
+    def __init__(self, C: int, K: int, kind: str, device: torch.device) -> None:
+        self.kind = kind
+        self.total = torch.zeros(C, K, device=device)
+        self.images = torch.zeros(C, device=device)
+
+    def add(self, logits: Tensor, classes: Tensor) -> None:
+        """Count a batch: logits [B, K], classes int64 [B]."""
+        votes = logits.softmax(1)
+        if self.kind == "counts":
+            votes = one_hot(votes.argmax(1), logits.shape[1]).to(votes.dtype)
+        self.total.index_add_(0, classes, votes)
+        self.images.index_add_(0, classes, torch.ones_like(classes, dtype=votes.dtype))
+
+    def take(self) -> Affinity:
+        """The affinity since the last time; counting begins anew."""
+        found = (self.total / self.images.clamp(min=1)[:, None]).double().cpu().numpy()
+        self.total.zero_()
+        self.images.zero_()
+        return found
 
 
 def _map_history(maps: Sequence[tuple[int, float, Specialties]]) -> str:

@@ -15,6 +15,7 @@ from torch import nn
 
 from nofe_lab.config import InvalidInput, NofEConfig
 from nofe_lab.data import Dataset
+from nofe_lab.data.batches import ImageNetwork
 from nofe_lab.machine import Machine
 from nofe_lab.networks import Backbone, NofE
 from nofe_lab.networks.backbone import seeded
@@ -95,6 +96,12 @@ class NofEStage(Stage):
         _check_experts(found)
         scheme, width = self.network_config.initialisation, self.config.branch_width
         return NofE(self.backbone, found, scheme, self.seed, width)
+
+    def image_network(self, network: nn.Module, machine: Machine) -> ImageNetwork:
+        """With experts that run in groups, as suits training; hooks on their layers see nothing."""
+        assert isinstance(network, NofE)
+        network.grouped = True
+        return super().image_network(network, machine)
 
     def train(
         self, parents: Mapping[str, Run], machine: Machine, listeners: Sequence[Listener]

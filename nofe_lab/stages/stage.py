@@ -13,7 +13,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,6 +28,7 @@ from nofe_lab.config import (
     NetworkConfig,
     NofEConfig,
     Recipe,
+    identity_of,
 )
 from nofe_lab.data import Dataset, Split
 from nofe_lab.data.batches import Batches, ImageNetwork, Preprocess, Window, steps_per_epoch
@@ -131,7 +132,7 @@ class Stage(ABC):
         return {
             "stage": self.kind,
             "backbone": self.backbone.identity,
-            "config": asdict(self._config),
+            "config": identity_of(self._config),
             "data": self.dataset.fingerprint,
             "parents": {role: stage.id for role, stage in self.parents.items()},
             "specialties": self.partition.digest if self.partition is not None else None,

@@ -21,7 +21,7 @@ def test_generalist_to_network_of_experts_and_back_from_disk(
     )
     first = experiment.final_report({"base": experiment.base(), "nofe": experiment.nofe()})
     said = capsys.readouterr().out
-    assert "To train, on cpu:" in said
+    assert "To train, on cpu in " in said
     assert "together about" in said
     runs = nofe_lab.Experiment(
         "glyphs:8", K=4, epochs=2, batch_size=60, device="cpu", runs_dir=str(tmp_path)

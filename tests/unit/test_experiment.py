@@ -23,6 +23,7 @@ from nofe_lab import (
     superclass_specialties,
 )
 from nofe_lab.data import Split
+from nofe_lab.machine import Machine
 from nofe_lab.stages import FlatStage, GeneralistStage, NofEStage, Stage
 
 Make = Callable[..., Experiment]
@@ -573,7 +574,7 @@ def test_a_trunk_is_adopted_without_its_head(tiny_experiment: Make) -> None:
     experiment = tiny_experiment()
     (base,) = experiment.run(experiment.base("generalist"))
     stage = experiment.nofe("random", "base")
-    model = stage.image_network(stage.network())
+    model = stage.image_network(stage.network(), Machine.pick("cpu"))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     stage.start_from(base, model.network)
     changed = {

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from nofe_lab import Backbone, Dataset, Experiment, InvalidInput, NofE
+from nofe_lab.machine import Machine
 from nofe_lab.networks.counting import count_macs, count_parameters
 from nofe_lab.stages.stage import part_of
 
@@ -155,7 +156,7 @@ def test_what_was_chosen_is_said_before_training(
 
 def test_images_larger_than_the_network_s_input_are_cropped(tiny_experiment: Make) -> None:
     experiment = tiny_experiment(backbone="nin_c100")
-    model = experiment.base().image_network(experiment.base().network())
+    model = experiment.base().image_network(experiment.base().network(), Machine.pick("cpu"))
     assert model.preprocess.window == (26, 26)
     images = experiment.data.test.images[:2]
     moved = images.clone()

@@ -1,0 +1,612 @@
+"""K experts executed as one network.
+
+The branches of a network of experts are alike but for their weights, so K small layers can be one
+large one.  A branch is traced once; its graph is then carried out on *stacked* values, which have
+the K experts in front of a branch's own dimensions:
+
+    all branches read the same features       one dense layer with K times the outputs
+    a convolution of stacked maps             one grouped convolution
+    an fc layer of stacked vectors            one batched matrix product
+    normalisation, pooling                    the same over K times the channels
+    nonlinearities, sums, flattening ...      the same, one dimension further back
+    classifiers of specialties of all sizes   padded to the largest; the padding is cut off again
+
+In memory the experts lie beside the channels, [N, h, w, K, c], so a stacked map is a wide map
+without a copy.  What depends on the features alone is computed once.  Where none of this fits, a
+layer runs once for each expert and the rest stays stacked: the function is the branches' in any
+case.
+
+This is an execution form only.  Weights stay in the branches, under their names, and are put side
+by side anew in every step, so state dicts, optimisers and single experts know nothing of it.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F  # noqa: N812  as everywhere
+from torch.nn.utils.rnn import pad_sequence
+
+from nofe_lab.config import InvalidInput
+from nofe_lab.networks.counting import count_macs
+from nofe_lab.networks.tracing import attribute, trace, what_happens
+from nofe_lab.networks.widths import POINTWISE, POOLING
+
+GROUP_MACS = 1.5e9
+"""Multiply-accumulates, per thread of a CPU, of the experts that run as one there in one forward.
+Fewer experts waste the time between layers; more of them, and what one layer hands to the next no
+longer waits in the cache.  Measured on two cores, with the experts of five networks at K = 10 and
+50.  On a GPU, where nothing is gained by smaller ones, all experts are one group."""
+
+
+class CannotGroup(InvalidInput):
+    """These branches must run one after another; the message says why."""
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """A tensor of each expert, as one: [K, ...].
+
+    sizes: of dimension 1 of the experts' own tensors, where they differ; what lies behind is
+    padding.
+    """
+
+    tensor: Tensor
+    sizes: tuple[int, ...] | None = None
+
+    def of(self, k: int) -> Tensor:
+        """What expert k has."""
+        own = self.tensor[k]
+        return own if self.sizes is None else own.narrow(1, 0, self.sizes[k])
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Something of each expert, one beside the other."""
+
+    values: tuple[Any, ...]
+
+
+_Values = (Tensor, Stacked, Apart)
+
+
+class GroupedBranches:
+    """The branches of a network of experts as one function: features -> logits [N, sum of n_k].
+
+    branches: modules of one architecture; their classifiers may differ in their outputs.
+    Raises CannotGroup if they are not alike, or, when called, if one may change what all share.
+    """
+
+    def __init__(self, branches: Sequence[nn.Module]) -> None:
+        self.branches = tuple(branches)
+        self.K = len(self.branches)
+        _check_alike(self.branches)
+        self.graph = _graph_of(self.branches[0])
+        self.layers = {
+            str(node.target): [branch.get_submodule(str(node.target)) for branch in self.branches]
+            for node in self.graph.nodes
+            if node.op == "call_module"
+        }
+        self.last_use = {n: node for node in self.graph.nodes for n in node.all_input_nodes}
+        self.apart: dict[str, str] = {}
+        """What runs once for each expert, name -> kind; known after the first call."""
+
+    def __call__(self, features: Tensor) -> Tensor:
+        values: dict[fx.Node, Any] = {}
+        for node in self.graph.nodes:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            if node.op == "output":
+                return self._joined(args[0])
+            if node.op == "placeholder":
+                values[node] = features
+            elif node.op == "get_attr":
+                values[node] = self._attribute(str(node.target))
+            else:
+                values[node] = self._run(node, args, kwargs)
+            for source in node.all_input_nodes:
+                if self.last_use[source] is node:
+                    del values[source]
+        raise AssertionError("a graph has an output")
+
+    def _attribute(self, path: str) -> Any:
+        """A parameter or buffer of every branch, or a plain value that they share."""
+        found = [attribute(branch, path) for branch in self.branches]
+        return _restacked(Apart(tuple(found))) if isinstance(found[0], Tensor) else found[0]
+
+    def _run(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        each: list[Callable[..., Any]]
+        if node.op == "call_module":
+            layers = self.layers[str(node.target)]
+            each = [*layers]
+            rule = partial(LAYERS.get(type(layers[0]), _no_rule), layers)
+        else:
+            each = [_function(node)] * self.K
+            rule = partial(OPERATIONS.get(_name(node), _no_rule), self.K, each[0])
+        args, kwargs = given = fx.node.map_aggregate((args, kwargs), _restacked)
+        if node.op != "call_module" and not _those(_Values, given):
+            return each[0](*args, **kwargs)  # of sizes, for instance
+        if _fits(rule.func, given) and (result := rule(*args, **kwargs)) is not NotImplemented:
+            return result
+        self.apart[node.name] = type(each[0]).__name__ if node.op == "call_module" else _name(node)
+        if isinstance(args[0], Tensor) and what_happens(node, self.branches[0])[1]:
+            return self._own_copies(node, each, args, kwargs)
+        return Apart(tuple(f(*_of(k, args), **_of(k, kwargs)) for k, f in enumerate(each)))
+
+    def _own_copies(
+        self, node: fx.Node, each: list[Callable[..., Any]], args: Any, kwargs: Any
+    ) -> Apart:
+        """As if every expert had its own of what is shared, and could change it."""
+        (shared, *others), results = args, []
+        for k, function in enumerate(each):
+            own = shared.clone()
+            before = None if own.is_inference() else own._version
+            results.append(function(own, *_of(k, others), **_of(k, kwargs)))
+            changed = before is not None and own._version != before
+            if changed and self.last_use[node.all_input_nodes[0]] is not node:
+                raise CannotGroup(f"{node.name!r} changes what all experts share and others read")
+        return Apart(tuple(results))
+
+    def _joined(self, logits: Any) -> Tensor:
+        """[N, sum of n_k]: the experts' logits, one behind the other."""
+        if isinstance(logits, Tensor):  # no layer has weights of its own
+            return torch.cat([logits] * self.K, dim=1)
+        if isinstance(logits, Apart):
+            return torch.cat(logits.values, dim=1)
+        joined = logits.tensor.transpose(0, 1).flatten(1)
+        if logits.sizes is None:
+            return joined
+        widest = logits.tensor.shape[2]
+        kept = [k * widest + j for k, n in enumerate(logits.sizes) for j in range(n)]
+        return joined[:, torch.tensor(kept, device=joined.device)]
+
+
+class Groups:
+    """All branches of a network of experts, in as many groups as suit device and batch.
+
+    features -> logits [N, C], one branch behind the other.
+    """
+
+    def __init__(self, branches: Sequence[nn.Module]) -> None:
+        self.branches = tuple(branches)
+        self._macs: int | None = None
+        self._by_size: dict[int, list[GroupedBranches | nn.Module]] = {}
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return torch.cat([group(features) for group in self.groups(features)], dim=1)
+
+    def groups(self, features: Tensor) -> list[GroupedBranches | nn.Module]:
+        """How they run for these features: in groups of equal size, or of one; nearly so."""
+        K = len(self.branches)
+        number = 1 if features.device.type != "cpu" else math.ceil(K / self._at_once(features))
+        if number not in self._by_size:
+            ends = [round(i * K / number) for i in range(number + 1)]
+            parts = [self.branches[start:end] for start, end in pairwise(ends)]
+            self._by_size[number] = [
+                GroupedBranches(part) if len(part) > 1 else part[0] for part in parts
+            ]
+        return self._by_size[number]
+
+    def _at_once(self, features: Tensor) -> int:
+        """How many experts a CPU should run as one."""
+        if self._macs is None:
+            self._macs = max(count_macs(self.branches[0], tuple(features.shape[1:])), 1)
+        affordable = GROUP_MACS * torch.get_num_threads() / (len(features) * self._macs)
+        return min(max(int(affordable), 1), len(self.branches))
+
+
+# --- the branches
+
+
+def _check_alike(branches: Sequence[nn.Module]) -> None:
+    first = dict(branches[0].named_modules())
+    for branch in branches[1:]:
+        other = dict(branch.named_modules())
+        if first.keys() != other.keys():
+            raise CannotGroup("branches have different layers")
+        for path, module in first.items():
+            if _plain(module) != _plain(other[path]):
+                raise CannotGroup(f"{path or 'the forward'!r} differs between branches")
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """What tells a module from another, but for weights and the number of outputs."""
+    plain: dict[str, Any] = {
+        k: v for k, v in vars(module).items() if isinstance(v, (int, float, str, tuple))
+    }
+    for name in ("training", "out_features", "out_channels"):
+        plain.pop(name, None)
+    # every GraphModule is of a class of its own
+    plain["class"] = module.code if isinstance(module, fx.GraphModule) else type(module)
+    return plain
+
+
+def _graph_of(branch: nn.Module) -> fx.Graph:
+    if isinstance(branch, fx.GraphModule):
+        return branch.graph
+    was_training = branch.training
+    try:
+        return trace(branch, type(branch).__name__)
+    except InvalidInput as error:
+        raise CannotGroup(str(error)) from error
+    finally:
+        branch.train(was_training)
+
+
+def _name(node: fx.Node) -> str:
+    """Of a function or method."""
+    return node.target if isinstance(node.target, str) else node.target.__name__
+
+
+def _function(node: fx.Node) -> Callable[..., Any]:
+    """What a node that is no layer calls."""
+    if node.op == "call_function":
+        return cast(Callable[..., Any], node.target)
+    return lambda value, *args, **kwargs: getattr(value, _name(node))(*args, **kwargs)
+
+
+# --- stacked values
+
+
+def _restacked(value: Any) -> Any:
+    """Tensors that are apart, stacked if they have one shape; anything else as it is."""
+    each = value.values if isinstance(value, Apart) else ()
+    if all(isinstance(v, Tensor) for v in each) and len({v.shape for v in each}) == 1:
+        return Stacked(torch.stack(each))
+    return value
+
+
+def _of(k: int, given: Any) -> Any:
+    """The arguments of expert k."""
+
+    def pick(value: Any) -> Any:
+        if isinstance(value, Stacked):
+            return value.of(k)
+        return value.values[k] if isinstance(value, Apart) else value
+
+    return fx.node.map_aggregate(given, pick)
+
+
+def _expanded(value: Tensor | Stacked, K: int) -> Tensor:
+    """[K, ...], also of what all experts share."""
+    return value.expand(K, *value.shape) if isinstance(value, Tensor) else value.tensor
+
+
+def _wide(x: Tensor) -> Tensor:
+    """[K, N, c, ...] -> [N, K c, ...]: without a copy where the experts lie beside the channels."""
+    return x.movedim(0, 1).flatten(1, 2)
+
+
+def _narrow(x: Tensor, K: int) -> Tensor:
+    """[N, K c, ...] -> [K, N, c, ...], without a copy."""
+    return x.unflatten(1, (K, -1)).movedim(1, 0)
+
+
+def _flat(parameter: Any) -> Any:
+    """[K, n, ...] -> [K n, ...]; None stays None."""
+    return None if parameter is None else parameter.flatten(0, 1)
+
+
+def _weights(layers: Sequence[Any], name: str) -> tuple[Any, tuple[int, ...] | None]:
+    """One parameter of all layers [K, outputs, ...], padded where their outputs differ in number.
+
+    And these numbers, if they do.
+    """
+    each = [getattr(layer, name) for layer in layers]
+    if each[0] is None:
+        return None, None
+    sizes = tuple(len(tensor) for tensor in each)
+    if len(set(sizes)) == 1:
+        return torch.cat(each).unflatten(0, (len(each), -1)), None  # cat keeps channels-last
+    return pad_sequence(each, batch_first=True), sizes
+
+
+def _those(kind: Any, given: Any) -> list[Any]:
+    """All values of a kind among arguments, however deep."""
+    found: list[Any] = []
+
+    def look(value: Any) -> Any:
+        if isinstance(value, kind):
+            found.append(value)
+        return value
+
+    fx.node.map_aggregate(given, look)
+    return found
+
+
+def _fits(rule: Any, given: Any) -> bool:
+    """Whether a rule can take these values: none apart, and padding only where it does no harm."""
+    padded = any(stacked.sizes is not None for stacked in _those(Stacked, given))
+    return not _those(Apart, given) and (not padded or rule in KEEP_PADDING)
+
+
+# --- rules for layers: (the experts' layers, value) -> value, or NotImplemented
+
+
+def _no_rule(*args: Any, **kwargs: Any) -> Any:
+    return NotImplemented
+
+
+def _conv(layers: list[nn.Conv2d], x: Tensor | Stacked) -> Any:
+    K, layer = len(layers), layers[0]
+    shared = isinstance(x, Tensor)
+    weight, sizes = _weights(layers, "weight")
+    bias, _ = _weights(layers, "bias")
+    if layer.padding_mode != "zeros" or (layer.groups > 1 and (shared or sizes)):
+        return NotImplemented
+    wide = F.conv2d(
+        x if isinstance(x, Tensor) else _wide(x.tensor),
+        _flat(weight),
+        _flat(bias),
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        1 if shared else K * layer.groups,
+    )
+    return Stacked(_narrow(wide, K), sizes)
+
+
+def _linear(layers: list[nn.Linear], x: Tensor | Stacked) -> Any:
+    K = len(layers)
+    weight, sizes = _weights(layers, "weight")
+    bias, _ = _weights(layers, "bias")
+    if isinstance(x, Tensor):
+        if sizes and x.ndim != 2:
+            return NotImplemented
+        y = F.linear(x, _flat(weight), _flat(bias))
+        return Stacked(y.unflatten(-1, (K, -1)).movedim(-2, 0), sizes)
+    if sizes and x.tensor.ndim != 3:
+        return NotImplemented
+    rows, columns = x.tensor.flatten(1, -2), weight.transpose(1, 2)
+    y = torch.bmm(rows, columns) if bias is None else torch.baddbmm(bias[:, None], rows, columns)
+    return Stacked(y.unflatten(1, x.tensor.shape[1:-1]), sizes)
+
+
+def _batch_norm(layers: list[nn.BatchNorm2d], x: Tensor | Stacked) -> Any:
+    K, layer = len(layers), layers[0]
+    if layer.momentum is None or not layer.track_running_stats:
+        return NotImplemented
+    mean, variance, weight, bias = (
+        _flat(_weights(layers, name)[0])
+        for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    wide = F.batch_norm(
+        _wide(_expanded(x, K)),
+        mean,
+        variance,
+        weight,
+        bias,
+        layer.training,
+        layer.momentum,
+        layer.eps,
+    )
+    if layer.training:
+        with torch.no_grad():
+            for name, wide_one in (("running_mean", mean), ("running_var", variance)):
+                torch._foreach_copy_([getattr(one, name) for one in layers], wide_one.chunk(K))
+            torch._foreach_add_([one.num_batches_tracked for one in layers], 1)  # type: ignore[misc]
+    return Stacked(_narrow(wide, K))
+
+
+def _group_norm(layers: list[nn.GroupNorm], x: Tensor | Stacked) -> Any:
+    K, layer = len(layers), layers[0]
+    weight, bias = (_flat(_weights(layers, name)[0]) for name in ("weight", "bias"))
+    wide = F.group_norm(_wide(_expanded(x, K)), K * layer.num_groups, weight, bias, layer.eps)
+    return Stacked(_narrow(wide, K))
+
+
+def _layer_norm(layers: list[nn.LayerNorm], x: Tensor | Stacked) -> Any:
+    K, layer = len(layers), layers[0]
+    y: Tensor | Stacked
+    if isinstance(x, Tensor):
+        y = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
+    else:
+        y = Stacked(F.layer_norm(x.tensor, layer.normalized_shape, eps=layer.eps))
+    for name, apply in (("weight", torch.mul), ("bias", torch.add)):
+        if getattr(layer, name) is not None:
+            each = Stacked(torch.stack([getattr(one, name) for one in layers]))
+            y = _arithmetic(K, apply, y, each)
+    return y
+
+
+def _pointwise_layer(layers: list[nn.Module], x: Tensor | Stacked) -> Any:
+    return x if isinstance(layers[0], nn.Identity) else _mapped(x, layers[0])
+
+
+def _pooling_layer(layers: list[nn.Module], x: Tensor | Stacked) -> Any:
+    if getattr(layers[0], "return_indices", False):
+        return NotImplemented
+    return _pooling(len(layers), layers[0], x)
+
+
+def _dropout_layer(layers: list[nn.Dropout], x: Tensor | Stacked) -> Any:
+    layer = layers[0]
+    return _dropout(len(layers), F.dropout, x, layer.p, layer.training)
+
+
+def _flatten_layer(layers: list[nn.Flatten], x: Tensor | Stacked) -> Any:
+    return _flatten(len(layers), torch.flatten, x, layers[0].start_dim, layers[0].end_dim)
+
+
+LAYERS: dict[Any, Callable[..., Any]] = {
+    nn.Conv2d: _conv,
+    nn.Linear: _linear,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    nn.GroupNorm: _group_norm,
+    nn.LayerNorm: _layer_norm,
+    nn.Flatten: _flatten_layer,
+    nn.Dropout: _dropout_layer,
+    **dict.fromkeys(
+        (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d), _pooling_layer
+    ),
+    **dict.fromkeys(
+        (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh),
+        _pointwise_layer,
+    ),
+    **dict.fromkeys(
+        (nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.ELU, nn.Mish, nn.Softplus, nn.Identity),
+        _pointwise_layer,
+    ),
+}
+"""By their exact class: what a subclass does is not known."""
+
+
+# --- rules for functions and methods: (K, function, values ...) -> value, or NotImplemented
+
+
+def _mapped(x: Tensor | Stacked, function: Callable[[Tensor], Tensor]) -> Tensor | Stacked:
+    return function(x) if isinstance(x, Tensor) else Stacked(function(x.tensor), x.sizes)
+
+
+def _pointwise(K: int, function: Any, x: Tensor | Stacked, *args: Any, **kwargs: Any) -> Any:
+    return _mapped(x, lambda tensor: function(tensor, *args, **kwargs))
+
+
+def _pooling(K: int, function: Any, x: Tensor | Stacked, *args: Any, **kwargs: Any) -> Any:
+    if isinstance(x, Tensor):
+        return function(x, *args, **kwargs)
+    return Stacked(_narrow(function(_wide(x.tensor), *args, **kwargs), K), x.sizes)
+
+
+def _dropout(
+    K: int, function: Any, x: Tensor | Stacked, p: float = 0.5, training: bool = True, *args: Any
+) -> Any:
+    """Every expert draws for itself, also where what they draw for is shared."""
+    if not training or p == 0:
+        return x
+    sizes = None if isinstance(x, Tensor) else x.sizes
+    return Stacked(F.dropout(_expanded(x, K), p), sizes)
+
+
+def _arithmetic(K: int, function: Any, x: Any, y: Any) -> Any:
+    """Sums and products, of values of all experts and of what they share."""
+    if isinstance(x, Stacked):
+        return Stacked(function(*_aligned(x, y)))
+    if isinstance(y, Stacked):
+        out_of_place = {operator.iadd: operator.add, operator.imul: operator.mul}
+        return Stacked(out_of_place.get(function, function)(*_aligned(x, y)))
+    return function(x, y)
+
+
+def _aligned(*values: Any) -> list[Any]:
+    """Tensors whose dimensions, but for the experts', are as many."""
+    tensors = [v.tensor if isinstance(v, Stacked) else v for v in values]
+    ranks = [
+        t.ndim - isinstance(v, Stacked) if isinstance(t, Tensor) else 0
+        for v, t in zip(values, tensors, strict=True)
+    ]
+    return [
+        t.reshape(len(t), *[1] * (max(ranks) - rank), *t.shape[1:]) if isinstance(v, Stacked) else t
+        for v, t, rank in zip(values, tensors, ranks, strict=True)
+    ]
+
+
+def _flatten(K: int, function: Any, x: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
+    if isinstance(x, Tensor):
+        return torch.flatten(x, start_dim, end_dim)
+    if x.sizes and (start_dim != 1 or x.tensor.shape[3:].numel() != 1):
+        return NotImplemented
+    return Stacked(torch.flatten(x.tensor, _behind(start_dim), _behind(end_dim)), x.sizes)
+
+
+def _mean(K: int, function: Any, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    if isinstance(x, Tensor) and dim is not None:
+        return x.mean(dim, keepdim)
+    if dim is None or (x.sizes and (keepdim or set(_dims(dim)) != {2, 3})):
+        return NotImplemented
+    return Stacked(x.tensor.mean([_behind(d) for d in _dims(dim)], keepdim), x.sizes)
+
+
+def _permute(K: int, function: Any, x: Any, *dims: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x.permute(*dims)
+    return Stacked(x.tensor.permute(0, *(_behind(d % (x.tensor.ndim - 1)) for d in _dims(*dims))))
+
+
+def _transpose(K: int, function: Any, x: Any, one: int, other: int) -> Any:
+    if isinstance(x, Tensor):
+        return x.transpose(one, other)
+    return Stacked(x.tensor.transpose(_behind(one), _behind(other)))
+
+
+def _chunk(K: int, function: Any, x: Any, chunks: int, dim: int = 0) -> Any:
+    if isinstance(x, Tensor):
+        return x.chunk(chunks, dim)
+    return tuple(Stacked(tensor) for tensor in x.tensor.chunk(chunks, _behind(dim)))
+
+
+def _cat(K: int, function: Any, tensors: Any, dim: int = 0) -> Any:
+    if all(isinstance(tensor, Tensor) for tensor in tensors):
+        return torch.cat(tensors, dim)
+    return Stacked(torch.cat([_expanded(tensor, K) for tensor in tensors], _behind(dim)))
+
+
+def _reshape(K: int, function: Any, x: Any, *shape: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x.reshape(*shape)
+    return Stacked(x.tensor.reshape(K, *_dims(*shape)))
+
+
+def _size(K: int, function: Any, x: Any, dim: int | None = None) -> Any:
+    shape = x.shape if isinstance(x, Tensor) else x.tensor.shape[1:]
+    return shape if dim is None else shape[dim]
+
+
+def _getattr(K: int, function: Any, x: Any, name: str) -> Any:
+    return _size(K, function, x) if name == "shape" else NotImplemented
+
+
+def _getitem(K: int, function: Any, x: Any, index: Any) -> Any:
+    if isinstance(x, Stacked):
+        return Stacked(x.tensor[(slice(None), *(index if isinstance(index, tuple) else (index,)))])
+    return x[index]
+
+
+def _pad(K: int, function: Any, x: Any, pad: Any, mode: str = "constant", value: Any = None) -> Any:
+    if mode != "constant":
+        return NotImplemented
+    return _mapped(x, lambda tensor: F.pad(tensor, pad, mode, value))
+
+
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(POINTWISE, _pointwise),
+    **dict.fromkeys(POOLING, _pooling),
+    **dict.fromkeys(("add", "sub", "mul", "truediv", "iadd", "imul"), _arithmetic),
+    **dict.fromkeys(("reshape", "view"), _reshape),
+    "dropout": _dropout,
+    "flatten": _flatten,
+    "mean": _mean,
+    "permute": _permute,
+    "transpose": _transpose,
+    "chunk": _chunk,
+    "cat": _cat,
+    "size": _size,
+    "getattr": _getattr,
+    "getitem": _getitem,
+    "pad": _pad,
+}
+"""By the name of the function or method; anything else runs once for each expert."""
+
+KEEP_PADDING = {
+    *(_pointwise, _pointwise_layer, _pooling, _pooling_layer, _dropout, _dropout_layer),
+    *(_flatten, _flatten_layer, _mean),
+}
+"""Rules after which the padding of a classifier is where it was before."""
+
+
+def _behind(dim: int) -> int:
+    """A dimension of a branch's own tensor, in the stacked one."""
+    return dim + 1 if dim >= 0 else dim
+
+
+def _dims(*given: Any) -> tuple[int, ...]:
+    """(1, 2) of either 1, 2 or (1, 2)."""
+    return tuple(given[0]) if len(given) == 1 and not isinstance(given[0], int) else given
