@@ -8,13 +8,17 @@ After K. Ahmed, M. H. Baig, L. Torresani, "Network of Experts for Large-Scale Im
 ECCV 2016.
 """
 
-from nofe_lab.config import InvalidInput
-from nofe_lab.data import Dataset, load_dataset
-from nofe_lab.evaluation import predict
-from nofe_lab.networks import Backbone, NofE, backbone
-from nofe_lab.runs import Run
-from nofe_lab.specialties import Specialties, assign
-from nofe_lab.stages import Experiment, load_model, load_specialties, superclass_specialties
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nofe_lab.config import InvalidInput
+    from nofe_lab.data import Dataset, load_dataset
+    from nofe_lab.evaluation import predict
+    from nofe_lab.networks import Backbone, NofE, backbone
+    from nofe_lab.runs import Run
+    from nofe_lab.specialties import Specialties, assign
+    from nofe_lab.stages import Experiment, load_model, load_specialties, superclass_specialties
 
 __all__ = [
     "Backbone",
@@ -32,3 +36,26 @@ __all__ = [
     "predict",
     "superclass_specialties",
 ]
+
+_HOMES = {
+    "config": ("InvalidInput",),
+    "data": ("Dataset", "load_dataset"),
+    "evaluation": ("predict",),
+    "networks": ("Backbone", "NofE", "backbone"),
+    "runs": ("Run",),
+    "specialties": ("Specialties", "assign"),
+    "stages": ("Experiment", "load_model", "load_specialties", "superclass_specialties"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used: pandas alone takes longer than all of this."""
+    for home, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"nofe_lab.{home}"), name)
+            return value
+    raise AttributeError(f"module 'nofe_lab' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,7 @@
-"""The command line: ``python -m nofe_lab runs`` lists finished runs, and removes one on request."""
+"""The command line: ``python -m nofe_lab``.
+
+``runs`` lists finished runs, and removes one on request; ``bench`` measures speed.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from nofe_lab.bench import NETWORKS, Bench, against_targets
 from nofe_lab.config import InvalidInput
+from nofe_lab.machine import Machine
 from nofe_lab.runs import Run, RunStore, default_runs_dir
 
 
@@ -21,8 +26,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs = commands.add_parser("runs", help="list the finished runs, or remove one")
     runs.add_argument("--runs-dir", default=None, help="folder of the runs (default: data/runs)")
     runs.add_argument("--remove", metavar="ID", help="delete the run whose id begins with ID")
+    speed = commands.add_parser("bench", help="measure speed, side by side with the alternatives")
+    speed.add_argument("--output", default=None, help="write the table to this CSV file")
+    speed.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    speed.add_argument("--precision", default="auto", help="auto, bf16, fp32")
+    speed.add_argument("--networks", nargs="+", default=list(NETWORKS), metavar="NETWORK")
+    speed.add_argument("--batch", type=int, default=128, help="images a step")
+    speed.add_argument("--repeats", type=int, default=7, help="of every measurement")
     options = parser.parse_args(arguments)
     try:
+        if options.command == "bench":
+            machine = Machine.pick(options.device, options.precision)
+            measured = Bench(machine, options.networks, options.batch, options.repeats)
+            measure(measured, options.output)
+            return 0
         folder = Path(options.runs_dir or default_runs_dir())
         if not folder.is_dir():
             raise InvalidInput(f"there is no folder {str(folder)!r}; accepted: a folder of runs.")
@@ -35,6 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     return 0
+
+
+def measure(bench: Bench, output: str | None) -> None:
+    """Run a benchmark, show it against its targets, and write its table if asked."""
+    if output is not None and not Path(output).parent.is_dir():
+        raise InvalidInput(f"there is no folder for {output!r}; accepted: a file in one.")
+    table = bench.run()
+    print(against_targets(table).to_string(index=False))
+    if output is not None:
+        text = f"# python -m nofe_lab bench --output {output}\n{table.to_csv(index=False)}"
+        Path(output).write_text(text, "utf-8")
 
 
 def listing(store: RunStore) -> str:

@@ -1,6 +1,7 @@
 """From networks to figures: predictions, accuracy, confusion, and what specialties make of them.
 
-Plain arrays and tables go in and out; nothing here draws or trains.
+Plain arrays and tables go in and out; nothing here draws or trains.  scikit-learn and scipy are
+imported where they are needed: that takes longer than the import of everything else.
 """
 
 from __future__ import annotations
@@ -12,9 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy import stats
-from scipy.special import softmax
-from sklearn.metrics import confusion_matrix, log_loss, recall_score, top_k_accuracy_score
 from torch import nn
 
 from nofe_lab.config import derive_seed
@@ -38,6 +36,8 @@ class Predictions:
     @cached_property
     def probabilities(self) -> NDArray[np.float64]:
         """Softmax of the logits [N, n]."""
+        from scipy.special import softmax
+
         result: NDArray[np.float64] = softmax(self.logits.astype(np.float64), axis=1)
         return result
 
@@ -54,12 +54,16 @@ class Predictions:
     @property
     def class_accuracy(self) -> float:
         """Mean of the accuracies of the classes that have an image, each class weighted alike."""
+        from sklearn.metrics import recall_score
+
         present = np.unique(self.labels)
         return float(recall_score(self.labels, self.predicted, labels=present, average="macro"))
 
     @property
     def top5(self) -> float:
         """Share of images whose label is among the five most probable outputs."""
+        from sklearn.metrics import top_k_accuracy_score
+
         n = self.logits.shape[1]
         if n <= 5:
             return 1.0
@@ -68,12 +72,16 @@ class Predictions:
     @property
     def loss(self) -> float:
         """Mean negative log-likelihood, in nats."""
+        from sklearn.metrics import log_loss
+
         n = self.logits.shape[1]
         return float(log_loss(self.labels, self.probabilities, labels=np.arange(n)))
 
     @property
     def confusion(self) -> NDArray[np.int64]:
         """Counts [n, n]: row = label, column = prediction."""
+        from sklearn.metrics import confusion_matrix
+
         n = self.logits.shape[1]
         counts: NDArray[np.int64] = confusion_matrix(
             self.labels, self.predicted, labels=np.arange(n)
@@ -177,6 +185,8 @@ def paired_differences(
 
 
 def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    from scipy import stats
+
     if len(values) < 2:
         return np.nan, np.nan
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))

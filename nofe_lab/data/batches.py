@@ -84,7 +84,7 @@ class Preprocess(nn.Module):
             top, left = (x.shape[2] - height) // 2, (x.shape[3] - width) // 2
             x = x[:, :, top : top + height, left : left + width]
         if drawn.flips is not None:
-            x = torch.where(drawn.flips[:, None, None, None], x.flip(3), x)
+            x = _mirrored(x, drawn.flips)
         return x
 
 
@@ -93,6 +93,13 @@ def _windows(x: Tensor, corners: Tensor, height: int, width: int) -> Tensor:
     all_windows = x.unfold(2, height, 1).unfold(3, width, 1)  # a view: [N, c, places, places, ...]
     image = torch.arange(len(x), device=x.device)
     return all_windows[image, :, corners[:, 0], corners[:, 1]]
+
+
+def _mirrored(x: Tensor, flips: Tensor) -> Tensor:
+    """Images [N, c, h, w], those of `flips` [N] from right to left."""
+    forwards = torch.arange(x.shape[3], device=x.device)
+    columns = torch.where(flips[:, None], forwards.flip(0), forwards)
+    return x.gather(3, columns[:, None, None].expand(x.shape))
 
 
 def steps_per_epoch(split: Split, recipe: Recipe) -> int:
@@ -150,7 +157,8 @@ class Batches:
                 None if corners is None else corners[index],
                 self.padding,
             )
-            yield self.images[index], self.labels[index], drawn
+            # many times faster than self.images[index] on a CPU
+            yield self.images.index_select(0, index), self.labels[index], drawn
 
     def _corners(self, epoch: int) -> Tensor | None:
         """Where each image's window begins [N, 2], from -padding on; None if there is one place."""

@@ -194,6 +194,13 @@ class Groups:
             ]
         return self._by_size[number]
 
+    @property
+    def apart(self) -> set[str]:
+        """The kinds of layers and functions that ran once for each expert."""
+        groups = (group for groups in self._by_size.values() for group in groups)
+        grouped = (group for group in groups if isinstance(group, GroupedBranches))
+        return {kind for group in grouped for kind in group.apart.values()}
+
     def _at_once(self, features: Tensor) -> int:
         """How many experts a CPU should run as one."""
         if self._macs is None:

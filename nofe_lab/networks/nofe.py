@@ -62,3 +62,13 @@ class NofE(nn.Module):
             except CannotGroup as reason:
                 self.why_not_grouped = str(reason)
         return torch.cat([branch(features) for branch in branches], dim=1)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What keeps experts from running as one, in sentences; known once they have run."""
+        if self.why_not_grouped is not None:
+            return (f"The experts run one after another: {self.why_not_grouped.rstrip('.')}.",)
+        apart = sorted(self._as_one.apart) if self._as_one is not None else ()
+        if not apart:
+            return ()
+        return (f"Layers of these kinds run once for each expert: {', '.join(apart)}.",)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from nofe_lab.config import InvalidInput, derive_seed, whole_number
 
@@ -95,6 +94,8 @@ class Specialties:
         nmi: normalised mutual information, 0 to 1.  ari: adjusted Rand index, 1 for equal, about 0
         for unrelated partitions.  Both from scikit-learn.
         """
+        from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
         self.check_classes(other.class_names)
         return {
             "nmi": float(normalized_mutual_info_score(self.of, other.of)),

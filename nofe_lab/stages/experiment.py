@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -26,6 +27,7 @@ from nofe_lab.config import (
 )
 from nofe_lab.data import Dataset, load_dataset, source_state
 from nofe_lab.data.batches import ImageNetwork
+from nofe_lab.machine import PRECISIONS
 from nofe_lab.networks import Backbone, backbone, preset
 from nofe_lab.networks.catalogue import Network
 from nofe_lab.networks.counting import layer_table
@@ -286,6 +288,26 @@ class Experiment:
         lines = [self.with_seed(seed).opponents() for seed in seeds]
         named = [(name, line[name]) for name in lines[0] for line in lines]
         return final_report(self.workshop, named)
+
+    def in_precision(self, precision: str) -> Experiment:
+        """The same experiment in another precision, with a runs folder of its own inside its own.
+
+        The precision is no part of a run's identity, so one folder could not keep both.
+        """
+        return replace(self, precision=precision, runs_dir=str(Path(self._runs_dir) / precision))
+
+    def precision_report(self, seeds: Iterable[int]) -> FinalReport:
+        """The final report of the network of experts, trained in each precision with every seed."""
+        reports = []
+        for precision in PRECISIONS:
+            there = self.in_precision(precision)
+            named = [(f"NofE in {precision}", there.with_seed(s).nofe()) for s in seeds]
+            reports.append(final_report(there.workshop, named))
+        return FinalReport(
+            pd.concat([report.table for report in reports], ignore_index=True),
+            reports[0].class_names,
+            tuple(answers for report in reports for answers in report.predictions),
+        )
 
     def command(self, notebook: str, **also: object) -> str:
         """The command line that executes a notebook with the parameters of this experiment.

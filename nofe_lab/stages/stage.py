@@ -224,16 +224,22 @@ class Stage(ABC):
         """How many images it looks at without learning from them, all evaluations together."""
         return self.recipe.epochs * len(self.dataset.val)
 
-    def seconds(self, machine: Machine) -> float:
-        """Estimate of its training time, measured on a few steps."""
+    def trial(self, machine: Machine) -> tuple[float, tuple[str, ...]]:
+        """Estimate of its training time in seconds, from a few steps, and what they have shown."""
         model = self.image_network(self.untrained_network(), machine)
         outputs = self.K if self.kind == "generalist" and self.K else self.dataset.C
         batches = self.batches(machine.device)
         step = seconds_per_step(
-            model, self.parameter_groups, batches, self.recipe, outputs, machine.synchronize
+            model,
+            self.parameter_groups(model),
+            batches,
+            self.recipe,
+            outputs,
+            machine.synchronize,
         )
         forward = step / 3 / self.recipe.batch_size  # of one image; the backward pass costs two
-        return self.steps * step + self.images_evaluated * forward
+        seconds = self.steps * step + self.images_evaluated * forward
+        return seconds, getattr(model.network, "notes", ())
 
 
 class Workshop:
@@ -289,7 +295,7 @@ class Workshop:
         if not missing:
             return
         # stages that differ in their seed or their parents alone take the same time
-        known: dict[tuple[object, ...], float] = {}
+        known: dict[tuple[object, ...], tuple[float, tuple[str, ...]]] = {}
         total = 0.0
         for note in dict.fromkeys(note for stage in missing for note in stage.backbone.notes):
             print(note)
@@ -298,9 +304,12 @@ class Workshop:
             network = json.dumps(stage.backbone.identity)
             alike = (stage.kind, stage.K, network, stage.recipe, stage.dataset.name)
             if alike not in known:
-                known[alike] = stage.seconds(self.machine)
-            total += known[alike]
-            print(f"  {stage.label}: about {known[alike] / 60:.1f} min")
+                known[alike] = stage.trial(self.machine)
+            seconds, _ = known[alike]
+            total += seconds
+            print(f"  {stage.label}: about {seconds / 60:.1f} min")
+        for note in dict.fromkeys(note for _, notes in known.values() for note in notes):
+            print(f"  {note}")
         print(f"  together about {total / 60:.1f} min", flush=True)
 
     def _train(self, stage: Stage, parents: Mapping[str, Run]) -> Run:

@@ -618,6 +618,47 @@ def plot_comparison(table: pd.DataFrame) -> Figure:
 
 
 @_styled
+def plot_speed(compared: pd.DataFrame) -> Figure:
+    """Ratios of a benchmark (see `nofe_lab.bench.compared`): a panel a comparison, a bar a network.
+
+    The dashed line is the target; networks that it does not speak of are grey.
+    """
+    names = list(dict.fromkeys(compared["what"]))
+    networks = list(dict.fromkeys(compared["network"]))
+    columns = 2
+    lines = -(-len(names) // columns)
+    figure = _figure(WIDTH, 0.9 + lines * (0.75 + 0.24 * len(networks)))
+    panels = np.atleast_1d(figure.subplots(lines, columns)).ravel()
+    for axes, what in zip(panels, names, strict=False):
+        rows = compared[compared["what"] == what].set_index("network").reindex(networks)
+        places = np.arange(len(networks))
+        colours = [ACCENT if counts is True else GREY for counts in rows["counts"]]
+        axes.barh(places, rows["ratio"], 0.62, color=colours)
+        limit = rows["limit"].max()
+        axes.axvline(limit, color=WRONG, linestyle="--", linewidth=1.2)
+        right = 1.18 * max(limit, rows["ratio"].max())
+        for place, ratio in zip(places, rows["ratio"], strict=True):
+            if np.isfinite(ratio):
+                axes.text(
+                    max(ratio, 0) + 0.01 * right, place, f"{ratio:.3g}", va="center", fontsize=8
+                )
+        axes.set_yticks(places, networks)
+        axes.set(ylim=(len(networks) - 0.4, -0.6), xlim=(min(0, rows["ratio"].min()), right))
+        axes.set_title(what, loc="left", fontsize=9)
+        axes.tick_params(axis="y", length=0)
+    for axes in panels[len(names) :]:
+        axes.set_axis_off()
+    handles = [
+        Patch(color=ACCENT),
+        Patch(color=GREY),
+        Line2D([], [], color=WRONG, linestyle="--", linewidth=1.2),
+    ]
+    labels = ["measured", "measured, without a target", "target"]
+    figure.legend(handles, labels, loc="outside upper center", ncols=3)
+    return figure
+
+
+@_styled
 def plot_class(
     dataset: Dataset,
     specialties: Specialties,

@@ -22,7 +22,7 @@ FILES = {
 
 FLOORS = (
     ("__main__", "__init__"),
-    ("views", "stages"),
+    ("views", "stages", "bench"),
     ("training", "evaluation"),
     ("runs", "specialties", "networks", "data"),
     ("config", "compat", "machine"),

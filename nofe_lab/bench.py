@@ -1,0 +1,544 @@
+"""The benchmark: what a network of experts costs, against what it should cost.
+
+Every comparison sets two ways of doing one thing side by side: they run in turn on one machine, in
+one precision, and medians of several repeats are compared.  So a busy or a slow machine changes
+the seconds, and hardly the ratio.  The opponents are what a user would have otherwise: a loop over
+the branches, the training loop of the popular CIFAR repositories, and the matrix products that the
+machine does best.
+
+Images and weights are random: no accuracy comes out of this.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from nofe_lab.compat import import_torchvision
+from nofe_lab.config import InvalidInput, Recipe, data_folder, one_of, whole_number
+from nofe_lab.data import Dataset, Split
+from nofe_lab.data.batches import Batches, ImageNetwork, Preprocess
+from nofe_lab.machine import Machine, autocast, exact_float32
+from nofe_lab.networks import CNN, Backbone, NofE, backbone
+from nofe_lab.networks.counting import count_macs
+from nofe_lab.runs import code_revision
+from nofe_lab.specialties import Specialties, assign
+from nofe_lab.training import fit, sgd
+
+NETWORKS = ("alexnet_quick", "alexnet_c100", "vgg11_c100", "nin_c100", "resnet56_c100")
+"""The published networks for CIFAR-100."""
+
+C, EXPERTS = 100, 10
+"""Classes, and experts unless said otherwise."""
+
+MATRIX_SIDES = (512, 1024, 2048, 4096)
+"""Of the square matrices whose products are the machine's peak; the fastest counts."""
+
+RESULTS = data_folder() / "results" / "bench.csv"
+"""Where ``make bench`` leaves its table."""
+
+Side = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a ratio should be, as a geometric mean over the networks named, or all."""
+
+    what: str
+    limit: float
+    at_least: bool
+    networks: tuple[str, ...] = NETWORKS
+
+    def is_met(self, ratio: float) -> bool:
+        """Whether a measured ratio is good enough."""
+        return ratio >= self.limit if self.at_least else ratio <= self.limit
+
+
+TARGETS = {
+    "branches": Target("branches, K = 10: loop / grouped", 2.0, True),
+    "branches at K = 50": Target("branches, K = 50, same arithmetic: loop / grouped", 4.0, True),
+    "branches, K = 50 to 5": Target(
+        "branches, K = 50 / K = 5, same arithmetic: seconds for each multiply-accumulate",
+        1.25,
+        False,
+    ),
+    "step against base": Target("(NofE step / base step) / their arithmetic", 1.10, False),
+    "NofE step against peak": Target(
+        "NofE step: achieved / matrix peak", 0.7, True, ("vgg11_c100", "nin_c100")
+    ),
+    "base step against peak": Target(
+        "base step: achieved / matrix peak", 0.7, True, ("vgg11_c100", "nin_c100")
+    ),
+    "epoch": Target("epoch: DataLoader loop / ours", 2.0, True, ("alexnet_quick",)),
+    "overhead": Target("share of an epoch outside of its steps", 0.03, False),
+}
+"""By the name of the rows."""
+
+
+@dataclass
+class Bench:
+    """The comparisons of one machine.
+
+    `batch` images a step, medians of `repeats` after one that warms up.
+    Raises InvalidInput for numbers that cannot be.
+    """
+
+    machine: Machine
+    networks: Sequence[str] = NETWORKS
+    batch: int = 128
+    repeats: int = 7
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in self.networks:
+            one_of("network", name, NETWORKS)
+        whole_number("batch", self.batch, 2)
+        whole_number("repeats", self.repeats, 1)
+
+    def run(self) -> pd.DataFrame:
+        """All comparisons, one row each; a line is printed as soon as it is known."""
+        if self.machine.device.type == "cuda":
+            exact_float32()
+        self.imports()
+        self.assignments()
+        for name in self.networks:
+            network = backbone(name)
+            self.branches(network)
+            self.steps(network)
+            self.epochs(network)
+        return self.table
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """What has been measured so far."""
+        return pd.DataFrame(self.rows)
+
+    # --- comparisons
+
+    def branches(self, network: Backbone) -> None:
+        """Forward and backward through the branches alone: the loop against groups."""
+        macs = expert_macs(network, EXPERTS)
+        per_mac = {}
+        for K in (EXPERTS, 50, 5):
+            width = 1.0 if K == EXPERTS else width_for(network, K, macs)
+            nofe = self._nofe(network, K, width)
+            features = self._features(network, nofe)
+            ours, theirs = self._in_turn(
+                partial(self._through, nofe, features, True),
+                partial(self._through, nofe, features, False),
+            )
+            per_mac[K] = ours / expert_macs(network, K, width)
+            name = "branches" if K == EXPERTS else f"branches at K = {K}"
+            self._add(name, network, K, theirs / ours, ours, theirs, f"branch_width {width:g}")
+        self._add(
+            "branches, K = 50 to 5",
+            network,
+            50,
+            per_mac[50] / per_mac[5],
+            per_mac[50] * macs,
+            per_mac[5] * macs,
+            "seconds for the arithmetic of ten full experts",
+        )
+
+    def steps(self, network: Backbone) -> None:
+        """Whole steps of training: NofE in groups and as a loop, the base CNN, and the peak."""
+        base = self._ready(CNN(network, C, "kaiming", 0))
+        nofe = self._nofe(network, EXPERTS)
+        shape = network.input_shape
+        images = self._pixels(shape, self.batch).float().to(memory_format=torch.channels_last)
+        labels = torch.arange(self.batch, device=self.machine.device) % C
+        step = self._step(nofe, images, labels)
+        base_step = self._step(base, images, labels)
+        loop_flops, base_flops = flops_of(step), flops_of(base_step)
+        trunk = count_macs(nofe.trunk, shape) / count_macs(nofe, shape)
+
+        def grouped() -> None:
+            nofe.grouped = True
+            step()
+            nofe.grouped = False
+
+        ours, loop, base_seconds, *products = self._in_turn(
+            grouped, step, base_step, *(self._product(side) for side in MATRIX_SIDES)
+        )
+        peak = max(2 * side**3 / s for side, s in zip(MATRIX_SIDES, products, strict=True))
+        self._add(
+            "step",
+            network,
+            EXPERTS,
+            loop / ours,
+            ours,
+            loop,
+            f"trunk {trunk:.2f} of the arithmetic: at most {1 / trunk:.2f} if branches were free",
+        )
+        arithmetic = loop_flops / base_flops
+        self._add(
+            "step against base",
+            network,
+            EXPERTS,
+            ours / base_seconds / arithmetic,
+            ours,
+            base_seconds,
+            f"{arithmetic:.3f} times the arithmetic",
+        )
+        for name, seconds, flops in (
+            ("NofE step against peak", ours, loop_flops),
+            ("base step against peak", base_seconds, base_flops),
+        ):
+            K = EXPERTS if name.startswith("NofE") else None
+            note = f"{flops / 1e9:.1f} GFLOP at {peak / 1e9:.0f} GFLOP/s"
+            self._add(name, network, K, flops / peak / seconds, seconds, flops / peak, note)
+
+    def epochs(self, network: Backbone) -> None:
+        """Epochs of the base CNN: ours, the usual loop around a DataLoader, and bare steps."""
+        base = CNN(network, C, "kaiming", 0)
+        steps = min(max(round(5e8 / count_macs(base, network.input_shape)), 3), 40)
+        data = self._data(steps)
+        window = network.input_shape[1:]
+        crops = window == data.image_shape[1:]
+        recipe = Recipe(1, 1e-4, batch_size=self.batch, flips=True, padding=4 if crops else 0)
+        preprocess = Preprocess.measure(data, "standardised", window)
+        model = ImageNetwork(preprocess, base, self.machine.precision).to(self.machine.device)
+        batches = Batches(data.train, recipe, 0, self.machine.device, window)
+        classes = torch.arange(C)
+
+        def ours() -> None:
+            fit(model, network.parameter_groups(model, recipe), batches, recipe, classes)
+
+        usual = _UsualLoop(network, data, recipe, preprocess, self.machine)
+        images, labels, drawn = next(batches.epoch(0))
+        inputs = preprocess(images, drawn).contiguous(memory_format=torch.channels_last)
+        step = self._step(self._ready(CNN(network, C, "kaiming", 0)), inputs, labels)
+
+        def bare() -> None:
+            for _ in range(steps):
+                step()
+
+        epoch, theirs, only_steps = self._in_turn(ours, usual.epoch, bare)
+        count = f"{steps} steps, {steps * self.batch / epoch:.0f} images/s"
+        self._add("epoch", network, None, theirs / epoch, epoch, theirs, count)
+        self._add("overhead", network, None, 1 - only_steps / epoch, epoch, only_steps, count)
+
+    def profile(self, network: Backbone) -> pd.DataFrame:
+        """Where the time of one step of the NofE goes: operations, most expensive first.
+
+        share: of the step's time on the device.  The profiler slows a step down a little.
+        """
+        nofe = self._nofe(network, EXPERTS)
+        nofe.grouped = True
+        images = self._pixels(network.input_shape, self.batch).float()
+        labels = torch.arange(self.batch, device=self.machine.device) % C
+        inputs = images.to(memory_format=torch.channels_last)
+        step = self._step(nofe, inputs, labels)
+        step()
+        with torch.profiler.profile() as profiler:
+            step()
+            self.machine.synchronize()
+        on_device = self.machine.device.type != "cpu"
+        rows = [
+            {
+                "operation": event.key,
+                "calls": event.count,
+                "ms": (event.self_device_time_total if on_device else event.self_cpu_time_total)
+                / 1000,
+            }
+            for event in profiler.key_averages()
+        ]
+        table = pd.DataFrame(rows).sort_values("ms", ascending=False, ignore_index=True)
+        return table.assign(share=table["ms"] / table["ms"].sum())
+
+    def assignments(self) -> None:
+        """The exact balanced map, for as many classes as in ImageNet; where all specialties look
+        alike but for the first, which needs the most moves."""
+        for classes, K in ((1000, 100), (21_841, 200)):
+            affinity = np.random.default_rng(0).random((classes, K)) * 1e-3
+            affinity[:, 0] += 0.5
+            current = np.arange(classes) % K
+            started = time.perf_counter()
+            assign("optimal", affinity, current)
+            seconds = time.perf_counter() - started
+            note = f"{classes} classes; the slowest case known"
+            self._add("assignment", None, K, math.nan, seconds, math.nan, note)
+
+    def imports(self) -> None:
+        """``import nofe_lab`` where torch is already imported, against the import of torch."""
+        code = (
+            "import time; a = time.perf_counter(); import torch; b = time.perf_counter(); "
+            "import nofe_lab; print(time.perf_counter() - b, b - a)"
+        )
+        each = []
+        for _ in range(self.repeats):
+            command = [sys.executable, "-c", code]
+            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            each.append([float(word) for word in said.split()])
+        ours, theirs = (statistics.median(side) for side in zip(*each, strict=True))
+        self._add("import", None, None, ours / theirs, ours, theirs, "against import torch")
+
+    # --- what they are made of
+
+    def _in_turn(self, *sides: Side) -> list[float]:
+        """Median seconds of each side; they run in turn, and once before to warm up."""
+        seconds: list[list[float]] = [[] for _ in sides]
+        for repeat in range(self.repeats + 1):
+            for each, side in zip(seconds, sides, strict=True):
+                self.machine.synchronize()
+                started = time.perf_counter()
+                side()
+                self.machine.synchronize()
+                if repeat:
+                    each.append(time.perf_counter() - started)
+        return [statistics.median(each) for each in seconds]
+
+    def _add(
+        self,
+        name: str,
+        network: Backbone | None,
+        K: int | None,
+        ratio: float,
+        ours: float,
+        theirs: float,
+        note: str,
+    ) -> None:
+        row = {
+            "name": name,
+            "network": network.name if network is not None else "",
+            "K": K,
+            "batch": self.batch if network is not None else None,
+            "precision": self.machine.precision,
+            "device": str(self.machine.device),
+            "ratio": ratio,
+            "ours_s": ours,
+            "theirs_s": theirs,
+            "note": note,
+            "repeats": 1 if name == "assignment" else self.repeats,
+            "hardware": self.machine.name,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "revision": code_revision(),
+            "date": time.strftime("%Y-%m-%d"),
+        }
+        self.rows.append(row)
+        print(f"{name:24}{row['network']:15}{ratio:7.3f}  {ours:8.4f} s  {theirs:8.4f} s  {note}")
+
+    def _ready(self, network: Any) -> Any:
+        """A network on the device, as ImageNetwork lays it out, in training."""
+        return network.to(self.machine.device, memory_format=torch.channels_last).train()
+
+    def _nofe(self, network: Backbone, K: int, width: float = 1.0) -> Any:
+        specialties = Specialties.random(tuple(map(str, range(C))), K, 0)
+        return self._ready(NofE(network, specialties, "kaiming", 0, width))
+
+    def _pixels(self, shape: tuple[int, ...], n: int) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=generator)
+        return pixels.to(self.machine.device)
+
+    def _features(self, network: Backbone, nofe: NofE) -> Tensor:
+        """What the branches read, for a batch of standardised noise."""
+        images = self._pixels(network.input_shape, self.batch).float() / 128 - 1
+        with torch.no_grad():
+            features = nofe.shared(nofe.trunk(images.to(memory_format=torch.channels_last)))
+        return features.detach().requires_grad_()
+
+    def _through(self, nofe: NofE, features: Tensor, grouped: bool) -> None:
+        nofe.grouped = grouped
+        with autocast(self.machine.device, self.machine.precision):
+            logits = nofe.experts(features)
+        logits.float().logsumexp(1).sum().backward()
+        nofe.zero_grad()
+        features.grad = None
+
+    def _step(self, network: nn.Module, images: Tensor, labels: Tensor) -> Side:
+        """One step of training and nothing else."""
+        recipe = Recipe(1, 1e-6)
+        groups = [{"params": list(network.parameters())}]
+        optimiser = sgd(groups, recipe, self.machine.device)
+
+        def step() -> None:
+            with autocast(self.machine.device, self.machine.precision):
+                logits = network(images)
+            cross_entropy(logits.float(), labels).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+
+        return step
+
+    def _product(self, side: int) -> Side:
+        dtype = torch.bfloat16 if self.machine.precision == "bf16" else torch.float32
+        one, other = torch.randn(2, side, side, device=self.machine.device, dtype=dtype)
+        return lambda: one @ other
+
+    def _data(self, steps: int) -> Dataset:
+        images = self._pixels((3, 32, 32), self.batch * steps).cpu()
+        split = Split(images, torch.arange(len(images)) % C)
+        return Dataset("noise", tuple(map(str, range(C))), split, split[:0], split[:0])
+
+
+class _Pictures(TorchDataset[tuple[Any, int]]):
+    """Images one by one, as torchvision's CIFAR data sets give them."""
+
+    def __init__(self, split: Split, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.pixels = split.images.permute(0, 2, 3, 1).contiguous().numpy()
+        self.labels = split.labels.tolist()
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.pixels[index])), self.labels[index]
+
+
+class _UsualLoop:
+    """The loop of the popular CIFAR repositories: torchvision's transforms, a DataLoader with two
+    workers, and a network as torch lays it out."""
+
+    def __init__(
+        self,
+        network: Backbone,
+        data: Dataset,
+        recipe: Recipe,
+        preprocess: Preprocess,
+        machine: Machine,
+    ) -> None:
+        self.machine = machine
+        self.network = CNN(network, C, "kaiming", 0).to(machine.device).train()
+        self.optimiser = torch.optim.SGD(
+            self.network.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum
+        )
+        import_torchvision()
+        from torchvision import transforms
+
+        mean = preprocess.mean.flatten() / 255
+        deviation = 1 / preprocess.scale.flatten() / 255
+        transform = transforms.Compose(
+            [
+                transforms.RandomCrop(network.input_shape[1:], padding=recipe.padding or None),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(mean.tolist(), deviation.tolist()),
+            ]
+        )
+        self.loader = DataLoader(
+            _Pictures(data.train, transform),
+            batch_size=recipe.batch_size,
+            shuffle=True,
+            num_workers=2,
+            drop_last=True,
+            persistent_workers=True,
+            pin_memory=machine.device.type == "cuda",
+        )
+
+    def epoch(self) -> None:
+        """One pass over the images."""
+        device = self.machine.device
+        loss_sum, correct = 0.0, 0
+        for images, labels in self.loader:
+            images, labels = images.to(device), labels.to(device)
+            self.optimiser.zero_grad()
+            with autocast(device, self.machine.precision):
+                outputs = self.network(images)
+                loss = cross_entropy(outputs, labels)
+            loss.backward()
+            self.optimiser.step()
+            loss_sum += loss.item()
+            correct += (outputs.argmax(1) == labels).sum().item()
+
+
+def expert_macs(network: Backbone, K: int, width: float = 1.0) -> int:
+    """Multiply-accumulates of all K branches for one image, counted without doing any."""
+    sizes = [C // K + (k < C % K) for k in range(K)]
+    with torch.device("meta"):
+        features = nn.Sequential(network.make_trunk(), network.make_shared()).eval()
+        shape = features(torch.zeros(1, *network.input_shape)).shape[1:]
+        macs = {n: count_macs(network.make_branch(n, width), tuple(shape)) for n in set(sizes)}
+    return sum(macs[n] for n in sizes)
+
+
+def width_for(network: Backbone, K: int, macs: int) -> float:
+    """The branch width, in 64ths, at which K branches have nearest to `macs` altogether."""
+    low, high = 1, 64 * 16
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if expert_macs(network, K, middle / 64) < macs else (low, middle)
+    return min((low, high), key=lambda w: abs(expert_macs(network, K, w / 64) - macs)) / 64
+
+
+def flops_of(step: Side) -> int:
+    """Operations of one step of training, two for each multiply-accumulate, by torch's counter."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return int(counter.get_total_flops())
+
+
+def compared(table: pd.DataFrame) -> pd.DataFrame:
+    """The ratios that have a target: one row a comparison and network, with `what` and `limit`."""
+    found = table[table["name"].isin(TARGETS)].copy()
+    found["what"] = [TARGETS[name].what for name in found["name"]]
+    found["limit"] = [TARGETS[name].limit for name in found["name"]]
+    found["counts"] = [
+        network in TARGETS[name].networks
+        for name, network in zip(found["name"], found["network"], strict=True)
+    ]
+    return found
+
+
+def against_targets(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a target: what was measured (geometric mean, smallest, largest) and whether met.
+
+    The share of an epoch outside of its steps can be 0 or below, so its mean is arithmetic.
+    """
+    rows = []
+    for name, target in TARGETS.items():
+        found = table[(table["name"] == name) & table["network"].isin(target.networks)]["ratio"]
+        if found.empty:
+            continue
+        mean = found.mean() if name == "overhead" else math.exp(np.log(found).mean())
+        rows.append(
+            {
+                "what": target.what,
+                "networks": len(found),
+                "target": f"{'at least' if target.at_least else 'at most'} {target.limit:g}",
+                "measured": mean,
+                "smallest": found.min(),
+                "largest": found.max(),
+                "met": target.is_met(mean),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def read(path: Path | str) -> pd.DataFrame:
+    """The table of an earlier benchmark.  Raises InvalidInput if the file is none."""
+    try:
+        table = pd.read_csv(path, comment="#")
+    except (OSError, ValueError) as error:
+        raise InvalidInput(
+            f"{str(path)!r} cannot be read ({error}); accepted: a file that `make bench` wrote."
+        ) from error
+    missing = {"name", "network", "ratio", "ours_s", "theirs_s"} - set(table.columns)
+    if missing:
+        raise InvalidInput(
+            f"{str(path)!r} is no benchmark's table: it lacks {', '.join(sorted(missing))}; "
+            "accepted: a file that `make bench` has written."
+        )
+    return table.fillna({"network": ""})
