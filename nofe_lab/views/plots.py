@@ -636,15 +636,14 @@ def plot_speed(compared: pd.DataFrame) -> Figure:
         axes.barh(places, rows["ratio"], 0.62, color=colours)
         limit = rows["limit"].max()
         axes.axvline(limit, color=WRONG, linestyle="--", linewidth=1.2)
-        right = 1.18 * max(limit, rows["ratio"].max())
         for place, ratio in zip(places, rows["ratio"], strict=True):
             if np.isfinite(ratio):
-                axes.text(
-                    max(ratio, 0) + 0.01 * right, place, f"{ratio:.3g}", va="center", fontsize=8
-                )
+                beside = axes.get_yaxis_transform()
+                axes.text(1.02, place, f"{ratio:.3g}", transform=beside, va="center", fontsize=8)
         axes.set_yticks(places, networks)
-        axes.set(ylim=(len(networks) - 0.4, -0.6), xlim=(min(0, rows["ratio"].min()), right))
-        axes.set_title(what, loc="left", fontsize=9)
+        axes.set(ylim=(len(networks) - 0.4, -0.6))
+        side = "≥" if rows["at_least"].dropna().all() else "≤"
+        axes.set_title(f"{what} ({side} {limit:g})", loc="left", fontsize=9)
         axes.tick_params(axis="y", length=0)
     for axes in panels[len(names) :]:
         axes.set_axis_off()
