@@ -26,7 +26,8 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from inspect import signature
 from itertools import pairwise
 from typing import Any, cast
 
@@ -133,7 +134,9 @@ class GroupedBranches:
         args, kwargs = given = fx.node.map_aggregate((args, kwargs), _restacked)
         if node.op != "call_module" and not _those(_Values, given):
             return each[0](*args, **kwargs)  # of sizes, for instance
-        if _fits(rule.func, given) and (result := rule(*args, **kwargs)) is not NotImplemented:
+        known = _takes(rule.func, len(rule.args) + len(args), tuple(kwargs))
+        result = rule(*args, **kwargs) if known and _fits(rule.func, given) else NotImplemented
+        if result is not NotImplemented:
             return result
         self.apart[node.name] = type(each[0]).__name__ if node.op == "call_module" else _name(node)
         if isinstance(args[0], Tensor) and what_happens(node, self.branches[0])[1]:
@@ -328,6 +331,16 @@ def _those(kind: Any, given: Any) -> list[Any]:
     return found
 
 
+@cache
+def _takes(rule: Callable[..., Any], positional: int, named: tuple[str, ...]) -> bool:
+    """Whether a rule knows all arguments that are given."""
+    try:
+        signature(rule).bind(*[None] * positional, **dict.fromkeys(named))
+    except TypeError:
+        return False
+    return True
+
+
 def _fits(rule: Any, given: Any) -> bool:
     """Whether a rule can take these values: none apart, and padding only where it does no harm."""
     padded = any(stacked.sizes is not None for stacked in _those(Stacked, given))
@@ -484,7 +497,12 @@ def _pooling(K: int, function: Any, x: Tensor | Stacked, *args: Any, **kwargs: A
 
 
 def _dropout(
-    K: int, function: Any, x: Tensor | Stacked, p: float = 0.5, training: bool = True, *args: Any
+    K: int,
+    function: Any,
+    x: Tensor | Stacked,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
 ) -> Any:
     """Every expert draws for itself, also where what they draw for is shared."""
     if not training or p == 0:

@@ -8,6 +8,7 @@ each family and compare their rows with the file; this rewrites it, with all net
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import dropout
 
 from nofe_lab import Dataset, InvalidInput, NofE, Specialties, backbone
 from nofe_lab.compat import import_torchvision
@@ -23,6 +25,7 @@ from nofe_lab.data import Split
 from nofe_lab.data.batches import Batches, ImageNetwork, Preprocess
 from nofe_lab.networks import CNN
 from nofe_lab.networks.counting import count_macs, count_parameters
+from nofe_lab.networks.grouped import GroupedBranches
 from nofe_lab.networks.surgery import SplitNetwork
 from nofe_lab.networks.tracing import assemble, halves
 from nofe_lab.training import fit
@@ -231,6 +234,38 @@ def check_that_it_trains(maker: SplitNetwork, images: Tensor, network: NofE) -> 
         assert len(changed) > len(weights) / 2, f"{len(changed)} of {len(weights)} of {part}"
 
 
+def check_that_experts_run_as_one(maker: SplitNetwork, network: NofE) -> None:
+    """Output, gradients and statistics are those of the branches one after another."""
+    loop = copy.deepcopy(network).double()
+    for module in loop.modules():
+        for chance in ("p", "drop_prob"):  # no two ways draw the same
+            if hasattr(module, chance):
+                setattr(module, chance, 0.0)
+    for branch in loop.branches.values():
+        for node in branch.graph.nodes:  # type: ignore[union-attr]
+            if node.target is dropout:
+                node.update_kwarg("p", 0.0)
+        branch.recompile()  # type: ignore[operator]
+    together = copy.deepcopy(loop)
+    as_one = GroupedBranches(list(together.branches.values()))
+    features = torch.randn(4, *maker.plan.features, dtype=torch.float64)
+    for training in (True, False):
+        logits = loop.train(training).experts(features)
+        together.train(training)
+        found = as_one(features)
+        torch.testing.assert_close(found, logits, rtol=1e-9, atol=1e-9)
+        for each in (logits, found):
+            (each * torch.linspace(-1, 1, 7)).mean().backward()
+    own = dict(together.named_parameters())
+    for name, parameter in loop.named_parameters():
+        if parameter.grad is not None:
+            scale = max(1.0, float(parameter.grad.abs().max()))
+            torch.testing.assert_close(own[name].grad, parameter.grad, rtol=0, atol=1e-9 * scale)
+    state = together.state_dict()
+    for name, tensor in loop.state_dict().items():
+        torch.testing.assert_close(state[name], tensor, rtol=1e-9, atol=1e-9)
+
+
 def check_the_order_of_the_logits(maker: SplitNetwork, network: NofE) -> None:
     """Each branch's classifier says the numbers of its classes."""
     with torch.no_grad():
@@ -270,8 +305,9 @@ images keep their size; the layers are named as in the network.
 
 *Works* is a yes if the uncut network gives the output, the output in training and the gradients of
 the original to 1e-5; if it gives the original's output cut in two at every possible split point; if
-a network of three experts trains two steps, in all its parts; and if the logits of that come in
-class order.
+a network of three experts trains two steps, in all its parts; if these experts, run as one, give
+the output, gradients and statistics that they give one after another, to 1e-9; and if the logits
+come in class order.
 
 Written by `pytest tests/integration/test_any_cnn.py --write-tables` with {versions}.
 """
@@ -370,6 +406,7 @@ def test_a_network_becomes_a_backbone(
             check_that_parts_fit(subject.name, some(points, 10))
         experts = NofE(maker, SEVEN, "published", seed=0, width=width)
         check_that_it_trains(maker, tiny.train.images[::7][:16], experts)
+        check_that_experts_run_as_one(maker, experts)
         check_the_order_of_the_logits(maker, experts)
     except Exception as error:
         if written is not None:
