@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from nofe_lab.networks.tracing import modes_kept
+
 
 def count_parameters(module: nn.Module) -> int:
     """Number of trainable parameters."""
@@ -32,13 +34,10 @@ def _size_of(output: Tensor) -> str:
 
 
 def _show_an_image(module: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
-    parameter = next(module.parameters())
+    parameter = next(module.parameters(), torch.empty(0))
     image = torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
-    was_training = module.training
-    module.eval()
-    with torch.no_grad():
-        output: Tensor = module(image)
-    module.train(was_training)
+    with torch.no_grad(), modes_kept(module):
+        output: Tensor = module.eval()(image)
     return output
 
 

@@ -38,7 +38,15 @@ from torch.nn.utils.rnn import pad_sequence
 
 from nofe_lab.config import InvalidInput
 from nofe_lab.networks.counting import count_macs
-from nofe_lab.networks.tracing import attribute, trace, what_happens
+from nofe_lab.networks.tracing import (
+    FX_CONSTANT,
+    IN_PLACE,
+    attribute,
+    gives_new_memory,
+    modes_kept,
+    trace,
+    what_happens,
+)
 from nofe_lab.networks.widths import POINTWISE, POOLING
 
 GROUP_MACS = 1.5e9
@@ -83,7 +91,7 @@ class GroupedBranches:
     """The branches of a network of experts as one function: features -> logits [N, sum of n_k].
 
     branches: modules of one architecture; their classifiers may differ in their outputs.
-    Raises CannotGroup if they are not alike, or, when called, if one may change what all share.
+    Raises CannotGroup if they are not alike, or if one may change a tensor that is read again.
     """
 
     def __init__(self, branches: Sequence[nn.Module]) -> None:
@@ -91,14 +99,26 @@ class GroupedBranches:
         self.K = len(self.branches)
         _check_alike(self.branches)
         self.graph = _graph_of(self.branches[0])
+        _check_in_place(self.graph, self.branches[0])
         self.layers = {
             str(node.target): [branch.get_submodule(str(node.target)) for branch in self.branches]
             for node in self.graph.nodes
             if node.op == "call_module"
         }
-        self.last_use = {n: node for node in self.graph.nodes for n in node.all_input_nodes}
+        self.last_use = {
+            source.name: node.name for node in self.graph.nodes for source in node.all_input_nodes
+        }
         self.apart: dict[str, str] = {}
         """What runs once for each expert, name -> kind; known after the first call."""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the branches still have the layers that they had."""
+        return all(
+            branch.get_submodule(path) is layer
+            for path, layers in self.layers.items()
+            for branch, layer in zip(self.branches, layers, strict=True)
+        )
 
     def __call__(self, features: Tensor) -> Tensor:
         values: dict[fx.Node, Any] = {}
@@ -113,21 +133,24 @@ class GroupedBranches:
             else:
                 values[node] = self._run(node, args, kwargs)
             for source in node.all_input_nodes:
-                if self.last_use[source] is node:
+                if self.last_use[source.name] == node.name:
                     del values[source]
         raise AssertionError("a graph has an output")
 
     def _attribute(self, path: str) -> Any:
-        """A parameter or buffer of every branch, or a plain value that they share."""
-        found = [attribute(branch, path) for branch in self.branches]
-        return _restacked(Apart(tuple(found))) if isinstance(found[0], Tensor) else found[0]
+        """A parameter or buffer of every branch, or a value that they share."""
+        first = attribute(self.branches[0], path)
+        if not isinstance(first, Tensor) or path.startswith(FX_CONSTANT):
+            return first
+        return _restacked(Apart(tuple(attribute(branch, path) for branch in self.branches)))
 
     def _run(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         each: list[Callable[..., Any]]
         if node.op == "call_module":
             layers = self.layers[str(node.target)]
+            alike = len({layer.training for layer in layers}) == 1
             each = [*layers]
-            rule = partial(LAYERS.get(type(layers[0]), _no_rule), layers)
+            rule = partial(LAYERS.get(type(layers[0]), _no_rule) if alike else _no_rule, layers)
         else:
             each = [_function(node)] * self.K
             rule = partial(OPERATIONS.get(_name(node), _no_rule), self.K, each[0])
@@ -139,22 +162,12 @@ class GroupedBranches:
         if result is not NotImplemented:
             return result
         self.apart[node.name] = type(each[0]).__name__ if node.op == "call_module" else _name(node)
-        if isinstance(args[0], Tensor) and what_happens(node, self.branches[0])[1]:
-            return self._own_copies(node, each, args, kwargs)
-        return Apart(tuple(f(*_of(k, args), **_of(k, kwargs)) for k, f in enumerate(each)))
-
-    def _own_copies(
-        self, node: fx.Node, each: list[Callable[..., Any]], args: Any, kwargs: Any
-    ) -> Apart:
-        """As if every expert had its own of what is shared, and could change it."""
-        (shared, *others), results = args, []
+        # what may change its input gets one of its own for each expert
+        own = what_happens(node, self.branches[0])[1]
+        results = []
         for k, function in enumerate(each):
-            own = shared.clone()
-            before = None if own.is_inference() else own._version
-            results.append(function(own, *_of(k, others), **_of(k, kwargs)))
-            changed = before is not None and own._version != before
-            if changed and self.last_use[node.all_input_nodes[0]] is not node:
-                raise CannotGroup(f"{node.name!r} changes what all experts share and others read")
+            own_args, own_kwargs = _of(k, args, own), _of(k, kwargs, own)
+            results.append(function(*own_args, **own_kwargs))
         return Apart(tuple(results))
 
     def _joined(self, logits: Any) -> Tensor:
@@ -189,7 +202,8 @@ class Groups:
         """How they run for these features: in groups of equal size, or of one; nearly so."""
         K = len(self.branches)
         number = 1 if features.device.type != "cpu" else math.ceil(K / self._at_once(features))
-        if number not in self._by_size:
+        groups = self._by_size.get(number, ())
+        if not groups or not all(g.is_current for g in groups if isinstance(g, GroupedBranches)):
             ends = [round(i * K / number) for i in range(number + 1)]
             parts = [self.branches[start:end] for start, end in pairwise(ends)]
             self._by_size[number] = [
@@ -207,8 +221,8 @@ class Groups:
     def _at_once(self, features: Tensor) -> int:
         """How many experts a CPU should run as one."""
         if self._macs is None:
-            self._macs = max(count_macs(self.branches[0], tuple(features.shape[1:])), 1)
-        affordable = GROUP_MACS * torch.get_num_threads() / (len(features) * self._macs)
+            self._macs = count_macs(self.branches[0], tuple(features.shape[1:]))
+        affordable = GROUP_MACS * torch.get_num_threads() / max(len(features) * self._macs, 1)
         return min(max(int(affordable), 1), len(self.branches))
 
 
@@ -235,19 +249,42 @@ def _plain(module: nn.Module) -> dict[str, Any]:
         plain.pop(name, None)
     # every GraphModule is of a class of its own
     plain["class"] = module.code if isinstance(module, fx.GraphModule) else type(module)
+    tensors = {**module._parameters, **module._buffers}
+    plain["tensors"] = sorted(name for name, tensor in tensors.items() if tensor is not None)
     return plain
 
 
 def _graph_of(branch: nn.Module) -> fx.Graph:
+    """What torch.fx sees of a branch; to it, `a += b` is a sum that leaves the old `a` alone."""
     if isinstance(branch, fx.GraphModule):
         return branch.graph
-    was_training = branch.training
     try:
-        return trace(branch, type(branch).__name__)
+        with modes_kept(branch):
+            return trace(branch, type(branch).__name__)
     except InvalidInput as error:
         raise CannotGroup(str(error)) from error
-    finally:
-        branch.train(was_training)
+
+
+def _check_in_place(graph: fx.Graph, branch: nn.Module) -> None:
+    """Refuse a branch that may change a tensor which it reads again afterwards.
+
+    Stacked values are changed out of place; where nobody looks again, that is the same.
+    """
+    place = {node: i for i, node in enumerate(graph.nodes)}
+    memory: dict[fx.Node, set[fx.Node]] = {}  # nodes whose tensors may lie in the same place
+    for node in graph.nodes:
+        memory[node] = {node}
+        if not node.op.startswith("call"):
+            continue
+        name, in_place = what_happens(node, branch)
+        inputs = node.all_input_nodes[: 1 if name in IN_PLACE else None]
+        together = set().union(*(memory[source] for source in inputs))
+        later = [n for n in together if any(place[user] > place[node] for user in n.users)]
+        if in_place and later:
+            raise CannotGroup(f"{node.name!r} may change {later[0].name!r}, which is read again")
+        if not gives_new_memory(name, in_place):
+            for member in together | {node}:
+                memory[member] = together | {node}
 
 
 def _name(node: fx.Node) -> str:
@@ -273,13 +310,15 @@ def _restacked(value: Any) -> Any:
     return value
 
 
-def _of(k: int, given: Any) -> Any:
-    """The arguments of expert k."""
+def _of(k: int, given: Any, own: bool) -> Any:
+    """The arguments of expert k; own: copies of what all experts share."""
 
     def pick(value: Any) -> Any:
         if isinstance(value, Stacked):
             return value.of(k)
-        return value.values[k] if isinstance(value, Apart) else value
+        if isinstance(value, Apart):
+            return value.values[k]
+        return value.clone() if own and isinstance(value, Tensor) else value
 
     return fx.node.map_aggregate(given, pick)
 
@@ -590,6 +629,8 @@ def _getattr(K: int, function: Any, x: Any, name: str) -> Any:
 
 
 def _getitem(K: int, function: Any, x: Any, index: Any) -> Any:
+    if _those((Stacked, Apart), index):
+        return NotImplemented
     if isinstance(x, Stacked):
         return Stacked(x.tensor[(slice(None), *(index if isinstance(index, tuple) else (index,)))])
     return x[index]

@@ -8,8 +8,8 @@ would cross as well.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -118,9 +118,24 @@ class _Tracer(fx.Tracer):
         return node
 
 
+@contextmanager
+def modes_kept(network: nn.Module) -> Iterator[None]:
+    """Every module is afterwards in training or in evaluation as before, also frozen ones."""
+    modes = {module: module.training for module in network.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+FX_CONSTANT = "_tensor_constant"
+"""Begins the names of what fx puts beside the layers: tensors that a forward makes of numbers."""
+
+
 def _forget_constants(network: nn.Module) -> None:
     """Remove what fx put beside the layers, so that it gives the same names again."""
-    for name in [name for name in vars(network) if name.startswith("_tensor_constant")]:
+    for name in [name for name in vars(network) if name.startswith(FX_CONSTANT)]:
         delattr(network, name)
 
 
@@ -243,6 +258,17 @@ NEW_TENSORS = {
     *("MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d", "add", "sub", "mul", "truediv", "cat", "mean"),
 }
 """Layers of torch.nn and functions whose output shares no memory with their input."""
+
+NEW_UNLESS_IN_PLACE = {
+    *("relu", "relu6", "gelu", "silu", "hardswish", "hardsigmoid", "hardtanh", "sigmoid", "tanh"),
+    *("leakyrelu", "leaky_relu", "elu", "mish", "softplus"),
+}
+"""Others of which that is true unless they are told to work in place, in small letters."""
+
+
+def gives_new_memory(name: str, in_place: bool) -> bool:
+    """Whether the output of `what_happens` shares no memory with an input."""
+    return name in NEW_TENSORS or (not in_place and name.lower() in NEW_UNLESS_IN_PLACE)
 
 
 def _changes(features: fx.Node, tail: fx.Graph, network: nn.Module) -> bool:

@@ -7,10 +7,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from nofe_lab.bench import TARGETS, against_targets, read
 from nofe_lab.evaluation import over_seeds, paired_differences
 
 ROOT = Path(__file__).parents[2]
-RESULTS = sorted((ROOT / "data" / "results").glob("*.csv"))
+BENCH = ROOT / "data" / "results" / "bench.csv"
+RESULTS = sorted(set((ROOT / "data" / "results").glob("*.csv")) - {BENCH})
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
@@ -89,3 +91,33 @@ def test_every_network_learns_and_the_readme_shows_how_far(label: str, file: str
 
 def chance(file: str) -> float:
     return 1 / (200 if file.startswith("tiny") else 100)
+
+
+def test_the_readme_shows_the_measured_speed() -> None:
+    assert BENCH.read_text().startswith("# python -m nofe_lab bench")
+    table = read(BENCH)
+    assert (
+        table[["precision", "device", "hardware", "torch", "revision", "date"]].notna().all().all()
+    )
+    assert not table.revision.str.endswith("dirty").any()
+    found = against_targets(table)
+    assert len(found) == len(TARGETS)
+    for row in found.itertuples():
+        line = readme_line(f"| {row.what} |", containing=f"| {row.target} |")
+        assert f"| **{row.measured:.3g}** |" in line
+        assert f"{row.smallest:.3g} to {row.largest:.3g}" in line
+        assert ("missed" in line) != row.met
+
+
+def test_the_readme_shows_what_bf16_costs() -> None:
+    table = measured("cifar100_precision")
+    (difference,) = paired_differences(table, "NofE in fp32").itertuples()
+    assert difference.seeds >= 3
+    means = over_seeds(table).set_index("network")["mean"]
+    text = (ROOT / "README.md").read_text().replace("\n", " ")
+    for figure in (
+        f"{means['NofE in bf16']:.2%}",
+        f"{means['NofE in fp32']:.2%}",
+        f"{100 * difference.mean:+.2f} [{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]",
+    ):
+        assert figure in text

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.optimize import linear_sum_assignment
 
 from nofe_lab.config import InvalidInput
 from nofe_lab.specialties.assignment import (
@@ -36,6 +40,48 @@ def affinities(max_C: int, max_K: int) -> st.SearchStrategy[np.ndarray]:
     """Affinities of small whole numbers, so that ties are common."""
     shapes = st.sampled_from([(C, K) for C, K in SHAPES if max_C >= C and max_K >= K])
     return shapes.flatmap(lambda shape: arrays(np.float64, shape, elements=st.integers(0, 5)))
+
+
+def votes(max_C: int, max_K: int) -> st.SearchStrategy[np.ndarray]:
+    """Affinities as counts of a few images make them; a class may have no image at all."""
+    sizes = st.tuples(st.integers(2, max_C), st.integers(2, max_K))
+    shapes = sizes.filter(lambda shape: shape[0] >= shape[1])
+    counts = shapes.flatmap(lambda shape: arrays(np.int64, shape, elements=st.integers(0, 4)))
+    return counts.map(lambda A: A / np.maximum(A.sum(axis=1, keepdims=True), 1))
+
+
+def best_sum(A: np.ndarray) -> float:
+    """Sum of the affinities of the best balanced map, from scipy's Hungarian method.
+
+    Each specialty has floor(C / K) places and, where sizes differ, one more that may stay empty:
+    stand-ins for classes take as many of these as nobody needs.
+    """
+    C, K = A.shape
+    floor, extra = divmod(C, K)
+    stand_ins = K - extra if extra else 0
+    must, may = np.repeat(A, floor, axis=1), A if extra else A[:, :0]
+    places = np.block(
+        [
+            [must, may],
+            [np.full((stand_ins, K * floor), -np.inf), np.zeros((stand_ins, may.shape[1]))],
+        ]
+    )
+    rows, columns = linear_sum_assignment(places, maximize=True)
+    return float(places[rows, columns].sum())
+
+
+def preferring_one(C: int, K: int) -> np.ndarray:
+    """All classes lean to specialty 0, and to the others each a little in its own way."""
+    A = np.random.default_rng(C).random((C, K)) / 10 + np.eye(1, K)
+    return A / A.sum(axis=1, keepdims=True)
+
+
+def check_best(A: np.ndarray) -> None:
+    """`optimal` is balanced, and no balanced map is better."""
+    C, K = A.shape
+    found = optimal(A)
+    assert sorted(np.bincount(found, minlength=K)) == balanced_sizes(C, K)
+    assert A[np.arange(C), found].sum() == pytest.approx(best_sum(A), abs=1e-9)
 
 
 def balanced_sizes(C: int, K: int) -> list[int]:
@@ -144,6 +190,68 @@ def test_optimal_is_the_best_of_all_balanced_maps(A: np.ndarray) -> None:
         if sorted(np.bincount(of, minlength=K)) == balanced_sizes(C, K)
     )
     assert objective(A, optimal(A)) == pytest.approx(best)
+
+
+@settings(max_examples=200)
+@given(votes(30, 6))
+def test_optimal_is_as_good_as_the_hungarian_method(A: np.ndarray) -> None:
+    check_best(A)
+
+
+@pytest.mark.parametrize(("C", "K"), [(2, 2), (30, 6), (31, 6), (35, 6), (100, 10), (101, 100)])
+def test_optimal_is_as_good_on_affinities_without_ties(C: int, K: int) -> None:
+    for seed in range(5):
+        check_best(np.random.default_rng(seed).dirichlet([0.2] * K, C))
+
+
+@pytest.mark.parametrize(("C", "K"), [(6, 2), (7, 3), (40, 6), (100, 10), (101, 10)])
+def test_optimal_is_as_good_where_all_classes_lean_to_one_specialty(C: int, K: int) -> None:
+    check_best(preferring_one(C, K))
+    check_best(np.eye(1, K).repeat(C, axis=0))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3])
+@pytest.mark.parametrize(("C", "K"), [(6, 6), (20, 6), (101, 10), (5, 1)])
+def test_optimal_balances_classes_that_lean_nowhere(C: int, K: int, value: float) -> None:
+    check_best(np.full((C, K), value))
+
+
+def test_optimal_moves_classes_along_a_chain() -> None:
+    # specialty 0 has a class too many; the cheapest way to 2 is over 1, whose own class makes room
+    A = np.array([[0.9, 0.0, 0.0], [0.8, 0.7, 0.0], [0.0, 0.6, 0.5]])
+    assert optimal(A).tolist() == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_optimal_is_as_good_for_a_thousand_classes() -> None:
+    check_best(np.random.default_rng(0).dirichlet([0.05] * 100, 1000))
+    check_best(preferring_one(1000, 100))
+
+
+ALL_OF_IMAGENET = """
+import json, resource, sys
+import numpy as np
+from nofe_lab.specialties.assignment import optimal
+
+C, K = 21841, 200
+rng = np.random.default_rng(0)
+leaning = rng.random((C, K)) / 10 + np.eye(1, K)
+sizes = [np.bincount(optimal(A), minlength=K) for A in (rng.dirichlet([0.05] * K, C), leaning)]
+unit = 1 if sys.platform == "darwin" else 1024
+peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({"sizes": [sorted(each.tolist()) for each in sizes], "peak": peak}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no getrusage")
+def test_optimal_needs_little_memory_for_all_classes_of_imagenet() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ALL_OF_IMAGENET], check=True, capture_output=True, text=True
+    )
+    found = json.loads(done.stdout)
+    assert found["sizes"] == [balanced_sizes(21841, 200)] * 2
+    assert found["peak"] < 4 * 2**30
 
 
 # --- elastic

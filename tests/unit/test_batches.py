@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -147,6 +148,38 @@ def test_a_training_epoch_shows_the_images_that_were_drawn(
         ):
             expected = by_hand(image, flipped, corner, padding, window or (HEIGHT, WIDTH))
             torch.testing.assert_close(found, expected)
+
+
+def pixel_by_pixel(
+    pixels: np.ndarray, mean: np.ndarray, scale: np.ndarray, corner: list[int], flipped: bool
+) -> np.ndarray:
+    """A window of 26 x 26 of one image [3, 32, 32]: 0 outside of it, else shifted and scaled."""
+    seen = np.zeros((3, 26, 26))
+    for c, i, j in np.ndindex(seen.shape):
+        row, column = corner[0] + i, corner[1] + (25 - j if flipped else j)
+        if 0 <= row < 32 and 0 <= column < 32:
+            seen[c, i, j] = (pixels[c, row, column] - mean[c, row, column]) * scale[c]
+    return seen
+
+
+@pytest.mark.parametrize("inputs", ["standardised", "mean_image"])
+def test_each_pixel_comes_from_its_place_in_the_image(tiny: Dataset, inputs: str) -> None:
+    every = tiny.train.images.numpy().astype(np.float64)
+    mean, scale = every.mean(axis=0), np.ones(3)
+    if inputs == "standardised":
+        mean = np.broadcast_to(mean.mean(axis=(1, 2), keepdims=True), mean.shape)
+        scale = 1 / every.std(axis=(0, 2, 3))
+    window, recipe = (26, 26), Recipe(1, 0.1, batch_size=8, flips=True, padding=4)
+    images, _, drawn = next(Batches(tiny.train, recipe, 0, CPU, window).epoch(0))
+    seen = Preprocess.measure(tiny, inputs, window)(images, drawn)
+    assert 0 < drawn.flips.sum() < 8
+    assert drawn.corners.min() < 0
+    assert drawn.corners.max() > 6
+    for image, corner, flipped, found in zip(
+        images.numpy().astype(np.float64), drawn.corners.tolist(), drawn.flips, seen, strict=True
+    ):
+        expected = pixel_by_pixel(image, mean, scale, corner, bool(flipped))
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-4)
 
 
 # --- where windows begin

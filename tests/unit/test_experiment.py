@@ -80,6 +80,8 @@ REFUSED_AT_ONCE = [
     ({"specialties": None}, r"specialties None is unknown"),
     ({"trunk": "basis"}, r"trunk 'basis' is unknown \(did you mean 'base'\?\); accepted"),
     ({"device": "gpu"}, r"device 'gpu' is unknown.*; accepted: 'auto', .*'cpu'"),
+    ({"precision": "bf32"}, r"precision 'bf32' is unknown.*; accepted: 'auto', 'bf16', 'fp32'\."),
+    ({"precision": 16}, r"precision 16 is unknown.*; accepted: 'auto', 'bf16', 'fp32'\."),
     ({"epochs": 0}, r"epochs must be a whole number of at least 1; got 0\."),
     ({"epochs": 1.5}, r"epochs must be a whole number of at least 1; got 1\.5\."),
     ({"batch_size": 0}, r"batch_size must be a whole number of at least 1; got 0\."),
@@ -90,6 +92,14 @@ REFUSED_AT_ONCE = [
     ({"update_unit": "steps"}, r"update_unit 'steps' is unknown"),
     ({"affinity": "votes"}, r"affinity 'votes' is unknown; accepted: 'counts', 'probability'\."),
     ({"affinity_images": -1}, r"affinity_images must be a whole number of at least 1; got -1\."),
+    (
+        {"affinity_from": "train"},
+        r"affinity_from 'train' is unknown \(did you mean 'training'\?\); accepted: 'evaluation', ",
+    ),
+    (
+        {"affinity_from": "training", "affinity_images": 50},
+        r"affinity_images must be 0 \(all\) with affinity_from 'training'.*; got 50\.",
+    ),
     ({"elastic_lambda": -1}, r"elastic_lambda must be a number of at least 0; got -1\."),
     ({"affinity": ""}, r"affinity '' is unknown; accepted: 'counts', 'probability'\."),
     ({"flips": "yes"}, r"flips must be true or false; got 'yes'\."),
@@ -419,6 +429,7 @@ def test_every_stage_s_id_depends_on_what_all_stages_share(
         {"update_every": 0.5},
         {"affinity": "counts"},
         {"affinity_images": 50},
+        {"affinity_from": "training"},
     ],
     ids=name_of,
 )
@@ -444,6 +455,29 @@ def test_a_whole_number_and_its_float_ask_for_the_same_run(
     tiny_experiment: Make, whole: dict[str, Any], real: dict[str, Any]
 ) -> None:
     assert tiny_experiment(**whole).generalist().id == tiny_experiment(**real).generalist().id
+
+
+def test_runs_from_before_there_was_a_choice_of_the_affinity_s_images_are_found_again(
+    tiny_experiment: Make,
+) -> None:
+    first, other = tiny_experiment(), tiny_experiment(affinity_from="training")
+    assert tiny_experiment(affinity_from="evaluation").generalist().id == first.generalist().id
+    assert "affinity_from" not in first.generalist().identity["config"]
+    assert other.generalist().identity["config"]["affinity_from"] == "training"
+    assert other.generalist().config.affinity_images is None
+    assert tiny_experiment(affinity_from="training", affinity_images=0).nofe().id == other.nofe().id
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_precision_makes_no_other_run_and_is_not_part_of_the_command(
+    tiny_experiment: Make, precision: str
+) -> None:
+    first, other = tiny_experiment(), tiny_experiment(precision=precision)
+    assert other.workshop.machine.precision == precision
+    for stage in ("base", "generalist", "nofe"):
+        assert getattr(first, stage)().id == getattr(other, stage)().id
+    assert "precision" not in json.dumps(other.nofe().identity)
+    assert other.command("03") == first.command("03")
 
 
 def test_a_knob_that_the_rule_does_not_read_makes_no_other_run(tiny_experiment: Make) -> None:
@@ -609,6 +643,40 @@ def test_a_loaded_model_reads_raw_images_and_says_what_the_trained_one_said(
     model = load_model(stage, run)
     assert not model.training
     assert predict(model, experiment.data.val).accuracy == pytest.approx(run.result["val_accuracy"])
+
+
+def test_a_run_that_was_trained_in_another_precision_is_loaded_and_says_so(
+    tiny: Dataset, tiny_experiment: Make, trained: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_bf16, in_fp32 = (tiny_experiment(precision=precision) for precision in ("bf16", "fp32"))
+    (run,) = in_bf16.run(in_bf16.nofe("random", "scratch"))
+    assert run.provenance["precision"] == "bf16"
+    assert "To train, on cpu in bf16:" in capsys.readouterr().out
+    (same,) = in_bf16.run(in_bf16.nofe("random", "scratch"))
+    assert "precision" not in capsys.readouterr().out
+    (other,) = in_fp32.run(in_fp32.nofe("random", "scratch"))
+    assert capsys.readouterr().out.endswith("(trained under precision bf16, now fp32)\n")
+    assert trained == ["nofe"]
+    assert run.path == same.path == other.path
+
+
+def test_a_loaded_model_answers_in_fp32_unless_it_is_asked_for_another(
+    tiny: Dataset, tiny_experiment: Make
+) -> None:
+    experiment = tiny_experiment(precision="bf16")
+    stage = experiment.base()
+    (run,) = experiment.run(stage)
+    images = tiny.test.images[:8]
+    model = load_model(stage, run)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    with torch.no_grad():
+        seen = model.preprocess(images)
+        torch.testing.assert_close(model(images), model.network(seen), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(model(images), experiment.model(stage)(images))
+        rounded = load_model(stage, run, precision="bf16")(images)
+    assert rounded.dtype == torch.float32
+    difference = (rounded - model(images)).norm() / model(images).norm()
+    assert 1e-4 < difference < 0.05
 
 
 def test_a_stage_without_val_images_reports_its_training_accuracy(tiny_experiment: Make) -> None:

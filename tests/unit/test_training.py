@@ -21,7 +21,9 @@ from nofe_lab.data import Split
 from nofe_lab.data.batches import Batches, ImageNetwork, Preprocess
 from nofe_lab.machine import Machine
 from nofe_lab.networks import CNN, backbone
+from nofe_lab.specialties import affinity_matrix
 from nofe_lab.stages import GeneralistStage
+from nofe_lab.stages.generalist import RunningAffinity
 from nofe_lab.stages.stage import Trained
 from nofe_lab.training import (
     EpochDone,
@@ -31,6 +33,7 @@ from nofe_lab.training import (
     StepDone,
     TrainingDiverged,
     fit,
+    sgd,
 )
 
 CPU = torch.device("cpu")
@@ -190,6 +193,34 @@ def test_a_new_table_takes_effect_from_the_next_step_on() -> None:
     # steps 1 to 3 with the first table, 4 to 6 with the swapped one
     assert [row["train_accuracy"] for row in rows] == [1, 0.5, 0]
     assert tables == [[0, 1], [1, 0], [1, 0]]
+
+
+def test_an_observer_sees_the_logits_of_every_step_and_the_classes_whatever_their_targets() -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def swapped(step: int) -> Tensor:
+        return torch.tensor([1, 0])
+
+    rows = fit_two_classes(
+        Knowing(), 2, new_table=swapped, observe=lambda *given: seen.append(given)
+    )
+    assert [row["train_accuracy"] for row in rows] == [0.5, 0]
+    assert len(seen) == 4
+    for logits, classes in seen:
+        assert logits.shape == (4, 2)
+        assert not logits.requires_grad
+        assert logits.argmax(1).tolist() == classes.tolist()
+    assert sorted(torch.cat([classes for _, classes in seen[:2]]).tolist()) == [0] * 4 + [1] * 4
+
+
+@pytest.mark.parametrize(("device", "fused"), [("cpu", True), ("cuda:1", True), ("mps", False)])
+def test_the_optimiser_is_one_kernel_where_the_device_has_it(device: str, fused: bool) -> None:
+    recipe = Recipe(1, 0.2, momentum=0.8, nesterov=True)
+    optimiser = sgd(groups(Weighted(), decay=0.1), recipe, torch.device(device))
+    (group,) = optimiser.param_groups
+    assert group["fused"] is fused
+    assert (group["lr"], group["momentum"], group["nesterov"]) == (0.2, 0.8, True)
+    assert group["weight_decay"] == 0.1
 
 
 def test_a_hook_that_evaluates_the_model_leaves_the_loop_in_training_mode() -> None:
@@ -411,6 +442,94 @@ def test_the_affinity_is_measured_on_as_many_images_as_asked(
             stage.affinity(Weighted(), number)
     assert [len(split) for split in seen] == [17, 17]
     assert not torch.equal(seen[0].labels, seen[1].labels)  # drawn anew for each update
+
+
+# --- the affinity of training's own predictions
+
+
+def outputs(seed: int, C: int = 5, K: int = 3, n: int = 40) -> tuple[Tensor, Tensor]:
+    """Logits and classes of n images; the last class has none."""
+    generator = torch.Generator().manual_seed(seed)
+    classes = torch.randint(C - 1, (n,), generator=generator)
+    return 3 * torch.randn(n, K, generator=generator), classes
+
+
+@pytest.mark.parametrize("kind", ["counts", "probability"])
+def test_batches_add_up_to_the_affinity_of_all_their_images(kind: str) -> None:
+    seen = RunningAffinity(5, 3, kind, CPU)
+    for first, last in ((0, 3), (3, 4), (4, 9)):
+        batches = [outputs(seed) for seed in range(first, last)]
+        for batch in batches:
+            seen.add(*batch)
+        logits, classes = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        expected = affinity_matrix(logits.softmax(1).numpy(), classes.numpy(), 5, kind)
+        found = seen.take()
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        np.testing.assert_allclose(found[:4].sum(axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["counts", "probability"])
+def test_a_class_that_training_has_not_seen_leans_nowhere(kind: str) -> None:
+    seen = RunningAffinity(5, 3, kind, CPU)
+    assert not seen.take().any()
+    seen.add(*outputs(0))
+    assert seen.take().any(axis=1).tolist() == [True] * 4 + [False]
+    assert not seen.take().any()
+
+
+def test_the_map_can_be_learned_without_an_evaluation(
+    tiny: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[float] = []
+    take = RunningAffinity.take
+
+    def watch(self: RunningAffinity) -> Any:
+        taken.append(self.images.sum().item())
+        return take(self)
+
+    def refuse(*_: object) -> None:
+        pytest.fail("the affinity is measured by a pass of its own")
+
+    monkeypatch.setattr(RunningAffinity, "take", watch)
+    monkeypatch.setattr(GeneralistStage, "affinity", refuse)
+    monkeypatch.setattr(GeneralistStage, "predict", refuse)
+    events: list[Event] = []
+    stage = stage_of(tiny.with_val(0, 0), 4, affinity="probability", affinity_from="training")
+    trained = stage.train({}, Machine(CPU), [events.append])
+    updates = table(trained, "map_updates.csv")
+    assert updates["step"].tolist() == [3, 6, 9]
+    assert updates["moved"].sum() > 0
+    assert len(maps(trained)) == 4
+    assert [event.update for event in events if isinstance(event, MapUpdated)] == [1, 2, 3]
+    assert taken == [3 * 40] * 4  # those of an interval, thrice, and of what is left at the end
+
+
+def test_the_affinity_of_the_last_interval_is_kept(
+    tiny: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observed: list[tuple[Tensor, Tensor]] = []
+    add = RunningAffinity.add
+
+    def watch(self: RunningAffinity, logits: Tensor, classes: Tensor) -> None:
+        observed.append((logits, classes))
+        add(self, logits, classes)
+
+    monkeypatch.setattr(RunningAffinity, "add", watch)
+    stage = stage_of(tiny.with_val(0, 0), 2, affinity_from="training")
+    trained = stage.train({}, Machine(CPU), [])
+    logits, classes = (torch.cat(parts) for parts in zip(*observed[3:], strict=True))
+    expected = affinity_matrix(logits.softmax(1).numpy(), classes.numpy(), 6)
+    A = table(trained, "affinity.csv").set_index("class").to_numpy()
+    np.testing.assert_allclose(A, expected, atol=1e-6)
+
+
+def test_only_a_pass_of_its_own_counts_as_images_evaluated(tiny: Dataset) -> None:
+    changes: dict[str, Any] = {"batch_size": 30, "update_every": 1}
+    assert stage_of(tiny, 3, **changes, affinity_images=50).images_evaluated == 3 * 50
+    assert stage_of(tiny, 3, **changes).images_evaluated == 3 * 120
+    assert stage_of(tiny, 3, **changes, affinity_from="training").images_evaluated == 0
+    with_val = tiny.with_val(0.1, 0)
+    assert stage_of(with_val, 3, **changes, affinity_from="training").images_evaluated == 3 * 12
 
 
 @pytest.mark.parametrize("stage", ["base", "generalist", "nofe"])
