@@ -32,7 +32,7 @@ test: $(READY)  ## formatting, types and the fast tests
 test-slow: $(READY)  ## the tests that need minutes, a browser or real data
 	$(BIN)/python -m pytest -m slow
 
-bench: $(READY)  ## measure speed against the alternatives (20 minutes) into data/results/bench.csv
+bench: $(READY)  ## measure speed against the alternatives (13 minutes) into data/results/bench.csv
 	$(BIN)/python -m nofe_lab bench --output data/results/bench.csv
 
 lab: $(READY)  ## JupyterLab, on this machine only; prints the address with its token

@@ -42,7 +42,7 @@ def outputs(path: Path) -> list[nbformat.NotebookNode]:
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_at_toy_size(notebook: Path, toy_runs: Path, tmp_path: Path) -> None:
-    also = {"n_seeds": 1} if notebook.stem.startswith("04") else {}
+    also = {"n_seeds": 1} if notebook.stem.startswith(("04", "06")) else {}
     out = tmp_path / "out.ipynb"
     done = run_papermill(notebook, out, tmp_path, **TOY, runs_dir=toy_runs, **also)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -88,7 +88,7 @@ def test_bad_input_stops_03_with_one_sentence(
 
 def test_notebooks_share_the_names_of_their_parameters() -> None:
     common = ["dataset", "backbone", "K", "rule", "preset", "epochs", "batch_size"]
-    common += ["learning_rate", "seed", "device", "runs_dir"]
+    common += ["learning_rate", "seed", "device", "precision", "runs_dir"]
     for path in NOTEBOOKS:
         cells = nbformat.read(path, as_version=4).cells
         (cell,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
