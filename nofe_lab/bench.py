@@ -12,6 +12,7 @@ Images and weights are random: no accuracy comes out of this.
 from __future__ import annotations
 
 import math
+import os
 import platform
 import statistics
 import subprocess
@@ -246,6 +247,7 @@ class Bench:
         inputs = images.to(memory_format=torch.channels_last)
         step = self._step(nofe, inputs, labels)
         step()
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it writes to the notebook otherwise
         with torch.profiler.profile() as profiler:
             step()
             self.machine.synchronize()
