@@ -110,6 +110,7 @@ class GroupedBranches:
         }
         self.apart: dict[str, str] = {}
         """What runs once for each expert, name -> kind; known after the first call."""
+        self._kept: Tensor | None = None  # once for all steps: a GPU would wait for it in each
 
     @property
     def is_current(self) -> bool:
@@ -179,9 +180,12 @@ class GroupedBranches:
         joined = logits.tensor.transpose(0, 1).flatten(1)
         if logits.sizes is None:
             return joined
-        widest = logits.tensor.shape[2]
-        kept = [k * widest + j for k, n in enumerate(logits.sizes) for j in range(n)]
-        return joined[:, torch.tensor(kept, device=joined.device)]
+        if self._kept is None or self._kept.device != joined.device:
+            widest = logits.tensor.shape[2]
+            kept = [k * widest + j for k, n in enumerate(logits.sizes) for j in range(n)]
+            with torch.inference_mode(False):  # training may use it, too
+                self._kept = torch.tensor(kept, device=joined.device)
+        return joined[:, self._kept]
 
 
 class Groups:

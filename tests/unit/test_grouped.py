@@ -726,6 +726,16 @@ def test_experts_that_cannot_be_grouped_run_in_turn_and_say_why(
     assert reason in str(network.why_not_grouped)
 
 
+def test_experts_of_unequal_size_can_train_after_they_have_only_predicted() -> None:
+    network = own_experts(Ordered)
+    network.grouped = True
+    x = torch.randn(4, 8, 6, 6).double()
+    with torch.inference_mode():
+        network(x)
+    network(x).sum().backward()
+    assert all(p.grad is not None for p in network.branches.parameters())
+
+
 def test_what_a_branch_does_in_place_is_the_same_without_gradients() -> None:
     network = own_experts(Changing).eval()
     x = torch.randn(4, 8, 6, 6).double()
