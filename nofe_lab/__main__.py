@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "bench":
             machine = Machine.pick(options.device, options.precision)
             measured = Bench(machine, options.networks, options.batch, options.repeats)
-            measure(measured, options.output)
+            words = sys.argv[1:] if arguments is None else arguments
+            measure(measured, options.output, shlex.join(["python", "-m", "nofe_lab", *words]))
             return 0
         folder = Path(options.runs_dir or default_runs_dir())
         if not folder.is_dir():
@@ -54,15 +56,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(bench: Bench, output: str | None) -> None:
-    """Run a benchmark, show it against its targets, and write its table if asked."""
-    if output is not None and not Path(output).parent.is_dir():
-        raise InvalidInput(f"there is no folder for {output!r}; accepted: a file in one.")
-    table = bench.run()
-    print(against_targets(table).to_string(index=False))
+def measure(bench: Bench, output: str | None, command: str) -> None:
+    """Run a benchmark and show it against its targets.
+
+    output: a CSV file for its table, also if it is broken off; its first line is the command.
+    """
     if output is not None:
-        text = f"# python -m nofe_lab bench --output {output}\n{table.to_csv(index=False)}"
-        Path(output).write_text(text, "utf-8")
+        try:
+            Path(output).touch()
+        except OSError as error:
+            raise InvalidInput(
+                f"{output!r} cannot be written ({error}); accepted: a file in a folder of yours."
+            ) from error
+    try:
+        print(against_targets(bench.run()).to_string(index=False))
+    finally:
+        if output is not None and bench.rows:
+            text = f"# {command}\n{bench.table.to_csv(index=False)}"
+            Path(output).write_text(text, "utf-8")
 
 
 def listing(store: RunStore) -> str:

@@ -199,7 +199,8 @@ def _seed(device: torch.device, seed: int) -> None:
     """Seed what dropout draws from; torch.manual_seed takes longer, as it looks for all devices."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
 

@@ -53,7 +53,7 @@ GROUP_MACS = 1.5e9
 """Multiply-accumulates, per thread of a CPU, of the experts that run as one there in one forward.
 Fewer experts waste the time between layers; more of them, and what one layer hands to the next no
 longer waits in the cache.  Measured on two cores, with the experts of five networks at K = 10 and
-50.  On a GPU, where nothing is gained by smaller ones, all experts are one group."""
+50.  On a GPU, where none has been measured, all experts are one group."""
 
 
 class CannotGroup(InvalidInput):
@@ -272,7 +272,7 @@ def _graph_of(branch: nn.Module) -> fx.Graph:
 def _check_in_place(graph: fx.Graph, branch: nn.Module) -> None:
     """Refuse a branch that may change a tensor which it reads again afterwards.
 
-    Stacked values are changed out of place; where nobody looks again, that is the same.
+    Rules change values in place or not, as it happens; where nobody looks again, that is the same.
     """
     place = {node: i for i, node in enumerate(graph.nodes)}
     memory: dict[fx.Node, set[fx.Node]] = {}  # nodes whose tensors may lie in the same place
@@ -633,10 +633,11 @@ def _getattr(K: int, function: Any, x: Any, name: str) -> Any:
 
 
 def _getitem(K: int, function: Any, x: Any, index: Any) -> Any:
-    if _those((Stacked, Apart), index):
-        return NotImplemented
+    each = index if isinstance(index, tuple) else (index,)
+    if not all(i is None or isinstance(i, (int, slice, type(...))) for i in each):
+        return NotImplemented  # lists and tensors may move dimensions to the front
     if isinstance(x, Stacked):
-        return Stacked(x.tensor[(slice(None), *(index if isinstance(index, tuple) else (index,)))])
+        return Stacked(x.tensor[(slice(None), *each)])
     return x[index]
 
 

@@ -72,6 +72,12 @@ def assign(
     if current.shape != (C,):
         raise InvalidInput(f"the current map must hold {C} specialties; got {current.shape}.")
     whole_number("K", K, 1, C)
+    if not np.isfinite(affinity).all():
+        c, k = np.argwhere(~np.isfinite(affinity))[0]
+        raise InvalidInput(
+            f"affinities must be finite numbers; that of class {c} to specialty {k} is "
+            f"{affinity[c, k]}."
+        )
     rng = np.random.default_rng(seed)
     if rule == "optimal":
         return optimal(affinity)

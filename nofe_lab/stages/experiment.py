@@ -298,7 +298,7 @@ class Experiment:
 
     def precision_report(self, seeds: Iterable[int]) -> FinalReport:
         """The final report of the network of experts, trained in each precision with every seed."""
-        reports = []
+        seeds, reports = tuple(seeds), []
         for precision in PRECISIONS:
             there = self.in_precision(precision)
             named = [(f"NofE in {precision}", there.with_seed(s).nofe()) for s in seeds]

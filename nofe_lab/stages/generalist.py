@@ -31,7 +31,7 @@ from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties, affinity_matrix, assign, objective
 from nofe_lab.specialties.assignment import Affinity
 from nofe_lab.stages.stage import Stage, Trained
-from nofe_lab.training import Listener, MapUpdated
+from nofe_lab.training import Listener, MapUpdated, check_finite
 
 MAP_UPDATE_COLUMNS = (
     "update",
@@ -110,6 +110,8 @@ class GeneralistStage(Stage):
             if step not in due:
                 return None
             number = len(maps)
+            if from_training:
+                check_finite(self.recipe, "predictions", [seen.total])
             affinity = seen.take() if from_training else self.affinity(model, number)
             old = np.array(current.of)
             new = assign(
@@ -179,13 +181,14 @@ class RunningAffinity:
         """Count a batch: logits [B, K], classes int64 [B]."""
         votes = logits.softmax(1)
         if self.kind == "counts":
-            votes = one_hot(votes.argmax(1), logits.shape[1]).to(votes.dtype)
+            # what is not a number stays so, to be found
+            votes = one_hot(votes.argmax(1), logits.shape[1]) + 0 * logits
         self.total.index_add_(0, classes, votes)
         self.images.index_add_(0, classes, torch.ones_like(classes, dtype=votes.dtype))
 
     def take(self) -> Affinity:
         """The affinity since the last time; counting begins anew."""
-        found = (self.total / self.images.clamp(min=1)[:, None]).double().cpu().numpy()
+        found = (self.total / self.images.clamp(min=1)[:, None]).cpu().double().numpy()
         self.total.zero_()
         self.images.zero_()
         return found

@@ -353,3 +353,13 @@ def test_a_current_map_of_other_length_is_refused() -> None:
 def test_more_specialties_than_classes_are_refused() -> None:
     with pytest.raises(InvalidInput, match="K must be a whole number from 1 to 2; got 3"):
         assign("optimal", np.zeros((2, 3)), np.array([0, 1]))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_affinity_that_is_not_finite_is_refused(value: float) -> None:
+    affinity = np.full((4, 2), 0.5)
+    affinity[3, 1] = value
+    with pytest.raises(
+        InvalidInput, match=r"must be finite numbers; that of class 3 to specialty 1"
+    ):
+        assign("optimal", affinity, np.array([0, 1, 0, 1]))

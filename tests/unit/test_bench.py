@@ -126,7 +126,7 @@ def test_only_a_table_of_the_benchmark_is_read(tmp_path: Path, measured: pd.Data
         (["--networks", "vgg"], "network 'vgg' is unknown"),
         (["--repeats", "0"], "repeats must be a whole number of at least 1; got 0."),
         (["--batch", "1"], "batch must be a whole number of at least 2; got 1."),
-        (["--output", "/no/folder/x.csv"], "there is no folder for '/no/folder/x.csv'"),
+        (["--output", "/no/folder/x.csv"], "'/no/folder/x.csv' cannot be written"),
         (["--precision", "fp8"], "precision 'fp8' is unknown"),
     ],
 )

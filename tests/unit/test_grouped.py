@@ -627,6 +627,14 @@ class Named(Branch):
         return torch.add(y, x, alpha=2) + y.mean((2, 3), keepdim=True, dtype=torch.float64)
 
 
+class Picked(Branch):
+    """Picks cells by lists, which move dimensions to the front."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return y + y[:, [0, 1, 2], :, [0, 1, 2]].mean() + y[:, 1:2, ..., None][..., 0]
+
+
 class NamedAlone(Branch):
     """No argument but by name, for what has no rule."""
 
@@ -698,7 +706,7 @@ class Deciding(Branch):
 @pytest.mark.parametrize(
     "kind",
     [
-        *(Functional, Named, NamedAlone, Ordered, Constant),
+        *(Functional, Named, NamedAlone, Ordered, Picked, Constant),
         *(ReadAgain, DroppedOut, Changing, Deciding),
     ],
 )

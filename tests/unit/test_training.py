@@ -543,3 +543,12 @@ def test_training_that_diverges_stops_with_a_sentence_and_keeps_nothing(
     with pytest.raises(TrainingDiverged, match=r"learning_rate below 1e\+06"):
         experiment.run(getattr(experiment, stage)())
     assert not list(runs_dir.glob("*"))
+
+
+@pytest.mark.parametrize("kind", ["counts", "probability"])
+def test_predictions_that_are_no_numbers_stay_so(kind: str) -> None:
+    seen = RunningAffinity(2, 3, kind, CPU)
+    seen.add(torch.tensor([[0.0, 1.0, 2.0], [0.0, float("nan"), 1.0]]), torch.tensor([0, 1]))
+    found = seen.take()
+    assert np.isfinite(found[0]).all()
+    assert np.isnan(found[1]).any()
