@@ -25,7 +25,7 @@ from nofe_lab.data import Split
 from nofe_lab.data.batches import Batches, ImageNetwork, Preprocess
 from nofe_lab.networks import CNN
 from nofe_lab.networks.counting import count_macs, count_parameters
-from nofe_lab.networks.grouped import GroupedBranches
+from nofe_lab.networks.grouped import CannotGroup, GroupedBranches
 from nofe_lab.networks.surgery import SplitNetwork
 from nofe_lab.networks.tracing import assemble, halves
 from nofe_lab.training import fit
@@ -81,6 +81,9 @@ SUBJECTS = (
     Subject("timm:nfnet_f0", "nfnet"),
     Subject("timm:res2net50_14w_8s", "resnet"),
 )
+
+ONE_AFTER_ANOTHER = {"timm:nfnet_f0": "may change .*, which is read again"}
+"""Networks whose experts do not run as one, and why."""
 
 REFUSED = (("timm:test_vit", "transformer", "torch.fx cannot follow its forward"),)
 """Networks that cannot be split, and why."""
@@ -246,6 +249,10 @@ def check_that_experts_run_as_one(maker: SplitNetwork, network: NofE) -> None:
             if node.target is dropout:
                 node.update_kwarg("p", 0.0)
         branch.recompile()  # type: ignore[operator]
+    if maker.name in ONE_AFTER_ANOTHER:
+        with pytest.raises(CannotGroup, match=ONE_AFTER_ANOTHER[maker.name]):
+            GroupedBranches(list(loop.branches.values()))
+        return
     together = copy.deepcopy(loop)
     as_one = GroupedBranches(list(together.branches.values()))
     features = torch.randn(4, *maker.plan.features, dtype=torch.float64)
@@ -306,8 +313,8 @@ images keep their size; the layers are named as in the network.
 *Works* is a yes if the uncut network gives the output, the output in training and the gradients of
 the original to 1e-5; if it gives the original's output cut in two at every possible split point; if
 a network of three experts trains two steps, in all its parts; if these experts, run as one, give
-the output, gradients and statistics that they give one after another, to 1e-9; and if the logits
-come in class order.
+the output, gradients and statistics that they give one after another, to 1e-9 (those of
+`timm:nfnet_f0` do not run as one); and if the logits come in class order.
 
 Written by `pytest tests/integration/test_any_cnn.py --write-tables` with {versions}.
 """
