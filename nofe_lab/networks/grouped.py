@@ -530,6 +530,8 @@ def _mapped(x: Tensor | Stacked, function: Callable[[Tensor], Tensor]) -> Tensor
 
 
 def _pointwise(K: int, function: Any, x: Tensor | Stacked, *args: Any, **kwargs: Any) -> Any:
+    if "memory_format" in kwargs and isinstance(x, Stacked):
+        return NotImplemented  # there is none for the dimension of the experts
     return _mapped(x, lambda tensor: function(tensor, *args, **kwargs))
 
 

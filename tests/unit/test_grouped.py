@@ -635,6 +635,13 @@ class Picked(Branch):
         return y + y[:, [0, 1, 2], :, [0, 1, 2]].mean() + y[:, 1:2, ..., None][..., 0]
 
 
+class LaidOut(Branch):
+    """Says how its maps are to lie in memory."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.conv(x).contiguous(memory_format=torch.channels_last)
+
+
 class NamedAlone(Branch):
     """No argument but by name, for what has no rule."""
 
@@ -706,7 +713,7 @@ class Deciding(Branch):
 @pytest.mark.parametrize(
     "kind",
     [
-        *(Functional, Named, NamedAlone, Ordered, Picked, Constant),
+        *(Functional, Named, NamedAlone, LaidOut, Ordered, Picked, Constant),
         *(ReadAgain, DroppedOut, Changing, Deciding),
     ],
 )
