@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -49,8 +50,29 @@ before there was such a field are found again."""
 class InvalidInput(ValueError):
     """Bad input, refused in one sentence; notebooks show the sentence without a traceback."""
 
+    def __init__(self, sentence: str) -> None:
+        super().__init__(printable(sentence))
+
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]
+
+
+def printable(text: str) -> str:
+    """The text with control characters and halves of characters written out, as ``\\x1b``.
+
+    Names of strangers come in messages; a terminal must not take a part of them for a command.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        ch.encode("unicode_escape").decode() if unicodedata.category(ch) in ("Cc", "Cs") else ch
+        for ch in text
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def one_of(what: str, value: Any, options: Iterable[str], also: str = "") -> str:

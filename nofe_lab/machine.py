@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import os
 import platform
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from nofe_lab.config import one_of
+from nofe_lab.config import InvalidInput, first_line, one_of
 
 PRECISIONS = ("bf16", "fp32")
 """bf16: convolutions and matrix products in bfloat16, weights and all else in float32 (autocast);
 fp32: everything in float32, without TF32."""
+
+
+class OutOfMemory(InvalidInput):
+    """The device has too little memory; the message says what to lower."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,29 @@ class Machine:
         elif self.device.type == "mps":
             torch.mps.synchronize()
 
+    @contextmanager
+    def enough_memory(self, what: str, batch_size: int) -> Iterator[None]:
+        """Raise OutOfMemory, which says what to lower, where torch finds too little memory.
+
+        what: the work that was going on.  The device's memory is free again afterwards, so that a
+        notebook can try something smaller at once.
+        """
+        shortage = None
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            shortage = first_line(error)
+        if shortage is not None:  # outside of the handler: the error's frames hold the tensors
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            raise OutOfMemory(
+                f"{what}: {self.device} has too little memory ({shortage}); lower batch_size (it "
+                f"is {batch_size}), image_size or branch_width, or take a smaller backbone. What "
+                "was saved before is kept."
+            )
+
     def __str__(self) -> str:
         return f"{self.device} in {self.precision}"
 
@@ -75,6 +103,14 @@ class Machine:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """A context in which networks on `device` compute in `precision`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch, on any device, speaks of too little memory."""
+    signs = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        sign in str(error).lower() for sign in signs
+    )
 
 
 def exact_float32() -> None:

@@ -1,54 +1,86 @@
 """A run is a directory: found by what it was asked to be, believed only when it is whole.
 
 A run's id is a hash over its identity: the stage and its configuration, the fingerprint of the
-data, the ids of the runs it builds on, the partition where it is given, and the format version.  So
-asking for the same thing finds the same directory, in another notebook, another process or next
-week.
+data, the ids of the runs it builds on, and the partition where it is given.  So asking for the same
+thing finds the same directory, in another notebook, another process or next week.
 Device, versions, code revision and seconds are provenance: kept, shown, but not part of the id.
 
     <runs_dir>/nofe-glyphs-K10-s0-0123456789ab/
-        run.json              identity, provenance, result, and the checksum of every other file
+        run.json              identity, provenance, result; size and checksum of every other file
         weights.safetensors
         history.csv           one row an epoch
         ...                   what else the stage keeps, as JSON or CSV
         reports.json          figures of final reports, such as test accuracy, added later
 
 A run is written under a hidden name and renamed when it is whole.  A directory found damaged
-is set aside under another name, never overwritten.
+is set aside under another name, never overwritten.  While it is trained, a run is locked: others
+that ask for it wait, and load what they waited for.
+
+A run folder may come from a stranger.  Reading it executes nothing, follows no link, and trusts
+nothing that it says about itself.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import math
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import pandas as pd
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from filelock import FileLock, Timeout
 from torch import Tensor
 
-from nofe_lab.config import InvalidInput, data_folder
+from nofe_lab.checkpoint import SECONDS, Checkpoints
+from nofe_lab.config import InvalidInput, data_folder, first_line, printable
+from nofe_lab.files import (
+    UnreadableFile,
+    check_regular,
+    flush_folder,
+    is_scratch,
+    read_json,
+    read_tensors,
+    read_text,
+    sha256,
+    write_tensors,
+    write_text,
+)
 from nofe_lab.machine import Machine
 
-FORMAT = 1
-"""Version of the layout of a run; part of every id."""
+FORMAT = 2
+"""Version of the layout of a run.  Format 1, which had checksums without sizes, is still read."""
+
+IDENTITY_FORMAT = 1
+"""Version of what an id is made of; runs keep their ids when only the layout changes."""
+
+UNFINISHED, LOCKS = ".unfinished", ".locks"
+"""The ending of an unfinished run's folder, and the folder of the locks."""
 
 
-class DamagedRun(Exception):
+class DamagedRun(InvalidInput):
     """A run's directory is not what its run.json says; the message says how."""
+
+
+class OtherFormat(InvalidInput):
+    """A run is of a format that this version cannot read; the message names both."""
 
 
 @dataclass(frozen=True)
@@ -105,19 +137,29 @@ class Run:
     @cached_property
     def history(self) -> pd.DataFrame:
         """One row an epoch: losses, accuracies, learning rate, seconds."""
-        return self.table("history")
+        found = self.table("history")
+        for column in ("epoch", "train_loss"):
+            if column not in found or not pd.api.types.is_numeric_dtype(found[column]):
+                raise DamagedRun(f"history.csv of {self.path.name} has no numbers {column!r}.")
+        return found
 
     def table(self, name: str) -> pd.DataFrame:
-        """The run's file `name`.csv."""
-        return pd.read_csv(self.path / f"{name}.csv", keep_default_na=False, na_values=[""])
+        """The run's file `name`.csv.  Raises DamagedRun if it is no table."""
+        text = self.text(f"{name}.csv")
+        try:
+            return pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=[""])
+        except (ValueError, OverflowError) as error:
+            raise DamagedRun(
+                f"{name}.csv of {self.path.name} holds no table ({first_line(error)})."
+            ) from error
 
     def text(self, file: str) -> str:
-        """The content of one of the run's text files."""
-        return (self.path / file).read_text(encoding="utf-8")
+        """The content of one of the run's text files.  Raises UnreadableFile."""
+        return read_text(self.path / _plain_name(file))
 
     def weights(self) -> dict[str, Tensor]:
-        """All tensors of the network and its preprocessing, by name."""
-        return load_file(self.path / "weights.safetensors")
+        """All tensors of the network and its preprocessing, by name.  Raises UnreadableFile."""
+        return read_tensors(self.path / "weights.safetensors")[0]
 
     @property
     def reports(self) -> dict[str, Any]:
@@ -126,20 +168,34 @@ class Run:
         Empty if there was none yet, or if the file is damaged: a new report can make it again.
         """
         try:
-            content = json.loads((self.path / "reports.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            content = read_json(self.path / "reports.json")
+        except UnreadableFile:
             return {}
-        return content if isinstance(content, dict) else {}
+        found = content.items() if isinstance(content, dict) else ()
+        return {name: value for name, value in found if _is_number(value)}
 
     def report(self, **figures: float) -> None:
-        """Add figures of a final report."""
-        _write(self.path / "reports.json", json.dumps({**self.reports, **figures}, indent=1))
+        """Add figures of a final report; with a message instead where the run is read-only."""
+        text = json.dumps({**self.reports, **figures}, indent=1)
+        try:
+            write_text(self.path / "reports.json", text)
+        except OSError as error:
+            print(f"reports.json of {self.path.name} was not written ({first_line(error)}).")
 
-    def save_figure(self, figure: Any, name: str) -> Path:
-        """Keep a matplotlib figure as `name`.png in the run's folder ``figures``."""
-        path = self.path / "figures" / f"{name}.png"
-        path.parent.mkdir(exist_ok=True)
-        figure.savefig(path, dpi=150)
+    def save_figure(self, figure: Any, name: str) -> Path | None:
+        """Keep a matplotlib figure as `name`.png in the run's folder ``figures``.
+
+        None, with a message, where the run is read-only.
+        """
+        path = self.path / "figures" / _plain_name(f"{name}.png")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            _no_link(path.parent)
+            path.unlink(missing_ok=True)  # it could be a link
+            figure.savefig(path, dpi=150)
+        except OSError as error:
+            print(f"{path.name} of {self.path.name} was not written ({first_line(error)}).")
+            return None
         return path
 
     def location(self, inside: Path | None = None) -> str:
@@ -149,47 +205,99 @@ class Run:
     @property
     def bytes_on_disk(self) -> int:
         """Size of all its files."""
-        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+        return sum(file.lstat().st_size for file in self.path.rglob("*") if not file.is_dir())
 
 
 class RunStore:
-    """All runs of one folder.
+    """All runs of one folder, which may be one that can only be read.
 
-    Raises InvalidInput if the folder cannot be made or written.
+    Raises InvalidInput if the folder is not there and cannot be made.
     """
 
     def __init__(self, folder: Path | str) -> None:
         try:
             self.folder = Path(folder).expanduser().resolve()
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass
-        except (OSError, RuntimeError) as error:
-            raise InvalidInput(
-                f"runs_dir {str(folder)!r} cannot be written ({error}); "
-                "accepted: a folder that exists or can be made, and that you may write to."
-            ) from error
+            os.scandir(self.folder).close()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise _cannot_be_written(folder, error) from error
 
     def __iter__(self) -> Iterator[Run]:
-        """The whole runs, oldest first; damaged ones are left out."""
+        """The whole runs, oldest first; damaged ones and other formats are left out."""
         found = []
         for path in self.folder.iterdir():
-            if not path.name.startswith(".") and (path / "run.json").is_file():
-                try:
+            if not is_scratch(path) and (path / "run.json").is_file():
+                with suppress(DamagedRun, OtherFormat):
                     found.append(self._open(path))
-                except DamagedRun:
-                    continue
         return iter(sorted(found, key=lambda run: str(run.provenance["finished"])))
 
+    def check_writable(self) -> None:
+        """Raise InvalidInput if nothing can be written here."""
+        try:
+            with tempfile.TemporaryFile(dir=self.folder) as file:
+                file.write(b"some bytes, for a full disk makes empty files")
+        except OSError as error:
+            raise _cannot_be_written(self.folder, error) from error
+
     def find(self, run_id: str) -> Run | None:
-        """The finished run of that id, or None.  A damaged one is set aside, with a message."""
-        for path in self.folder.glob(f"*-{run_id}"):
+        """The finished run of that id, or None.
+
+        A damaged one is set aside, with a message.  Raises OtherFormat for one of another format.
+        """
+        for path in sorted(self.folder.glob(f"*-{run_id}")):
             try:
                 return self._open(path)
             except DamagedRun as damage:
-                aside = self._set_aside(path)
-                print(f"{path.name} is damaged ({damage}); set aside as {aside.name}.")
+                self._set_aside(path, damage)
         return None
+
+    @contextmanager
+    def training(
+        self,
+        name: str,
+        run_id: str,
+        wait: Callable[[str], None] = print,
+        seconds: float = SECONDS,
+    ) -> Iterator[Checkpoints]:
+        """The sole right to train a run, and its checkpoints.
+
+        If another process has it, `wait` is told who, and this one waits.  The right ends with the
+        process that has it, however that ends: the lock is the operating system's.
+        seconds: the longest time between two checkpoints.
+        Raises InvalidInput if the folder cannot be written.
+        """
+        self.check_writable()
+        locks = self.folder / LOCKS
+        holder = locks / f"{run_id}.holder"
+        try:
+            locks.mkdir(exist_ok=True)
+            _no_link(locks)
+            lock = FileLock(locks / f"{run_id}.lock", mode=0o666, poll_interval=0.2)
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                wait(_who(holder))
+                lock.acquire()
+        except (OSError, NotImplementedError) as error:
+            raise _cannot_be_written(self.folder, error) from error
+        try:
+            with suppress(OSError):
+                write_text(holder, f"process {os.getpid()} on {socket.gethostname()}")
+            yield self._tidied(name, run_id, seconds)
+        finally:
+            with suppress(OSError):
+                holder.unlink(missing_ok=True)
+            lock.release()
+
+    def checkpoints(self, name: str, run_id: str, seconds: float = SECONDS) -> Checkpoints:
+        """The checkpoints of a run that is not finished; to look at, unless it is locked."""
+        return Checkpoints(self.folder / f"{name}-{run_id}{UNFINISHED}", run_id, seconds)
+
+    def sweep(self, name: str, run_id: str) -> None:
+        """Remove what is left of a finished run's training; nothing, while another sweeps too."""
+        if self.checkpoints(name, run_id).folder.is_dir():
+            with suppress(InvalidInput, OSError), self.training(name, run_id) as checkpoints:
+                checkpoints.remove()
 
     def save(
         self,
@@ -205,15 +313,14 @@ class RunStore:
 
         about: what people want to read of it beside its identity.  files: text files by name.
         result: figures.  If another process has saved the same run meanwhile, that
-        one is kept and returned.
+        one is kept and returned.  Raises OSError if it cannot be written.
         """
         run_id = identity_hash(identity)
-        folder = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=self.folder))
+        folder = Path(tempfile.mkdtemp(prefix=_scratch_prefix(name, run_id), dir=self.folder))
         try:
             for file, content in files.items():
-                _write(folder / file, content)
-            tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
-            save_file(tensors, folder / "weights.safetensors")
+                write_text(folder / _plain_name(file), content)
+            write_tensors(folder / "weights.safetensors", weights)
             record = {
                 "format": FORMAT,
                 "id": run_id,
@@ -221,15 +328,20 @@ class RunStore:
                 "about": about,
                 "result": result,
                 "provenance": provenance,
-                "files": {file.name: _sha256(file) for file in sorted(folder.iterdir())},
+                "files": {
+                    file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)}
+                    for file in sorted(folder.iterdir())
+                },
             }
             record["digest"] = _digest(record)
-            _write(folder / "run.json", json.dumps(record, indent=1, ensure_ascii=False))
+            write_text(folder / "run.json", json.dumps(record, indent=1, ensure_ascii=False))
             folder.chmod(0o755)
             if (other := self.find(run_id)) is not None:
                 return other
             try:
-                return self._open(folder.rename(self.folder / f"{name}-{run_id}"))
+                run = self._open(folder.rename(self.folder / f"{name}-{run_id}"))
+                flush_folder(self.folder)
+                return run
             except OSError:  # another process was faster between the last two lines
                 if (other := self.find(run_id)) is not None:
                     return other
@@ -237,52 +349,182 @@ class RunStore:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    @property
+    def unfinished(self) -> list[Path]:
+        """The folders of unfinished runs."""
+        return sorted(self.folder.glob(f"*{UNFINISHED}"))
+
     def remove(self, run_id: str) -> Path:
-        """Delete the run whose id begins with `run_id`.  Raises InvalidInput unless exactly one."""
-        runs = list(self)
-        matches = [run for run in runs if run_id and run.id.startswith(run_id)]
+        """Delete the run, finished or not, whose id begins with `run_id`.
+
+        Raises InvalidInput unless there is exactly one.
+        """
+        by_path = {run.path: run.id for run in self}
+        for path in self.unfinished:
+            by_path[path] = path.name.removesuffix(UNFINISHED).rpartition("-")[2]
+        matches = [path for path, known in by_path.items() if run_id and known.startswith(run_id)]
         if len(matches) != 1:
-            known = ", ".join(run.id for run in runs) or "none"
+            known = ", ".join(by_path.values()) or "none"
             raise InvalidInput(
                 f"{run_id!r} names {len(matches)} runs of {self.folder}; known ids: {known}."
             )
-        shutil.rmtree(matches[0].path)
-        return matches[0].path
+        if matches[0].is_symlink():
+            matches[0].unlink()
+        else:
+            shutil.rmtree(matches[0])
+        return matches[0]
 
     def _open(self, path: Path) -> Run:
         try:
-            record = json.loads((path / "run.json").read_text(encoding="utf-8"))
-            checksums: dict[str, str] = record["files"]
-            if record["format"] != FORMAT:
-                raise DamagedRun(f"its format is {record['format']}, this library's is {FORMAT}")
-            if record.pop("digest", None) != _digest(record):
-                raise DamagedRun("run.json has been changed")
-            if not path.name.endswith(record["id"]):
-                raise DamagedRun(f"it is the run {record['id']}")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            record = read_json(path / "run.json")
+        except UnreadableFile as error:
+            raise DamagedRun(f"run.json cannot be read: {error}") from error
+        try:
+            return Run(path, _checked(record, path))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if isinstance(error, InvalidInput):
+                raise
             reason = f"{type(error).__name__}: {error}"
-            raise DamagedRun(f"run.json cannot be read, {reason}") from error
-        for file, checksum in checksums.items():
-            inside = path / Path(file).name
-            if not inside.is_file() or _sha256(inside) != checksum:
-                raise DamagedRun(f"{file} is missing or changed")
-        return Run(path, record)
+            raise DamagedRun(f"run.json is no record of a run, {reason}") from error
 
-    def _set_aside(self, path: Path) -> Path:
+    def _tidied(self, name: str, run_id: str, seconds: float) -> Checkpoints:
+        """A run's checkpoints, and nothing that a process that died has left half-written."""
+        for path in self.folder.glob(f"{_scratch_prefix(name, run_id)}*"):
+            shutil.rmtree(path, ignore_errors=True)
+        found = self.checkpoints(name, run_id, seconds)
+        _no_link(found.folder)
+        found.tidy()
+        return found
+
+    def _set_aside(self, path: Path, damage: DamagedRun) -> None:
         number = 1
         while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
             number += 1
-        return path.rename(aside)
+        try:
+            path.rename(aside)
+            what = f"set aside as {aside.name}"
+        except OSError as error:  # the folder is read-only, or another process was faster
+            what = f"not set aside, {first_line(error)}"
+        print(printable(f"{path.name} is damaged ({str(damage).rstrip('.')}); {what}."))
 
 
 def identity_hash(identity: Mapping[str, Any]) -> str:
     """12 hexadecimal digits that depend on all of `identity` (anything JSON can write)."""
-    return _digest({**identity, "format": FORMAT})[:12]
+    return _digest({**identity, "format": IDENTITY_FORMAT})[:12]
 
 
 def _digest(content: Mapping[str, Any]) -> str:
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+_ABOUT = {
+    "title": str,
+    "dataset": str,
+    "backbone": str,
+    "K": (int, NoneType),
+    "epochs": int,
+    "seed": int,
+}
+_MADE = {
+    "finished": str,
+    "seconds": (int, float),
+    "revision": str,
+    "device": str,
+    "threads": int,
+    "versions": dict,
+}
+
+
+def _checked(record: Any, path: Path) -> dict[str, Any]:
+    """What run.json says, in the present format, once it and the run's files are found true.
+
+    Raises DamagedRun, OtherFormat, and whatever comes of a record that is none.
+    """
+    found = record["format"]
+    if type(found) is int and found > FORMAT:
+        raise OtherFormat(
+            f"the run {path.name} is of format {found}, this library reads formats 1 to {FORMAT}: "
+            "open it with the version of nofe_lab that wrote it, or choose another runs_dir."
+        )
+    if found not in (1, FORMAT):
+        raise DamagedRun(f"its format is {found!r}, this library reads 1 to {FORMAT}")
+    if record.pop("digest", None) != _digest(record):
+        raise DamagedRun("run.json has been changed")
+    if found == 1:
+        record = _from_format_1(record)
+    run_id = record["id"]
+    if run_id != identity_hash(record["identity"]) or not path.name.endswith(f"-{run_id}"):
+        raise DamagedRun(f"it is the run {run_id}")
+    _check_fields("about", record["about"], _ABOUT)
+    _check_fields("provenance", record["provenance"], _MADE)
+    datetime.fromisoformat(record["provenance"]["finished"])
+    numbers = [
+        record["provenance"]["seconds"],
+        *record["provenance"].get("lineage", {}).values(),
+        *record["result"].values(),
+    ]
+    if not all(map(_is_number, numbers)):
+        raise DamagedRun(f"one of its figures is no number: {numbers}")
+    for file, expected in record["files"].items():
+        inside = path / _plain_name(file)
+        try:
+            check_regular(inside, expected.get("bytes", inside.lstat().st_size))
+            whole = sha256(inside) == expected["sha256"]
+        except (UnreadableFile, OSError):
+            whole = False
+        if not whole:
+            raise DamagedRun(f"{file} is missing or changed")
+    return {**record, "format": FORMAT}
+
+
+def _from_format_1(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of format 1, in the present one: it had no sizes, and no precision at first."""
+    files = {file: {"sha256": checksum} for file, checksum in record["files"].items()}
+    made = {"precision": "fp32", "lineage": {}, **record["provenance"]}
+    return {**record, "files": files, "provenance": made}
+
+
+def _check_fields(what: str, found: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    for name, kind in kinds.items():
+        if not isinstance(found[name], kind):
+            raise DamagedRun(f"{name} of {what} is {found[name]!r}")
+
+
+def _is_number(value: object) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _plain_name(file: str) -> str:
+    """The name of a file of the run itself.  Raises InvalidInput if it leads out of its folder."""
+    if Path(file).name != file or "\\" in file or file.startswith("."):
+        raise DamagedRun(f"{file!r} is not the name of a file of its own")
+    return file
+
+
+def _no_link(folder: Path) -> None:
+    """Raise InvalidInput if a folder that is to be written in lies elsewhere."""
+    if folder.is_symlink():
+        raise InvalidInput(f"{folder.name!r} is a link; accepted: a folder of its own.")
+
+
+def _cannot_be_written(folder: Path | str, error: BaseException) -> InvalidInput:
+    return InvalidInput(
+        f"runs_dir {str(folder)!r} cannot be written ({error}); "
+        "accepted: a folder that exists or can be made, and that you may write to."
+    )
+
+
+def _who(holder: Path) -> str:
+    try:
+        return read_text(holder, 200)
+    except UnreadableFile:
+        return "another process"
+
+
+def _scratch_prefix(name: str, run_id: str) -> str:
+    return f".{name}-{run_id}-"
 
 
 def default_runs_dir() -> Path:
@@ -318,15 +560,3 @@ def provenance(machine: Machine, seconds: float) -> dict[str, Any]:
             "safetensors": safetensors.__version__,
         },
     }
-
-
-def _write(path: Path, content: str) -> None:
-    """Replace a file's content in one step."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(content, encoding="utf-8")
-    scratch.replace(path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

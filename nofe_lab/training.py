@@ -5,24 +5,35 @@ the identity, a generalist's is the specialty map, and when the map is updated t
 between two steps while weights and optimiser state go on.
 
 The loop emits events; progress bars, histories and live views listen to them.
+
+It can be stopped between any two steps and taken up again, by another process, as if it had never
+been stopped: the order of the images, their augmentation and every other random draw are functions
+of the seed and of the place in the training, and all else that a step depends on is kept in a
+checkpoint (`nofe_lab.checkpoint`).
 """
 
 from __future__ import annotations
 
 import os
+import random
+import signal
 import statistics
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
+from nofe_lab.checkpoint import Checkpoints, Misfit, State
 from nofe_lab.config import InvalidInput, Recipe, derive_seed
 from nofe_lab.data.batches import Batches
 
@@ -61,6 +72,26 @@ class TrainingDiverged(InvalidInput):
     """The loss or the weights are no longer numbers; nothing of the stage is kept."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped by hand and is kept; the message says how to go on."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
+class Memory(Protocol):
+    """What the hooks of `fit` remember from step to step."""
+
+    def state(self) -> State:
+        """All of it, for a checkpoint."""
+
+    def restore(self, state: State) -> Tensor:
+        """Go on from there, with the table that is returned.
+
+        Raises Misfit, and changes nothing, if the state is another training's.
+        """
+
+
 Event = StepDone | EpochDone | MapUpdated
 Listener = Callable[[Event], None]
 ParameterGroups = list[dict[str, Any]]
@@ -76,6 +107,8 @@ def fit(
     validate: Callable[[Tensor], dict[str, float]] | None = None,
     new_table: Callable[[int], Tensor | None] | None = None,
     observe: Callable[[Tensor, Tensor], None] | None = None,
+    memory: Memory | None = None,
+    checkpoints: Checkpoints | None = None,
     listeners: Sequence[Listener] = (),
 ) -> list[dict[str, float]]:
     """Train `model` in place and return its history, one row an epoch.
@@ -87,13 +120,56 @@ def fit(
     new_table: called with the number of steps done; returns a table to go on with, or None.  At the
     end of an epoch it is called after the validation.
     observe: called in every step with the logits [B, n] and the classes [B] of its images.
-    Losses stay on the device until the epoch ends.  Dropout draws from torch's global random state,
-    which is seeded anew for every step and is afterwards what it was before.
+    memory: of the hooks, which is kept with the rest.
+    checkpoints: where training is kept, and goes on from if there is one.  An interruption (SIGINT)
+    then raises Interrupted after the step under way, when all is saved; without them it raises
+    KeyboardInterrupt at once, as usual.
+    Losses stay on the device until the epoch ends.  Random numbers, of dropout for example, are
+    drawn from the global states of torch, numpy and Python, which are seeded anew for every step
+    and are afterwards what they were before.
     """
-    with _own_random_state():
+    with _own_random_states(), _StopRequests(listen=checkpoints is not None) as stop:
         return _fit(
-            model, groups, batches, recipe, target_of_class, validate, new_table, observe, listeners
+            model,
+            groups,
+            batches,
+            recipe,
+            _Place(target_of_class, batches.device),
+            validate,
+            new_table,
+            observe,
+            memory,
+            checkpoints,
+            stop,
+            listeners,
         )
+
+
+@dataclass
+class _Place:
+    """Where a training stands between two steps."""
+
+    table: Tensor
+    device: torch.device
+    step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    """Of the epoch under way."""
+
+    def __post_init__(self) -> None:
+        self.table = self.table.to(self.device)
+        self.begin_epoch()
+
+    def begin_epoch(self) -> None:
+        """Forget what belongs to the last epoch."""
+        self.loss_sum = torch.zeros((), device=self.device)
+        self.correct = torch.zeros((), device=self.device, dtype=torch.int64)
+        self.seconds = 0.0
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Those of its values that are tensors."""
+        return {"loss_sum": self.loss_sum, "correct": self.correct}
 
 
 def _fit(
@@ -101,63 +177,210 @@ def _fit(
     groups: ParameterGroups,
     batches: Batches,
     recipe: Recipe,
-    target_of_class: Tensor,
+    place: _Place,
     validate: Callable[[Tensor], dict[str, float]] | None,
     new_table: Callable[[int], Tensor | None] | None,
     observe: Callable[[Tensor, Tensor], None] | None,
+    memory: Memory | None,
+    checkpoints: Checkpoints | None,
+    stop: _StopRequests,
     listeners: Sequence[Listener],
 ) -> list[dict[str, float]]:
     device = batches.device
     optimiser = sgd(groups, recipe, device)
-    table = target_of_class.to(device)
     steps = recipe.epochs * len(batches)
-    step = 0
 
-    def after_step(done: int, table: Tensor) -> Tensor:
-        found = new_table(done) if new_table is not None else None
-        if found is None:
-            return table
-        model.train()
-        return found.to(device)
+    def after_step() -> None:
+        found = new_table(place.step) if new_table is not None else None
+        if found is not None:
+            place.table = found.to(device)
+            model.train()
 
-    history: list[dict[str, float]] = []
-    for epoch in range(recipe.epochs):
-        started = time.perf_counter()
-        loss_sum = torch.zeros((), device=device)
-        correct = torch.zeros((), device=device, dtype=torch.int64)
+    def keep() -> bool:
+        assert checkpoints is not None
+        return checkpoints.save(place.step, _state_of(model, optimiser, place, memory))
+
+    if checkpoints is not None:
+        resumable = (model, optimiser, place, memory)
+        checkpoints.resume(lambda state: _restore(state, *resumable, steps, len(batches)))
+        if place.step:
+            _tell(listeners, StepDone(place.step, steps))
+    for epoch in range(place.step // len(batches), recipe.epochs):
+        started = time.perf_counter() - place.seconds
         model.train()
-        for images, labels, drawn in batches.epoch(epoch):
-            _seed(device, derive_seed(batches.seed, "step", step))
+        for images, labels, drawn in batches.epoch(epoch, place.step % len(batches)):
+            _seed(device, derive_seed(batches.seed, "step", place.step))
             for group in optimiser.param_groups:
-                group["lr"] = recipe.rate(step, steps) * group["rate_multiplier"]
-            targets = table[labels]
+                group["lr"] = recipe.rate(place.step, steps) * group["rate_multiplier"]
+            targets = place.table[labels]
             logits = model(images, drawn)
             loss = cross_entropy(logits, targets)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
-            loss_sum += loss.detach()
-            correct += (logits.detach().argmax(1) == targets).sum()
+            place.loss_sum += loss.detach()
+            place.correct += (logits.detach().argmax(1) == targets).sum()
             if observe is not None:
                 observe(logits.detach(), labels)
-            step += 1
-            _tell(listeners, StepDone(step, steps))
-            if step % len(batches):
-                table = after_step(step, table)
-        row = {
-            "epoch": epoch + 1,
-            "learning_rate": recipe.rate(step - 1, steps),
-            "train_loss": loss_sum.item() / len(batches),
-            "train_accuracy": correct.item() / (len(batches) * recipe.batch_size),
+            place.step += 1
+            _tell(listeners, StepDone(place.step, steps))
+            epoch_ended = place.step % len(batches) == 0
+            if epoch_ended:
+                row = {
+                    "epoch": epoch + 1,
+                    "learning_rate": recipe.rate(place.step - 1, steps),
+                    "train_loss": place.loss_sum.item() / len(batches),
+                    "train_accuracy": place.correct.item() / (len(batches) * recipe.batch_size),
+                }
+                check_finite(recipe, "losses", [place.loss_sum])
+                check_finite(recipe, "weights", model.parameters())
+                row |= validate(place.table) if validate is not None else {}
+                row["seconds"] = time.perf_counter() - started
+                place.history.append(row)
+                place.begin_epoch()
+                _tell(listeners, EpochDone(epoch + 1, recipe.epochs, row))
+            else:
+                place.seconds = time.perf_counter() - started
+            after_step()  # after validation, so that both speak of one table
+            if checkpoints is not None and (stop.requested or checkpoints.due(epoch_ended)):
+                kept = keep()
+                if stop.requested:
+                    stop.end(place.step, steps, kept)
+    return place.history
+
+
+def _state_of(
+    model: nn.Module, optimiser: torch.optim.SGD, place: _Place, memory: Memory | None
+) -> State:
+    """All that the next step depends on, but what is made anew from the stage itself."""
+    remembered = memory.state() if memory is not None else State({}, {})
+    weights = _values(model)
+    momentum = {
+        name: optimiser.state[value]["momentum_buffer"]
+        for name, value in weights.items()
+        if optimiser.state.get(value, {}).get("momentum_buffer") is not None
+    }
+    tensors = {
+        **{f"model.{name}": value for name, value in weights.items()},
+        **{f"momentum.{name}": value for name, value in momentum.items()},
+        **{f"memory.{name}": value for name, value in remembered.tensors.items()},
+        **{f"place.{name}": value for name, value in place.tensors.items()},
+    }
+    record = {
+        "step": place.step,
+        "history": place.history,
+        "seconds": place.seconds,
+        "memory": remembered.record,
+    }
+    return State(tensors, record)
+
+
+def _restore(
+    state: State,
+    model: nn.Module,
+    optimiser: torch.optim.SGD,
+    place: _Place,
+    memory: Memory | None,
+    steps: int,
+    steps_per_epoch: int,
+) -> None:
+    """The inverse of `_state_of`.  Raises Misfit, and changes nothing, if it is not of this."""
+    weights, momentum, remembered, placed = (
+        {
+            name.removeprefix(prefix): tensor
+            for name, tensor in state.tensors.items()
+            if name.startswith(prefix)
         }
-        check_finite(recipe, "losses", [loss_sum])
-        check_finite(recipe, "weights", model.parameters())
-        row |= validate(table) if validate is not None else {}
-        row["seconds"] = time.perf_counter() - started
-        history.append(row)
-        _tell(listeners, EpochDone(epoch + 1, recipe.epochs, row))
-        table = after_step(step, table)  # after validation, so that both speak of one table
-    return history
+        for prefix in ("model.", "momentum.", "memory.", "place.")
+    )
+    own = _values(model)
+    _check_alike("weights", weights, own)
+    _check_alike("momentum", momentum, {name: own[name] for name in momentum if name in own})
+    _check_alike("place", placed, place.tensors)
+    try:
+        step, history = int(state.record["step"]), list(state.record["history"])
+        seconds, record = float(state.record["seconds"]), state.record["memory"]
+        rows = [{str(name): float(value) for name, value in row.items()} for row in history]
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise Misfit(f"its record is not one ({type(error).__name__}: {error}).") from error
+    if not 0 < step <= steps or len(rows) != step // steps_per_epoch:
+        raise Misfit(f"it is of step {step} and {len(rows)} epochs; this training has {steps}.")
+    if memory is not None:
+        place.table = memory.restore(State(remembered, record)).to(place.device)
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(weights[name])
+        for name, value in momentum.items():
+            # laid out as its weights: the fused optimiser reads both in the order of memory
+            buffer = torch.empty_like(own[name], memory_format=torch.preserve_format)
+            optimiser.state[own[name]]["momentum_buffer"] = buffer.copy_(value)
+    place.step, place.seconds = step, seconds
+    place.history = [{**row, "epoch": int(row.get("epoch", 0))} for row in rows]
+    place.loss_sum = placed["loss_sum"].to(place.device)
+    place.correct = placed["correct"].to(place.device)
+
+
+def _values(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, each once, also those that a state dict leaves out."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _check_alike(what: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise Misfit unless the tensors have the same names, types and shapes."""
+    if odd := sorted(set(found) ^ set(expected)):
+        raise Misfit(f"its {what} are another network's: {odd[0]!r} is in one of both alone.")
+    for name, tensor in found.items():
+        here = expected[name]
+        if (tensor.dtype, tensor.shape) != (here.dtype, here.shape):
+            raise Misfit(
+                f"its {what} are another network's: {name!r} is {tensor.dtype} "
+                f"{list(tensor.shape)}, not {here.dtype} {list(here.shape)}."
+            )
+
+
+class _StopRequests:
+    """SIGINT and SIGTERM, noted instead of obeyed, so that training stops between two steps.
+
+    A second SIGINT is obeyed at once.  In another thread than the main one, where Python delivers
+    no signals, nothing is listened to.
+    """
+
+    def __init__(self, listen: bool) -> None:
+        self.listens = listen and threading.current_thread() is threading.main_thread()
+        self.requested: int | None = None
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> _StopRequests:
+        for number in (signal.SIGINT, signal.SIGTERM) if self.listens else ():
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self.before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self.before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.requested is not None and number == signal.SIGINT:
+            handler = self.before[number]
+            if callable(handler):
+                handler(number, frame)
+            raise KeyboardInterrupt
+        self.requested = number
+
+    def end(self, step: int, steps: int, kept: bool) -> None:
+        """Stop, now that all is kept: by the signal that asks for it, or with a sentence."""
+        number, self.requested = self.requested, None
+        self.__exit__()
+        if number == signal.SIGTERM:
+            os.kill(os.getpid(), signal.SIGTERM)
+            # whoever handles that signal lets us live: then the cell ends here
+        state = "all of it is kept" if kept else "what was saved before is kept"
+        raise Interrupted(
+            f"stopped after step {step} of {steps}; {state}. Run this cell, or the same command, "
+            "again to go on."
+        )
 
 
 def check_finite(recipe: Recipe, what: str, values: Iterable[Tensor]) -> None:
@@ -182,7 +405,7 @@ def seconds_per_step(
     model.train()
     optimiser = sgd(groups, recipe, batches.device)
     seconds = []
-    with _own_random_state():
+    with _own_random_states():
         for repeat, (images, labels, drawn) in enumerate(batches.epoch(0)):
             started = time.perf_counter()
             cross_entropy(model(images, drawn), labels % targets).backward()
@@ -196,17 +419,26 @@ def seconds_per_step(
 
 
 def _seed(device: torch.device, seed: int) -> None:
-    """Seed what dropout draws from; torch.manual_seed takes longer, as it looks for all devices."""
-    torch.default_generator.manual_seed(seed)
+    """Seed what a step may draw from: dropout draws from torch, networks of one's own from any."""
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would look for all devices
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
 
 
-def _own_random_state() -> AbstractContextManager[None]:
-    return torch.random.fork_rng(range(torch.cuda.device_count()))
+@contextmanager
+def _own_random_states() -> Iterator[None]:
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
 
 
 def sgd(groups: ParameterGroups, recipe: Recipe, device: torch.device) -> torch.optim.SGD:

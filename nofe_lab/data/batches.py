@@ -145,12 +145,12 @@ class Batches:
         """Steps an epoch."""
         return self.steps
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Augmentation]]:
-        """The batches of one epoch, counted from 0."""
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Augmentation]]:
+        """The batches of one epoch, both counted from 0, from batch `first` on."""
         order = self._draw("order", epoch).argsort().to(self.device)
         flips = (self._draw("flips", epoch) < 0.5).to(self.device) if self.flips else None
         corners = self._corners(epoch)
-        for step in range(len(self)):
+        for step in range(first, len(self)):
             index = order[step * self.batch_size : (step + 1) * self.batch_size]
             drawn = Augmentation(
                 None if flips is None else flips[index],

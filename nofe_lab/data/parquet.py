@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nofe_lab.config import InvalidInput
+from nofe_lab.config import InvalidInput, first_line
 from nofe_lab.data.dataset import Dataset, superclass_of
 from nofe_lab.data.folders import VAL_NAMES, Listed, decoded, files_in, folder_of
 
@@ -82,10 +82,9 @@ def _read_shards(name: str, paths: list[Path]) -> Any:
     try:
         return pa.concat_tables([pq.read_table(path) for path in paths])
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
         raise InvalidInput(
             f"dataset {name!r}: {paths[0].parent} holds a parquet file that cannot be read "
-            f"({reason})."
+            f"({first_line(error)})."
         ) from error
 
 

@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from nofe_lab.config import InvalidInput
+from nofe_lab.config import InvalidInput, first_line
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """How the names of image files end, in lower case; of files with several images the first is read.
@@ -139,7 +139,7 @@ def _reason(error: Exception) -> str:
         return f"more than the {Image.MAX_IMAGE_PIXELS:,} pixels that Pillow takes to be safe"
     if isinstance(error, UnidentifiedImageError):
         return "no image, or of an unknown format"
-    return str(error).partition("\n")[0] or type(error).__name__
+    return first_line(error)
 
 
 def decode(encoded: Path | bytes | None, image_size: int | None = None) -> Picture:

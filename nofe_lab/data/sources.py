@@ -18,6 +18,7 @@ from nofe_lab.config import (
     MAX_VAL_FRACTION,
     InvalidInput,
     data_folder,
+    first_line,
     one_of,
     real_number,
     whole_number,
@@ -173,9 +174,8 @@ def _cifar(name: str, folder: Path) -> Dataset:
     try:
         train_set, test_set = (source(folder, train, download=True) for train in (True, False))
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidInput(
-            f"{name} could not be downloaded into {folder} ({reason}): put an unpacked "
+            f"{name} could not be downloaded into {folder} ({first_line(error)}): put an unpacked "
             f"{_CIFAR_FOLDERS[name]} folder there, or use a local copy in the Hub's layout "
             "(dataset='parquet:DIR'), or the embedded data set (dataset='glyphs')."
         ) from error

@@ -14,7 +14,7 @@ import copy
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from nofe_lab.config import InvalidInput, Preset, Recipe, derive_seed, one_of, quick_preset
+from nofe_lab.files import digest_of_tensors
 
 
 class Backbone(ABC):
@@ -198,15 +199,6 @@ def code_of(kind: type) -> str:
             except OSError:
                 found.append((name, method.__code__.co_code.hex()))
     return repr(found)
-
-
-def digest_of_tensors(state: Mapping[str, Tensor]) -> str:
-    """16 hexadecimal digits that depend on names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def digest_of(network: nn.Module) -> str:

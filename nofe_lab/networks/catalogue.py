@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from nofe_lab.compat import import_torchvision
-from nofe_lab.config import PRESETS, InvalidInput, Preset, one_of
-from nofe_lab.networks.backbone import Backbone, digest_of, digest_of_tensors, seeded
+from nofe_lab.config import PRESETS, InvalidInput, Preset, first_line, one_of
+from nofe_lab.files import UnreadableFile, check_regular, digest_of_tensors, memory, read_tensors
+from nofe_lab.networks.backbone import Backbone, digest_of, seeded
 from nofe_lab.networks.paper import PAPER
 from nofe_lab.networks.surgery import SplitNetwork
 
@@ -220,20 +221,19 @@ def _is_file(weights: str | Path) -> bool:
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return read_tensors(path, links=True)[0]
+        check_regular(path, memory(), links=True)
+    except UnreadableFile as error:
+        raise InvalidInput(f"weights {str(path)!r} cannot be read: {error}") from error
+    try:
+        # of pickled files torch reads tensors and plain containers alone, and runs no code
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError) as error:
-        raise InvalidInput(f"weights {str(path)!r} cannot be read ({error}).") from error
     except Exception as error:  # torch.load raises many kinds, for files of many kinds
-        reason = str(error).splitlines()[0]
         raise InvalidInput(
-            f"weights {str(path)!r} cannot be read ({reason}); accepted: .safetensors, or a state "
-            "dict saved by torch.save."
+            f"weights {str(path)!r} cannot be read ({first_line(error)}); accepted: .safetensors, "
+            "or a state dict saved by torch.save."
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
@@ -301,7 +301,7 @@ def _downloaded(weights: str, download: Callable[[], Mapping[str, Tensor]]) -> M
     try:
         return download()
     except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidInput(
-            f"weights {weights!r} could not be downloaded ({reason}): name a local file instead."
+            f"weights {weights!r} could not be downloaded ({first_line(error)}): name a local file "
+            "instead."
         ) from error

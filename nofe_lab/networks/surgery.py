@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from nofe_lab.config import InvalidInput, Preset, one_of, quick_preset
+from nofe_lab.config import InvalidInput, Preset, first_line, one_of, quick_preset
 from nofe_lab.networks.backbone import Backbone, seeded, size_in_words
 from nofe_lab.networks.tracing import (
     Cut,
@@ -236,7 +236,7 @@ class SplitNetwork(Backbone):
                 return self._measured(edits)
             raise InvalidInput(
                 f"backbone {self.name!r} cannot take images of {size_in_words(self.input_shape)} "
-                f"({str(error).splitlines()[0]}){self._other_images()}."
+                f"({first_line(error)}){self._other_images()}."
             ) from error
 
     def _other_images(self) -> str:

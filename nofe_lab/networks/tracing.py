@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nofe_lab.config import InvalidInput
+from nofe_lab.config import InvalidInput, first_line
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def trace(network: nn.Module, name: str) -> fx.Graph:
                 graphs.append(tracer.trace(network.train(training)))
             except Exception as error:  # whatever a forward may do to a stand-in for a tensor
                 if tracer.failed is None:
-                    raise _cannot_trace(name, str(error).splitlines()[0]) from error
+                    raise _cannot_trace(name, first_line(error)) from error
                 opaque.add(tracer.failed)
                 break
         else:

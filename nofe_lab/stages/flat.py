@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from nofe_lab.checkpoint import Checkpoints
 from nofe_lab.config import FlatConfig
 from nofe_lab.data import Dataset
 from nofe_lab.machine import Machine
@@ -33,8 +34,12 @@ class FlatStage(Stage):
         return CNN(self.backbone, self.dataset.C, self.network_config.initialisation, self.seed)
 
     def train(
-        self, parents: Mapping[str, Run], machine: Machine, listeners: Sequence[Listener]
+        self,
+        parents: Mapping[str, Run],
+        machine: Machine,
+        listeners: Sequence[Listener],
+        checkpoints: Checkpoints | None = None,
     ) -> Trained:
         model = self.image_network(self.network(), machine)
-        history = self.fit(model, machine, torch.arange(self.dataset.C), listeners)
+        history = self.fit(model, machine, torch.arange(self.dataset.C), listeners, checkpoints)
         return Trained(model, history)

@@ -16,6 +16,8 @@ update after the last interval: the final partition is one that the generalist h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from nofe_lab.checkpoint import Checkpoints, Misfit, State
 from nofe_lab.config import GeneralistConfig, InvalidInput, derive_seed
 from nofe_lab.data import Dataset
 from nofe_lab.machine import Machine
@@ -75,7 +78,7 @@ class GeneralistStage(Stage):
     def network(self, specialties: Specialties | None = None) -> nn.Module:
         return CNN(self.backbone, self.K, self.network_config.initialisation, self.seed)
 
-    @property
+    @cached_property
     def updates(self) -> list[int]:
         """The steps after which the map is updated: the ends of all intervals but the last."""
         if self.config.rule == "random":
@@ -95,68 +98,41 @@ class GeneralistStage(Stage):
         return super().images_evaluated + (len(self.updates) + 1) * each
 
     def train(
-        self, parents: Mapping[str, Run], machine: Machine, listeners: Sequence[Listener]
+        self,
+        parents: Mapping[str, Run],
+        machine: Machine,
+        listeners: Sequence[Listener],
+        checkpoints: Checkpoints | None = None,
     ) -> Trained:
         model = self.image_network(self.network(), machine)
-        current = Specialties.random(self.dataset.class_names, self.K, self.seed)
-        maps = [(0, 0.0, current)]
-        rows: list[dict[str, object]] = []
-        due = set(self.updates)
-        seen = RunningAffinity(self.dataset.C, self.K, self.config.affinity, machine.device)
-        from_training = self.config.affinity_from == "training"
-
-        def update(step: int) -> Tensor | None:
-            nonlocal current
-            if step not in due:
-                return None
-            number = len(maps)
-            if from_training:
-                check_finite(self.recipe, "predictions", [seen.total])
-            affinity = seen.take() if from_training else self.affinity(model, number)
-            old = np.array(current.of)
-            new = assign(
-                self.config.rule,
-                affinity,
-                old,
-                seed=derive_seed(self.seed, "update", number),
-                elastic_lambda=self.config.elastic_lambda,
-            )
-            current = Specialties(self.dataset.class_names, tuple(new), self.K)
-            maps.append((number, step / self.steps_per_epoch, current))
-            row = {
-                "update": number,
-                "step": step,
-                "epoch": step / self.steps_per_epoch,
-                "moved": int((old != new).sum()),
-                "objective_before": objective(affinity, old),
-                "objective_after": objective(affinity, new),
-                "smallest": min(current.sizes),
-                "largest": max(current.sizes),
-                "sizes": " ".join(map(str, current.sizes)),
-            }
-            rows.append(row)
-            for listener in listeners:
-                listener(MapUpdated(number, row))
-            return torch.tensor(current.of)
-
-        start = torch.tensor(current.of)
-        watch = seen.add if from_training else None
-        history = self.fit(model, machine, start, listeners, new_table=update, observe=watch)
-        final = seen.take() if from_training else self.affinity(model, len(maps))
+        learning = MapLearning(self, model, machine, listeners)
+        history = self.fit(
+            model,
+            machine,
+            learning.table,
+            listeners,
+            checkpoints,
+            new_table=learning.update,
+            observe=learning.observe,
+            memory=learning,
+        )
+        final = learning.affinity()
         return Trained(
             model,
             history,
             files={
-                "specialties.json": current.to_json(),
-                "map_updates.csv": pd.DataFrame(rows, columns=MAP_UPDATE_COLUMNS).to_csv(
+                "specialties.json": learning.specialties.to_json(),
+                "map_updates.csv": pd.DataFrame(learning.rows, columns=MAP_UPDATE_COLUMNS).to_csv(
                     index=False
                 ),
-                "map_history.csv": _map_history(maps),
+                "map_history.csv": learning.history(),
                 "affinity.csv": pd.DataFrame(
-                    final, index=pd.Index(current.class_names, name="class"), columns=current.names
+                    final,
+                    index=pd.Index(self.dataset.class_names, name="class"),
+                    columns=learning.specialties.names,
                 ).to_csv(),
             },
-            result={"objective": objective(final, np.array(current.of))},
+            result={"objective": objective(final, learning.maps[-1])},
         )
 
     def affinity(self, model: nn.Module, number: int) -> Affinity:
@@ -167,6 +143,136 @@ class GeneralistStage(Stage):
         return affinity_matrix(
             found.probabilities, found.labels, self.dataset.C, self.config.affinity
         )
+
+
+class MapLearning:
+    """The specialty map on its way from the random start: the hooks of the training loop."""
+
+    def __init__(
+        self,
+        stage: GeneralistStage,
+        model: nn.Module,
+        machine: Machine,
+        listeners: Sequence[Listener],
+    ) -> None:
+        self.stage = stage
+        self.model = model
+        self.listeners = listeners
+        C, K = stage.dataset.C, stage.K
+        start = Specialties.random(stage.dataset.class_names, K, stage.seed)
+        self.maps = [np.array(start.of, dtype=np.int64)]
+        """int64 [C] each: the start, and the map after each update."""
+        self.rows: list[dict[str, Any]] = []
+        """What each update did: MAP_UPDATE_COLUMNS."""
+        self.seen: RunningAffinity | None = None
+        if stage.config.affinity_from == "training":
+            self.seen = RunningAffinity(C, K, stage.config.affinity, machine.device)
+
+    @property
+    def specialties(self) -> Specialties:
+        """The current partition."""
+        return Specialties(self.stage.dataset.class_names, tuple(self.maps[-1]), self.stage.K)
+
+    @property
+    def table(self) -> Tensor:
+        """The generalist's target for each class, int64 [C]."""
+        return torch.from_numpy(self.maps[-1])
+
+    def observe(self, logits: Tensor, classes: Tensor) -> None:
+        """Take note of a training step's predictions, if the affinity is made of them."""
+        if self.seen is not None:
+            self.seen.add(logits, classes)
+
+    def affinity(self) -> Affinity:
+        """A[C, K] for the next update, or after the last."""
+        if self.seen is None:
+            return self.stage.affinity(self.model, len(self.maps))
+        check_finite(self.stage.recipe, "predictions", [self.seen.total])
+        return self.seen.take()
+
+    def update(self, step: int) -> Tensor | None:
+        """Update the map, if an update is due after `step` steps, and return the new table."""
+        stage, config = self.stage, self.stage.config
+        if step not in stage.updates:
+            return None
+        number, old = len(self.maps), self.maps[-1]
+        affinity = self.affinity()
+        new = assign(
+            config.rule,
+            affinity,
+            old,
+            seed=derive_seed(stage.seed, "update", number),
+            elastic_lambda=config.elastic_lambda,
+        )
+        self.maps.append(new)
+        sizes = self.specialties.sizes
+        row = {
+            "update": number,
+            "step": step,
+            "epoch": step / stage.steps_per_epoch,
+            "moved": int((old != new).sum()),
+            "objective_before": objective(affinity, old),
+            "objective_after": objective(affinity, new),
+            "smallest": min(sizes),
+            "largest": max(sizes),
+            "sizes": " ".join(map(str, sizes)),
+        }
+        self.rows.append(row)
+        for listener in self.listeners:
+            listener(MapUpdated(number, row))
+        return self.table
+
+    def history(self) -> str:
+        """CSV, one row a class and update: the map's way from its random start (0)."""
+        names = self.stage.dataset.class_names
+        epochs = [0.0, *(row["epoch"] for row in self.rows)]
+        parts = [
+            pd.DataFrame(
+                {
+                    "update": number,
+                    "epoch": epoch,
+                    "class": range(len(names)),
+                    "class_name": names,
+                    "specialty": found,
+                }
+            )
+            for number, (epoch, found) in enumerate(zip(epochs, self.maps, strict=True))
+        ]
+        return pd.concat(parts).to_csv(index=False)
+
+    def state(self) -> State:
+        tensors = {"maps": torch.from_numpy(np.stack(self.maps))}
+        if self.seen is not None:
+            tensors |= {"affinity": self.seen.total, "images": self.seen.images}
+        return State(tensors, {"updates": self.rows})
+
+    def restore(self, state: State) -> Tensor:
+        stage, seen = self.stage, self.seen
+        count = len(state.tensors.get("maps", ()))
+        expected: dict[str, Any] = {"maps": (torch.int64, (count, stage.dataset.C))}
+        if seen is not None:
+            expected["affinity"] = (torch.float32, tuple(seen.total.shape))
+            expected["images"] = (torch.float32, tuple(seen.images.shape))
+        found = {name: (value.dtype, tuple(value.shape)) for name, value in state.tensors.items()}
+        if found != expected:
+            raise Misfit(f"its specialty map is another's: {found}, not {expected}.")
+        maps = state.tensors["maps"].numpy()
+        rows: Any = state.record.get("updates") if isinstance(state.record, Mapping) else None
+        is_history = (
+            isinstance(rows, list)
+            and len(rows) == len(maps) - 1
+            and all(isinstance(row, dict) and set(row) == set(MAP_UPDATE_COLUMNS) for row in rows)
+            and [row["step"] for row in rows] == stage.updates[: len(rows)]
+        )
+        if not is_history or (maps[0] != self.maps[0]).any():
+            raise Misfit("the history of its specialty map is another's.")
+        if maps.min() < 0 or maps.max() >= stage.K:
+            raise Misfit(f"its specialty map holds {maps.min()} to {maps.max()}, K is {stage.K}.")
+        self.maps, self.rows = list(maps.copy()), rows
+        if seen is not None:
+            seen.total.copy_(state.tensors["affinity"])
+            seen.images.copy_(state.tensors["images"])
+        return self.table
 
 
 class RunningAffinity:
@@ -192,20 +298,3 @@ class RunningAffinity:
         self.total.zero_()
         self.images.zero_()
         return found
-
-
-def _map_history(maps: Sequence[tuple[int, float, Specialties]]) -> str:
-    """One row a class and update: the whole way of the partition from its random start (0)."""
-    parts = [
-        pd.DataFrame(
-            {
-                "update": number,
-                "epoch": epoch,
-                "class": range(found.C),
-                "class_name": found.class_names,
-                "specialty": found.of,
-            }
-        )
-        for number, epoch, found in maps
-    ]
-    return pd.concat(parts).to_csv(index=False)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from nofe_lab.checkpoint import Checkpoints
 from nofe_lab.config import InvalidInput, NofEConfig
 from nofe_lab.data import Dataset
 from nofe_lab.data.batches import ImageNetwork
@@ -104,7 +105,11 @@ class NofEStage(Stage):
         return super().image_network(network, machine)
 
     def train(
-        self, parents: Mapping[str, Run], machine: Machine, listeners: Sequence[Listener]
+        self,
+        parents: Mapping[str, Run],
+        machine: Machine,
+        listeners: Sequence[Listener],
+        checkpoints: Checkpoints | None = None,
     ) -> Trained:
         specialties = self.given
         if specialties is None:
@@ -113,7 +118,7 @@ class NofEStage(Stage):
         if "trunk" in parents:
             self.start_from(parents["trunk"], network)
         model = self.image_network(network, machine)
-        history = self.fit(model, machine, torch.arange(self.dataset.C), listeners)
+        history = self.fit(model, machine, torch.arange(self.dataset.C), listeners, checkpoints)
         return Trained(model, history, files={"specialties.json": specialties.to_json()})
 
     def start_from(self, run: Run, network: nn.Module) -> None:

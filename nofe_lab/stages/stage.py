@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,25 +21,30 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from nofe_lab.checkpoint import SECONDS, Checkpoints
 from nofe_lab.config import (
     FlatConfig,
     GeneralistConfig,
+    InvalidInput,
     NetworkConfig,
     NofEConfig,
     Recipe,
+    first_line,
     identity_of,
+    real_number,
 )
 from nofe_lab.data import Dataset, Split
 from nofe_lab.data.batches import Batches, ImageNetwork, Preprocess, Window, steps_per_epoch
 from nofe_lab.evaluation import Predictions, predict
 from nofe_lab.machine import Machine, exact_float32
 from nofe_lab.networks import Backbone
-from nofe_lab.runs import Run, RunStore, code_revision, identity_hash, provenance
+from nofe_lab.runs import DamagedRun, Run, RunStore, code_revision, identity_hash, provenance
 from nofe_lab.specialties import Specialties
 from nofe_lab.training import (
     Listener,
     ParameterGroups,
     Progress,
+    TrainingDiverged,
     check_finite,
     fit,
     seconds_per_step,
@@ -117,9 +121,16 @@ class Stage(ABC):
 
     @abstractmethod
     def train(
-        self, parents: Mapping[str, Run], machine: Machine, listeners: Sequence[Listener]
+        self,
+        parents: Mapping[str, Run],
+        machine: Machine,
+        listeners: Sequence[Listener],
+        checkpoints: Checkpoints | None = None,
     ) -> Trained:
-        """Train it.  `parents` are the finished runs of the stages it builds on."""
+        """Train it.  `parents` are the finished runs of the stages it builds on.
+
+        checkpoints: where its training is kept, and goes on from if there is one.
+        """
 
     @property
     def partition(self) -> Specialties | None:
@@ -192,6 +203,7 @@ class Stage(ABC):
         machine: Machine,
         target_of_class: Tensor,
         listeners: Sequence[Listener],
+        checkpoints: Checkpoints | None = None,
         **hooks: Any,
     ) -> list[dict[str, float]]:
         """Train `model` in place by the stage's recipe, validated on val after each epoch."""
@@ -207,6 +219,7 @@ class Stage(ABC):
             self.recipe,
             target_of_class,
             validate=validate if len(self.dataset.val) else None,
+            checkpoints=checkpoints,
             listeners=listeners,
             **hooks,
         )
@@ -242,16 +255,38 @@ class Stage(ABC):
         return seconds, getattr(model.network, "notes", ())
 
 
+@dataclass
+class _Unsaved:
+    """A network that is trained, but could not be saved."""
+
+    trained: Trained
+    provenance: dict[str, Any]
+
+
+_UNSAVED: dict[tuple[Path, str], _Unsaved] = {}
+"""By runs folder and id, in this process: the disk may have room when the run is asked for again.
+"""
+
+
 class Workshop:
     """Carries stages out in one runs folder, on one machine.
 
-    Raises InvalidInput if the folder cannot be written or the device is not to be had.
+    checkpoint_seconds: the longest time between two checkpoints of a training.
+    Raises InvalidInput if the folder cannot be made, the device is not to be had or the time is
+    negative.
     """
 
-    def __init__(self, runs_dir: Path | str, device: str = "auto", precision: str = "auto") -> None:
+    def __init__(
+        self,
+        runs_dir: Path | str,
+        device: str = "auto",
+        precision: str = "auto",
+        checkpoint_seconds: float = SECONDS,
+    ) -> None:
         self.machine = Machine.pick(device, precision)
         if self.machine.device.type == "cuda":
             exact_float32()
+        self.seconds = real_number("checkpoint_seconds", checkpoint_seconds, 0)
         self.store = RunStore(runs_dir)
 
     def carry_out(self, stages: Sequence[Stage]) -> list[Run]:
@@ -264,6 +299,7 @@ class Workshop:
                 return
             if (run := self.store.find(stage.id)) is not None:
                 runs[stage.id] = run
+                self.store.sweep(stage.run_name, stage.id)
             else:
                 for parent in stage.parents.values():
                     visit(parent)
@@ -294,6 +330,7 @@ class Workshop:
         missing = [stage for run_id, stage in ordered.items() if run_id not in runs]
         if not missing:
             return
+        self.store.check_writable()
         # stages that differ in their seed or their parents alone take the same time
         known: dict[tuple[object, ...], tuple[float, tuple[str, ...]]] = {}
         total = 0.0
@@ -304,8 +341,10 @@ class Workshop:
             network = json.dumps(stage.backbone.identity)
             alike = (stage.kind, stage.K, network, stage.recipe, stage.dataset.name)
             if alike not in known:
-                known[alike] = stage.trial(self.machine)
-            seconds, _ = known[alike]
+                with self.machine.enough_memory(stage.label, stage.recipe.batch_size):
+                    known[alike] = stage.trial(self.machine)
+            done = self.store.checkpoints(stage.run_name, stage.id).step / stage.steps
+            seconds = known[alike][0] * max(1 - done, 0)
             total += seconds
             print(f"  {stage.label}: about {seconds / 60:.1f} min")
         for note in dict.fromkeys(note for _, notes in known.values() for note in notes):
@@ -313,38 +352,87 @@ class Workshop:
         print(f"  together about {total / 60:.1f} min", flush=True)
 
     def _train(self, stage: Stage, parents: Mapping[str, Run]) -> Run:
+        def wait(who: str) -> None:
+            print(f"{stage.label}: {who} is training it; waiting for the result.", flush=True)
+
+        key = (self.store.folder, stage.id)
+        with self.store.training(stage.run_name, stage.id, wait, self.seconds) as checkpoints:
+            if (run := self.store.find(stage.id)) is not None:
+                print(f"{stage.label}: loaded {run.path.name}, which has been trained meanwhile")
+                return run
+            if key not in _UNSAVED:
+                _UNSAVED[key] = self._trained(stage, parents, checkpoints)
+            run = self._saved(stage, _UNSAVED[key], checkpoints)
+            del _UNSAVED[key]
+            checkpoints.remove()
+        figures = ", ".join(
+            f"{name.replace('_accuracy', '')} {run.result[name]:.1%}"
+            for name in ("train_accuracy", "val_accuracy")
+            if name in run.result
+        )
+        print(f"{stage.label}: {figures}, {run.seconds:.0f} s; saved {run.path.name}")
+        return run
+
+    def _trained(
+        self, stage: Stage, parents: Mapping[str, Run], checkpoints: Checkpoints
+    ) -> _Unsaved:
+        if checkpoints.step:
+            print(f"{stage.label}: goes on from step {checkpoints.step} of {stage.steps}")
+        made = provenance(self.machine, 0.0)
+        told = [f"{name} {made[name]}" for name in ("revision", "device", "precision", "threads")]
+        checkpoints.conditions = [", ".join([*told, f"torch {made['versions']['torch']}"])]
         progress = Progress(stage.title, stage.steps)
-        started = time.perf_counter()
         try:
-            trained = stage.train(parents, self.machine, [progress])
+            with self.machine.enough_memory(stage.label, stage.recipe.batch_size):
+                trained = stage.train(parents, self.machine, [progress], checkpoints)
+        except TrainingDiverged:
+            checkpoints.remove()  # it would diverge again
+            raise
         finally:
             progress.close()
-        seconds = time.perf_counter() - started
+        made = {
+            **provenance(self.machine, checkpoints.seconds_trained),
+            "interruptions": checkpoints.interruptions,
+            "conditions": checkpoints.conditions,
+            "lineage": {key: s for run in parents.values() for key, s in run.lineage.items()},
+        }
+        return _Unsaved(trained, made)
+
+    def _saved(self, stage: Stage, unsaved: _Unsaved, checkpoints: Checkpoints) -> Run:
+        trained = unsaved.trained
         last = trained.history[-1]
         shown: dict[str, float] = {
             name: last[name] for name in ("train_accuracy", "val_accuracy") if name in last
         }
-        run = self.store.save(
-            stage.run_name,
-            stage.identity,
-            stage.about,
-            trained.model.state_dict(),
-            {
-                "history.csv": pd.DataFrame(trained.history).to_csv(index=False),
-                "classes.json": json.dumps(stage.dataset.class_names, ensure_ascii=False),
-                **trained.files,
-            },
-            shown | trained.result,
-            {
-                **provenance(self.machine, seconds),
-                "lineage": {key: s for run in parents.values() for key, s in run.lineage.items()},
-            },
-        )
-        figures = ", ".join(
-            f"{name.replace('_accuracy', '')} {value:.1%}" for name, value in shown.items()
-        )
-        print(f"{stage.label}: {figures}, {seconds:.0f} s; saved {run.path.name}")
-        return run
+
+        def save() -> Run:
+            return self.store.save(
+                stage.run_name,
+                stage.identity,
+                stage.about,
+                trained.model.state_dict(),
+                {
+                    "history.csv": pd.DataFrame(trained.history).to_csv(index=False),
+                    "classes.json": json.dumps(stage.dataset.class_names, ensure_ascii=False),
+                    **trained.files,
+                },
+                shown | trained.result,
+                unsaved.provenance,
+            )
+
+        try:
+            return save()
+        except OSError:
+            checkpoints.make_room()
+        try:
+            return save()
+        except OSError as error:
+            raise InvalidInput(
+                f"{stage.label}: trained, but cannot be saved in {str(self.store.folder)!r} "
+                f"({first_line(error)}); mend that and run this cell again: the trained network is "
+                f"kept in this process, and on disk what it was at step {checkpoints.step} of "
+                f"{stage.steps}."
+            ) from error
 
 
 def load_specialties(run: Run) -> Specialties:
@@ -357,13 +445,23 @@ def load_model(
 ) -> ImageNetwork:
     """The trained network of a finished run: raw images uint8 [N, c, h, w] -> logits.
 
-    It answers in fp32, whatever it was trained in, unless another precision is asked for.
+    It answers in fp32, whatever it was trained in, unless another precision is asked for.  Raises
+    DamagedRun if the run's tensors are not those of the network.
     """
     specialties = load_specialties(run) if stage.K is not None else None
+    if specialties is not None:
+        specialties.check_classes(stage.dataset.class_names)
     weights = run.weights()
-    preprocess = Preprocess(weights["preprocess.mean"], weights["preprocess.scale"], stage.window)
-    model = ImageNetwork(preprocess, stage.network(specialties), precision)
-    model.load_state_dict(weights)
+    network = stage.network(specialties)
+    try:
+        mean, scale = weights["preprocess.mean"], weights["preprocess.scale"]
+        model = ImageNetwork(Preprocess(mean, scale, stage.window), network, precision)
+        model.load_state_dict(weights)
+    except (KeyError, RuntimeError) as error:
+        raise DamagedRun(
+            f"weights.safetensors of {run.path.name} are not those of {stage.label} "
+            f"({first_line(error)})."
+        ) from error
     return model.to(device).eval()
 
 
