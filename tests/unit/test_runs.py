@@ -16,7 +16,14 @@ from matplotlib.figure import Figure
 from nofe_lab import InvalidInput, Run
 from nofe_lab.__main__ import main
 from nofe_lab.machine import Machine
-from nofe_lab.runs import RunStore, default_runs_dir, identity_hash, provenance
+from nofe_lab.runs import (
+    OtherFormat,
+    RunStore,
+    _digest,
+    default_runs_dir,
+    identity_hash,
+    provenance,
+)
 
 IDENTITY: dict[str, Any] = {"stage": "flat", "config": {"seed": 0, "rate": 0.1}, "parents": {}}
 ABOUT = {
@@ -69,9 +76,13 @@ def test_the_id_depends_on_every_part_of_the_identity(change: dict[str, Any]) ->
     assert identity_hash({**IDENTITY, **change}) != identity_hash(IDENTITY)
 
 
-def test_the_id_depends_on_the_format(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_id_outlives_a_new_layout_and_depends_on_its_own_format(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     before = identity_hash(IDENTITY)
     monkeypatch.setattr("nofe_lab.runs.FORMAT", 99)
+    assert identity_hash(IDENTITY) == before
+    monkeypatch.setattr("nofe_lab.runs.IDENTITY_FORMAT", 99)
     assert identity_hash(IDENTITY) != before
 
 
@@ -193,17 +204,17 @@ def change_the_identity(run: Run) -> None:
     (run.path / "run.json").write_text(json.dumps(record))
 
 
-def write_another_format(run: Run) -> None:
-    (run.path / "run.json").write_text(json.dumps({**run.record, "format": 99}))
+def write_no_format(run: Run) -> None:
+    (run.path / "run.json").write_text(json.dumps({**run.record, "format": "new"}))
 
 
 DAMAGES = [
     (flip_a_byte, "weights.safetensors is missing or changed"),
-    (truncate_the_record, "run.json cannot be read, JSONDecodeError"),
+    (truncate_the_record, "run.json cannot be read: 'run.json' holds no JSON"),
     (remove_a_file, "history.csv is missing or changed"),
-    (remove_the_record, "run.json cannot be read, FileNotFoundError"),
+    (remove_the_record, "run.json cannot be read: 'run.json' cannot be opened"),
     (change_the_identity, "run.json has been changed"),
-    (write_another_format, "its format is 99, this library's is 1"),
+    (write_no_format, "its format is 'new', this library reads 1 to 2"),
 ]
 
 
@@ -223,6 +234,96 @@ def test_a_damaged_run_is_set_aside_with_a_message_and_not_found(
     aside = store.folder / f"{run.path.name}.damaged-1"
     assert message.endswith(f"set aside as {aside.name}.\n")
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == remains
+
+
+def rewrite(run: Run, **changes: Any) -> None:
+    """Change a run's record as one who knows how its checksum is made."""
+    record = {key: value for key, value in {**run.record, **changes}.items() if key != "digest"}
+    record["digest"] = _digest(record)
+    (run.path / "run.json").write_text(json.dumps(record))
+
+
+def test_a_run_of_a_later_format_is_refused_with_both_versions_and_left_alone(
+    store: RunStore,
+) -> None:
+    run = save(store)
+    rewrite(run, format=99)
+    with pytest.raises(OtherFormat, match=r"is of format 99, this library reads formats 1 to 2"):
+        store.find(run.id)
+    assert run.path.is_dir()
+    assert list(store) == []
+
+
+def test_a_run_of_format_1_is_read_in_the_present_format(store: RunStore) -> None:
+    run = save(store)
+    files = {name: known["sha256"] for name, known in run.record["files"].items()}
+    made = {key: value for key, value in run.provenance.items() if key != "precision"}
+    rewrite(run, format=1, files=files, provenance=made)
+    found = store.find(run.id)
+    assert found is not None
+    assert (found.record["format"], found.provenance["precision"]) == (2, "fp32")
+    assert found.weights()["w"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("about", {**ABOUT, "title": 3}),
+        ("about", {}),
+        ("result", {"train_accuracy": "high"}),
+        ("result", [1.0]),
+        ("identity", {"stage": "another"}),
+        ("id", "0123456789ab"),
+        ("provenance", {"finished": "yesterday"}),
+        ("files", {"../../etc/passwd": {"bytes": 1, "sha256": ""}}),
+        ("files", {"/etc/passwd": {"bytes": 1, "sha256": ""}}),
+        ("files", {"..": {"bytes": 1, "sha256": ""}}),
+        ("files", {"weights.safetensors": {"bytes": 10**18, "sha256": ""}}),
+        ("files", {"weights.safetensors": 7}),
+        ("files", []),
+        ("files", None),
+    ],
+)
+def test_a_record_that_is_none_is_found_out_whoever_wrote_it(
+    store: RunStore, name: str, value: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = save(store)
+    rewrite(run, **{name: value})
+    assert list(store) == []
+    assert store.find(run.id) is None
+    assert "is damaged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("target", ["/etc/hostname", "/dev/zero"])
+def test_a_link_out_of_the_run_s_folder_is_not_followed(store: RunStore, target: str) -> None:
+    run = save(store)
+    inside = run.path / "history.csv"
+    inside.unlink()
+    inside.symlink_to(target)
+    assert list(store) == []
+    with pytest.raises(InvalidInput, match="is not a regular file"):
+        run.text("history.csv")
+
+
+@pytest.mark.parametrize("file", ["../secret", "/etc/passwd", "..", ".hidden", "a/b"])
+def test_a_file_outside_of_the_run_s_folder_is_not_read(store: RunStore, file: str) -> None:
+    with pytest.raises(InvalidInput, match="is not the name of a file of its own"):
+        save(store).text(file)
+
+
+def test_figures_are_not_written_through_a_link(store: RunStore, tmp_path: Path) -> None:
+    run = save(store)
+    (run.path / "figures").symlink_to(tmp_path)
+    with pytest.raises(InvalidInput, match="'figures' is a link"):
+        run.save_figure(Figure(), "confusion")
+
+
+def test_reports_hold_numbers_alone(store: RunStore) -> None:
+    run = save(store)
+    deep = "[" * 100_000
+    for content in ('{"test_accuracy": "<b>1</b>", "test_loss": 2.0}', deep, "[1]", "\0"):
+        (run.path / "reports.json").write_text(content)
+        assert run.reports in ({"test_loss": 2.0}, {})
 
 
 def test_every_damaged_run_is_kept_under_a_name_of_its_own(store: RunStore) -> None:

@@ -24,8 +24,8 @@ FLOORS = (
     ("__main__", "__init__"),
     ("views", "stages", "bench"),
     ("training", "evaluation"),
-    ("runs", "specialties", "networks", "data"),
-    ("config", "compat", "machine"),
+    ("checkpoint", "runs", "specialties", "networks", "data"),
+    ("config", "compat", "files", "machine"),
 )
 """Top to bottom; a part imports from floors below it, and from parts to its left on its own."""
 
