@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from nofe_lab.checkpoint import SECONDS
 from nofe_lab.config import (
     BUDGETS,
     RULES,
@@ -75,6 +76,8 @@ class Experiment:
     """Of training: bf16 or fp32; auto: bf16 where the device has instructions for it."""
     runs_dir: str | None = None
     """Folder of the runs; by default data/runs of the checkout."""
+    checkpoint_seconds: float = SECONDS
+    """The longest time between two checkpoints of a training, in seconds."""
     specialties: str = "learned"
     """learned, random, superclass, or the path of a .json file."""
     trunk: str = "generalist"
@@ -131,7 +134,7 @@ class Experiment:
         self._generalist_config(self.rule)
         self._nofe_config(self.specialties, self.trunk)
         whole_number("data_seed", self.data_seed, 0)
-        Workshop(self._runs_dir, self.device, self.precision)
+        self.workshop  # noqa: B018  folder, device, precision and seconds are refused there
 
     @property
     def _runs_dir(self) -> str:
@@ -145,7 +148,7 @@ class Experiment:
     @property
     def workshop(self) -> Workshop:
         """Where the stages are carried out."""
-        return Workshop(self._runs_dir, self.device, self.precision)
+        return Workshop(self._runs_dir, self.device, self.precision, self.checkpoint_seconds)
 
     @cached_property
     def data(self) -> Dataset:
@@ -313,7 +316,7 @@ class Experiment:
         """The command line that executes a notebook with the parameters of this experiment.
 
         Only parameters that differ from their defaults are named, and none that belong to the
-        machine: folder, device, precision.
+        machine: folder, device, precision, checkpoints.
         also: parameters that the notebook has beyond the experiment's.
         """
         own = {f.name: (getattr(self, f.name), f.default) for f in fields(self) if f.init}
@@ -322,7 +325,7 @@ class Experiment:
         if "backbone" in asked:
             asked["backbone"] = self._backbone.name
         for name, value in (asked | also).items():
-            if name not in ("runs_dir", "device", "precision"):
+            if name not in ("runs_dir", "device", "precision", "checkpoint_seconds"):
                 words += ["-p", name, str(value)]
         return shlex.join(words)
 

@@ -377,7 +377,8 @@ class Workshop:
         self, stage: Stage, parents: Mapping[str, Run], checkpoints: Checkpoints
     ) -> _Unsaved:
         if checkpoints.step:
-            print(f"{stage.label}: goes on from step {checkpoints.step} of {stage.steps}")
+            step = f"{checkpoints.step} of {stage.steps}"
+            print(f"{stage.label}: goes on from step {step}", flush=True)
         made = provenance(self.machine, 0.0)
         told = [f"{name} {made[name]}" for name in ("revision", "device", "precision", "threads")]
         checkpoints.conditions = [", ".join([*told, f"torch {made['versions']['torch']}"])]

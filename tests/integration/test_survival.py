@@ -1,0 +1,495 @@
+"""Training survives what happens to it: kills, interruptions, full disks, rivals.
+
+The faults are real wherever this machine can make them: processes are killed with SIGKILL, disks
+are small file systems that fill up, memory is limited by the operating system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import random
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from nofe_lab import Experiment, InvalidInput
+from nofe_lab.machine import OutOfMemory
+from nofe_lab.runs import Run, RunStore
+from nofe_lab.stages import Stage
+
+STAGES = ("base", "generalist", "nofe")
+
+
+class Restless(nn.Module):
+    """A CNN with all that an interruption could upset: dropout, statistics, Python's chance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.drop = nn.Dropout2d(0.2)
+        self.tail = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU())
+        self.pool = nn.AdaptiveAvgPool2d(2)
+        self.end = nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(64, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.pool(self.tail(self.drop(self.trunk(x)))))
+
+
+def experiment(runs_dir: Path, **changes: Any) -> Experiment:
+    """Of a minute's hundredth, with a checkpoint after every step."""
+    small = {"K": 5, "epochs": 8, "batch_size": 30, "flips": True, "update_every": 0.4}
+    where = {"device": "cpu", "runs_dir": str(runs_dir), "checkpoint_seconds": 0.0}
+    return Experiment("glyphs:4", backbone=Restless, split="drop", **{**small, **where, **changes})
+
+
+def stage_of(found: Experiment, kind: str) -> Stage:
+    stage: Stage = getattr(found, kind)()
+    return stage
+
+
+def train(kind: str, runs_dir: Path, log: Path | None = None, **changes: Any) -> None:
+    """What a process of its own does."""
+    torch.set_num_threads(1)
+    with contextlib.ExitStack() as stack:
+        if log is not None:
+            stack.enter_context(
+                contextlib.redirect_stdout(stack.enter_context(log.open("w", buffering=1)))
+            )
+        found = experiment(runs_dir, **changes)
+        found.run(stage_of(found, kind))
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., BaseProcess]:
+    """Starts `train` in a process, without the seconds that imports take."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["nofe_lab.stages", "nofe_lab.data.glyphs", "scipy.special"])
+
+    def begin(*arguments: Any, **changes: Any) -> BaseProcess:
+        process = context.Process(target=train, args=arguments, kwargs=changes, daemon=True)
+        process.start()
+        return process
+
+    return begin
+
+
+def only_run(runs_dir: Path, kind: str) -> Run:
+    found = experiment(runs_dir)
+    run = RunStore(runs_dir).find(stage_of(found, kind).id)
+    assert run is not None
+    return run
+
+
+def bits(run: Run) -> dict[str, bytes | str]:
+    """All that a run has learned and written down, without its clock."""
+    found: dict[str, bytes | str] = {
+        path.name: path.read_bytes()
+        for path in run.path.iterdir()
+        if path.name not in ("run.json", "history.csv", "reports.json")
+    }
+    history = pd.read_csv(run.path / "history.csv", dtype=str)
+    return {**found, "history": history.drop(columns="seconds").to_csv()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, start: Callable[..., BaseProcess]
+) -> tuple[Path, dict[str, float]]:
+    """A folder with a run of every kind that was never interrupted, and how long they trained."""
+    runs_dir = tmp_path_factory.mktemp("undisturbed")
+    seconds = {}
+    for kind in STAGES:
+        process = start(kind, runs_dir)
+        process.join()
+        assert process.exitcode == 0
+        seconds[kind] = only_run(runs_dir, kind).seconds
+    return runs_dir, seconds
+
+
+def wait_until(found: Callable[[], object], seconds: float = 60) -> None:
+    """Wait for something that comes soon."""
+    for _ in range(int(seconds / 0.01)):
+        if found():
+            return
+        time.sleep(0.01)
+    pytest.fail(f"waited for {seconds} s in vain")
+
+
+def wait_for_training(runs_dir: Path, process: BaseProcess) -> None:
+    """Wait until a process has the right to train."""
+    wait_until(lambda: list(runs_dir.glob(".locks/*.holder")) or not process.is_alive())
+
+
+def with_parents(kind: str, source: Path, runs_dir: Path) -> set[str]:
+    """Make a folder with the runs that a stage builds on; returns their names."""
+    runs_dir.mkdir()
+    if kind == "nofe":
+        parent = only_run(source, "generalist")
+        shutil.copytree(parent.path, runs_dir / parent.path.name)
+        return {parent.path.name}
+    return set()
+
+
+@pytest.mark.parametrize("kills", [pytest.param(50, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("kind", STAGES)
+def test_a_run_that_was_killed_at_random_moments_ends_with_the_same_bits(
+    kind: str,
+    kills: int,
+    undisturbed: tuple[Path, dict[str, float]],
+    start: Callable[..., BaseProcess],
+    tmp_path: Path,
+) -> None:
+    source, seconds = undisturbed
+    expected = bits(only_run(source, kind))
+    chance = random.Random(f"{kind} {kills}")
+    began, done, finished, steps = time.perf_counter(), 0, 0, set()
+    runs_dir = tmp_path / "0"
+    before = with_parents(kind, source, runs_dir)
+    stage = stage_of(experiment(runs_dir), kind)
+    checkpoints = RunStore(runs_dir).checkpoints(stage.run_name, stage.id)
+    while True:
+        process = start(kind, runs_dir)
+        if done < kills:
+            if done % 4:  # else also while it imports, reads and times its first steps
+                wait_for_training(runs_dir, process)
+            process.join(chance.uniform(0, 0.4) * seconds[kind])
+            process.kill()
+        process.join()
+        if process.exitcode == -signal.SIGKILL:
+            done += 1
+            steps.add(checkpoints.step)
+            continue
+        assert process.exitcode == 0
+        run = only_run(runs_dir, kind)
+        assert bits(run) == expected
+        finished += 1
+        left = {path.name for path in runs_dir.iterdir()} - before - {".locks"}
+        assert left == {run.path.name}
+        if done >= kills:
+            break
+        runs_dir = tmp_path / str(finished)
+        with_parents(kind, source, runs_dir)
+        checkpoints = RunStore(runs_dir).checkpoints(stage.run_name, stage.id)
+    print(
+        f"{kind}: {done} kills at {len(steps)} different steps of {stage.steps}, {finished} "
+        f"finished runs, {time.perf_counter() - began:.0f} s"
+    )
+    assert len(steps) >= min(kills, stage.steps) // 4
+
+
+def ask(runs_dir: Path, *more: str, prelude: str = "", **changes: Any) -> list[str]:
+    """A command that trains in a process of its own, and says ready before it does."""
+    code = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+import test_survival
+{prelude}
+test_survival.train("base", Path({str(runs_dir)!r}), **{changes!r})
+"""
+    return [*more, sys.executable, "-c", code]
+
+
+# --- interruptions
+
+
+def test_an_interrupted_training_stops_after_its_step_and_goes_on_when_asked_again(
+    runs_dir: Path, undisturbed: tuple[Path, dict[str, float]]
+) -> None:
+    slow = "import time; from nofe_lab import training; seed = training._seed\n"
+    slow += "training._seed = lambda *given: (time.sleep(0.05), seed(*given))\n"
+    process = subprocess.Popen(
+        ask(runs_dir, prelude=slow), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: list(runs_dir.glob("*.unfinished/step-00000003*")))
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    last = errors.strip().splitlines()[-1]
+    found = re.fullmatch(
+        r"nofe_lab.training.Interrupted: stopped after step (\d+) of 80; all of it is kept. Run "
+        r"this cell, or the same command, again to go on.",
+        last,
+    )
+    assert found, errors
+    (folder,) = runs_dir.glob("*.unfinished")
+    assert (folder / f"step-{int(found[1]):08}.safetensors").is_file()
+    done = subprocess.run(ask(runs_dir), capture_output=True, text=True, check=True)
+    assert f"goes on from step {found[1]} of 80" in done.stdout
+    run = only_run(runs_dir, "base")
+    assert bits(run) == bits(only_run(undisturbed[0], "base"))
+    assert run.provenance["interruptions"] == 1
+
+
+def test_a_polite_end_is_kept_too(runs_dir: Path) -> None:
+    process = subprocess.Popen(ask(runs_dir, checkpoint_seconds=3600.0, epochs=400))
+    wait_until(lambda: list(runs_dir.glob("*.unfinished/step-*")))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == -signal.SIGTERM
+    assert len(list(runs_dir.glob("*.unfinished/step-*"))) == 2
+
+
+# --- one run, several processes
+
+
+@pytest.mark.parametrize("count", [pytest.param(20, marks=pytest.mark.slow), 3])
+def test_of_several_processes_one_trains_and_the_others_wait(
+    count: int, runs_dir: Path, start: Callable[..., BaseProcess], tmp_path: Path
+) -> None:
+    logs = [tmp_path / f"{number}.log" for number in range(count)]
+    processes = [start("base", runs_dir, log, epochs=60) for log in logs]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    texts = [log.read_text() for log in logs]
+    assert sum("; saved flat" in text for text in texts) == 1
+    for text in texts:
+        waited = re.search(r"process \d+ on .* is training it; waiting for the result", text)
+        loaded = re.search(r"loaded flat.*|which has been trained meanwhile", text)
+        assert "; saved flat" in text or loaded, text
+        assert not waited or "meanwhile" in text
+    assert sum("is training it; waiting" in text for text in texts) > 0
+    assert {path.name for path in runs_dir.iterdir()} == {
+        ".locks",
+        next(RunStore(runs_dir).folder.glob("flat-*")).name,
+    }
+
+
+def test_the_lock_of_a_dead_process_does_not_hold_the_living(
+    runs_dir: Path, start: Callable[..., BaseProcess], tmp_path: Path
+) -> None:
+    first = start("base", runs_dir, epochs=400)
+    wait_until(lambda: list(runs_dir.glob("*.unfinished/step-*")))
+    log = tmp_path / "second.log"
+    log.touch()
+    second = start("base", runs_dir, log, epochs=400)
+    wait_until(lambda: "waiting" in log.read_text())
+    first.kill()
+    wait_until(lambda: "goes on from step" in log.read_text())
+    second.kill()
+    second.join()
+
+
+# --- disks
+
+
+def in_a_file_system_of(mebibytes: float, runs_dir: Path, *commands: str) -> tuple[str, str]:
+    """Run commands, one after the other, on a disk so small; returns what they said."""
+    mount = f"mount -t tmpfs -o size={int(mebibytes * 2**20)} tmpfs {shlex.quote(str(runs_dir))}"
+    script = "; ".join([mount, *commands])
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"this machine mounts no file systems for tests: {done.stderr.strip()}")
+    return done.stdout, done.stderr
+
+
+FILLED = """
+from nofe_lab import checkpoint, training
+place = Path({place!r}) / "filler"
+def fill():
+    try:
+        with place.open("ab", buffering=0) as file:
+            while file.write(bytes(1000)): pass
+    except OSError: pass
+def full(*given, seed=training._seed):
+    if not place.exists() and list(place.parent.glob("*.unfinished/step-00000012*")):
+        fill()
+    seed(*given)
+training._seed = full
+def make_room(self, make_room=checkpoint.Checkpoints.make_room):
+    make_room(self)
+    if {again}: fill()
+checkpoint.Checkpoints.make_room = make_room
+def twice(*given, train=test_survival.train, **changes):
+    try: train(*given, **changes)
+    except ValueError as error:
+        print(f"SAID {{error}}")
+        place.unlink()
+        train(*given, **changes)
+    print("FINISHED", *sorted(p.name for p in place.parent.iterdir() if p != place))
+test_survival.train = twice
+"""
+
+
+def test_on_a_full_disk_training_goes_on_and_the_result_takes_a_checkpoint_s_place(
+    runs_dir: Path,
+) -> None:
+    fill = FILLED.format(place=str(runs_dir), again=False)
+    out, errors = in_a_file_system_of(2, runs_dir, shlex.join(ask(runs_dir, prelude=fill)))
+    assert not errors
+    assert "cannot be saved (" in out
+    assert "training goes on, and the next one is tried when it is due" in out
+    assert "SAID" not in out
+    assert re.search(r"FINISHED .locks flat-\S+$", out.strip())
+
+
+def test_what_a_full_disk_has_no_room_for_waits_in_memory(runs_dir: Path) -> None:
+    fill = FILLED.format(place=str(runs_dir), again=True)
+    out, errors = in_a_file_system_of(2, runs_dir, shlex.join(ask(runs_dir, prelude=fill)))
+    assert not errors
+    first, _, second = out.partition("SAID")
+    assert "epoch 8/8" in first
+    said = second.splitlines()[0]
+    assert "trained, but cannot be saved in" in said
+    assert "No space left on device" in said
+    assert "the trained network is kept in this process" in said
+    assert "epoch 1/8" not in second  # it is not trained again
+    assert re.search(r"FINISHED .locks flat-\S+$", out.strip())
+
+
+def test_a_full_disk_is_refused_before_training(runs_dir: Path) -> None:
+    command = f"head -c 1M /dev/zero > {shlex.quote(str(runs_dir))}/filler 2> /dev/null"
+    out, errors = in_a_file_system_of(0.1, runs_dir, command, shlex.join(ask(runs_dir)))
+    assert "cannot be written ([Errno 28] No space left on device" in errors
+    assert "To train" not in out
+
+
+def test_a_read_only_folder_gives_its_runs_and_takes_no_new_ones(
+    runs_dir: Path, undisturbed: tuple[Path, dict[str, float]]
+) -> None:
+    copy = f"cp -r {undisturbed[0]}/flat-* {runs_dir}"
+    remount = f"mount -o remount,ro {runs_dir}"
+    report = f"experiment = test_survival.experiment(Path({str(runs_dir)!r}))\n"
+    report += "print(experiment.final_report({'base': experiment.base()}))\n"
+    out, errors = in_a_file_system_of(
+        4,
+        runs_dir,
+        copy,
+        remount,
+        shlex.join(ask(runs_dir, prelude=report)),
+        shlex.join(ask(runs_dir, epochs=2)),
+    )
+    assert "base CNN, 8 epochs, seed 0: loaded flat-" in out
+    assert "reports.json of flat-glyphs" in out
+    assert "was not written ([Errno 30] Read-only file system" in out
+    assert "cannot be written ([Errno 30] Read-only file system" in errors
+    assert "To train" not in out
+
+
+# --- checkpoints that cannot be used
+
+
+def unfinished(runs_dir: Path, start: Callable[..., BaseProcess]) -> list[Path]:
+    """Kill a training of the base CNN; returns its checkpoints, the older first."""
+    process = start("base", runs_dir)
+    wait_until(lambda: list(runs_dir.glob("*.unfinished/step-0000002*")))
+    process.kill()
+    process.join()
+    return sorted(runs_dir.glob("*.unfinished/step-*"))
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def exchange(path: Path) -> None:
+    save_file({"model.w": torch.zeros(3)}, path, {"nofe_lab": "{}", "digest": "0"})
+
+
+@pytest.mark.parametrize("which", ["last", "all"])
+@pytest.mark.parametrize("damage", [flip_a_byte, cut_short, empty, exchange])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    damage: Callable[[Path], None],
+    which: str,
+    runs_dir: Path,
+    undisturbed: tuple[Path, dict[str, float]],
+    start: Callable[..., BaseProcess],
+    tmp_path: Path,
+) -> None:
+    found = unfinished(runs_dir, start)
+    damaged = found[-1:] if which == "last" else found
+    for path in damaged:
+        damage(path)
+    start("base", runs_dir, tmp_path / "log").join()
+    text = (tmp_path / "log").read_text()
+    assert text.count("cannot be used: ") == len(damaged)
+    assert f"checkpoint {found[-1].name} of " in text
+    assert ("training begins anew" in text) == (which == "all")
+    run = only_run(runs_dir, "base")
+    assert bits(run) == bits(only_run(undisturbed[0], "base"))
+    assert run.provenance["interruptions"] == (which == "last")
+
+
+def test_an_unfinished_run_of_another_format_is_refused_with_both_versions(
+    runs_dir: Path, start: Callable[..., BaseProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.read_bytes() for path in unfinished(runs_dir, start)}
+    monkeypatch.setattr("nofe_lab.checkpoint.FORMAT", 2)
+    with pytest.raises(InvalidInput, match="is of format 1, this library goes on with format 2"):
+        train("base", runs_dir)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+# --- memory
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 5.05 GB)"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_is_said_in_one_sentence_with_what_to_lower(
+    error: Exception, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+
+    def step(*_: object) -> None:
+        steps.append(1)
+        if len(steps) == 7:
+            raise error
+
+    monkeypatch.setattr("nofe_lab.training._seed", step)
+    with pytest.raises(OutOfMemory, match=r"lower batch_size \(it is 30\), image_size or branch_w"):
+        train("base", runs_dir)
+    assert list(runs_dir.glob("*.unfinished/step-00000006*"))  # what was done is kept
+
+
+def test_a_process_that_may_have_no_more_memory_says_so(runs_dir: Path) -> None:
+    wide = """
+import resource
+from torch import nn
+class Wide(test_survival.Restless):
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(3, 4096, 3, 1, 1), nn.BatchNorm2d(4096), nn.ReLU())
+        self.tail[0] = nn.Conv2d(4096, 16, 3, 2, 1)
+test_survival.Restless = Wide
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**30,) * 2)
+"""
+    command = ask(runs_dir, prelude=wide, batch_size=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "too little memory" in done.stderr.splitlines()[-1], done.stderr[-2000:]
+    assert "lower batch_size (it is 300)" in done.stderr
