@@ -70,6 +70,16 @@ def printable(text: str) -> str:
     )
 
 
+def check_names(what: str, names: Iterable[str]) -> None:
+    """Raise InvalidInput for names that no file or terminal takes as they are."""
+    for name in names:
+        if printable(name) != name:
+            raise InvalidInput(
+                f"{what} must be text without control characters; got {name!r}, which may be the "
+                "name of a folder or a file in another encoding: rename it."
+            )
+
+
 def first_line(error: BaseException) -> str:
     """What went wrong, in one line."""
     return str(error).partition("\n")[0] or type(error).__name__

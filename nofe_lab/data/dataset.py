@@ -16,7 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nofe_lab.config import MAX_VAL_FRACTION, InvalidInput, derive_seed, real_number, whole_number
+from nofe_lab.config import (
+    MAX_VAL_FRACTION,
+    InvalidInput,
+    check_names,
+    derive_seed,
+    real_number,
+    whole_number,
+)
 
 SET_ASIDE = "a fifth of every class's images was set aside as test, drawn by data_seed."
 """What is said of `fifth_of_each_class`."""
@@ -141,6 +148,7 @@ class Dataset:
     def __post_init__(self) -> None:
         if self.C < 2:
             raise InvalidInput(f"{self.name} has {self.C} class; at least 2 are needed.")
+        check_names(f"class names of {self.name}", (*self.class_names, *self.superclass_names))
         if len(set(self.class_names)) < self.C:
             twice = sorted({n for n in self.class_names if self.class_names.count(n) > 1})
             raise InvalidInput(f"class names of {self.name} must differ; {twice} repeat.")

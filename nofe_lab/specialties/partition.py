@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nofe_lab.config import InvalidInput, derive_seed, whole_number
+from nofe_lab.config import InvalidInput, check_names, derive_seed, whole_number
+from nofe_lab.files import UnreadableFile, parse_json, read_text
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Specialties:
             raise InvalidInput(
                 f"a partition of {self.C} classes needs {self.C} specialties; got {len(self.of)}."
             )
+        check_names("names of a partition", (*self.class_names, *self.names))
         if len(set(self.class_names)) != self.C:
             raise InvalidInput("class names of a partition must differ.")
         if len(self.names) != self.K:
@@ -142,7 +144,7 @@ class Specialties:
     def from_json(cls, text: str) -> Specialties:
         """The inverse of `to_json`; ``class_names`` may be left out.  Raises InvalidInput."""
         try:
-            content = json.loads(text)
+            content = parse_json(text)
             groups = [(str(g["name"]), _strings(g["classes"])) for g in content["specialties"]]
             listed = [name for _, classes in groups for name in classes]
             class_names = tuple(_strings(content.get("class_names", listed)))
@@ -169,8 +171,8 @@ class Specialties:
         Raises InvalidInput if the file cannot be read or its classes are not `class_names`.
         """
         try:
-            text = Path(path).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(Path(path).expanduser(), links=True)
+        except (UnreadableFile, RuntimeError) as error:
             raise InvalidInput(
                 f"specialties file {str(path)!r} cannot be read ({error})."
             ) from error

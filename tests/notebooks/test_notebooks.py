@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from nbconvert import HTMLExporter
+from PIL import Image
 
 from nofe_lab.runs import RunStore, default_runs_dir
 
@@ -103,6 +106,37 @@ def test_sources_carry_no_outputs() -> None:
         for cell in json.loads(path.read_text())["cells"]:
             assert not cell.get("outputs"), path.name
             assert cell.get("execution_count") is None, path.name
+
+
+EVIL = ("<script>alert(1)<", "<img src=x onerror=alert(2)>", "a & b", "'\"", "$x$", "<!--")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["01", "02", "03", "04"])
+def test_names_that_are_html_are_shown_and_not_run(number: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in EVIL:
+        folder = tmp_path / "<b>pictures" / name
+        folder.mkdir(parents=True)
+        for i in range(12):
+            pixels = rng.integers(256, size=(32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"<i>{i}.png")
+    notebook = next(path for path in NOTEBOOKS if path.stem.startswith(number))
+    given = {**TOY, "K": 2, "batch_size": 20, "runs_dir": tmp_path / "runs"}
+    given |= {"dataset": f"folder:{tmp_path}/<b>pictures"} | (
+        {"n_seeds": 1} if number == "04" else {}
+    )
+    done = run_papermill(notebook, tmp_path / "out.ipynb", tmp_path, **given)
+    assert done.returncode == 0, done.stderr[-3000:]
+    page, _ = HTMLExporter().from_filename(str(tmp_path / "out.ipynb"))
+    shown = [
+        *(o["data"].get("text/html", "") for o in outputs(tmp_path / "out.ipynb") if "data" in o)
+    ]
+    for text in ("".join("".join(part) for part in shown), page):
+        for tag in ("<script>alert", "<img src=x", "<b>pictures", "<i>0"):
+            assert tag not in text
+    if number != "01":
+        assert "&lt;img src=x onerror" in page
 
 
 @pytest.mark.slow
