@@ -96,6 +96,12 @@ def one_of(what: str, value: Any, options: Iterable[str], also: str = "") -> str
     raise InvalidInput(f"{what} {value!r} is unknown{hint}; accepted: {accepted}.")
 
 
+def text(what: str, value: Any, may_be_none: bool = False) -> None:
+    """Raise unless `value` is text or a path."""
+    if not isinstance(value, (str, Path)) and not (may_be_none and value is None):
+        raise InvalidInput(f"{what} must be text; got {value!r}.")
+
+
 def whole_number(what: str, value: Any, low: int, high: int | None = None) -> int:
     """Return `value` if it is an int in [low, high]; otherwise raise."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low or _above(value, high):

@@ -24,6 +24,7 @@ from nofe_lab.config import (
     NofEConfig,
     Preset,
     one_of,
+    text,
     whole_number,
 )
 from nofe_lab.data import Dataset, load_dataset, source_state
@@ -120,6 +121,9 @@ class Experiment:
     _recipes: Preset = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            if each.type in ("str", "str | None"):
+                text(each.name, getattr(self, each.name), each.default is None)
         network = _backbone(self.backbone, self.split, self.stem, self.weights)
         object.__setattr__(self, "_backbone", network)
         recipes = preset(self.preset, network).override(
