@@ -19,9 +19,13 @@ import torch
 from nofe_lab.config import InvalidInput, first_line
 from nofe_lab.data.dataset import Dataset, superclass_of
 from nofe_lab.data.folders import VAL_NAMES, Listed, decoded, files_in, folder_of
+from nofe_lab.files import UnreadableFile, check_regular, memory, read_text
 
 NAMES_FILE = "class_names.tsv"
 """Readable class names: lines of id, tab, names separated by ", "; without a header."""
+
+_ROWS = 1024
+"""Rows that are unpacked at once."""
 
 _SHARD = re.compile(r"(?P<split>[A-Za-z_]+)-\d+-of-\d+.*\.parquet$")
 
@@ -79,13 +83,32 @@ def _read_shards(name: str, paths: list[Path]) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    tables, unpacked = [], 0
     try:
-        return pa.concat_tables([pq.read_table(path) for path in paths])
+        for path in paths:
+            check_regular(path, memory(), links=True)
+            with pq.ParquetFile(path) as file:
+                rows = []
+                for batch in file.iter_batches(_ROWS):
+                    rows.append(batch)
+                    unpacked += batch.nbytes
+                    _check_memory(name, path, unpacked)
+                tables.append(pa.Table.from_batches(rows, file.schema_arrow))
+        return pa.concat_tables(tables)
     except (pa.ArrowException, OSError) as error:
         raise InvalidInput(
             f"dataset {name!r}: {paths[0].parent} holds a parquet file that cannot be read "
             f"({first_line(error)})."
         ) from error
+
+
+def _check_memory(name: str, path: Path, unpacked: int) -> None:
+    """Raise InvalidInput for a small file that unpacks to more than fits into memory."""
+    if unpacked > memory():
+        raise InvalidInput(
+            f"dataset {name!r}: {path} does not fit into memory: it unpacks to more than "
+            f"{memory():,} bytes."
+        )
 
 
 def _columns(
@@ -173,9 +196,9 @@ def _names_by_id(name: str, path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"dataset {name!r}: {path} cannot be read ({error}).") from error
+        lines = read_text(path, links=True).removeprefix("\ufeff").split("\n")
+    except UnreadableFile as error:
+        raise InvalidInput(f"dataset {name!r}: {path} cannot be read: {error}") from error
     texts = {}
     for number, line in enumerate(lines, 1):
         each, _, text = (part.strip() for part in line.partition("\t"))

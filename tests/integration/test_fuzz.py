@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 
 from nofe_lab import Experiment, InvalidInput, Specialties, load_dataset
 from nofe_lab.checkpoint import Checkpoints, State
+from nofe_lab.config import printable
 from nofe_lab.machine import Machine
 from nofe_lab.networks.catalogue import _read
 from nofe_lab.runs import RunStore, provenance
@@ -245,7 +246,7 @@ def check(target: Target, changes: list[tuple[str, float, bytes]]) -> None:
             found = target.open()
         assert found is None or found == target.right
     except InvalidInput as error:
-        if not str(error).isprintable():
+        if str(error) != printable(str(error)):
             pytest.fail(f"a terminal would obey this: {error!r}")
     finally:
         assert contents(folder) == before
@@ -300,7 +301,7 @@ def check_parameters(given_values: dict[str, Any], runs_dir: Path) -> None:
         with within(SECONDS):
             Experiment(**{"runs_dir": str(runs_dir), **given_values})
     except InvalidInput as error:
-        if not str(error).isprintable():
+        if str(error) != printable(str(error)):
             pytest.fail(f"a terminal would obey this: {error!r}")
     assert not list(runs_dir.iterdir())
 

@@ -16,9 +16,20 @@ from nofe_lab import InvalidInput, Specialties
 PETS = Specialties(("cat", "bus", "dog", "car"), (0, 2, 0, 2), 3, ("pets", "plants", "traffic"))
 
 
+NAMES = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=8)
+
+
+@pytest.mark.parametrize("name", ["\x1b[31m", "a\nb", "caf\udce9", "\0"])
+def test_names_that_a_terminal_or_a_file_would_not_take_are_refused(name: str) -> None:
+    for given_names in ((("a", name), ()), (("a", "b"), (name, "x"))):
+        with pytest.raises(InvalidInput, match="must be text without control characters") as bad:
+            Specialties(given_names[0], (0, 1), 2, given_names[1])
+        assert str(bad.value).isprintable()
+
+
 @st.composite
 def partitions(draw: st.DrawFn) -> Specialties:
-    names = draw(st.lists(st.text(max_size=8), min_size=1, max_size=12, unique=True))
+    names = draw(st.lists(NAMES, min_size=1, max_size=12, unique=True))
     K = draw(st.integers(1, len(names)))
     of = draw(st.lists(st.integers(0, K - 1), min_size=len(names), max_size=len(names)))
     return Specialties(tuple(names), tuple(of), K)
