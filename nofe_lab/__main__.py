@@ -1,6 +1,6 @@
 """The command line: ``python -m nofe_lab``.
 
-``runs`` lists finished runs, and removes one on request; ``bench`` measures speed.
+``runs`` lists runs, and removes one on request; ``bench`` measures speed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from nofe_lab.bench import NETWORKS, Bench, against_targets
-from nofe_lab.config import InvalidInput
+from nofe_lab.config import InvalidInput, printable
 from nofe_lab.machine import Machine
 from nofe_lab.runs import Run, RunStore, default_runs_dir
 
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m nofe_lab", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    runs = commands.add_parser("runs", help="list the finished runs, or remove one")
+    runs = commands.add_parser("runs", help="list the runs, or remove one")
     runs.add_argument("--runs-dir", default=None, help="folder of the runs (default: data/runs)")
     runs.add_argument("--remove", metavar="ID", help="delete the run whose id begins with ID")
     speed = commands.add_parser("bench", help="measure speed, side by side with the alternatives")
@@ -81,6 +81,9 @@ def listing(store: RunStore) -> str:
     runs = list(store)
     aside = sorted(path.name for path in store.folder.glob("*.damaged-*"))
     note = f"\nset aside as damaged, delete them by hand: {', '.join(aside)}" if aside else ""
+    if names := [path.name for path in store.unfinished]:
+        note += f"\nunfinished, go on when they are asked for again: {', '.join(names)}"
+    note = "\n".join(map(printable, note.split("\n")))
     if not runs:
         return f"no runs in {store.folder}{note}"
     table = pd.DataFrame([_row(run) for run in runs]).to_string(index=False)
@@ -95,18 +98,20 @@ def _row(run: Run) -> dict[str, str]:
         "val": run.result.get("val_accuracy"),
         "train": run.result.get("train_accuracy"),
     }
-    split = next(name for name, value in accuracy.items() if value is not None)
+    shown = next(
+        (f"{value:.1%} {name}" for name, value in accuracy.items() if value is not None), ""
+    )
     age = datetime.now().astimezone() - datetime.fromisoformat(run.provenance["finished"])
     hours = age.total_seconds() / 3600
     return {
         "id": run.id,
-        "stage": about["title"],
-        "data": about["dataset"],
-        "network": about["backbone"],
+        "stage": printable(about["title"]),
+        "data": printable(about["dataset"]),
+        "network": printable(about["backbone"]),
         "K": str(about["K"] or ""),
         "epochs": str(about["epochs"]),
         "seed": str(about["seed"]),
-        "accuracy": f"{accuracy[split]:.1%} {split}",
+        "accuracy": shown,
         "age": f"{hours / 24:.1f} d" if hours >= 48 else f"{hours:.1f} h",
         "disk": f"{run.bytes_on_disk / 1e6:.1f} MB",
     }

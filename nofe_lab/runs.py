@@ -458,7 +458,8 @@ def _checked(record: Any, path: Path) -> dict[str, Any]:
         raise DamagedRun(f"it is the run {run_id}")
     _check_fields("about", record["about"], _ABOUT)
     _check_fields("provenance", record["provenance"], _MADE)
-    datetime.fromisoformat(record["provenance"]["finished"])
+    if datetime.fromisoformat(record["provenance"]["finished"]).tzinfo is None:
+        raise DamagedRun("the time at which it was finished is in no time zone")
     numbers = [
         record["provenance"]["seconds"],
         *record["provenance"].get("lineage", {}).values(),

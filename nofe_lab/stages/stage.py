@@ -31,6 +31,7 @@ from nofe_lab.config import (
     Recipe,
     first_line,
     identity_of,
+    printable,
     real_number,
 )
 from nofe_lab.data import Dataset, Split
@@ -326,7 +327,7 @@ class Workshop:
                 ]
                 note = f" (trained under {'; '.join(other)})" if other else ""
                 name = runs[run_id].path.name
-                print(f"{stage.label}: loaded {name}{note}")
+                print(printable(f"{stage.label}: loaded {name}{note}"))
         missing = [stage for run_id, stage in ordered.items() if run_id not in runs]
         if not missing:
             return

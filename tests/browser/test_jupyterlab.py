@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -78,8 +79,7 @@ def test_a_notebook_runs_in_jupyterlab(lab: tuple[str, Path], name: str, tmp_pat
         page.goto(f"{address}/lab/tree/{name}?token={TOKEN}&reset")
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
         wait_for_the_kernel(address, name, page)
-        page.click("text=Run >> visible=true")
-        page.click("text=Run All Cells >> visible=true")
+        run_all(page)
         wait_until_executed(page, folder / name)
         errors = page.locator(
             ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']"
@@ -88,6 +88,62 @@ def test_a_notebook_runs_in_jupyterlab(lab: tuple[str, Path], name: str, tmp_pat
         if name.startswith("02"):
             check_the_browser_widget(page)
         browser.close()
+
+
+def test_a_training_that_is_interrupted_in_jupyterlab_is_kept_and_goes_on(
+    lab: tuple[str, Path],
+) -> None:
+    from playwright.sync_api import sync_playwright
+
+    address, folder = lab
+    notebook = nbformat.read(folder / "01_train_generalist.ipynb", as_version=4)
+    (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    cell.source += "\nepochs, seed = 60, 5"
+    name = "interrupted.ipynb"
+    nbformat.write(notebook, folder / name)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 1200})
+        page.goto(f"{address}/lab/tree/{name}?token={TOKEN}&reset")
+        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+        wait_for_the_kernel(address, name, page)
+        run_all(page)
+        for _ in range(600):
+            if list((folder / "runs").glob("generalist-*-s5-*.unfinished/step-*")):
+                break
+            page.wait_for_timeout(100)
+        page.click("text=Kernel >> visible=true")
+        page.click("text=Interrupt Kernel >> visible=true")
+        error = wait_for_output(page, folder / name, lambda output: output.get("evalue"))
+        assert error.ename == "Interrupted"
+        assert re.fullmatch(
+            r"stopped after step \d+ of \d+; all of it is kept\. Run this cell, or the same command, "
+            r"again to go on\.",
+            error.evalue,
+        )
+        assert error.traceback == [f"Interrupted: {error.evalue}"]
+        run_all(page)
+        wait_for_output(page, folder / name, lambda found: "goes on from" in found.get("text", ""))
+        wait_until_executed(page, folder / name)
+        assert not list((folder / "runs").glob("*.unfinished"))
+        browser.close()
+
+
+def wait_for_output(page, path: Path, wanted):  # type: ignore[no-untyped-def]
+    """Save until the notebook holds such an output, for at most a minute."""
+    for _ in range(60):
+        page.keyboard.press("Control+s")
+        page.wait_for_timeout(1000)
+        cells = nbformat.read(path, as_version=4).cells
+        for output in (output for cell in cells for output in cell.get("outputs", [])):
+            if wanted(output):
+                return output
+    pytest.fail(f"{path.name} has no such output")
+
+
+def run_all(page) -> None:  # type: ignore[no-untyped-def]
+    page.click("text=Run >> visible=true")
+    page.click("text=Run All Cells >> visible=true")
 
 
 def wait_for_the_kernel(address: str, name: str, page) -> None:  # type: ignore[no-untyped-def]

@@ -132,7 +132,12 @@ def wait_until(found: Callable[[], object], seconds: float = 60) -> None:
 
 def wait_for_training(runs_dir: Path, process: BaseProcess) -> None:
     """Wait until a process has the right to train."""
-    wait_until(lambda: list(runs_dir.glob(".locks/*.holder")) or not process.is_alive())
+
+    def trains() -> bool:
+        found = [path.read_text() for path in runs_dir.glob(".locks/*.holder")]
+        return any(text.startswith(f"process {process.pid} ") for text in found)
+
+    wait_until(lambda: trains() or not process.is_alive())
 
 
 def with_parents(kind: str, source: Path, runs_dir: Path) -> set[str]:

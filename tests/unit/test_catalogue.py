@@ -321,8 +321,8 @@ def text(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda at: at / "missing.pth", "cannot be read .*No such file"),
-        (lambda at: at / "missing.safetensors", "cannot be read .*No such file"),
+        (lambda at: at / "missing.pth", "cannot be read: .*No such file"),
+        (lambda at: at / "missing.safetensors", "cannot be read: .*No such file"),
         (lambda at: damaged(save_torch(numbered(Net()), at)), "cannot be read"),
         (lambda at: damaged(save_safetensors(numbered(Net()), at)), "cannot be read"),
         (

@@ -21,6 +21,8 @@ from nofe_lab.files import (
     write_text,
 )
 
+LYING = b'{"w":{"dtype":"F32","shape":[1000000000],"data_offsets":[0,4]}}'
+
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "Ünïcode\r\n")
@@ -74,8 +76,7 @@ def test_a_failed_write_leaves_the_old_content_and_nothing_else(
     [
         (2**40).to_bytes(8, "little") + b"{}",
         (2**63).to_bytes(8, "little") + b"{}",
-        (90).to_bytes(8, "little")
-        + b'{"w":{"dtype":"F32","shape":[1000000000],"data_offsets":[0,4]}}',
+        len(LYING).to_bytes(8, "little") + LYING + bytes(4),
         (2).to_bytes(8, "little") + b"[]",
         b"",
         b"PK\x03\x04",

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from nofe_lab import InvalidInput, Run
 from nofe_lab.__main__ import main
+from nofe_lab.checkpoint import State
 from nofe_lab.machine import Machine
 from nofe_lab.runs import (
     OtherFormat,
@@ -441,6 +442,28 @@ def test_the_command_line_removes_a_run(
     assert main(["runs", "--runs-dir", str(store.folder), "--remove", run.id]) == 0
     assert capsys.readouterr().out == f"removed {run.path}\n"
     assert list(store) == []
+
+
+def test_the_command_line_names_unfinished_runs_and_removes_them(
+    store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = save(store)
+    kept = store.checkpoints("flat-tiny", "0123456789ab")
+    assert kept.save(7, State({"w": torch.ones(1)}, {}))
+    main(["runs", "--runs-dir", str(store.folder)])
+    assert "asked for again: flat-tiny-0123456789ab.unfinished\n" in capsys.readouterr().out
+    assert main(["runs", "--runs-dir", str(store.folder), "--remove", "0123"]) == 0
+    assert list(store.folder.iterdir()) == [run.path]
+
+
+def test_a_title_cannot_command_the_terminal_that_lists_it(
+    store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewrite(save(store), about={**ABOUT, "title": "\x1b]52;c;x\x07", "dataset": "<b>"})
+    assert main(["runs", "--runs-dir", str(store.folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "\\x1b]52;c;x\\x07" in shown
 
 
 def test_the_command_line_refuses_in_one_sentence_with_status_2(
