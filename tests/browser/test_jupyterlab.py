@@ -117,8 +117,8 @@ def test_a_training_that_is_interrupted_in_jupyterlab_is_kept_and_goes_on(
         error = wait_for_output(page, folder / name, lambda output: output.get("evalue"))
         assert error.ename == "Interrupted"
         assert re.fullmatch(
-            r"stopped after step \d+ of \d+; all of it is kept\. Run this cell, or the same command, "
-            r"again to go on\.",
+            r"stopped after step \d+ of \d+; all of it is kept\. Run this cell, or the same "
+            r"command, again to go on\.",
             error.evalue,
         )
         assert error.traceback == [f"Interrupted: {error.evalue}"]
