@@ -172,7 +172,7 @@ def test_a_run_that_was_killed_at_random_moments_ends_with_the_same_bits(
         if done < kills:
             if done % 4:  # else also while it imports, reads and times its first steps
                 wait_for_training(runs_dir, process)
-            process.join(chance.uniform(0, 0.4) * seconds[kind])
+            process.join(chance.uniform(0, 0.9) * seconds[kind])
             process.kill()
         process.join()
         if process.exitcode == -signal.SIGKILL:

@@ -19,7 +19,7 @@ from nofe_lab.evaluation import Predictions, inside_share, per_specialty
 from nofe_lab.specialties import Specialties
 from nofe_lab.views import SpecialtyBrowser, plots
 
-NAMES = ("$x^2$", "_under", "<b>bold</b>", "Ж", "two\nlines", "W" * 60, "tiger", "Ω 100%")
+NAMES = ("$x^2$", "_under", "<b>bold</b>", "Ж", "two  words", "W" * 60, "tiger", "Ω 100%")
 C, K = len(NAMES), 4
 
 
@@ -200,7 +200,7 @@ def test_specialties_show_an_image_of_every_class_and_no_empty_card(world):
     figure = plots.plot_specialties(world.data, world.specialties, per_class=2)
     texts = render(figure)
     assert len(figure.axes[0].images) == 2 * C
-    assert {"$x^2$", "_under", "<b>bold</b>", "two lines", "tiger", "Ω 100%"} <= set(texts)
+    assert {"$x^2$", "_under", "<b>bold</b>", "two words", "tiger", "Ω 100%"} <= set(texts)
     assert "$a$: 3 classes" in texts
     assert not any("none" in text for text in texts)
 
