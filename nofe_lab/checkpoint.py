@@ -62,8 +62,11 @@ class Misfit(UnreadableFile):
 class Checkpoints:
     """The checkpoints of one unfinished run, in a folder that is made when the first is saved.
 
+    label: what people call the run.
     conditions: the versions and the machine that it is trained under, for people to read, one text
     for each change of them.
+    origin: what the training starts from, beside what its id says: digests of the runs it builds on
+    and of what was made of them.  A checkpoint of another origin is another training's.
     seconds: the longest time between two; beside these there is one at the end of each epoch, as
     long as they take no more than SHARE of the time.  A checkpoint that cannot be saved, because
     the disk is full or the folder has become read-only, does not stop the training: it says so, and
@@ -73,11 +76,13 @@ class Checkpoints:
     def __init__(self, folder: Path, run_id: str, seconds: float = SECONDS) -> None:
         self.folder = folder
         self.run_id = run_id
+        self.label = folder.name
         self.seconds = seconds
         self.started = self.last = time.perf_counter()
         self.seconds_before = 0.0
         self.interruptions = 0
         self.conditions: list[str] = []
+        self.origin: list[str] = []
         self.cost = 0.0
         self.fails = False
         self.used: list[Path] = []
@@ -130,6 +135,7 @@ class Checkpoints:
             "seconds": self.seconds_trained,
             "interruptions": self.interruptions,
             "conditions": self.conditions,
+            "origin": self.origin,
             "record": state.record,
         }
         text = json.dumps(record)
@@ -163,7 +169,8 @@ class Checkpoints:
         if self.folder.is_dir():
             for path in self.folder.iterdir():
                 if is_scratch(path):
-                    path.unlink()
+                    with suppress(OSError):  # a folder is not ours
+                        path.unlink()
 
     def remove(self) -> None:
         """Remove all of them, and their folder."""
@@ -186,7 +193,8 @@ class Checkpoints:
     def _keep(self, kept: list[Path]) -> None:
         for path in self._files():
             if path not in kept:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # it may have become read-only: then they stay
+                    path.unlink(missing_ok=True)
         with suppress(OSError):
             flush_folder(self.folder)
 
@@ -200,23 +208,27 @@ class Checkpoints:
             raise UnreadableFile("it is damaged, its checksum is another.")
         try:
             content = parse_json(text)
-            found, seconds = content["format"], float(content["seconds"])
+            if (found := content["format"]) != FORMAT:  # of which only the checksum is the same
+                raise InvalidInput(
+                    f"the unfinished run {self.folder.name} is of format {found!r}, this library "
+                    f"goes on with format {FORMAT}: finish it with the version that began it, or "
+                    f"remove it (python -m nofe_lab runs --remove {self.run_id})."
+                )
+            seconds, origin = float(content["seconds"]), content.get("origin", [])
             interruptions = int(content["interruptions"])
             conditions = [str(each) for each in content["conditions"]]
             state = State(tensors, content["record"])
             run_id, step = content["id"], content["step"]
         except (ValueError, KeyError, TypeError, OverflowError) as error:
+            if isinstance(error, InvalidInput):
+                raise
             raise UnreadableFile(
                 f"it is not one of nofe_lab's ({type(error).__name__}: {error})."
             ) from error
-        if found != FORMAT:
-            raise InvalidInput(
-                f"the unfinished run {self.folder.name} is of format {found!r}, this library goes "
-                f"on with format {FORMAT}: finish it with the version that began it, or remove it "
-                f"(python -m nofe_lab runs --remove {self.run_id})."
-            )
         if (run_id, step) != (self.run_id, _step_of(path)):
             raise Misfit(f"it is step {step!r} of the run {run_id!r}.")
+        if origin != self.origin:
+            raise Misfit("the runs that it builds on have been trained anew since.")
         return state, seconds, interruptions, conditions
 
 

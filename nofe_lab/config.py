@@ -22,11 +22,16 @@ RULES = ("optimal", "greedy", "elastic", "free", "random")
 TRUNKS = ("generalist", "base", "scratch")
 """Where the trunk of a network of experts comes from."""
 
-SPECIALTIES = ("learned", "random", "superclass")
+CLUSTERED = ("confusion", "features")
+"""Partitions that are clusters of a trained base CNN: of its confusions, of its classes' features.
+"""
+
+SPECIALTIES = ("learned", "random", "superclass", *CLUSTERED)
 """Where the partition of the classes comes from; a path to a JSON file is accepted as well."""
 
-BUDGETS = ("nofe", "generalist", "total")
-"""How long a flat network trains: as long as one stage of the network of experts, or as both."""
+BUDGETS = ("nofe", "generalist", "total", "arithmetic")
+"""How long a flat network trains: as long as one stage of the network of experts, as long as both,
+or for as much arithmetic as both."""
 
 PRESETS = ("quick", "paper")
 """Sets of recipes: minutes on a CPU, or as published."""
@@ -238,9 +243,12 @@ class FlatConfig:
     """Its optimisation."""
     seed: int = 0
     """Of the weights, the order of the images and their augmentation."""
+    trunk: str = field(default="scratch", metadata=ADDED_LATER)
+    """Whose trunk it starts from: scratch, or the generalist's or the base CNN's."""
 
     def __post_init__(self) -> None:
         whole_number("seed", self.seed, 0)
+        one_of("trunk", self.trunk, TRUNKS)
 
 
 @dataclass(frozen=True)
@@ -303,7 +311,9 @@ class NofEConfig:
     recipe: Recipe
     """Its optimisation."""
     specialties: str = "learned"
-    """learned (the generalist's), random (balanced), superclass, or file (given by its content)."""
+    """learned (the generalist's), random (balanced), superclass, confusion or features (clusters of
+    a trained base CNN's confusions, or of the features of its classes), or file (given by its
+    content)."""
     trunk: str = "generalist"
     """Whose trunk it starts from: the generalist's, the base CNN's, or a fresh one (scratch),
     which begins with the backbone's pretrained weights where it has any."""
@@ -313,6 +323,8 @@ class NofEConfig:
     """fresh: weights of its own; tail: the layers behind the trunk it starts from."""
     seed: int = 0
     """Of the fresh weights, the random specialties, the order and the augmentation."""
+    clusters: int | None = field(default=None, metadata=ADDED_LATER)
+    """How many specialties confusion and features make; None for all others, which know it."""
 
     def __post_init__(self) -> None:
         whole_number("seed", self.seed, 0)
@@ -327,6 +339,23 @@ class NofEConfig:
                 "branch_start 'tail' needs a trunk that has been trained and branch_width 1; "
                 f"got trunk {self.trunk!r} and branch_width {self.branch_width:g}."
             )
+        if self.clusters is not None:
+            whole_number("K", self.clusters, 2)
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """A gate that chooses which experts of a trained network of experts are run for an image."""
+
+    network: NetworkConfig
+    """The network."""
+    recipe: Recipe
+    """Its optimisation; everything but the gate stays as it is."""
+    seed: int = 0
+    """Of the gate's weights, the order of the images and their augmentation."""
+
+    def __post_init__(self) -> None:
+        whole_number("seed", self.seed, 0)
 
 
 @dataclass(frozen=True)
@@ -354,6 +383,11 @@ class Preset:
 
     def __post_init__(self) -> None:
         _as_floats(self, val_fraction=(0, MAX_VAL_FRACTION))
+
+    @property
+    def gate(self) -> Recipe:
+        """Of a gate: the network of experts', for two fifths of its epochs."""
+        return replace(self.nofe, epochs=math.ceil(0.4 * self.nofe.epochs))
 
     def override(self, **changes: Any) -> Preset:
         """The same preset with `changes` to every stage's recipe; None leaves a value alone."""

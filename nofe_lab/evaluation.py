@@ -6,6 +6,7 @@ imported where they are needed: that takes longer than the import of everything 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,6 +22,9 @@ from nofe_lab.specialties import Specialties
 
 EVALUATION_PIXELS = 1000 * 32 * 32
 """Pixels of the images that are evaluated at once."""
+
+CALIBRATION_BINS = 15
+"""Bins of equal width between confidence 0 and 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +82,18 @@ class Predictions:
         return float(log_loss(self.labels, self.probabilities, labels=np.arange(n)))
 
     @property
+    def calibration_error(self) -> float:
+        """Expected calibration error, 0 to 1: |accuracy - confidence|, in 15 bins of confidence.
+
+        After C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+        """
+        confidence = self.probabilities.max(axis=1)
+        bins = np.ceil(confidence * CALIBRATION_BINS).astype(int).clip(1) - 1
+        right = (self.predicted == self.labels).astype(np.float64)
+        gaps = np.bincount(bins, right - confidence, minlength=CALIBRATION_BINS)
+        return float(np.abs(gaps).sum() / len(confidence))
+
+    @property
     def confusion(self) -> NDArray[np.int64]:
         """Counts [n, n]: row = label, column = prediction."""
         from sklearn.metrics import confusion_matrix
@@ -97,14 +113,36 @@ def predict(
     model: raw images uint8 [B, c, h, w] -> logits [B, n], on any device.
     target_of_class: int64 [C], the output that stands for each class; None: the class itself.
     """
-    device = next(model.parameters()).device
-    model.eval()
-    with torch.inference_mode():
-        height, width = split.images.shape[2:]
-        chunks = split.images.split(max(EVALUATION_PIXELS // (height * width), 1))
-        logits = torch.cat([model(chunk.to(device)).float().cpu() for chunk in chunks])
+    logits = torch.cat([output for output, _ in _outputs(model, split)])
     labels = split.labels if target_of_class is None else target_of_class.cpu()[split.labels]
     return Predictions(logits.numpy(), labels.numpy())
+
+
+def _outputs(model: nn.Module, split: Split) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """What a network gives for a split's images, and their labels, some thousand at a time."""
+    device = next(model.parameters()).device
+    model.eval()
+    height, width = split.images.shape[2:]
+    size = max(EVALUATION_PIXELS // (height * width), 1)
+    for images, labels in zip(split.images.split(size), split.labels.split(size), strict=True):
+        with torch.inference_mode():
+            yield model(images.to(device)).float().cpu(), labels
+
+
+def class_means(model: nn.Module, split: Split, C: int) -> NDArray[np.float64]:
+    """The mean over each class of what a network gives for its images, flattened: [C, d].
+
+    model: raw images uint8 [B, c, h, w] -> features [B, ...].  A class without images has zeros.
+    """
+    total: torch.Tensor | None = None
+    for features, labels in _outputs(model, split):
+        flat = features.flatten(1).double()
+        total = flat.new_zeros(C, flat.shape[1]) if total is None else total
+        total.index_add_(0, labels, flat)
+    assert total is not None, "a split has images"
+    images = torch.bincount(split.labels, minlength=C).clamp(min=1)
+    result: NDArray[np.float64] = (total / images[:, None]).numpy()
+    return result
 
 
 def per_class(confusion: NDArray[np.int64], class_names: tuple[str, ...]) -> pd.DataFrame:
@@ -160,6 +198,33 @@ def specialty_confusion(
     """Counts [K, K] of specialties given for specialties, from counts [C, C] of classes."""
     member = np.eye(specialties.K, dtype=np.int64)[list(specialties.of)]
     return member.T @ confusion @ member
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """What a network's errors are made of, seen through specialties."""
+
+    within_specialty: float
+    """Accuracy if the right specialty were known: the most probable of its classes counts."""
+    right_specialty: float
+    """Share of images whose right specialty has the most probability, all its classes together."""
+    crossing: float
+    """Of all errors, the share that crosses from one specialty to another; NaN without errors."""
+
+
+def oracle(found: Predictions, specialties: Specialties) -> Oracle:
+    """Split a network's answers [N, C] into the choice of a specialty and the choice within it."""
+    of = np.array(specialties.of)
+    right = of[found.labels]
+    masked = np.where(of[None, :] == right[:, None], found.logits, -np.inf)
+    mass = found.probabilities @ np.eye(specialties.K)[of]
+    wrong = found.predicted != found.labels
+    crosses = of[found.predicted] != right
+    return Oracle(
+        float((masked.argmax(axis=1) == found.labels).mean()),
+        float((mass.argmax(axis=1) == right).mean()),
+        float(crosses[wrong].mean()) if wrong.any() else np.nan,
+    )
 
 
 def over_seeds(table: pd.DataFrame, value: str = "test_accuracy") -> pd.DataFrame:

@@ -7,6 +7,7 @@ only formats that hold data and no code: text, JSON, and tensors as safetensors.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -69,9 +70,16 @@ def write_tensors(
 
 
 def flush_folder(folder: Path) -> None:
-    """See to it that files made, renamed or removed in a folder are so after a crash too."""
+    """See to it that files made, renamed or removed in a folder are so after a crash too.
+
+    As far as the file system can: some, of networks above all, refuse to flush a folder.
+    """
     if os.name == "posix":  # elsewhere folders cannot be opened
-        _flush(folder)
+        try:
+            _flush(folder)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
+                raise
 
 
 def read_text(path: Path, limit: int = MAX_TEXT, *, links: bool = False) -> str:

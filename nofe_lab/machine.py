@@ -5,8 +5,10 @@ Both are provenance of a run, never part of its identity: another machine takes 
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
+import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -87,7 +89,10 @@ class Machine:
             if not is_out_of_memory(error):
                 raise
             shortage = first_line(error)
-        if shortage is not None:  # outside of the handler: the error's frames hold the tensors
+            traceback.clear_frames(error.__traceback__)  # they hold the tensors
+            error.__traceback__ = None
+        if shortage is not None:
+            gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             raise OutOfMemory(

@@ -125,6 +125,11 @@ class Run:
         return float(self.provenance["seconds"])
 
     @property
+    def digest(self) -> str:
+        """Hexadecimal digest of the contents of its files."""
+        return _digest(self.record["files"])[:16]
+
+    @property
     def lineage(self) -> dict[str, float]:
         """Training seconds of this run and of all runs it builds on, by id."""
         return {**self.provenance["lineage"], self.id: self.seconds}
@@ -256,13 +261,14 @@ class RunStore:
         self,
         name: str,
         run_id: str,
-        wait: Callable[[str], None] = print,
+        wait: Callable[[str], None] | None = print,
         seconds: float = SECONDS,
     ) -> Iterator[Checkpoints]:
         """The sole right to train a run, and its checkpoints.
 
-        If another process has it, `wait` is told who, and this one waits.  The right ends with the
-        process that has it, however that ends: the lock is the operating system's.
+        If another process has it, `wait` is told who, and this one waits; with None it does not,
+        and InvalidInput says who.  The right ends with the process that has it, however that ends:
+        the lock is the operating system's.
         seconds: the longest time between two checkpoints.
         Raises InvalidInput if the folder cannot be written.
         """
@@ -275,7 +281,9 @@ class RunStore:
             lock = FileLock(locks / f"{run_id}.lock", mode=0o666, poll_interval=0.2)
             try:
                 lock.acquire(blocking=False)
-            except Timeout:
+            except Timeout as error:
+                if wait is None:
+                    raise InvalidInput(f"{_who(holder)} is training the run {run_id}.") from error
                 wait(_who(holder))
                 lock.acquire()
         except (OSError, NotImplementedError) as error:
@@ -291,12 +299,14 @@ class RunStore:
 
     def checkpoints(self, name: str, run_id: str, seconds: float = SECONDS) -> Checkpoints:
         """The checkpoints of a run that is not finished; to look at, unless it is locked."""
-        return Checkpoints(self.folder / f"{name}-{run_id}{UNFINISHED}", run_id, seconds)
+        by_id = sorted(self.folder.glob(f"*-{run_id}{UNFINISHED}"))  # the data may have been moved
+        folder = by_id[0] if by_id else self.folder / f"{name}-{run_id}{UNFINISHED}"
+        return Checkpoints(folder, run_id, seconds)
 
     def sweep(self, name: str, run_id: str) -> None:
-        """Remove what is left of a finished run's training; nothing, while another sweeps too."""
+        """Remove what is left of a finished run's training; nothing, while another is at it."""
         if self.checkpoints(name, run_id).folder.is_dir():
-            with suppress(InvalidInput, OSError), self.training(name, run_id) as checkpoints:
+            with suppress(InvalidInput, OSError), self.training(name, run_id, None) as checkpoints:
                 checkpoints.remove()
 
     def save(
@@ -368,16 +378,24 @@ class RunStore:
             raise InvalidInput(
                 f"{run_id!r} names {len(matches)} runs of {self.folder}; known ids: {known}."
             )
-        if matches[0].is_symlink():
-            matches[0].unlink()
-        else:
-            shutil.rmtree(matches[0])
-        return matches[0]
+        path = matches[0]
+        try:
+            if path.is_symlink():
+                path.unlink()
+            elif path in self.unfinished:
+                with self.training("", by_path[path], None):
+                    shutil.rmtree(path)
+            else:
+                shutil.rmtree(path)
+        except OSError as error:
+            raise InvalidInput(f"{path.name!r} cannot be removed ({first_line(error)}).") from error
+        return path
 
     def _open(self, path: Path) -> Run:
         try:
             record = read_json(path / "run.json")
         except UnreadableFile as error:
+            _check_readable(path, error)
             raise DamagedRun(f"run.json cannot be read: {error}") from error
         try:
             return Run(path, _checked(record, path))
@@ -472,11 +490,24 @@ def _checked(record: Any, path: Path) -> dict[str, Any]:
         try:
             check_regular(inside, expected.get("bytes", inside.lstat().st_size))
             whole = sha256(inside) == expected["sha256"]
-        except (UnreadableFile, OSError):
+        except (UnreadableFile, OSError) as error:
+            _check_readable(path, error)
             whole = False
         if not whole:
             raise DamagedRun(f"{file} is missing or changed")
     return {**record, "format": FORMAT}
+
+
+def _check_readable(path: Path, error: BaseException) -> None:
+    """Raise InvalidInput where a file is there, and only cannot be read now or by this user."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if isinstance(cause, OSError) and not isinstance(
+        cause, (FileNotFoundError, NotADirectoryError)
+    ):
+        raise InvalidInput(
+            f"the run {path.name} cannot be read ({first_line(cause)}); accepted: a run that you "
+            "may read, on a disk that can be read."
+        ) from error
 
 
 def _from_format_1(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -519,7 +550,7 @@ def _cannot_be_written(folder: Path | str, error: BaseException) -> InvalidInput
 
 def _who(holder: Path) -> str:
     try:
-        return read_text(holder, 200)
+        return printable(read_text(holder, 200))
     except UnreadableFile:
         return "another process"
 

@@ -204,6 +204,7 @@ def _fit(
         resumable = (model, optimiser, place, memory)
         checkpoints.resume(lambda state: _restore(state, *resumable, steps, len(batches)))
         if place.step:
+            print(f"{checkpoints.label}: goes on from step {place.step} of {steps}", flush=True)
             _tell(listeners, StepDone(place.step, steps))
     for epoch in range(place.step // len(batches), recipe.epochs):
         started = time.perf_counter() - place.seconds
@@ -301,6 +302,7 @@ def _restore(
         step, history = int(state.record["step"]), list(state.record["history"])
         seconds, record = float(state.record["seconds"]), state.record["memory"]
         rows = [{str(name): float(value) for name, value in row.items()} for row in history]
+        epochs = [int(row.get("epoch", 0)) for row in rows]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise Misfit(f"its record is not one ({type(error).__name__}: {error}).") from error
     if not 0 < step <= steps or len(rows) != step // steps_per_epoch:
@@ -315,7 +317,7 @@ def _restore(
             buffer = torch.empty_like(own[name], memory_format=torch.preserve_format)
             optimiser.state[own[name]]["momentum_buffer"] = buffer.copy_(value)
     place.step, place.seconds = step, seconds
-    place.history = [{**row, "epoch": int(row.get("epoch", 0))} for row in rows]
+    place.history = [{**row, "epoch": n} for row, n in zip(rows, epochs, strict=True)]
     place.loss_sum = placed["loss_sum"].to(place.device)
     place.correct = placed["correct"].to(place.device)
 
@@ -356,10 +358,12 @@ class _StopRequests:
                 self.before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object = None, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self.before = {}
+        if self.requested is not None and kind is None:  # it came when there was no step to end
+            os.kill(os.getpid(), self.requested)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.requested is not None and number == signal.SIGINT:

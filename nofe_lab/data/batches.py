@@ -6,7 +6,7 @@ before, so a run that is taken up in the middle, or another process, sees the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -191,7 +191,19 @@ class ImageNetwork(nn.Module):
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor, drawn: Augmentation | None = None) -> Tensor:
+        return self._run(self.network, images, drawn)
+
+    def predict(self, images: Tensor, experts: int | None = None) -> Tensor:
+        """Logits of the network's own `predict`: a network of experts runs a few of them alone."""
+        return self._run(self.network.predict, images, None, experts)  # type: ignore[arg-type]
+
+    def _run(
+        self,
+        network: Callable[..., Tensor],
+        images: Tensor,
+        drawn: Augmentation | None,
+        *arguments: object,
+    ) -> Tensor:
         x = self.preprocess(images, drawn).contiguous(memory_format=torch.channels_last)
         with autocast(x.device, self.precision):
-            logits: Tensor = self.network(x)
-        return logits.float()
+            return network(x, *arguments).float()

@@ -5,7 +5,6 @@ Images are struct{bytes, path}, labels integers, and the schema's metadata holds
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -19,13 +18,13 @@ import torch
 from nofe_lab.config import InvalidInput, first_line
 from nofe_lab.data.dataset import Dataset, superclass_of
 from nofe_lab.data.folders import VAL_NAMES, Listed, decoded, files_in, folder_of
-from nofe_lab.files import UnreadableFile, check_regular, memory, read_text
+from nofe_lab.files import UnreadableFile, check_regular, memory, parse_json, read_text
 
 NAMES_FILE = "class_names.tsv"
 """Readable class names: lines of id, tab, names separated by ", "; without a header."""
 
-_ROWS = 1024
-"""Rows that are unpacked at once."""
+_ROWS = 32
+"""Rows that are unpacked at once: few, because a small file may unpack to huge ones."""
 
 _SHARD = re.compile(r"(?P<split>[A-Za-z_]+)-\d+-of-\d+.*\.parquet$")
 
@@ -116,14 +115,16 @@ def _columns(
 ) -> tuple[tuple[str, ...], tuple[str, ...], str, str | None, str]:
     """The names of classes and superclasses; the columns of both labels and of the image."""
     try:
-        metadata = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-        features = metadata["info"]["features"]
+        metadata = (table.schema.metadata or {}).get(b"huggingface", b"{}")
+        features = dict(parse_json(metadata.decode())["info"]["features"])
     except (ValueError, KeyError, TypeError):
         features = {}
     labels = {
-        column: tuple(feature["names"])
+        column: tuple(map(str, feature["names"]))
         for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        if isinstance(feature, dict)
+        and feature.get("_type") == "ClassLabel"
+        and isinstance(feature.get("names"), list)
     }
     images = [
         column

@@ -21,6 +21,10 @@ from torch import Tensor
 
 from nofe_lab.config import InvalidInput, first_line
 
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What Pillow may take a file's contents for, whatever it is called: for EPS it would start another
+program and let it execute the file."""
+
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """How the names of image files end, in lower case; of files with several images the first is read.
 """
@@ -150,7 +154,8 @@ def decode(encoded: Path | bytes | None, image_size: int | None = None) -> Pictu
     """
     if encoded is None:
         raise ValueError("nothing is stored")
-    with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
+    file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
+    with Image.open(file, formats=FORMATS) as image:
         is_deep = any("16" in str(tile.args) for tile in image.tile)  # Pillow keeps 8 of the bits
         image.load()  # all of it: a file that is cut short fails here
         ImageOps.exif_transpose(image, in_place=True)

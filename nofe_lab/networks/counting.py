@@ -25,19 +25,23 @@ def count_macs(module: nn.Module, input_shape: tuple[int, ...]) -> int:
     Convolutions and matrix products count, biases, pooling and nonlinearities do not.
     """
     with FlopCounterMode(display=False) as counter:
-        _show_an_image(module, input_shape)
+        _showan_image(module, input_shape)
     return int(counter.get_total_flops()) // 2
+
+
+def an_image(module: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
+    """An image [1, c, h, w] of zeros, as a module's weights want it."""
+    parameter = next(module.parameters(), torch.empty(0))
+    return torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
 
 
 def _size_of(output: Tensor) -> str:
     return " x ".join(map(str, output.shape[1:]))
 
 
-def _show_an_image(module: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
-    parameter = next(module.parameters(), torch.empty(0))
-    image = torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
+def _showan_image(module: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
     with torch.no_grad(), modes_kept(module):
-        output: Tensor = module.eval()(image)
+        output: Tensor = module.eval()(an_image(module, input_shape))
     return output
 
 
@@ -71,7 +75,7 @@ def layer_table(network: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFram
     for leaf in leaves:
         hooks += [leaf.register_forward_pre_hook(before), leaf.register_forward_hook(after)]
     with FlopCounterMode(display=False) as counter:
-        logits = _show_an_image(network, input_shape)
+        logits = _showan_image(network, input_shape)
     for hook in hooks:
         hook.remove()
     parameters: Counter[tuple[str, str]] = Counter()

@@ -1,25 +1,45 @@
-"""The network of experts: a shared trunk, one branch a specialty, one softmax over all classes."""
+"""The network of experts: a shared trunk, one branch a specialty, one softmax over all classes.
+
+The paper runs every branch for every image.  A *gate*, a branch over specialties instead of
+classes, makes it conditional: it says which few experts are worth running.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from nofe_lab.config import InvalidInput, whole_number
 from nofe_lab.networks.backbone import Backbone, fresh
+from nofe_lab.networks.counting import an_image, count_macs
 from nofe_lab.networks.grouped import CannotGroup, Groups
+from nofe_lab.networks.tracing import modes_kept
 from nofe_lab.specialties import Specialties
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of the parts of a network of experts, for one image."""
+
+    trunk: int
+    """With the layers that all experts share."""
+    gate: int
+    """0 without a gate."""
+    branches: tuple[int, ...]
+    """Of each expert."""
 
 
 class NofE(nn.Module):
     """images [N, c, h, w] -> logits [N, C] in the original class order.
 
-    Every branch sees every image: there is no routing.  Branch k has one output for each class of
-    specialty k; the outputs of all branches are concatenated and put back into class order, so one
-    softmax, trained end to end, calibrates the experts against each other.
+    Every branch sees every image.  Branch k has one output for each class of specialty k; the
+    outputs of all branches are concatenated and put back into class order, so one softmax, trained
+    end to end, calibrates the experts against each other.
     An empty specialty has no branch.  Branches are named by their specialty: ``branches.3.…``.
-    width: factor on the hidden channels of every branch.
+    width: factor on the hidden channels of every branch.  gated: with a gate, for `predict`.
     """
 
     to_class_order: Tensor
@@ -33,6 +53,7 @@ class NofE(nn.Module):
         scheme: str,
         seed: int,
         width: float = 1.0,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         self.specialties = specialties
@@ -42,14 +63,60 @@ class NofE(nn.Module):
         for k in specialties.nonempty:
             make = partial(backbone.make_branch, specialties.sizes[k], width)
             self.branches[str(k)] = fresh(backbone, make, scheme, seed, "branch", k)
+        self.gate: nn.Module | None = None
+        if gated:
+            make = partial(backbone.make_branch, len(self.branches))
+            self.gate = fresh(backbone, make, scheme, seed, "gate")
         self.why_not_grouped: str | None = None
         self._as_one: Groups | None = None
         position = torch.tensor(specialties.order).argsort()
         self.register_buffer("to_class_order", position, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = self.experts(self.shared(self.trunk(x)))
+        logits = self.experts(self.features(x))
         return logits[:, self.to_class_order]
+
+    def features(self, x: Tensor) -> Tensor:
+        """What all experts see of the images."""
+        features: Tensor = self.shared(self.trunk(x))
+        return features
+
+    def predict(self, x: Tensor, experts: int | None = None) -> Tensor:
+        """Logits [N, C] where only the `experts` most promising branches are run for each image.
+
+        The gate chooses them; the logits of all other classes are -inf.  None runs all branches.
+        Raises InvalidInput if there are not so many branches, or no gate.
+        """
+        if experts is None:
+            logits: Tensor = self(x)
+            return logits
+        whole_number("experts", experts, 1, len(self.branches))
+        if self.gate is None:
+            raise InvalidInput(
+                f"experts can be chosen (experts={experts}) by a network with a gate; this one has "
+                "none: train one with `Experiment.gate`."
+            )
+        features = self.features(x)
+        chosen = self.gate(features).topk(experts, dim=1).indices
+        logits = features.new_full((len(features), self.specialties.C), -torch.inf)
+        for place, (k, branch) in enumerate(self.branches.items()):
+            rows = (chosen == place).any(dim=1).nonzero()[:, 0]
+            if len(rows):
+                columns = torch.tensor(self.specialties.members(int(k)), device=x.device)
+                found = branch(features if len(rows) == len(features) else features[rows])
+                logits[rows[:, None], columns] = found.to(logits.dtype)
+        return logits
+
+    def macs(self, input_shape: tuple[int, ...]) -> Macs:
+        """What the parts cost that `predict` runs or leaves out, for an image (c, h, w)."""
+        with torch.no_grad(), modes_kept(self):
+            features = self.eval().features(an_image(self, input_shape))
+        shape = tuple(features.shape[1:])
+        return Macs(
+            count_macs(nn.Sequential(self.trunk, self.shared), input_shape),
+            count_macs(self.gate, shape) if self.gate is not None else 0,
+            tuple(count_macs(branch, shape) for branch in self.branches.values()),
+        )
 
     def experts(self, features: Tensor) -> Tensor:
         """The logits of all branches [N, C], one branch behind the other."""

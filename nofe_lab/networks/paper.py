@@ -9,6 +9,7 @@ No schedule of a base CNN was published: each has the NofE stage's, with flips.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import OrderedDict
 from dataclasses import replace
 from math import sqrt
@@ -75,6 +76,26 @@ class BasicBlock(nn.Module):
 class _Published(Backbone):
     """What the published networks share."""
 
+    hidden: tuple[int, ...]
+    """Channels of a branch's layers as published, from front to back, without its classifier."""
+    multiple: int = 1
+    """They are multiples of this."""
+
+    @abstractmethod
+    def branch(self, n: int, *hidden: int) -> nn.Module:
+        """An expert's layers with other numbers of hidden channels: features -> [N, n]."""
+
+    def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
+        return self.branch(n, *(_scaled(h, width, self.multiple) for h in self.hidden))
+
+    def make_control(self, n: int, K: int) -> nn.Module:
+        """Every other layer is K times as wide, from the first on.
+
+        Each product of a wide and a narrow layer then has the weights of the K products that it
+        stands for.  Only a classifier behind a wide layer has K times those of the experts'.
+        """
+        return self.branch(n, *(h if i % 2 else K * h for i, h in enumerate(self.hidden)))
+
     def quick_preset(self) -> Preset:
         """Kaiming's initialisation: some of the published ones need many epochs to get going."""
         return quick_preset("kaiming")
@@ -84,6 +105,7 @@ class AlexNetQuick(_Published):
     """AlexNet-Quick-C100: three convolutions, made for 32x32 images and quick experiments."""
 
     name = "alexnet_quick"
+    hidden = (64, 64)
 
     def make_trunk(self) -> nn.Module:
         """[N, 3, 32, 32] -> [N, 64, 4, 4]."""
@@ -103,16 +125,16 @@ class AlexNetQuick(_Published):
         """[N, 64, 4, 4] -> [N, n]."""
         return _stack(flatten=nn.Flatten(), fc1=nn.Linear(64 * 4 * 4, 64), fc2=nn.Linear(64, n))
 
-    def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
-        """[N, 64, 4, 4] -> [N, n]."""
-        channels = _scaled(64, width)
+    def branch(self, n: int, *hidden: int) -> nn.Module:
+        """[N, 64, 4, 4] -> [N, n]; hidden: conv4, fc1."""
+        conv4, fc1 = hidden
         return _stack(
-            conv4=nn.Conv2d(64, channels, 5, padding=2),
+            conv4=nn.Conv2d(64, conv4, 5, padding=2),
             relu4=nn.ReLU(),
             pool4=nn.AvgPool2d(3, 2, ceil_mode=True),
             flatten=nn.Flatten(),
-            fc1=nn.Linear(channels * 2 * 2, channels),
-            fc2=nn.Linear(channels, n),
+            fc1=nn.Linear(conv4 * 2 * 2, fc1),
+            fc2=nn.Linear(fc1, n),
         )
 
     def initialise(self, part: nn.Module, scheme: str) -> None:
@@ -140,6 +162,7 @@ class AlexNetC100(_Published):
     """AlexNet-C100: AlexNet-Quick's convolutions, with response normalisation, and one fc layer."""
 
     name = "alexnet_c100"
+    hidden = (64,)
 
     def make_trunk(self) -> nn.Module:
         """[N, 3, 32, 32] -> [N, 64, 4, 4]."""
@@ -165,15 +188,15 @@ class AlexNetC100(_Published):
         """[N, 64, 4, 4] -> the same: one normalisation for all experts."""
         return _stack(norm3=WithinChannelLRN())
 
-    def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
-        """[N, 64, 4, 4] -> [N, n]."""
-        channels = _scaled(64, width)
+    def branch(self, n: int, *hidden: int) -> nn.Module:
+        """[N, 64, 4, 4] -> [N, n]; hidden: conv4."""
+        (conv4,) = hidden
         return _stack(
-            conv4=nn.Conv2d(64, channels, 5, padding=2),
+            conv4=nn.Conv2d(64, conv4, 5, padding=2),
             relu4=nn.ReLU(),
             pool4=nn.AvgPool2d(3, 2, ceil_mode=True),
             flatten=nn.Flatten(),
-            fc=nn.Linear(channels * 2 * 2, n),
+            fc=nn.Linear(conv4 * 2 * 2, n),
         )
 
     def initialise(self, part: nn.Module, scheme: str) -> None:
@@ -204,6 +227,7 @@ class VGG11C100(_Published):
     """VGG11-C100: eight 3x3 convolutions in the trunk, two more in every branch."""
 
     name = "vgg11_c100"
+    hidden = (256, 256, 512, 512)
 
     def make_trunk(self) -> nn.Module:
         """[N, 3, 32, 32] -> [N, 256, 4, 4]."""
@@ -220,31 +244,31 @@ class VGG11C100(_Published):
 
     def make_head(self, n: int) -> nn.Module:
         """[N, 256, 4, 4] -> [N, n]."""
-        return _stack(**self._classifier(256 * 4 * 4, 1024, n))
+        return _stack(**self._classifier(256 * 4 * 4, 1024, 1024, n))
 
-    def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
-        """[N, 256, 4, 4] -> [N, n]."""
-        channels = _scaled(256, width)
+    def branch(self, n: int, *hidden: int) -> nn.Module:
+        """[N, 256, 4, 4] -> [N, n]; hidden: conv9, conv10, fc1, fc2."""
+        conv9, conv10, fc1, fc2 = hidden
         return _stack(
-            conv9=nn.Conv2d(256, channels, 3, padding=1),
+            conv9=nn.Conv2d(256, conv9, 3, padding=1),
             relu9=nn.ReLU(),
-            conv10=nn.Conv2d(channels, channels, 3, padding=1),
+            conv10=nn.Conv2d(conv9, conv10, 3, padding=1),
             relu10=nn.ReLU(),
             pool4=nn.MaxPool2d(2, 2),
-            **self._classifier(channels * 2 * 2, _scaled(512, width), n),
+            **self._classifier(conv10 * 2 * 2, fc1, fc2, n),
         )
 
     @staticmethod
-    def _classifier(inputs: int, hidden: int, n: int) -> dict[str, nn.Module]:
+    def _classifier(inputs: int, fc1: int, fc2: int, n: int) -> dict[str, nn.Module]:
         return {
             "flatten": nn.Flatten(),
-            "fc1": nn.Linear(inputs, hidden),
+            "fc1": nn.Linear(inputs, fc1),
             "fc1_relu": nn.ReLU(),
             "fc1_drop": nn.Dropout(0.5),
-            "fc2": nn.Linear(hidden, hidden),
+            "fc2": nn.Linear(fc1, fc2),
             "fc2_relu": nn.ReLU(),
             "fc2_drop": nn.Dropout(0.5),
-            "fc3": nn.Linear(hidden, n),
+            "fc3": nn.Linear(fc2, n),
         }
 
     def initialise(self, part: nn.Module, scheme: str) -> None:
@@ -280,6 +304,7 @@ class NINC100(_Published):
     """NIN-C100, Network in Network: every convolution is followed by 1x1 ones (cccp)."""
 
     name = "nin_c100"
+    hidden = (192, 192)
     input_shape = (3, 26, 26)
 
     def make_trunk(self) -> nn.Module:
@@ -312,15 +337,15 @@ class NINC100(_Published):
         """[N, 192, 6, 6] -> [N, n]."""
         return _stack(**self._classifier(192, n))
 
-    def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
-        """[N, 192, 6, 6] -> [N, n]."""
-        channels = _scaled(192, width)
+    def branch(self, n: int, *hidden: int) -> nn.Module:
+        """[N, 192, 6, 6] -> [N, n]; hidden: conv4, cccp6."""
+        conv4, cccp6 = hidden
         return _stack(
-            conv4=nn.Conv2d(192, channels, 3, padding=1),
+            conv4=nn.Conv2d(192, conv4, 3, padding=1),
             relu4=nn.ReLU(),
-            cccp6=nn.Conv2d(channels, channels, 1),
+            cccp6=nn.Conv2d(conv4, cccp6, 1),
             cccp6_relu=nn.ReLU(),
-            **self._classifier(channels, n),
+            **self._classifier(cccp6, n),
         )
 
     @staticmethod
@@ -362,6 +387,7 @@ class ResNet56C100(_Published):
     """ResNet56-C100, wide: 64, 128 and 256 channels, four times those of He et al."""
 
     name = "resnet56_c100"
+    hidden = (256,)
     input_shape = (3, 28, 28)
 
     def make_trunk(self) -> nn.Module:
@@ -385,10 +411,10 @@ class ResNet56C100(_Published):
         """[N, 256, 7, 7] -> [N, n]."""
         return _stack(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(256, n))
 
-    def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
-        """[N, 256, 7, 7] -> [N, n]: one more block; `width` scales the channels inside it."""
+    def branch(self, n: int, *hidden: int) -> nn.Module:
+        """[N, 256, 7, 7] -> [N, n]: one more block; hidden: the channels inside it."""
         return _stack(
-            block=BasicBlock(256, 256, hidden=_scaled(256, width)),
+            block=BasicBlock(256, 256, hidden=hidden[0]),
             pool=nn.AdaptiveAvgPool2d(1),
             flatten=nn.Flatten(),
             fc=nn.Linear(256, n),
@@ -426,6 +452,8 @@ class AlexNetImageNet(_Published):
     """AlexNet as in Caffe, with its grouped convolutions; for 227x227 windows of ImageNet."""
 
     name = "alexnet_imagenet"
+    hidden = (256, 1024, 1024)
+    multiple = 2
     input_shape = (3, 227, 227)
 
     def make_trunk(self) -> nn.Module:
@@ -450,29 +478,29 @@ class AlexNetImageNet(_Published):
 
     def make_head(self, n: int) -> nn.Module:
         """[N, 256, 6, 6] -> [N, n]."""
-        return _stack(**self._classifier(256 * 6 * 6, 4096, n))
+        return _stack(**self._classifier(256 * 6 * 6, 4096, 4096, n))
 
-    def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
-        """[N, 256, 6, 6] -> [N, n]."""
-        channels = _scaled(256, width, multiple=2)
+    def branch(self, n: int, *hidden: int) -> nn.Module:
+        """[N, 256, 6, 6] -> [N, n]; hidden: conv6, fc6, fc7."""
+        conv6, fc6, fc7 = hidden
         return _stack(
-            conv6=nn.Conv2d(256, channels, 3, padding=1, groups=2),
+            conv6=nn.Conv2d(256, conv6, 3, padding=1, groups=2),
             relu_conv6=nn.ReLU(),
             pool6=nn.MaxPool2d(3, 2, ceil_mode=True),
-            **self._classifier(channels * 3 * 3, _scaled(1024, width), n),
+            **self._classifier(conv6 * 3 * 3, fc6, fc7, n),
         )
 
     @staticmethod
-    def _classifier(inputs: int, hidden: int, n: int) -> dict[str, nn.Module]:
+    def _classifier(inputs: int, fc6: int, fc7: int, n: int) -> dict[str, nn.Module]:
         return {
             "flatten": nn.Flatten(),
-            "fc6": nn.Linear(inputs, hidden),
+            "fc6": nn.Linear(inputs, fc6),
             "relu6": nn.ReLU(),
             "drop6": nn.Dropout(0.5),
-            "fc7": nn.Linear(hidden, hidden),
+            "fc7": nn.Linear(fc6, fc7),
             "relu7": nn.ReLU(),
             "drop7": nn.Dropout(0.5),
-            "fc8": nn.Linear(hidden, n),
+            "fc8": nn.Linear(fc7, n),
         }
 
     def initialise(self, part: nn.Module, scheme: str) -> None:

@@ -1,6 +1,14 @@
-"""Specialties: the partition of the classes as a value, and the rules that make one."""
+"""Specialties: the partition of the classes as a value, and what makes one: rules, clusterings."""
 
 from nofe_lab.specialties.assignment import affinity_matrix, assign, objective
+from nofe_lab.specialties.clustering import confusion_clusters, feature_clusters
 from nofe_lab.specialties.partition import Specialties
 
-__all__ = ["Specialties", "affinity_matrix", "assign", "objective"]
+__all__ = [
+    "Specialties",
+    "affinity_matrix",
+    "assign",
+    "confusion_clusters",
+    "feature_clusters",
+    "objective",
+]

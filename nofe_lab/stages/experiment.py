@@ -16,9 +16,12 @@ import pandas as pd
 from nofe_lab.checkpoint import SECONDS
 from nofe_lab.config import (
     BUDGETS,
+    CLUSTERED,
     RULES,
     SPECIALTIES,
+    TRUNKS,
     FlatConfig,
+    GateConfig,
     GeneralistConfig,
     InvalidInput,
     NofEConfig,
@@ -30,12 +33,13 @@ from nofe_lab.config import (
 from nofe_lab.data import Dataset, load_dataset, source_state
 from nofe_lab.data.batches import ImageNetwork
 from nofe_lab.machine import PRECISIONS
-from nofe_lab.networks import Backbone, backbone, preset
+from nofe_lab.networks import Backbone, FlatControl, backbone, preset
 from nofe_lab.networks.catalogue import Network
 from nofe_lab.networks.counting import layer_table
 from nofe_lab.runs import Run, default_runs_dir
 from nofe_lab.specialties import Specialties
 from nofe_lab.stages.flat import FlatStage
+from nofe_lab.stages.gate import GateStage
 from nofe_lab.stages.generalist import GeneralistStage
 from nofe_lab.stages.nofe import NofEStage
 from nofe_lab.stages.report import FinalReport, final_report
@@ -80,7 +84,7 @@ class Experiment:
     checkpoint_seconds: float = SECONDS
     """The longest time between two checkpoints of a training, in seconds."""
     specialties: str = "learned"
-    """learned, random, superclass, or the path of a .json file."""
+    """learned, random, superclass, confusion, features, or the path of a .json file."""
     trunk: str = "generalist"
     """Where the NofE's trunk begins: generalist, base or scratch."""
     val_fraction: float | None = None
@@ -180,16 +184,44 @@ class Experiment:
         return replace(self, seed=seed)
 
     def base(self, budget: str = "nofe") -> FlatStage:
-        """The base CNN, trained as long as stage `budget` (nofe, generalist) or both (total)."""
+        """The base CNN.
+
+        budget: it trains as long as the stage ``nofe`` or ``generalist``, as long as both
+        (``total``), or for as many epochs as make up the arithmetic of both (``arithmetic``).
+        """
+        return self._flat(self._backbone, budget, "scratch")
+
+    def control(self, budget: str = "nofe", trunk: str = "scratch") -> FlatStage:
+        """The flat control of K experts: one branch, as deep as they are and as expensive.
+
+        budget: as for `base`.  trunk: where it begins, as for `nofe`; on another stage's trunk it
+        is trained as the network of experts is.
+        """
+        return self._flat(FlatControl(self._backbone, self.K), budget, trunk)
+
+    def _flat(self, backbone: Backbone, budget: str, trunk: str) -> FlatStage:
         one_of("budget", budget, BUDGETS)
         flat, generalist = self.recipes.flat, self.recipes.generalist
-        recipe = {
-            "nofe": flat,
-            "generalist": generalist,
-            "total": replace(flat, epochs=flat.epochs + generalist.epochs),
-        }[budget]
-        config = FlatConfig(self.recipes.network, recipe, self.seed)
-        return FlatStage(self.data, self._backbone, config)
+        recipe = generalist if budget == "generalist" else flat
+        if budget == "total":
+            recipe = replace(flat, epochs=flat.epochs + generalist.epochs)
+        if one_of("trunk", trunk, TRUNKS) != "scratch":
+            recipe = self.recipes.nofe
+        config = FlatConfig(self.recipes.network, recipe, self.seed, trunk)
+        stage = FlatStage(self.data, backbone, config, self._origin(trunk, None))
+        if budget == "arithmetic":
+            spent = sum(each.training_macs for each in self.nofe().lineage.values())
+            epochs = max(round(spent * recipe.epochs / stage.training_macs), 1)
+            config = replace(config, recipe=replace(recipe, epochs=epochs))
+            stage = FlatStage(self.data, backbone, config, self._origin(trunk, None))
+        return stage
+
+    def _origin(self, trunk: str, rule: str | None) -> GeneralistStage | FlatStage | None:
+        """The stage whose trunk another one starts from."""
+        if trunk == "generalist":
+            return self.generalist(rule)
+        # trained as long as the generalist: only the task differs
+        return self.base("generalist") if trunk == "base" else None
 
     def generalist(self, rule: str | None = None) -> GeneralistStage:
         """The generalist; `rule` instead of the experiment's."""
@@ -201,53 +233,79 @@ class Experiment:
         specialties: str | Specialties | None = None,
         trunk: str | None = None,
         rule: str | None = None,
+        trunk_rule: str | None = None,
     ) -> NofEStage:
         """The network of experts; arguments instead of the experiment's own choices.
 
-        `rule` is that of the generalist behind it, wherever its map or its trunk is used.
+        `rule` is that of the generalist behind it, wherever its map or its trunk is used;
+        `trunk_rule` that of another generalist, for the trunk alone.
         """
         wanted = specialties if specialties is not None else self.specialties
         config = self._nofe_config(wanted, trunk or self.trunk)
         if isinstance(wanted, Specialties):
-            partition: Specialties | GeneralistStage = wanted
+            partition: Specialties | GeneralistStage | FlatStage = wanted
         elif wanted == "learned":
             partition = self.generalist(rule)
         elif wanted == "random":
             partition = Specialties.random(self.data.class_names, self.K, self.seed)
         elif wanted == "superclass":
             partition = superclass_specialties(self.data)
+        elif wanted in CLUSTERED:
+            partition = self.base("generalist")
         else:
             partition = Specialties.load(wanted, self.data.class_names)
-        origin: GeneralistStage | FlatStage | None = None
-        if config.trunk == "generalist":
-            origin = self.generalist(rule)
-        elif config.trunk == "base":  # trained as long as the generalist: only the task differs
-            origin = self.base("generalist")
+        origin = self._origin(config.trunk, trunk_rule or rule)
         return NofEStage(self.data, self._backbone, config, partition, origin)
+
+    def gate(self, nofe: NofEStage | None = None) -> GateStage:
+        """A network of experts, by default the experiment's own, with a gate (see `GateStage`)."""
+        config = GateConfig(self.recipes.network, self.recipes.gate, self.seed)
+        return GateStage(nofe or self.nofe(), config)
 
     def opponents(self) -> dict[str, Stage]:
         """The networks that an honest comparison sets side by side, by name.
 
-        The base CNN with the NofE stage's budget and with both stages'; the network of experts with
-        learned and with random specialties, on each trunk.  Random specialties on a generalist's
-        trunk come twice: with the generalist of those same random specialties, which says what
-        learning them is worth in all, and with the generalist of the learned ones, where the trunk
-        is the same and the partition alone differs.
-        Raises InvalidInput for the rule `random`, which would make both the same.
+        Flat ones: the base CNN, and the control that is as deep and as large as the network of
+        experts, each with the NofE stage's epochs, both stages' epochs, and both stages'
+        arithmetic; and the control on the generalist's trunk.
+        Networks of experts, named by the specialties and then the trunk.  Where the trunk is the
+        learned generalist's, the partition alone differs; ``its generalist`` is one that was
+        trained on, or learned, that very partition.  Superclasses are more than K, or fewer: their
+        experts are then narrower, or wider, so that all together cost the same.
+        Raises InvalidInput for the rule `random`, which would make some of them the same.
         """
         scratch = self  # without a trained network there is no tail to start from
         if self.branch_start != "fresh":
             scratch = replace(self, branch_start="fresh")
-        if self.generalist().config.rule == "random":
+        learned = self.generalist().config.rule
+        if learned == "random":
             raise InvalidInput(
                 "rule must learn, so that it can be compared with random specialties; got 'random'."
             )
-        return {
+        others = [rule for rule in ("optimal", "greedy", "elastic") if rule != learned]
+        stages: dict[str, Stage] = {
             "base CNN": self.base(),
             "base CNN, both budgets": self.base("total"),
+            "base CNN, equal arithmetic": self.base("arithmetic"),
+            "flat control": self.control(),
+            "flat control, both budgets": self.control("total"),
+            "flat control, equal arithmetic": self.control("arithmetic"),
+            "flat control, generalist": self.control(trunk="generalist"),
             "NofE learned, generalist": self.nofe("learned", "generalist"),
+            **{f"NofE {rule}, its generalist": self.nofe("learned", rule=rule) for rule in others},
             "NofE random, its generalist": self.nofe("learned", "generalist", rule="random"),
             "NofE random, learned generalist": self.nofe("random", "generalist"),
+            "NofE confusion, learned generalist": self.nofe("confusion", "generalist"),
+            "NofE features, learned generalist": self.nofe("features", "generalist"),
+        }
+        if self.data.superclass_of:
+            ratio = self.K / len(self.data.superclass_names)
+            alike = replace(self, branch_width=self.branch_width * ratio)
+            stages["NofE superclass, learned generalist"] = alike.nofe("superclass", "generalist")
+        return stages | {
+            "NofE learned, random generalist": self.nofe(
+                "learned", "generalist", trunk_rule="random"
+            ),
             "NofE learned, base trunk": self.nofe("learned", "base"),
             "NofE random, base trunk": self.nofe("random", "base"),
             "NofE learned, scratch": scratch.nofe("learned", "scratch"),
@@ -370,6 +428,7 @@ class Experiment:
             self.branch_width,
             self.branch_start,
             self.seed,
+            self.K if origin in CLUSTERED else None,
         )
 
     @classmethod

@@ -1,4 +1,8 @@
-"""The flat stage: the base CNN, trunk and head over all C classes, as everybody trains it."""
+"""The flat stage: trunk and head over all C classes, as everybody trains a CNN.
+
+With a backbone as it is, that is the base CNN; with `FlatControl`, the opponent that is as deep and
+as large as the network of experts.  Either may start from another stage's trunk.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +15,31 @@ from nofe_lab.checkpoint import Checkpoints
 from nofe_lab.config import FlatConfig
 from nofe_lab.data import Dataset
 from nofe_lab.machine import Machine
-from nofe_lab.networks import CNN, Backbone
+from nofe_lab.networks import CNN, Backbone, FlatControl
 from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties
-from nofe_lab.stages.stage import Stage, Trained
+from nofe_lab.stages.stage import Stage, Trained, part_of
 from nofe_lab.training import Listener
 
 
 class FlatStage(Stage):
-    """The base CNN."""
+    """The base CNN, or the flat control.  trunk: the stage whose trunk it starts from."""
 
     kind = "flat"
 
-    def __init__(self, dataset: Dataset, backbone: Backbone, config: FlatConfig) -> None:
-        super().__init__(dataset, backbone, config, {})
+    def __init__(
+        self, dataset: Dataset, backbone: Backbone, config: FlatConfig, trunk: Stage | None = None
+    ) -> None:
+        super().__init__(dataset, backbone, config, {} if trunk is None else {"trunk": trunk})
 
     @property
     def title(self) -> str:
-        return "base CNN"
+        title = "base CNN"
+        if isinstance(self.backbone, FlatControl):
+            title = f"flat control of {self.backbone.K} experts"
+        if "trunk" in self.parents:
+            title += f" (trunk: {self.parents['trunk'].title})"
+        return title
 
     def network(self, specialties: Specialties | None = None) -> nn.Module:
         return CNN(self.backbone, self.dataset.C, self.network_config.initialisation, self.seed)
@@ -40,6 +51,9 @@ class FlatStage(Stage):
         listeners: Sequence[Listener],
         checkpoints: Checkpoints | None = None,
     ) -> Trained:
-        model = self.image_network(self.network(), machine)
+        network = self.network()
+        if "trunk" in parents:
+            network.get_submodule("trunk").load_state_dict(part_of(parents["trunk"], "trunk"))
+        model = self.image_network(network, machine)
         history = self.fit(model, machine, torch.arange(self.dataset.C), listeners, checkpoints)
         return Trained(model, history)

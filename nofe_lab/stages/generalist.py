@@ -75,6 +75,10 @@ class GeneralistStage(Stage):
     def K(self) -> int:
         return self.config.K
 
+    @property
+    def outputs(self) -> int:
+        return self.K
+
     def network(self, specialties: Specialties | None = None) -> nn.Module:
         return CNN(self.backbone, self.K, self.network_config.initialisation, self.seed)
 

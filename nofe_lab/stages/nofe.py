@@ -14,25 +14,27 @@ import torch
 from torch import nn
 
 from nofe_lab.checkpoint import Checkpoints
-from nofe_lab.config import InvalidInput, NofEConfig
+from nofe_lab.config import CLUSTERED, InvalidInput, NofEConfig
 from nofe_lab.data import Dataset
 from nofe_lab.data.batches import ImageNetwork
+from nofe_lab.evaluation import class_means, predict
 from nofe_lab.machine import Machine
 from nofe_lab.networks import Backbone, NofE
 from nofe_lab.networks.backbone import seeded
 from nofe_lab.runs import Run
-from nofe_lab.specialties import Specialties
+from nofe_lab.specialties import Specialties, confusion_clusters, feature_clusters
 from nofe_lab.stages.flat import FlatStage
 from nofe_lab.stages.generalist import GeneralistStage
-from nofe_lab.stages.stage import Stage, Trained, load_specialties, part_of
+from nofe_lab.stages.stage import Stage, Trained, load_model, load_specialties, part_of
 from nofe_lab.training import Listener
 
 
 class NofEStage(Stage):
     """The network of experts.
 
-    specialties: a partition, or the generalist stage that learns one.  trunk: the stage whose trunk
-    it starts from, or None for fresh weights.
+    specialties: a partition, or the stage it comes from: the generalist that learns it, or the base
+    CNN of which it is made of clusters.  trunk: the stage whose trunk it starts from, or None for
+    fresh weights.
     Raises InvalidInput if the partition's classes are not the data set's, or if the backbone's
     branches cannot have the width or the start that the config asks for.
     """
@@ -44,7 +46,7 @@ class NofEStage(Stage):
         dataset: Dataset,
         backbone: Backbone,
         config: NofEConfig,
-        specialties: Specialties | GeneralistStage,
+        specialties: Specialties | GeneralistStage | FlatStage,
         trunk: GeneralistStage | FlatStage | None,
     ) -> None:
         parents: dict[str, Stage] = {}
@@ -56,7 +58,12 @@ class NofEStage(Stage):
             self._K = specialties.K
         else:
             parents["specialties"] = specialties
-            self._K = specialties.K
+            self._K = config.clusters or specialties.K or 0
+            if self._K >= dataset.C and config.specialties in CLUSTERED:
+                raise InvalidInput(
+                    f"K must be at most {dataset.C - 1} for {config.specialties!r} specialties of "
+                    f"the {dataset.C} classes of {dataset.name}; got {self._K}."
+                )
         if trunk is not None:
             parents["trunk"] = trunk
         self.config = config
@@ -90,13 +97,13 @@ class NofEStage(Stage):
     def partition(self) -> Specialties | None:
         return self.given
 
-    def network(self, specialties: Specialties | None = None) -> nn.Module:
+    def network(self, specialties: Specialties | None = None, *, gated: bool = False) -> nn.Module:
         found = self.given if self.given is not None else specialties
         if found is None:
             raise ValueError("this network's specialties are learned: pass them")
         _check_experts(found)
         scheme, width = self.network_config.initialisation, self.config.branch_width
-        return NofE(self.backbone, found, scheme, self.seed, width)
+        return NofE(self.backbone, found, scheme, self.seed, width, gated)
 
     def image_network(self, network: nn.Module, machine: Machine) -> ImageNetwork:
         """With experts that run in groups, as suits training; hooks on their layers see nothing."""
@@ -111,15 +118,28 @@ class NofEStage(Stage):
         listeners: Sequence[Listener],
         checkpoints: Checkpoints | None = None,
     ) -> Trained:
-        specialties = self.given
-        if specialties is None:
-            specialties = load_specialties(parents["specialties"])
+        specialties = self._partition(parents, machine)
         network = self.network(specialties)
         if "trunk" in parents:
             self.start_from(parents["trunk"], network)
         model = self.image_network(network, machine)
+        if checkpoints is not None:
+            checkpoints.origin.append(specialties.digest)
         history = self.fit(model, machine, torch.arange(self.dataset.C), listeners, checkpoints)
         return Trained(model, history, files={"specialties.json": specialties.to_json()})
+
+    def _partition(self, parents: Mapping[str, Run], machine: Machine) -> Specialties:
+        if self.given is not None:
+            return self.given
+        learner, run = self.parents["specialties"], parents["specialties"]
+        if self.config.specialties not in CLUSTERED:
+            return load_specialties(run)
+        base = load_model(learner, run, machine.device)
+        train, names, K = self.dataset.train, self.dataset.class_names, self._K
+        if self.config.specialties == "confusion":
+            return confusion_clusters(predict(base, train).confusion, names, K, self.seed)
+        features = ImageNetwork(base.preprocess, base.network.get_submodule("trunk"))
+        return feature_clusters(class_means(features, train, len(names)), names, K, self.seed)
 
     def start_from(self, run: Run, network: nn.Module) -> None:
         """Copy a finished run's trunk into `network`, and its tail into the branches if asked."""

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from nofe_lab.checkpoint import SECONDS, Checkpoints
 from nofe_lab.config import (
     FlatConfig,
+    GateConfig,
     GeneralistConfig,
     InvalidInput,
     NetworkConfig,
@@ -39,6 +40,7 @@ from nofe_lab.data.batches import Batches, ImageNetwork, Preprocess, Window, ste
 from nofe_lab.evaluation import Predictions, predict
 from nofe_lab.machine import Machine, exact_float32
 from nofe_lab.networks import Backbone
+from nofe_lab.networks.counting import count_macs
 from nofe_lab.runs import DamagedRun, Run, RunStore, code_revision, identity_hash, provenance
 from nofe_lab.specialties import Specialties
 from nofe_lab.training import (
@@ -50,6 +52,9 @@ from nofe_lab.training import (
     fit,
     seconds_per_step,
 )
+
+MAX_RUN_NAME = 150
+"""Bytes of the readable part of a run's folder; file systems take 255 for a name in all."""
 
 
 @dataclass
@@ -71,7 +76,7 @@ class Stage(ABC):
         self,
         dataset: Dataset,
         backbone: Backbone,
-        config: FlatConfig | GeneralistConfig | NofEConfig,
+        config: FlatConfig | GeneralistConfig | NofEConfig | GateConfig,
         parents: Mapping[str, Stage],
     ) -> None:
         self.dataset = dataset
@@ -110,6 +115,11 @@ class Stage(ABC):
     def K(self) -> int | None:
         """Number of specialties, None for a flat network."""
         return None
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs the network that is trained has."""
+        return self.dataset.C
 
     @abstractmethod
     def network(self, specialties: Specialties | None = None) -> nn.Module:
@@ -173,7 +183,8 @@ class Stage(ABC):
         data = Path(re.sub(r"^(parquet|folder):", "", self.dataset.name)).name.replace(":", "-")
         size = f"-K{self.K}" if self.K is not None else ""
         name = f"{self.kind}-{data}-{self.backbone.name}{size}-s{self.seed}"
-        return "".join(ch if ch.isalnum() or ch in "-_." else "_" for ch in name)
+        plain = "".join(ch if ch.isalnum() or ch in "-_." else "_" for ch in name)
+        return plain.encode()[:MAX_RUN_NAME].decode(errors="ignore")
 
     @property
     def steps(self) -> int:
@@ -238,17 +249,30 @@ class Stage(ABC):
         """How many images it looks at without learning from them, all evaluations together."""
         return self.recipe.epochs * len(self.dataset.val)
 
+    @cached_property
+    def training_macs(self) -> int:
+        """Multiply-accumulates of its training; a backward pass is counted as two forward ones."""
+        forward = count_macs(self.untrained_network(), self.backbone.input_shape)
+        return forward * (3 * self.steps * self.recipe.batch_size + self.images_evaluated)
+
+    @property
+    def lineage(self) -> dict[str, Stage]:
+        """It and all stages that it builds on, by id."""
+        found = {self.id: self}
+        for parent in self.parents.values():
+            found |= parent.lineage
+        return found
+
     def trial(self, machine: Machine) -> tuple[float, tuple[str, ...]]:
         """Estimate of its training time in seconds, from a few steps, and what they have shown."""
         model = self.image_network(self.untrained_network(), machine)
-        outputs = self.K if self.kind == "generalist" and self.K else self.dataset.C
         batches = self.batches(machine.device)
         step = seconds_per_step(
             model,
             self.parameter_groups(model),
             batches,
             self.recipe,
-            outputs,
+            self.outputs,
             machine.synchronize,
         )
         forward = step / 3 / self.recipe.batch_size  # of one image; the backward pass costs two
@@ -360,6 +384,7 @@ class Workshop:
         with self.store.training(stage.run_name, stage.id, wait, self.seconds) as checkpoints:
             if (run := self.store.find(stage.id)) is not None:
                 print(f"{stage.label}: loaded {run.path.name}, which has been trained meanwhile")
+                _UNSAVED.pop(key, None)
                 return run
             if key not in _UNSAVED:
                 _UNSAVED[key] = self._trained(stage, parents, checkpoints)
@@ -377,12 +402,11 @@ class Workshop:
     def _trained(
         self, stage: Stage, parents: Mapping[str, Run], checkpoints: Checkpoints
     ) -> _Unsaved:
-        if checkpoints.step:
-            step = f"{checkpoints.step} of {stage.steps}"
-            print(f"{stage.label}: goes on from step {step}", flush=True)
         made = provenance(self.machine, 0.0)
         told = [f"{name} {made[name]}" for name in ("revision", "device", "precision", "threads")]
         checkpoints.conditions = [", ".join([*told, f"torch {made['versions']['torch']}"])]
+        checkpoints.label = stage.label
+        checkpoints.origin = [f"{role} {run.digest}" for role, run in sorted(parents.items())]
         progress = Progress(stage.title, stage.steps)
         try:
             with self.machine.enough_memory(stage.label, stage.recipe.batch_size):

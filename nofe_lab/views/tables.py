@@ -27,6 +27,7 @@ def shown(
 
     >>> shown(pd.DataFrame({"class": ["<b>cat</b>"], "accuracy": [0.5]}), {"accuracy": "{:.1%}"})
     """
-    styled = table.style.format(formats, escape="html", **options)  # type: ignore[arg-type]
+    plain = table.rename_axis(index=None, columns=None)
+    styled = plain.style.format(formats, escape="html", **options)  # type: ignore[arg-type]
     styled = styled.format_index(escape="html", axis="columns")
     return styled.format_index(escape="html", axis="index") if index else styled.hide()

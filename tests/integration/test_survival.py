@@ -7,6 +7,7 @@ are small file systems that fill up, memory is limited by the operating system.
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import random
 import re
@@ -16,7 +17,9 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -27,8 +30,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nofe_lab import Experiment, InvalidInput
-from nofe_lab.machine import OutOfMemory
+from nofe_lab import Experiment, InvalidInput, load_specialties, predict
+from nofe_lab.checkpoint import _digest
+from nofe_lab.files import read_tensors, write_tensors
+from nofe_lab.machine import Machine, OutOfMemory
 from nofe_lab.runs import Run, RunStore
 from nofe_lab.stages import Stage
 
@@ -453,6 +458,55 @@ def test_an_unfinished_run_of_another_format_is_refused_with_both_versions(
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_a_later_format_of_other_fields_is_left_alone(
+    runs_dir: Path, start: Callable[..., BaseProcess]
+) -> None:
+    paths = unfinished(runs_dir, start)
+    for path in paths:
+        tensors, _ = read_tensors(path)
+        text = json.dumps({"format": 2, "secs": 1})
+        write_tensors(path, tensors, {"nofe_lab": text, "digest": _digest(tensors, text)})
+    before = {path: path.read_bytes() for path in paths}
+    with pytest.raises(InvalidInput, match="is of format 2, this library goes on with format 1"):
+        train("base", runs_dir)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_what_was_begun_on_other_specialties_is_not_gone_on_with(
+    runs_dir: Path, start: Callable[..., BaseProcess], tmp_path: Path
+) -> None:
+    train("generalist", runs_dir)
+    process = start("nofe", runs_dir)
+    wait_until(lambda: list(runs_dir.glob("nofe-*.unfinished/step-0000002*")))
+    process.kill()
+    process.join()
+    # the same generalist once more, from another machine so to speak: it has other specialties
+    found, store = experiment(runs_dir), RunStore(runs_dir)
+    stage, old = found.generalist(), only_run(runs_dir, "generalist")
+    specialties = load_specialties(old)
+    turned = replace(specialties, of=(*specialties.of[1:], specialties.of[0]))
+    files = {file: old.text(file) for file in old.record["files"] if "weights" not in file}
+    weights = old.weights()
+    store.remove(old.id)
+    store.save(
+        stage.run_name,
+        stage.identity,
+        old.about,
+        weights,
+        files | {"specialties.json": turned.to_json()},
+        old.result,
+        old.provenance,
+    )
+    start("nofe", runs_dir, tmp_path / "log").join()
+    text = (tmp_path / "log").read_text()
+    assert "the runs that it builds on have been trained anew since" in text
+    assert "training begins anew" in text
+    nofe = only_run(runs_dir, "nofe")
+    assert load_specialties(nofe) == turned
+    answers = predict(found.model(found.nofe()), found.data.train)
+    assert answers.accuracy == pytest.approx(nofe.history["train_accuracy"].iloc[-1], abs=0.2)
+
+
 # --- memory
 
 
@@ -498,3 +552,42 @@ resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**30,)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "too little memory" in done.stderr.splitlines()[-1], done.stderr[-2000:]
     assert "lower batch_size (it is 300)" in done.stderr
+
+
+def test_what_filled_the_memory_is_given_back() -> None:
+    class Large:
+        pass
+
+    kept: list[weakref.ref[Large]] = []
+
+    def work() -> None:
+        large = Large()
+        kept.append(weakref.ref(large))
+        raise MemoryError
+
+    with pytest.raises(OutOfMemory), Machine.pick("cpu").enough_memory("work", 1):
+        work()
+    assert kept[0]() is None
+
+
+def test_a_folder_that_becomes_read_only_in_training_keeps_the_network_in_the_process(
+    runs_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    def step(device: object, seed: int, steps: list[int] = []) -> None:  # noqa: B006
+        steps.append(seed)
+        if len(steps) == 9:
+            for name in ("unlink", "rename", "replace"):
+                monkeypatch.setattr(Path, name, refuse)
+
+    monkeypatch.setattr("nofe_lab.training._seed", step)
+    with pytest.raises(InvalidInput, match=r"trained, but cannot be saved in .*this cell again"):
+        train("base", runs_dir)
+    assert "cannot be saved ([Errno 13] Permission denied); training goes on" in (
+        capsys.readouterr().out
+    )
+    monkeypatch.undo()
+    train("base", runs_dir)
+    assert only_run(runs_dir, "base").history["epoch"].iloc[-1] == 8

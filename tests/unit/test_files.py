@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -125,3 +126,32 @@ def test_a_small_parquet_file_that_unpacks_to_too_much_is_refused(
     monkeypatch.setattr("nofe_lab.data.parquet.memory", lambda: 10**8)
     with pytest.raises(InvalidInput, match=r"does not fit into memory: it unpacks to more than"):
         load_dataset(f"parquet:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [b"[" * 200_000, b'{"info": {"features": []}}', b'{"info": {"features": 3}}', b"\xff",
+     b'{"info": {"features": {"label": {"_type": "ClassLabel"}, "image": {"_type": "Image"}}}}'],
+)  # fmt: skip
+def test_a_parquet_file_whose_metadata_is_none_is_refused(metadata: bytes, tmp_path: Path) -> None:
+    table = pa.table({"image": pa.array([b"x"]), "label": pa.array([0])})
+    for split in ("train", "test"):
+        path = tmp_path / f"{split}-0-of-1.parquet"
+        pq.write_table(table.replace_schema_metadata({"huggingface": metadata}), path)
+    with pytest.raises(InvalidInput, match="must name an Image column and a ClassLabel column"):
+        load_dataset(f"parquet:{tmp_path}")
+
+
+def test_a_folder_that_cannot_be_flushed_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush = os.fsync
+
+    def of_files_alone(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", of_files_alone)
+    write_text(tmp_path / "a.txt", "b")
+    assert (tmp_path / "a.txt").read_text() == "b"

@@ -14,7 +14,7 @@ from zlib import compress, crc32
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from nofe_lab import Dataset, InvalidInput, load_dataset
 from nofe_lab.data import source_state
@@ -126,6 +126,15 @@ def test_every_kind_of_image_becomes_rgb(
 def test_pixels_of_an_unknown_range_are_refused(image: Image.Image, sentence: str) -> None:
     with pytest.raises(InvalidInput, match=f"dataset 'd': photo cannot be decoded .{sentence}"):
         Pictures("d", None).read([encoded(image, "TIFF")], ["photo"])
+
+
+def test_a_picture_that_is_a_program_is_not_run(tmp_path: Path) -> None:
+    """Pillow hands PostScript to Ghostscript, whatever the file is called."""
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    (tmp_path / "cat.png").write_bytes(program)
+    for eps in (program, tmp_path / "cat.png"):
+        with pytest.raises(UnidentifiedImageError):
+            decode(eps)
 
 
 def test_the_exif_orientation_is_respected() -> None:

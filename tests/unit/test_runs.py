@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -327,6 +328,37 @@ def test_reports_hold_numbers_alone(store: RunStore) -> None:
         assert run.reports in ({"test_loss": 2.0}, {})
 
 
+def test_a_run_that_only_cannot_be_read_now_is_not_set_aside(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = save(store)
+
+    def too_many(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", too_many)
+        with pytest.raises(InvalidInput, match=r"cannot be read \(.*Too many open files"):
+            store.find(run.id)
+    found = store.find(run.id)
+    assert found is not None
+    assert found.path == run.path
+
+
+def test_a_run_that_is_being_trained_is_not_removed(store: RunStore) -> None:
+    with store.training("a", "0123456789ab") as checkpoints:
+        checkpoints.save(1, State({"w": torch.zeros(1)}, {}))
+        with pytest.raises(InvalidInput, match=r"process \d+ on .* is training the run 012"):
+            store.remove("0123")
+    assert store.remove("0123") == checkpoints.folder
+
+
+def test_an_unfinished_run_is_found_by_its_id_alone(store: RunStore) -> None:
+    with store.training("flat-pictures", "0123456789ab") as checkpoints:
+        checkpoints.save(1, State({"w": torch.zeros(1)}, {}))
+    assert store.checkpoints("flat-moved", "0123456789ab").step == 1
+
+
 def test_every_damaged_run_is_kept_under_a_name_of_its_own(store: RunStore) -> None:
     for number in (1, 2):
         run = save(store)
@@ -453,7 +485,8 @@ def test_the_command_line_names_unfinished_runs_and_removes_them(
     main(["runs", "--runs-dir", str(store.folder)])
     assert "asked for again: flat-tiny-0123456789ab.unfinished\n" in capsys.readouterr().out
     assert main(["runs", "--runs-dir", str(store.folder), "--remove", "0123"]) == 0
-    assert list(store.folder.iterdir()) == [run.path]
+    assert [each.path for each in store] == [run.path]
+    assert not store.unfinished
 
 
 def test_a_title_cannot_command_the_terminal_that_lists_it(

@@ -1,0 +1,59 @@
+"""The flat control: what a network of experts adds to its base CNN, without the experts.
+
+A network of experts is deeper and larger than its base CNN.  Its control has the same trunk, and
+in place of K branches a single one, as deep as they are and as expensive as all of them together.
+What the network of experts gains on it comes from the specialties; the rest from size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from nofe_lab.config import InvalidInput, Preset, whole_number
+from nofe_lab.networks.backbone import Backbone, seeded
+
+
+class FlatControl(Backbone):
+    """The backbone of the flat control of a network of K experts: its head is `make_control`'s."""
+
+    def __init__(self, backbone: Backbone, K: int) -> None:
+        self.original = backbone
+        self.K = whole_number("K", K, 1)
+        self.name = f"{backbone.name}_control{K}"
+        self.input_shape = backbone.input_shape
+        self.notes = backbone.notes
+
+    def make_trunk(self) -> nn.Module:
+        return self.original.make_trunk()
+
+    def make_head(self, n: int) -> nn.Module:
+        return nn.Sequential(self.original.make_shared(), self.original.make_control(n, self.K))
+
+    def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
+        raise InvalidInput(f"backbone {self.name!r} is flat: it has no experts.")
+
+    def initialise(self, part: nn.Module, scheme: str) -> None:
+        self.original.initialise(part, scheme)
+
+    def multipliers(self, parameter_name: str) -> tuple[float, float]:
+        return self.original.multipliers(parameter_name)
+
+    def published_preset(self) -> Preset:
+        return self.original.published_preset()
+
+    def quick_preset(self) -> Preset:
+        return self.original.quick_preset()
+
+    def for_images(self, image_shape: tuple[int, int, int]) -> Backbone:
+        return FlatControl(self.original.for_images(image_shape), self.K)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        with seeded(0):
+            head = self.make_head(7)
+        digest = hashlib.sha256(repr(head).encode()).hexdigest()[:16]
+        return {**self.original.identity, "name": self.name, "control": digest}
