@@ -299,17 +299,7 @@ class Bench:
     # --- what they are made of
 
     def _in_turn(self, *sides: Side) -> list[float]:
-        """Median seconds of each side; they run in turn, and once before to warm up."""
-        seconds: list[list[float]] = [[] for _ in sides]
-        for repeat in range(self.repeats + 1):
-            for each, side in zip(seconds, sides, strict=True):
-                self.machine.synchronize()
-                started = time.perf_counter()
-                side()
-                self.machine.synchronize()
-                if repeat:
-                    each.append(time.perf_counter() - started)
-        return [statistics.median(each) for each in seconds]
+        return in_turn(self.machine, self.repeats, sides)
 
     def _add(
         self,
@@ -466,6 +456,20 @@ class _UsualLoop:
             self.optimiser.step()
             loss_sum += loss.item()
             correct += (outputs.argmax(1) == labels).sum().item()
+
+
+def in_turn(machine: Machine, repeats: int, sides: Sequence[Side]) -> list[float]:
+    """Median seconds of each side; they run in turn, and once before to warm up."""
+    seconds: list[list[float]] = [[] for _ in sides]
+    for repeat in range(repeats + 1):
+        for each, side in zip(seconds, sides, strict=True):
+            machine.synchronize()
+            started = time.perf_counter()
+            side()
+            machine.synchronize()
+            if repeat:
+                each.append(time.perf_counter() - started)
+    return [statistics.median(each) for each in seconds]
 
 
 def expert_macs(network: Backbone, K: int, width: float = 1.0) -> int:

@@ -227,26 +227,82 @@ def oracle(found: Predictions, specialties: Specialties) -> Oracle:
     )
 
 
-def over_seeds(table: pd.DataFrame, value: str = "test_accuracy") -> pd.DataFrame:
+def conditional(found: Predictions, gate: Predictions, specialties: Specialties) -> pd.DataFrame:
+    """Accuracy with only the experts run that a gate finds most promising, one row a number.
+
+    found: what all experts together say [N, C].  gate: what the gate says [N, experts] of the same
+    images, its outputs in the order of the specialties with classes, and the labels its targets.
+    experts: 1 to all.  accuracy: of `NofE.predict`.  found: share of images whose own specialty is
+    among those run.  shares: of the images, those for which each expert is run.
+    """
+    ranks = gate.logits.argsort(axis=1, kind="stable")[:, ::-1].argsort(axis=1)
+    expert_of = np.searchsorted(specialties.nonempty, specialties.of)
+    rows = []
+    for m in range(1, ranks.shape[1] + 1):
+        runs = ranks < m
+        logits = np.where(runs[:, expert_of], found.logits, -np.inf)
+        rows.append(
+            {
+                "experts": m,
+                "accuracy": float((logits.argmax(axis=1) == found.labels).mean()),
+                "found": float(runs[np.arange(len(runs)), gate.labels].mean()),
+                "shares": tuple(runs.mean(axis=0)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def over_seeds(
+    table: pd.DataFrame, value: str = "test_accuracy", by: str = "network"
+) -> pd.DataFrame:
     """Mean and 95 % interval (Student t over seeds) of a figure, one row a network.
 
-    table: long, with the columns network, seed and `value`.  low and high are NaN for one seed.
+    table: long, with the columns `by`, seed and `value`.  low and high are NaN for one seed.
     """
-    groups = table.groupby("network", sort=False)[value]
+    groups = table.groupby(by, sort=False)[value]
     result = groups.agg(seeds="count", mean="mean").reset_index()
-    intervals = [_interval(groups.get_group(name).to_numpy()) for name in result["network"]]
+    intervals = [_interval(groups.get_group(name).to_numpy()) for name in result[by]]
     return result.assign(low=[low for low, _ in intervals], high=[high for _, high in intervals])
 
 
 def paired_differences(
-    table: pd.DataFrame, reference: str, value: str = "test_accuracy"
+    table: pd.DataFrame, reference: str, value: str = "test_accuracy", by: str = "network"
 ) -> pd.DataFrame:
-    """Each network minus `reference` over their common seeds, with 95 % intervals."""
-    wide = table.pivot(index="seed", columns="network", values=value)
+    """Each network minus `reference` over their common seeds, with 95 % intervals.
+
+    detectable: the smallest true difference that so many seeds, scattered as these are, would have
+    shown with a probability of 80 % (see `detectable`).  Below it, no difference that was seen is
+    no difference that was shown not to be there.
+    """
+    wide = table.pivot(index="seed", columns=by, values=value)
     differences = wide.sub(wide[reference], axis=0).drop(columns=reference)
-    order = [name for name in table["network"].unique() if name != reference]
+    order = [name for name in table[by].unique() if name != reference]
     long = differences[order].melt(ignore_index=False, value_name="difference").reset_index()
-    return over_seeds(long.dropna(), "difference")
+    result = over_seeds(long.dropna(), "difference", by)
+    return result.assign(
+        detectable=[detectable(differences[name].dropna().to_numpy()) for name in result[by]]
+    )
+
+
+def detectable(differences: NDArray[np.float64], power: float = 0.8) -> float:
+    """The smallest mean difference that a paired t test at 5 % finds with probability `power`.
+
+    differences: one a seed, whose standard deviation is taken to be the true one.  By the
+    noncentral t distribution of scipy; NaN for fewer than two seeds.
+    """
+    from scipy import optimize, stats
+
+    n = len(differences)
+    if n < 2:
+        return np.nan
+    critical = stats.t.ppf(0.975, n - 1)
+
+    def missing(shift: float) -> float:
+        found = stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift)
+        return float(found) - power
+
+    shift = optimize.brentq(missing, 0.0, 4 * critical)
+    return float(shift * differences.std(ddof=1) / np.sqrt(n))
 
 
 def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
@@ -254,8 +310,11 @@ def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
 
     if len(values) < 2:
         return np.nan, np.nan
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    if error == 0:
+        return float(values.mean()), float(values.mean())
+    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), error)
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)

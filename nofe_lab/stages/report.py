@@ -20,9 +20,10 @@ class FinalReport:
     """Trained networks on the test split of their data set.
 
     table: one row a network, with test accuracy (of images; test_class_accuracy is the mean over
-    the classes), top-5 accuracy and loss (nats), the training loss of the first and the last
-    epoch, parameters, multiply-accumulates of one image, the seconds of its own training and of its
-    training with all the stages it builds on, and where these figures come from.
+    the classes), top-5 accuracy, loss (nats) and calibration error, the training loss of the first
+    and the last epoch, parameters, multiply-accumulates of one image, the budget (epochs,
+    multiply-accumulates and seconds of its own training, and "total" of its training with all the
+    stages it builds on), and where these figures come from.
     predictions: what each network said about the test images, in the rows' order.
     """
 
@@ -86,19 +87,23 @@ def final_report(workshop: Workshop, networks: Sequence[tuple[str, Stage]]) -> F
             "test_class_accuracy": found.class_accuracy,
             "test_top5": found.top5,
             "test_loss": found.loss,
+            "test_calibration_error": found.calibration_error,
         }
         run.report(**figures)
+        lineage = stage.lineage.values()
         rows.append(
             {
                 "network": name,
                 "seed": stage.seed,
                 "K": stage.K,
                 "epochs": stage.recipe.epochs,
+                "total_epochs": sum(each.recipe.epochs for each in lineage),
                 **figures,
                 "first_epoch_loss": run.history["train_loss"].iloc[0],
                 "last_epoch_loss": run.history["train_loss"].iloc[-1],
                 "parameters": count_parameters(model.network),
                 "macs": count_macs(model.network, stage.backbone.input_shape),
+                "total_training_macs": sum(each.training_macs for each in lineage),
                 "seconds": run.seconds,
                 "total_seconds": run.total_seconds,
                 **_origin(stage, run),

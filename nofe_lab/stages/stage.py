@@ -144,6 +144,11 @@ class Stage(ABC):
         """
 
     @property
+    def trunk(self) -> str:
+        """Where its trunk begins: generalist, base or scratch."""
+        return str(getattr(self._config, "trunk", "scratch"))
+
+    @property
     def partition(self) -> Specialties | None:
         """The partition, where it is given and not learned; its content is part of the identity."""
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -129,13 +130,15 @@ def test_names_that_are_html_are_shown_and_not_run(number: str, tmp_path: Path) 
     done = run_papermill(notebook, tmp_path / "out.ipynb", tmp_path, **given)
     assert done.returncode == 0, done.stderr[-3000:]
     page, _ = HTMLExporter().from_filename(str(tmp_path / "out.ipynb"))
+    # the state of widgets is JSON in an element of its own, which browsers do not look into
+    page = re.sub(r'<script type="application/vnd\.jupyter.*?</script>', "", page, flags=re.DOTALL)
     shown = [
         *(o["data"].get("text/html", "") for o in outputs(tmp_path / "out.ipynb") if "data" in o)
     ]
     for text in ("".join("".join(part) for part in shown), page):
         for tag in ("<script>alert", "<img src=x", "<b>pictures", "<i>0"):
             assert tag not in text
-    if number != "01":
+    if number in ("02", "03"):  # the others show no names in tables
         assert "&lt;img src=x onerror" in page
 
 

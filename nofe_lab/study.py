@@ -1,0 +1,295 @@
+"""The study: does a network of experts help, when, and why?
+
+A queue of rows, each one network with one seed: `opponents` of an experiment, the most telling ones
+first.  A row that is in the table already is skipped, so the queue can be worked off over many
+sessions, on one machine after another; what it leaves is a CSV file to be committed.
+
+Every network of experts gets a gate as well (see `nofe_lab.stages.gate`), and a second table says
+what is left of its accuracy when only the most promising experts are run, and what that saves.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from nofe_lab.bench import in_turn
+from nofe_lab.config import InvalidInput, data_folder, one_of, whole_number
+from nofe_lab.data.batches import ImageNetwork
+from nofe_lab.evaluation import conditional, oracle, per_specialty, predict
+from nofe_lab.files import write_text
+from nofe_lab.networks import NofE
+from nofe_lab.stages import Experiment, NofEStage, Stage, load_specialties
+from nofe_lab.stages.report import final_report
+
+RESULTS = data_folder() / "results" / "study.csv"
+"""The table of the rows."""
+
+CONDITIONAL = RESULTS.with_name("study_conditional.csv")
+"""The table of what a few experts do."""
+
+PAIRS = data_folder() / "specialties" / "cifar100_superclass_pairs.json"
+"""CIFAR-100's 20 superclasses, two by two, as a person would put them."""
+
+BATCHES = (1, 256)
+"""Images at once, where seconds are measured."""
+
+REPEATS = 9
+"""Of every measurement of seconds."""
+
+FIRST = (
+    "base CNN",
+    "NofE learned, generalist",
+    "NofE random, its generalist",
+    "flat control",
+    "flat control, generalist",
+    "base CNN, both budgets",
+    "flat control, both budgets",
+    "NofE random, learned generalist",
+)
+"""The arms that come first, with every seed: they decide whether learned specialties help."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One experiment, with several seeds."""
+
+    name: str
+    make: Callable[[str | None], Experiment]
+    """From the folder of the runs."""
+    seeds: int
+    arms: tuple[str, ...] | None = None
+    """The names of opponents; None: all of them."""
+    first: tuple[str, ...] = FIRST
+    """Those that come first."""
+
+    def rows(self, stages: dict[str, Stage]) -> list[tuple[str, int]]:
+        """(arm, seed) of every row, in the order of the queue."""
+        arms = list(self.arms or stages)
+        first = [arm for arm in self.first if arm in arms]
+        rest = [arm for arm in arms if arm not in first]
+        return [(arm, seed) for part in (first, rest) for seed in range(self.seeds) for arm in part]
+
+
+def _quick(runs_dir: str | None) -> Experiment:
+    return Experiment(
+        "parquet:$NOFE_DATA/cifar100", preset="paper", rule="optimal", K=10, runs_dir=runs_dir
+    )
+
+
+STUDIES = {
+    study.name: study
+    for study in (Study("cifar100 alexnet_quick, published recipe", _quick, seeds=5),)
+}
+"""In the order in which they are worked off."""
+
+
+def opponents(experiment: Experiment) -> dict[str, Stage]:
+    """The networks that are compared, by arm: the experiment's, and its superclasses in pairs."""
+    found = experiment.opponents()
+    names = experiment.data.superclass_names
+    if len(names) == 2 * experiment.K and PAIRS.is_file() and "trees" in names:
+        found["NofE superclass pairs, learned generalist"] = experiment.nofe(
+            str(PAIRS), "generalist"
+        )
+    return found
+
+
+class Queue:
+    """The rows of some studies and the tables they go into, two CSV files.
+
+    Raises InvalidInput if there is no such study or a file is not a table of one.
+    """
+
+    def __init__(
+        self,
+        studies: list[str] | None = None,
+        results: Path | str = RESULTS,
+        conditional: Path | str = CONDITIONAL,
+        runs_dir: str | None = None,
+    ) -> None:
+        names = studies or list(STUDIES)
+        self.studies = [STUDIES[one_of("study", name, STUDIES)] for name in names]
+        self.results, self.conditional = Path(results), Path(conditional)
+        self.runs_dir = runs_dir
+        self.table = read(self.results, ("study", "arm", "seed", "top1"))
+        self.curves = read(self.conditional, ("study", "arm", "seed", "experts", "top1"))
+
+    def missing(self) -> Iterator[tuple[Study, str, int]]:
+        """(study, arm, seed) of the rows that are yet to be made, the most telling first."""
+        for study in self.studies:
+            done = self.table[self.table["study"] == study.name]
+            known = set(zip(done["arm"], done["seed"], strict=True))
+            for row in study.rows(opponents(study.make(self.runs_dir))):
+                if row not in known:
+                    yield study, *row
+
+    def work(self, rows: int) -> int:
+        """Make so many rows; returns how many there were to make."""
+        made = 0
+        for study, arm, seed in self.missing():
+            if made == whole_number("rows", rows, 1):
+                break
+            print(f"--- {study.name}: {arm}, seed {seed}", flush=True)
+            self._add(study, arm, seed)
+            made += 1
+        return made
+
+    def _add(self, study: Study, arm: str, seed: int) -> None:
+        experiment = study.make(self.runs_dir).with_seed(seed)
+        stage = opponents(experiment)[arm]
+        row, curve = measured(experiment, arm, stage)
+        keys: dict[str, Any] = {"study": study.name, "arm": arm, "seed": seed}
+        if curve is not None:  # first: a row says that all of it is there
+            self.curves = _appended(self.curves, curve.assign(**keys))
+            _write(self.conditional, self.curves)
+        self.table = _appended(self.table, pd.DataFrame([{**keys, **row}]))
+        _write(self.results, self.table)
+        print(f"{arm}, seed {seed}: {row['top1']:.2%}", flush=True)
+
+
+def measured(
+    experiment: Experiment, arm: str, stage: Stage
+) -> tuple[dict[str, Any], pd.DataFrame | None]:
+    """Train a network and test it: its row of the study, and its curve over the experts run."""
+    report = final_report(experiment.workshop, [(arm, stage)])
+    (found,) = report.predictions
+    table = report.table.iloc[0]
+    row: dict[str, Any] = {
+        "dataset": table["dataset"],
+        "backbone": stage.backbone.name,
+        "preset": experiment.preset,
+        "specialties": stage.config.specialties if isinstance(stage, NofEStage) else "",
+        "trunk": stage.trunk,
+        "K": table["K"],
+        "epochs": table["epochs"],
+        "total_epochs": table["total_epochs"],
+        "total_training_macs": table["total_training_macs"],
+        "top1": found.accuracy,
+        "top5": found.top5,
+        "nll": found.loss,
+        "calibration_error": found.calibration_error,
+        "train_accuracy": None,
+        "parameters": table["parameters"],
+        "macs": table["macs"],
+        "seconds": table["seconds"],
+        "total_seconds": table["total_seconds"],
+        "hardware": table["device"],
+        **{key: table[key] for key in ("threads", "precision", "torch", "python", "revision")},
+        "run": table["run"],
+    }
+    (run,) = experiment.run(stage)
+    row["train_accuracy"] = run.result["train_accuracy"]
+    if not isinstance(stage, NofEStage):
+        return row, None
+    specialties = load_specialties(run)
+    seen = oracle(found, specialties)
+    parts = per_specialty(found.confusion, specialties)
+    row |= {
+        "within_specialty": seen.within_specialty,
+        "right_specialty": seen.right_specialty,
+        "crossing": seen.crossing,
+        "of_specialties": " ".join(f"{value:.4f}" for value in parts["accuracy"]),
+        "map": " ".join(map(str, specialties.of)),
+    }
+    return row, few_experts(experiment, stage)
+
+
+def few_experts(experiment: Experiment, stage: NofEStage) -> pd.DataFrame:
+    """What is left when only some experts are run for each image, and what it costs.
+
+    One row a number of experts: top1, found (see `conditional`), multiply-accumulates of an image
+    with trunk and gate, and milliseconds an image of `predict`, at batches of BATCHES; under "all"
+    those of the network as it is, without a gate.
+    """
+    gate_stage = experiment.gate(stage)
+    (run,) = experiment.run(gate_stage)
+    model = experiment.model(gate_stage)
+    nofe = model.network
+    assert isinstance(nofe, NofE)
+    specialties, test = nofe.specialties, experiment.data.test
+    of = torch.tensor(np.searchsorted(specialties.nonempty, specialties.of))
+    gate = predict(ImageNetwork(model.preprocess, _Gate(nofe)), test, of)
+    table = conditional(predict(model, test), gate, specialties)
+    cost = nofe.macs(stage.backbone.input_shape)
+    branches = np.array(cost.branches)
+    table["macs"] = [
+        round(cost.trunk + cost.gate + np.dot(shares, branches)) for shares in table.pop("shares")
+    ]
+    machine = experiment.workshop.machine
+    for batch in BATCHES:
+        images = test.images[:batch].to(machine.device)
+
+        def side(m: int | None, images: torch.Tensor = images) -> Callable[[], object]:
+            return lambda: model.predict(images, m)
+
+        with torch.inference_mode():
+            sides = [side(m) for m in (*table["experts"], None)]
+            seconds = in_turn(machine, REPEATS, sides)
+        table[f"ms_{batch}"] = [1000 * each / len(images) for each in seconds[:-1]]
+        table[f"ms_{batch}_all"] = 1000 * seconds[-1] / len(images)
+    return table.rename(columns={"accuracy": "top1"}).assign(
+        macs_all=cost.trunk + sum(branches),
+        gate_accuracy=gate.accuracy,
+        gate_macs=cost.gate,
+        gate_seconds=run.seconds,
+        hardware=machine.name,
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        revision=run.provenance["revision"],
+        run=run.id,
+    )
+
+
+class _Gate(torch.nn.Module):
+    """The gate's answers: images -> [N, experts]."""
+
+    def __init__(self, nofe: NofE) -> None:
+        super().__init__()
+        self.nofe = nofe
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert self.nofe.gate is not None
+        logits: torch.Tensor = self.nofe.gate(self.nofe.features(x))
+        return logits
+
+
+def read(path: Path | str, columns: tuple[str, ...]) -> pd.DataFrame:
+    """A table of a study; empty where there is no file yet.
+
+    Raises InvalidInput if the file lacks one of `columns`.
+    """
+    if not Path(path).exists():
+        return pd.DataFrame(columns=list(columns))
+    try:
+        table = pd.read_csv(path, comment="#", dtype={"run": str, "revision": str})
+    except (OSError, ValueError) as error:
+        raise InvalidInput(
+            f"{str(path)!r} cannot be read ({error}); accepted: a table of `make study`."
+        ) from error
+    if missing := set(columns) - set(table.columns):
+        raise InvalidInput(
+            f"{str(path)!r} lacks the columns {', '.join(sorted(missing))}; accepted: a table of "
+            "`make study`."
+        )
+    return table
+
+
+def _appended(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    if table.empty:
+        first = [name for name in ("study", "arm", "seed") if name in rows]
+        return rows[[*first, *rows.columns.drop(first)]]
+    return pd.concat([table, rows], ignore_index=True)
+
+
+def _write(path: Path, table: pd.DataFrame) -> None:
+    os.makedirs(path.parent, exist_ok=True)
+    text = table.to_csv(index=False, float_format="%.6g")
+    write_text(path, f"# python -m nofe_lab study\n{text}")
