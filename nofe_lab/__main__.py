@@ -1,6 +1,7 @@
 """The command line: ``python -m nofe_lab``.
 
-``runs`` lists runs, and removes one on request; ``bench`` measures speed.
+``runs`` lists runs, and removes one on request; ``bench`` measures speed; ``study`` compares
+networks of experts with their opponents.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from pathlib import Path
 import pandas as pd
 
 from nofe_lab.bench import NETWORKS, Bench, against_targets
-from nofe_lab.config import InvalidInput, printable
+from nofe_lab.config import InvalidInput, printable, whole_number
 from nofe_lab.machine import Machine
 from nofe_lab.runs import Run, RunStore, default_runs_dir
+from nofe_lab.study import CONDITIONAL, RESULTS, Queue
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,6 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     speed.add_argument("--networks", nargs="+", default=list(NETWORKS), metavar="NETWORK")
     speed.add_argument("--batch", type=int, default=128, help="images a step")
     speed.add_argument("--repeats", type=int, default=7, help="of every measurement")
+    study = commands.add_parser("study", help="make the next rows of the study")
+    study.add_argument("--rows", type=int, default=1, help="how many (default: 1)")
+    study.add_argument("--list", action="store_true", help="only show which rows are missing")
+    study.add_argument("--study", nargs="+", default=None, metavar="NAME", help="of these alone")
+    study.add_argument("--results", default=RESULTS, help="the table that rows go into")
+    study.add_argument("--conditional", default=CONDITIONAL, help="the table of a few experts")
+    study.add_argument("--runs-dir", default=None, help="folder of the runs (default: data/runs)")
+    study.add_argument("--commit", action="store_true", help="commit the tables after each row")
     options = parser.parse_args(arguments)
     try:
         if options.command == "bench":
@@ -41,6 +51,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             measured = Bench(machine, options.networks, options.batch, options.repeats)
             words = sys.argv[1:] if arguments is None else arguments
             measure(measured, options.output, shlex.join(["python", "-m", "nofe_lab", *words]))
+            return 0
+        if options.command == "study":
+            queue = Queue(options.study, options.results, options.conditional, options.runs_dir)
+            if options.list:
+                missing = list(queue.missing())
+                for each, arm, seed in missing:
+                    print(f"{each.name}: {arm}, seed {seed}")
+                print(f"{len(missing)} rows missing")
+                return 0
+            for _ in range(whole_number("rows", options.rows, 1)):
+                if not queue.work():
+                    print("no rows missing")
+                    break
+                if options.commit:
+                    queue.commit()
             return 0
         folder = Path(options.runs_dir or default_runs_dir())
         if not folder.is_dir():

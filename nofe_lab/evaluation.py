@@ -287,8 +287,8 @@ def paired_differences(
 def detectable(differences: NDArray[np.float64], power: float = 0.8) -> float:
     """The smallest mean difference that a paired t test at 5 % finds with probability `power`.
 
-    differences: one a seed, whose standard deviation is taken to be the true one.  By the
-    noncentral t distribution of scipy; NaN for fewer than two seeds.
+    differences: one a seed, whose standard deviation is taken to be the true one.  By scipy's
+    noncentral t distribution, for the right sign; NaN for fewer than two seeds.
     """
     from scipy import optimize, stats
 
@@ -298,8 +298,7 @@ def detectable(differences: NDArray[np.float64], power: float = 0.8) -> float:
     critical = stats.t.ppf(0.975, n - 1)
 
     def missing(shift: float) -> float:
-        found = stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift)
-        return float(found) - power
+        return float(stats.nct.sf(critical, n - 1, shift)) - power
 
     shift = optimize.brentq(missing, 0.0, 4 * critical)
     return float(shift * differences.std(ddof=1) / np.sqrt(n))

@@ -11,6 +11,7 @@ what is left of its accuracy when only the most promising experts are run, and w
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ import pandas as pd
 import torch
 
 from nofe_lab.bench import in_turn
-from nofe_lab.config import InvalidInput, data_folder, one_of, whole_number
+from nofe_lab.config import InvalidInput, data_folder, one_of
 from nofe_lab.data.batches import ImageNetwork
 from nofe_lab.evaluation import conditional, oracle, per_specialty, predict
 from nofe_lab.files import write_text
@@ -131,16 +132,24 @@ class Queue:
                 if row not in known:
                     yield study, *row
 
-    def work(self, rows: int) -> int:
-        """Make so many rows; returns how many there were to make."""
-        made = 0
-        for study, arm, seed in self.missing():
-            if made == whole_number("rows", rows, 1):
-                break
+    def work(self) -> bool:
+        """Make the next row; False if there is none left."""
+        row = next(self.missing(), None)
+        if row is not None:
+            study, arm, seed = row
             print(f"--- {study.name}: {arm}, seed {seed}", flush=True)
             self._add(study, arm, seed)
-            made += 1
-        return made
+        return row is not None
+
+    def commit(self) -> None:
+        """Commit the tables, and nothing else, to the git repository that they are in."""
+        last = self.table.iloc[-1]
+        paths = [path.resolve() for path in (self.results, self.conditional) if path.exists()]
+        git = ["git", "-C", str(paths[0].parent)]
+        message = f"Study: {last['arm']}, seed {last['seed']}"
+        names = [str(path) for path in paths]
+        subprocess.run([*git, "add", *names], check=True)
+        subprocess.run([*git, "commit", "--quiet", "-m", message, "--", *names], check=True)
 
     def _add(self, study: Study, arm: str, seed: int) -> None:
         experiment = study.make(self.runs_dir).with_seed(seed)

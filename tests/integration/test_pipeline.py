@@ -51,7 +51,7 @@ def test_a_comparison_over_seeds_has_every_opponent_once_a_seed(tmp_path: Path) 
         "glyphs:8", K=3, epochs=1, batch_size=120, device="cpu", runs_dir=str(tmp_path)
     )
     report = experiment.comparison(experiment.seeds(2))
-    assert report.table.groupby("network").seed.apply(list).tolist() == [[0, 1]] * 9
+    assert report.table.groupby("network").seed.apply(list).tolist() == [[0, 1]] * 20
     assert list(over_seeds(report.table)["network"]) == list(experiment.opponents())
     command = experiment.command("04_compare_baselines", n_seeds=2)
     path = report.save(tmp_path / "results" / "table.csv", command)

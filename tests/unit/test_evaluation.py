@@ -8,13 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from nofe_lab import Specialties, evaluation, predict
 from nofe_lab.data import Split
 from nofe_lab.evaluation import (
     Predictions,
+    detectable,
     inside_share,
+    oracle,
     over_seeds,
     paired_differences,
     per_class,
@@ -185,8 +188,51 @@ def test_one_seed_has_no_interval() -> None:
 
 
 def test_paired_differences_are_taken_seed_by_seed() -> None:
-    (found,) = paired_differences(SEEDS, "base").to_dict("records")
+    (found,) = paired_differences(SEEDS, "base").drop(columns="detectable").to_dict("records")
     half = T * (0.1 / sqrt(2)) / sqrt(2)  # the differences are 0.1 and 0.2
     expected = {"seeds": 2, "mean": 0.15, "low": 0.15 - half, "high": 0.15 + half}
     assert found.pop("network") == "nofe"
     assert found == pytest.approx(expected)
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
+    sure = np.log(np.array([[0.9, 0.1]] * 10))
+    found = Predictions(sure.astype(np.float32), np.array([0] * 6 + [1] * 4))
+    assert found.calibration_error == pytest.approx(0.3)
+    assert Predictions(found.logits, np.array([0] * 9 + [1])).calibration_error == pytest.approx(
+        0, abs=1e-6
+    )
+
+
+def test_the_oracle_splits_an_answer_into_specialty_and_class() -> None:
+    specialties = Specialties(("a", "b", "c", "d"), (0, 0, 1, 1), 2)
+    logits = np.log(
+        np.array(
+            [
+                [0.6, 0.2, 0.1, 0.1],  # right
+                [0.5, 0.1, 0.2, 0.2],  # wrong within the specialty
+                [0.4, 0.05, 0.3, 0.25],  # crosses, though the right specialty has most of the mass
+                [0.8, 0.1, 0.06, 0.04],  # crosses
+            ]
+        )
+    ).astype(np.float32)
+    found = oracle(Predictions(logits, np.array([0, 1, 2, 3])), specialties)
+    assert found.within_specialty == 0.5  # of the last two, the first alone
+    assert found.right_specialty == 0.75
+    assert found.crossing == pytest.approx(2 / 3)
+
+
+def test_what_seeds_could_have_shown_is_shown_in_four_of_five_studies() -> None:
+    rng = np.random.default_rng(0)
+    differences = np.array([0.1, -0.2, 0.3, 0.0, 0.4])
+    shift = detectable(differences)
+    studies = rng.normal(shift, differences.std(ddof=1), (20_000, 5))
+    found = stats.ttest_1samp(studies, 0, axis=1)
+    assert (found.pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.01)
+    assert np.isnan(detectable(differences[:1]))
+
+
+def test_seeds_that_agree_have_an_interval_of_no_width() -> None:
+    table = pd.DataFrame({"network": "a", "seed": [0, 1], "test_accuracy": 0.5})
+    (found,) = over_seeds(table).to_dict("records")
+    assert (found["low"], found["high"]) == (0.5, 0.5)

@@ -24,7 +24,12 @@ from nofe_lab import (
 )
 from nofe_lab.data import Split
 from nofe_lab.machine import Machine
+from nofe_lab.networks import NofE
+from nofe_lab.networks.counting import count_parameters
+from nofe_lab.specialties import confusion_clusters
 from nofe_lab.stages import FlatStage, GeneralistStage, NofEStage, Stage
+from nofe_lab.stages.stage import part_of
+from nofe_lab.study import few_experts
 
 Make = Callable[..., Experiment]
 
@@ -348,11 +353,111 @@ def test_zero_affinity_images_stand_for_all(tiny_experiment: Make) -> None:
 
 
 def test_opponents_differ_in_specialties_and_trunk_alone(tiny_experiment: Make) -> None:
-    opponents = tiny_experiment().opponents()
-    assert len({stage.id for stage in opponents.values()}) == len(opponents) == 9
+    opponents = tiny_experiment(epochs=30).opponents()
+    assert len({stage.id for stage in opponents.values()}) == len(opponents) == 20
     nofes = [stage for stage in opponents.values() if isinstance(stage, NofEStage)]
-    assert len(nofes) == 7
+    assert len(nofes) == 13
     assert len({(stage.recipe, stage.network_config, stage.seed, stage.K) for stage in nofes}) == 1
+
+
+def test_flat_opponents_have_the_budgets_that_they_are_named_for(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment(epochs=30)
+    nofe, opponents = experiment.nofe(), experiment.opponents()
+    spent = sum(stage.training_macs for stage in nofe.lineage.values())
+    for name in ("base CNN", "flat control"):
+        assert opponents[name].recipe.epochs == 30
+        assert opponents[f"{name}, both budgets"].recipe.epochs == 60
+        alike = opponents[f"{name}, equal arithmetic"]
+        assert alike.training_macs == pytest.approx(spent, rel=0.02)
+    control, base = opponents["flat control"], opponents["base CNN"]
+    assert isinstance(nofe, NofEStage)
+    parts = [count_parameters(stage.untrained_network()) for stage in (control, nofe, base)]
+    assert parts[0] == pytest.approx(parts[1], rel=0.02)
+    assert parts[0] > 2 * parts[2]
+
+
+def test_the_control_on_the_generalist_s_trunk_begins_with_it(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment(learning_rate=1e-9)
+    control = experiment.control(trunk="generalist")
+    run, generalist = experiment.run(control, experiment.generalist())
+    trunks = [part_of(each, "trunk") for each in (run, generalist)]
+    for name, tensor in trunks[0].items():
+        assert torch.allclose(tensor, trunks[1][name], atol=1e-6)
+
+
+@pytest.mark.parametrize("specialties", ["confusion", "features"])
+def test_clustered_specialties_come_from_the_base_cnn(
+    tiny_experiment: Make, specialties: str
+) -> None:
+    experiment = tiny_experiment()
+    (run,) = experiment.run(experiment.nofe(specialties, "base"))
+    found = load_specialties(run)
+    assert (found.C, found.K, len(found.nonempty)) == (6, 3, 3)
+    base = experiment.base("generalist")
+    answers = predict(experiment.model(base), experiment.data.train)
+    if specialties == "confusion":
+        again = confusion_clusters(answers.confusion, found.class_names, 3, experiment.seed)
+        assert again == found
+
+
+def test_more_clusters_than_classes_are_refused(tiny_experiment: Make) -> None:
+    with pytest.raises(InvalidInput, match=r"K must be at most 5 for 'confusion' .*; got 6"):
+        tiny_experiment(K=6).nofe("confusion")
+
+
+# --- the gate
+
+
+def test_with_all_experts_a_gated_network_answers_as_before(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment()
+    stage = experiment.nofe()
+    plain, gated = experiment.model(stage), experiment.model(experiment.gate(stage))
+    images = experiment.data.test.images
+    with torch.inference_mode():
+        expected = plain(images)
+        assert torch.equal(gated(images), expected)
+        assert torch.equal(gated.predict(images), expected)
+        assert torch.allclose(gated.predict(images, 3), expected, atol=1e-5)
+
+
+def test_few_experts_answer_with_their_own_classes_alone(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment()
+    model = experiment.model(experiment.gate())
+    nofe, images = model.network, experiment.data.test.images
+    assert isinstance(nofe, NofE)
+    with torch.inference_mode():
+        full = model(images)
+        for m in (1, 2):
+            found = model.predict(images, m)
+            known = found.isfinite()
+            assert (known.sum(1) == 2 * m).all()  # six classes in three specialties
+            assert torch.allclose(found[known], full[known], atol=1e-5)
+            alone = torch.cat([model.predict(image[None], m) for image in images])
+            assert torch.equal(alone.isfinite(), known)
+            assert torch.allclose(alone[known], found[known], atol=1e-5)
+
+
+def test_the_curve_over_experts_is_what_predict_gives(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment()
+    curve = few_experts(experiment, experiment.nofe())
+    model, test = experiment.model(experiment.gate()), experiment.data.test
+    with torch.inference_mode():
+        for m, accuracy in zip(curve["experts"], curve["top1"], strict=True):
+            predicted = model.predict(test.images, int(m)).argmax(1)
+            assert accuracy == pytest.approx((predicted == test.labels).float().mean().item())
+    assert curve["found"].is_monotonic_increasing
+    assert curve["found"].iloc[-1] == 1
+    assert curve["macs"].iloc[-1] == curve["macs_all"].iloc[0] + curve["gate_macs"].iloc[0]
+    assert curve["macs"].is_monotonic_increasing
+
+
+def test_experts_that_are_not_there_are_refused(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment()
+    images = experiment.data.test.images[:2]
+    with pytest.raises(InvalidInput, match=r"experts must be a whole number from 1 to 3; got 4"):
+        experiment.model(experiment.gate()).predict(images, 4)
+    with pytest.raises(InvalidInput, match=r"a network with a gate; this one has none"):
+        experiment.model(experiment.nofe()).predict(images, 1)
 
 
 def test_random_specialties_are_the_ones_that_their_generalist_learned_with(
@@ -731,7 +836,7 @@ def test_the_final_report_has_a_row_a_network_and_adds_up_its_parents_seconds(
     path = report.save(tmp_path / "results" / "tiny.csv", "papermill notebooks/03.ipynb")
     first, header, *rows = path.read_text().splitlines()
     assert first == "# papermill notebooks/03.ipynb"
-    assert header.startswith("network,seed,K,epochs,test_accuracy")
+    assert header.startswith("network,seed,K,epochs,total_epochs,test_accuracy")
     assert len(rows) == 2
     assert "145,318" in str(report).splitlines()[1]
 

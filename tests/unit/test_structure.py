@@ -22,7 +22,7 @@ FILES = {
 
 FLOORS = (
     ("__main__", "__init__"),
-    ("views", "stages", "bench"),
+    ("views", "stages", "bench", "study"),
     ("training", "evaluation"),
     ("checkpoint", "runs", "specialties", "networks", "data"),
     ("config", "compat", "files", "machine"),

@@ -1,0 +1,122 @@
+"""The study's queue: what is missing is made, the most telling first, and nothing is made twice."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from nofe_lab import Experiment, InvalidInput, Specialties
+from nofe_lab.__main__ import main
+from nofe_lab.study import PAIRS, STUDIES, Queue, Study, read
+
+ARMS = ("base CNN", "NofE random, learned generalist", "NofE learned, generalist")
+
+
+@pytest.fixture
+def queue(
+    tiny_experiment: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], Queue]:
+    """Makes the queue of a toy study, as a new process would."""
+    study = Study("toy", lambda _: tiny_experiment(), 2, ARMS, ARMS[:1] + ARMS[2:])
+    monkeypatch.setattr("nofe_lab.study.STUDIES", {"toy": study})
+    return lambda: Queue(None, tmp_path / "study.csv", tmp_path / "conditional.csv")
+
+
+def test_rows_come_in_the_order_of_the_queue_and_once(queue: Callable[[], Queue]) -> None:
+    expected = [
+        ("base CNN", 0),
+        ("NofE learned, generalist", 0),
+        ("base CNN", 1),
+        ("NofE learned, generalist", 1),
+        ("NofE random, learned generalist", 0),
+        ("NofE random, learned generalist", 1),
+    ]
+    assert [row[1:] for row in queue().missing()] == expected
+    for count in range(len(expected)):
+        assert [row[1:] for row in queue().missing()] == expected[count:]
+        assert queue().work()
+    assert not queue().work()
+    table = queue().table
+    assert list(zip(table["arm"], table["seed"], strict=True)) == expected
+
+
+def test_a_row_holds_what_was_measured(
+    queue: Callable[[], Queue], tiny_experiment: Callable[..., Experiment]
+) -> None:
+    for _ in range(2):
+        queue().work()
+    made = queue()
+    base, nofe = (row for _, row in made.table.iterrows())
+    experiment = tiny_experiment()
+    report = experiment.final_report({"a": experiment.base(), "b": experiment.nofe()})
+    assert [base["top1"], nofe["top1"]] == pytest.approx(list(report.table["test_accuracy"]))
+    assert list(report.table["run"]) == [base["run"], nofe["run"]]
+    assert pd.isna(base["map"])
+    assert len(nofe["map"].split()) == 6
+    assert nofe["total_seconds"] > nofe["seconds"]
+    curve = made.curves
+    assert list(curve["experts"]) == [1, 2, 3]
+    assert set(curve["arm"]) == {"NofE learned, generalist"}
+    assert curve["top1"].iloc[-1] == pytest.approx(nofe["top1"])
+    assert (curve[["ms_1", "ms_256", "ms_1_all", "ms_256_all"]] > 0).all().all()
+
+
+def test_the_command_line_makes_rows_lists_what_is_missing_and_commits(
+    queue: Callable[[], Queue], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(tmp_path), *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    git("init")
+    git("config", "user.name", "a")
+    git("config", "user.email", "a@example.org")
+    (tmp_path / "other").write_text("not the study's business")
+    git("add", "other")
+    tables = ["--results", str(tmp_path / "study.csv")]
+    tables += ["--conditional", str(tmp_path / "conditional.csv")]
+    assert main(["study", "--rows", "2", "--commit", *tables]) == 0
+    assert main(["study", "--list", *tables]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[-5:] == [
+        "toy: base CNN, seed 1",
+        "toy: NofE learned, generalist, seed 1",
+        "toy: NofE random, learned generalist, seed 0",
+        "toy: NofE random, learned generalist, seed 1",
+        "4 rows missing",
+    ]
+    assert git("log", "--format=%s").splitlines() == [
+        "Study: NofE learned, generalist, seed 0",
+        "Study: base CNN, seed 0",
+    ]
+    assert git("ls-files", "--", "study.csv", "conditional.csv").split() == [
+        "conditional.csv",
+        "study.csv",
+    ]
+    assert "A  other" in git("status", "--short")  # still only staged
+
+
+@pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "\0"])
+def test_a_file_that_is_no_table_of_a_study_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(InvalidInput, match="accepted: a table of `make study`"):
+        read(tmp_path / "a.csv", ("study", "arm"))
+
+
+def test_an_unknown_study_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "--study", "imagenet"]) == 2
+    assert "study 'imagenet' is unknown" in capsys.readouterr().err
+
+
+def test_the_superclasses_in_pairs_are_ten_tens() -> None:
+    pairs = Specialties.from_json(PAIRS.read_text(encoding="utf-8"))
+    assert pairs.sizes == (10,) * 10
+
+
+def test_the_studies_can_be_planned_without_their_data(tmp_path: Path) -> None:
+    for study in STUDIES.values():
+        assert study.make(str(tmp_path)).recipes.nofe.epochs > 1
