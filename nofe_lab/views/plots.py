@@ -31,7 +31,7 @@ from matplotlib.font_manager import FontProperties, fontManager
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
 from matplotlib.textpath import text_to_path
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from nofe_lab.config import InvalidInput, whole_number
@@ -614,6 +614,115 @@ def plot_comparison(table: pd.DataFrame) -> Figure:
     names = ["one seed", "mean over the seeds", "95% interval of the mean (Student's t)"]
     shown = len(names) if means["low"].notna().any() else 2
     figure.legend(handles[:shown], names[:shown], loc="outside upper center", ncols=3)
+    return figure
+
+
+@_styled
+def plot_front(
+    table: pd.DataFrame, cost: str = "total_training_macs", by: str = "network"
+) -> Figure:
+    """Mean accuracy of each network against what it costs; the front is what nothing beats.
+
+    table: long, with the columns `by`, seed, test_accuracy and `cost`, which is in
+    multiply-accumulates: ``macs`` of one image, or ``total_training_macs``.
+    """
+    means = over_seeds(table, by=by).set_index(by)
+    means["cost"] = table.groupby(by)[cost].mean()
+    means = means.sort_values(["cost", "mean"], ascending=[True, False])
+    best = means["mean"].cummax() <= means["mean"]
+    figure = _figure(WIDTH, 0.9 + 0.31 * max(len(means), 10))
+    axes = figure.subplots()
+    front = means[best]
+    axes.plot(front["cost"], front["mean"], color=ACCENT, linewidth=1.2, drawstyle="steps-post")
+    axes.errorbar(
+        means["cost"],
+        means["mean"],
+        (means["high"] - means["mean"]).fillna(0),
+        fmt="none",
+        ecolor=LIGHT,
+        elinewidth=2,
+        zorder=1,
+    )
+    flat = ~means.index.str.startswith("NofE")
+    for which, marker in ((flat, "s"), (~flat, "o")):
+        part = means[which]
+        colours = [ACCENT if best[str(name)] else GREY for name in part.index]
+        axes.scatter(part["cost"], part["mean"], 34, c=colours, marker=marker, zorder=3)
+    # labels beside the axes, in the order of accuracy: points lie too close for names of their own
+    places = np.linspace(0.985, 0.015, len(means))
+    height = axes.transAxes
+    for place, (name, row) in zip(
+        places, means.sort_values("mean", ascending=False).iterrows(), strict=True
+    ):
+        label = axes.annotate(
+            _fit(f"{100 * row['mean']:.1f}%  {name}", 3.0, 8),
+            (row["cost"], row["mean"]),
+            (1.06, place),
+            textcoords=height,
+            va="center",
+            fontsize=8,
+            color=DARK if best[str(name)] else GREY,
+            arrowprops={"arrowstyle": "-", "color": LIGHT, "linewidth": 0.9, "relpos": (0, 0.5)},
+        )
+        label.set_in_layout(False)
+    what = "training, with all stages" if "training" in cost else "an image"
+    axes.set(xlabel=f"multiply-accumulates of {what}", ylabel="test accuracy")
+    axes.yaxis.set_major_formatter(FuncFormatter(_percent))
+    axes.xaxis.set_major_formatter(EngFormatter())
+    axes.grid(alpha=0.4)
+    handles = [
+        Line2D([], [], color=GREY, marker="s", linestyle=""),
+        Line2D([], [], color=GREY, marker="o", linestyle=""),
+        Line2D([], [], color=ACCENT, linewidth=1.2),
+    ]
+    names = ["flat network", "network of experts", "more accurate than all that cost no more"]
+    figure.legend(handles, names, loc="outside upper left", ncols=3)
+    figure.set_layout_engine("constrained", rect=(0, 0, 0.68, 1))
+    return figure
+
+
+@_styled
+def plot_conditional(curves: pd.DataFrame, flat: pd.DataFrame | None = None) -> Figure:
+    """What is left of a network of experts when only the most promising experts are run.
+
+    curves: long, with the columns arm, seed, experts, top1, macs and macs_all.  Left: accuracy lost
+    against the number of experts; right: accuracy against multiply-accumulates of an image.  Lines
+    are means over the seeds, bands their 95 % intervals (Student t).
+    flat: long, with the columns arm, seed, top1 and macs: flat networks, drawn as points on the
+    right.
+    """
+    figure = _figure(WIDTH, 3.9)
+    left, right = figure.subplots(1, 2)
+    arms = list(dict.fromkeys(curves["arm"]))
+    colours = dict(zip(arms, specialty_colours(len(arms)), strict=True))
+    last = curves["experts"].max()
+    for arm in arms:
+        rows = curves[curves["arm"] == arm]
+        everything = rows[rows["experts"] == rows["experts"].max()].set_index("seed")["top1"]
+        lost = rows.assign(lost=rows["top1"] - rows["seed"].map(everything))
+        for axes, value, across in ((left, "lost", "experts"), (right, "top1", "macs")):
+            means = over_seeds(lost, value, "experts")
+            x = lost.groupby("experts")[across].mean() if across == "macs" else means["experts"]
+            axes.plot(x, means["mean"], color=colours[arm], marker="o", markersize=3.5)
+            if means["low"].notna().all():
+                axes.fill_between(x, means["low"], means["high"], color=colours[arm], alpha=0.15)
+    left.axhline(0, color=GREY, linewidth=0.8)
+    left.set(xlabel=f"experts that are run for an image, of {last}", ylabel="change in accuracy")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.set(xlabel="multiply-accumulates of an image", ylabel="test accuracy")
+    right.xaxis.set_major_formatter(EngFormatter())
+    handles = [Line2D([], [], color=colours[arm], marker="o", markersize=3.5) for arm in arms]
+    names = [_fit(arm, 3.0, 8) for arm in arms]
+    if flat is not None and len(flat):
+        points = flat.groupby("arm", sort=False)[["macs", "top1"]].mean().reset_index()
+        for point, marker in zip(points.itertuples(), "sD^vPX*hd<>", strict=False):
+            right.scatter(point.macs, point.top1, 36, color=DARK, marker=marker, zorder=3)
+            handles.append(Line2D([], [], color=DARK, marker=marker, linestyle=""))
+            names.append(_fit(str(point.arm), 3.0, 8))
+    for axes in (left, right):
+        axes.yaxis.set_major_formatter(FuncFormatter(_percent))
+        axes.grid(alpha=0.4)
+    figure.legend(handles, names, loc="outside lower center", ncols=3)
     return figure
 
 
