@@ -351,11 +351,14 @@ class GateConfig:
     """The network."""
     recipe: Recipe
     """Its optimisation; everything but the gate stays as it is."""
+    width: float = 1.0
+    """Factor on a branch's hidden channels: how much wider than an expert the gate is."""
     seed: int = 0
     """Of the gate's weights, the order of the images and their augmentation."""
 
     def __post_init__(self) -> None:
         whole_number("seed", self.seed, 0)
+        _as_floats(self, width=(0, MAX_BRANCH_WIDTH))
 
 
 @dataclass(frozen=True)
@@ -383,11 +386,6 @@ class Preset:
 
     def __post_init__(self) -> None:
         _as_floats(self, val_fraction=(0, MAX_VAL_FRACTION))
-
-    @property
-    def gate(self) -> Recipe:
-        """Of a gate: the network of experts', for two fifths of its epochs."""
-        return replace(self.nofe, epochs=math.ceil(0.4 * self.nofe.epochs))
 
     def override(self, **changes: Any) -> Preset:
         """The same preset with `changes` to every stage's recipe; None leaves a value alone."""

@@ -230,13 +230,13 @@ def oracle(found: Predictions, specialties: Specialties) -> Oracle:
 def conditional(found: Predictions, gate: Predictions, specialties: Specialties) -> pd.DataFrame:
     """Accuracy with only the experts run that a gate finds most promising, one row a number.
 
-    found: what all experts together say [N, C].  gate: what the gate says [N, experts] of the same
-    images, its outputs in the order of the specialties with classes, and the labels its targets.
+    found: what all experts together say of some images [N, C].  gate: what the gate says of them.
     experts: 1 to all.  accuracy: of `NofE.predict`.  found: share of images whose own specialty is
     among those run.  shares: of the images, those for which each expert is run.
     """
-    ranks = gate.logits.argsort(axis=1, kind="stable")[:, ::-1].argsort(axis=1)
     expert_of = np.searchsorted(specialties.nonempty, specialties.of)
+    promise = gate.probabilities @ np.eye(len(specialties.nonempty))[expert_of]
+    ranks = (-promise).argsort(axis=1, kind="stable").argsort(axis=1)
     rows = []
     for m in range(1, ranks.shape[1] + 1):
         runs = ranks < m
@@ -245,7 +245,7 @@ def conditional(found: Predictions, gate: Predictions, specialties: Specialties)
             {
                 "experts": m,
                 "accuracy": float((logits.argmax(axis=1) == found.labels).mean()),
-                "found": float(runs[np.arange(len(runs)), gate.labels].mean()),
+                "found": float(runs[np.arange(len(runs)), expert_of[found.labels]].mean()),
                 "shares": tuple(runs.mean(axis=0)),
             }
         )

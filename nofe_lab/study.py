@@ -28,6 +28,7 @@ from nofe_lab.evaluation import conditional, oracle, per_specialty, predict
 from nofe_lab.files import write_text
 from nofe_lab.networks import NofE
 from nofe_lab.stages import Experiment, NofEStage, Stage, load_specialties
+from nofe_lab.stages.gate import GateAlone
 from nofe_lab.stages.report import final_report
 
 RESULTS = data_folder() / "results" / "study.csv"
@@ -223,10 +224,9 @@ def few_experts(experiment: Experiment, stage: NofEStage) -> pd.DataFrame:
     model = experiment.model(gate_stage)
     nofe = model.network
     assert isinstance(nofe, NofE)
-    specialties, test = nofe.specialties, experiment.data.test
-    of = torch.tensor(np.searchsorted(specialties.nonempty, specialties.of))
-    gate = predict(ImageNetwork(model.preprocess, _Gate(nofe)), test, of)
-    table = conditional(predict(model, test), gate, specialties)
+    test = experiment.data.test
+    gate = predict(ImageNetwork(model.preprocess, GateAlone(nofe)), test)
+    table = conditional(predict(model, test), gate, nofe.specialties)
     cost = nofe.macs(stage.backbone.input_shape)
     branches = np.array(cost.branches)
     table["macs"] = [
@@ -246,28 +246,17 @@ def few_experts(experiment: Experiment, stage: NofEStage) -> pd.DataFrame:
         table[f"ms_{batch}_all"] = 1000 * seconds[-1] / len(images)
     return table.rename(columns={"accuracy": "top1"}).assign(
         macs_all=cost.trunk + sum(branches),
-        gate_accuracy=gate.accuracy,
+        gate_top1=gate.accuracy,
+        gate_width=gate_stage.config.width,
         gate_macs=cost.gate,
         gate_seconds=run.seconds,
         hardware=machine.name,
         threads=torch.get_num_threads(),
+        precision=model.precision,
         torch=torch.__version__,
         revision=run.provenance["revision"],
         run=run.id,
     )
-
-
-class _Gate(torch.nn.Module):
-    """The gate's answers: images -> [N, experts]."""
-
-    def __init__(self, nofe: NofE) -> None:
-        super().__init__()
-        self.nofe = nofe
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        assert self.nofe.gate is not None
-        logits: torch.Tensor = self.nofe.gate(self.nofe.features(x))
-        return logits
 
 
 def read(path: Path | str, columns: tuple[str, ...]) -> pd.DataFrame:

@@ -115,7 +115,8 @@ def fit(
 
     model: raw images uint8 [B, c, h, w] and what was drawn for them -> logits.  groups: the
     optimiser's parameter groups, with "rate_multiplier".
-    target_of_class: int64 [C], the output that stands for a class.
+    target_of_class: int64 [C], the output that stands for a class; or float [C, n], the
+    probabilities that its images are to be given.
     validate: called with the table after each epoch; its figures join the row.
     new_table: called with the number of steps done; returns a table to go on with, or None.  At the
     end of an epoch it is called after the validation.
@@ -220,7 +221,8 @@ def _fit(
             loss.backward()
             optimiser.step()
             place.loss_sum += loss.detach()
-            place.correct += (logits.detach().argmax(1) == targets).sum()
+            right = targets if targets.ndim == 1 else targets.argmax(1)
+            place.correct += (logits.detach().argmax(1) == right).sum()
             if observe is not None:
                 observe(logits.detach(), labels)
             place.step += 1

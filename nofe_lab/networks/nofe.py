@@ -1,7 +1,7 @@
 """The network of experts: a shared trunk, one branch a specialty, one softmax over all classes.
 
-The paper runs every branch for every image.  A *gate*, a branch over specialties instead of
-classes, makes it conditional: it says which few experts are worth running.
+The paper runs every branch for every image.  A *gate*, one more branch but over all classes, makes
+it conditional: what it believes about the classes says which few experts are worth running.
 """
 
 from __future__ import annotations
@@ -39,10 +39,12 @@ class NofE(nn.Module):
     outputs of all branches are concatenated and put back into class order, so one softmax, trained
     end to end, calibrates the experts against each other.
     An empty specialty has no branch.  Branches are named by their specialty: ``branches.3.…``.
-    width: factor on the hidden channels of every branch.  gated: with a gate, for `predict`.
+    width: factor on the hidden channels of every branch.
     """
 
     to_class_order: Tensor
+    gate: nn.Module | None
+    """features -> logits [N, C], for `predict`; None until one is set."""
     grouped: bool = False
     """Run the branches as one (see `grouped`); set it in training.  Hooks on layers need False."""
 
@@ -53,7 +55,6 @@ class NofE(nn.Module):
         scheme: str,
         seed: int,
         width: float = 1.0,
-        gated: bool = False,
     ) -> None:
         super().__init__()
         self.specialties = specialties
@@ -63,10 +64,7 @@ class NofE(nn.Module):
         for k in specialties.nonempty:
             make = partial(backbone.make_branch, specialties.sizes[k], width)
             self.branches[str(k)] = fresh(backbone, make, scheme, seed, "branch", k)
-        self.gate: nn.Module | None = None
-        if gated:
-            make = partial(backbone.make_branch, len(self.branches))
-            self.gate = fresh(backbone, make, scheme, seed, "gate")
+        self.gate = None
         self.why_not_grouped: str | None = None
         self._as_one: Groups | None = None
         position = torch.tensor(specialties.order).argsort()
@@ -97,7 +95,7 @@ class NofE(nn.Module):
                 "none: train one with `Experiment.gate`."
             )
         features = self.features(x)
-        chosen = self.gate(features).topk(experts, dim=1).indices
+        chosen = self.promise(features).topk(experts, dim=1).indices
         logits = features.new_full((len(features), self.specialties.C), -torch.inf)
         for place, (k, branch) in enumerate(self.branches.items()):
             rows = (chosen == place).any(dim=1).nonzero()[:, 0]
@@ -106,6 +104,13 @@ class NofE(nn.Module):
                 found = branch(features if len(rows) == len(features) else features[rows])
                 logits[rows[:, None], columns] = found.to(logits.dtype)
         return logits
+
+    def promise(self, features: Tensor) -> Tensor:
+        """How much probability the gate gives to the classes of each expert: [N, experts]."""
+        assert self.gate is not None
+        ordered = self.gate(features).float().softmax(1)[:, self.to_class_order.argsort()]
+        parts = ordered.split([self.specialties.sizes[int(k)] for k in self.branches], dim=1)
+        return torch.stack([part.sum(1) for part in parts], dim=1)
 
     def macs(self, input_shape: tuple[int, ...]) -> Macs:
         """What the parts cost that `predict` runs or leaves out, for an image (c, h, w)."""

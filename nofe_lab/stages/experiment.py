@@ -45,6 +45,9 @@ from nofe_lab.stages.nofe import NofEStage
 from nofe_lab.stages.report import FinalReport, final_report
 from nofe_lab.stages.stage import Stage, Workshop, load_model
 
+GATE_EPOCHS = 10
+"""The longest training of a gate."""
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -258,9 +261,20 @@ class Experiment:
         return NofEStage(self.data, self._backbone, config, partition, origin)
 
     def gate(self, nofe: NofEStage | None = None) -> GateStage:
-        """A network of experts, by default the experiment's own, with a gate (see `GateStage`)."""
-        config = GateConfig(self.recipes.network, self.recipes.gate, self.seed)
-        return GateStage(nofe or self.nofe(), config)
+        """A network of experts, by default the experiment's own, with a gate (see `GateStage`).
+
+        It is trained by the quick recipe, as long as the network of experts but not longer than
+        GATE_EPOCHS, whatever the preset: nothing was published.
+        """
+        quick, nofe_recipe = self._backbone.quick_preset(), self.recipes.nofe
+        recipe = replace(
+            quick.nofe,
+            epochs=min(nofe_recipe.epochs, GATE_EPOCHS),
+            batch_size=nofe_recipe.batch_size,
+            learning_rate=self.learning_rate or quick.nofe.learning_rate,
+        )
+        network = replace(quick.network, inputs=self.recipes.network.inputs)
+        return GateStage(nofe or self.nofe(), GateConfig(network, recipe, seed=self.seed))
 
     def opponents(self) -> dict[str, Stage]:
         """The networks that an honest comparison sets side by side, by name.

@@ -1,8 +1,12 @@
 """The gate stage: which experts of a finished network of experts are worth running for an image?
 
-A gate is one more branch on the trunk's features, with an output for each expert.  It learns which
-specialty an image belongs to; trunk and experts stay as they are, so that with all experts the
-network answers as before.
+A gate is one more branch on the trunk's features, with an output for each class.  It learns to
+answer as the network of experts does (distillation), which tells it more than the right specialty
+would; the probability that it gives to the classes of an expert is that expert's promise.  Trunk
+and experts stay as they are, so that with all experts the network answers as before.
+
+Distillation after G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network",
+2015.
 """
 
 from __future__ import annotations
@@ -15,13 +19,15 @@ from torch import Tensor, nn
 
 from nofe_lab.checkpoint import Checkpoints
 from nofe_lab.config import GateConfig
-from nofe_lab.data.batches import ImageNetwork
+from nofe_lab.data import Split
+from nofe_lab.data.batches import Batches, ImageNetwork
 from nofe_lab.machine import Machine
 from nofe_lab.networks import NofE
+from nofe_lab.networks.backbone import fresh
 from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties
 from nofe_lab.stages.nofe import NofEStage
-from nofe_lab.stages.stage import Stage, Trained, load_specialties, part_of
+from nofe_lab.stages.stage import Stage, Trained, load_model, load_specialties
 from nofe_lab.training import Listener, ParameterGroups
 
 
@@ -32,6 +38,7 @@ class GateStage(Stage):
 
     def __init__(self, nofe: NofEStage, config: GateConfig) -> None:
         self.nofe = nofe
+        self.config = config
         super().__init__(nofe.dataset, nofe.backbone, config, {"nofe": nofe})
 
     @property
@@ -42,30 +49,43 @@ class GateStage(Stage):
     def K(self) -> int:
         return self.nofe.K
 
-    @property
-    def outputs(self) -> int:
-        return len(self.nofe.given.nonempty) if self.nofe.given is not None else self.K
-
     @cached_property
     def training_macs(self) -> int:
+        """Of trunk and gate; the network of experts itself looks at every image once."""
         network = self.untrained_network()
         assert isinstance(network, NofE)
         cost = network.macs(self.backbone.input_shape)
         images = self.steps * self.recipe.batch_size
-        return images * (cost.trunk + 3 * cost.gate) + self.images_evaluated * (
-            cost.trunk + cost.gate
-        )
+        once = len(self.dataset.train) * (cost.trunk + sum(cost.branches))
+        looked_at = self.images_evaluated * (cost.trunk + cost.gate)
+        return images * (cost.trunk + 3 * cost.gate) + once + looked_at
 
     def network(self, specialties: Specialties | None = None) -> nn.Module:
-        return self.nofe.network(specialties, gated=True)
+        network = self.nofe.network(specialties)
+        assert isinstance(network, NofE)
+        width = self.config.width * self.nofe.config.branch_width
+        network.gate = fresh(
+            self.backbone,
+            lambda: self.backbone.make_branch(self.dataset.C, width),
+            self.network_config.initialisation,
+            self.seed,
+            "gate",
+        )
+        return network
 
     def image_network(self, network: nn.Module, machine: Machine) -> ImageNetwork:
-        """The part of it that is trained: images -> the gate's logits, one for each expert."""
+        """The part of it that is trained: images -> the gate's logits [N, C]."""
         assert isinstance(network, NofE)
-        return super().image_network(_GateAlone(network), machine)
+        return super().image_network(GateAlone(network), machine)
 
     def parameter_groups(self, model: nn.Module) -> ParameterGroups:
         return self.backbone.parameter_groups(model.get_submodule("network.nofe.gate"), self.recipe)
+
+    def batches(self, device: torch.device) -> Batches:
+        """Its labels are the numbers of the images: each has probabilities of its own to learn."""
+        images = self.dataset.train.images
+        numbered = Split(images, torch.arange(len(images)))
+        return Batches(numbered, self.recipe, self.seed, device, self.window)
 
     def train(
         self,
@@ -75,20 +95,19 @@ class GateStage(Stage):
         checkpoints: Checkpoints | None = None,
     ) -> Trained:
         specialties = load_specialties(parents["nofe"])
+        teacher = load_model(self.nofe, parents["nofe"], machine.device)
+        table = torch.from_numpy(self.predict(teacher, self.dataset.train).logits).softmax(1)
         network = self.network(specialties)
         assert isinstance(network, NofE)
-        for part in ("trunk", "shared", "branches"):
-            network.get_submodule(part).load_state_dict(part_of(parents["nofe"], part))
+        network.load_state_dict(teacher.network.state_dict(), strict=False)  # all but the gate
         model = self.image_network(network, machine)
-        expert_of = {k: place for place, k in enumerate(specialties.nonempty)}
-        table = torch.tensor([expert_of[k] for k in specialties.of])
         history = self.fit(model, machine, table, listeners, checkpoints)
         gated = ImageNetwork(model.preprocess, network, machine.precision)
         return Trained(gated, history, files={"specialties.json": specialties.to_json()})
 
 
-class _GateAlone(nn.Module):
-    """The gate on a network of experts that stays as it is: images [N, c, h, w] -> [N, experts]."""
+class GateAlone(nn.Module):
+    """The gate of a network of experts that stays as it is: images [N, c, h, w] -> [N, C]."""
 
     def __init__(self, nofe: NofE) -> None:
         super().__init__()
@@ -101,7 +120,7 @@ class _GateAlone(nn.Module):
         logits: Tensor = self.nofe.gate(self.nofe.features(x))
         return logits
 
-    def train(self, mode: bool = True) -> _GateAlone:
+    def train(self, mode: bool = True) -> GateAlone:
         super().train(False)
         assert self.nofe.gate is not None
         self.nofe.gate.train(mode)

@@ -97,13 +97,13 @@ class NofEStage(Stage):
     def partition(self) -> Specialties | None:
         return self.given
 
-    def network(self, specialties: Specialties | None = None, *, gated: bool = False) -> nn.Module:
+    def network(self, specialties: Specialties | None = None) -> nn.Module:
         found = self.given if self.given is not None else specialties
         if found is None:
             raise ValueError("this network's specialties are learned: pass them")
         _check_experts(found)
         scheme, width = self.network_config.initialisation, self.config.branch_width
-        return NofE(self.backbone, found, scheme, self.seed, width, gated)
+        return NofE(self.backbone, found, scheme, self.seed, width)
 
     def image_network(self, network: nn.Module, machine: Machine) -> ImageNetwork:
         """With experts that run in groups, as suits training; hooks on their layers see nothing."""

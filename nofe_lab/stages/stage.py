@@ -226,7 +226,8 @@ class Stage(ABC):
         """Train `model` in place by the stage's recipe, validated on val after each epoch."""
 
         def validate(table: Tensor) -> dict[str, float]:
-            found = self.predict(model, self.dataset.val, table)
+            # images that have probabilities to learn are validated with their classes
+            found = self.predict(model, self.dataset.val, table if table.ndim == 1 else None)
             return {"val_loss": found.loss, "val_accuracy": found.accuracy}
 
         return fit(
