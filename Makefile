@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 # the environment's own kernel, even where the user has another one of the same name
 export JUPYTER_PREFER_ENV_PATH = 1
 
-.PHONY: run test test-slow bench study lab render clean help
+.PHONY: run test test-slow bench study results lab render clean help
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ bench: $(READY)  ## measure speed against the alternatives (13 minutes) into dat
 ROWS ?= 1
 study: $(READY)  ## make the next ROWS rows of the study (minutes each; needs NOFE_DATA) and commit them
 	$(BIN)/python -m nofe_lab study --rows $(ROWS) --commit
+
+results: $(READY)  ## rebuild the tables and figures of README and docs from data/results
+	$(BIN)/python docs/tables.py
 
 lab: $(READY)  ## JupyterLab, on this machine only; prints the address with its token
 	$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) notebooks

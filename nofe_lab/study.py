@@ -14,19 +14,23 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from nofe_lab.bench import in_turn
-from nofe_lab.config import InvalidInput, data_folder, one_of
+from nofe_lab.config import InvalidInput, data_folder, derive_seed, one_of
 from nofe_lab.data.batches import ImageNetwork
 from nofe_lab.evaluation import conditional, oracle, per_specialty, predict
 from nofe_lab.files import write_text
-from nofe_lab.networks import NofE
+from nofe_lab.networks import PAPER, NofE, preset
+from nofe_lab.networks.paper import PUBLISHED
+from nofe_lab.specialties import Specialties
 from nofe_lab.stages import Experiment, NofEStage, Stage, load_specialties
 from nofe_lab.stages.gate import GateAlone
 from nofe_lab.stages.report import final_report
@@ -257,6 +261,87 @@ def few_experts(experiment: Experiment, stage: NofEStage) -> pd.DataFrame:
         revision=run.provenance["revision"],
         run=run.id,
     )
+
+
+def agreement(table: pd.DataFrame) -> pd.DataFrame:
+    """How alike the specialties are that different seeds lead to, one row an arm.
+
+    table: rows of one study.  ari, nmi: means over the pairs of seeds (see
+    `Specialties.agreement`); chance_nmi: the same between each map and another with its classes
+    shuffled, for mutual information between unrelated partitions is not 0.
+    """
+    rows = []
+    for arm, part in table.dropna(subset=["map"]).groupby("arm", sort=False):
+        maps = [np.array(each.split(), dtype=int) for each in part["map"]]
+        names = tuple(map(str, range(len(maps[0]))))
+        shuffled = np.random.default_rng(derive_seed("agreement", arm))
+
+        def alike(one: NDArray[np.int64], other: NDArray[np.int64]) -> dict[str, float]:
+            K = int(max(one.max(), other.max())) + 1
+            left, right = (Specialties(names, tuple(of), K) for of in (one, other))  # noqa: B023
+            return left.agreement(right)
+
+        pairs = list(combinations(maps, 2))
+        found = pd.DataFrame([alike(*pair) for pair in pairs], columns=["ari", "nmi"])
+        chance = [alike(one, shuffled.permutation(other))["nmi"] for one, other in pairs]
+        rows.append(
+            {
+                "arm": arm,
+                "pairs": len(pairs),
+                "ari": found["ari"].mean(),
+                "nmi": found["nmi"].mean(),
+                "chance_nmi": np.mean(chance) if chance else np.nan,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def paper_rows(results: Path | str = RESULTS.parent) -> pd.DataFrame:
+    """Each published row beside what this code has measured so far, one row a network.
+
+    Accuracies in per cent, means over `seeds`; published_epochs and epochs: of generalist + NofE
+    stage.  source: the file of `results` that the figures come from, empty where there is none yet.
+    """
+    folder = Path(results)
+    rows = []
+    for name, (base, nofe) in PUBLISHED.items():
+        recipes = preset("paper", PAPER[name]())
+        found, source = _measured(folder, name)
+        rows.append(
+            {
+                "network": name,
+                "published_base": base,
+                "published_nofe": nofe,
+                "published_epochs": f"{recipes.generalist.epochs} + {recipes.nofe.epochs}",
+                **found,
+                "source": source,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _measured(folder: Path, name: str) -> tuple[dict[str, Any], str]:
+    """What is known of a published network: the study's rows, else a single run's."""
+    path = folder / RESULTS.name
+    if path.is_file():
+        table = read(path, ("study", "arm", "seed", "top1"))
+        arms = {"base": "base CNN", "nofe": "NofE learned, generalist"}
+        rows = table[(table["backbone"] == name) & (table["preset"] == "paper")]
+        parts = {key: rows[rows["arm"] == arm] for key, arm in arms.items()}
+        if all(len(part) for part in parts.values()):
+            last = parts["nofe"].iloc[0]
+            stages = f"{last['total_epochs'] - last['epochs']} + {last['epochs']}"
+            seeds = min(len(part) for part in parts.values())
+            means = {key: 100 * part["top1"].mean() for key, part in parts.items()}
+            return {**means, "epochs": stages, "seeds": seeds}, path.name
+    path = folder / f"cifar100_{name}.csv"
+    if path.is_file():
+        single = pd.read_csv(path, comment="#").set_index("network")
+        base, nofe = single.loc["base CNN"], single.loc["network of experts"]
+        stages = f"{base['epochs']} + {nofe['epochs']}"
+        accuracies = {"base": 100 * base["test_accuracy"], "nofe": 100 * nofe["test_accuracy"]}
+        return {**accuracies, "epochs": stages, "seeds": 1}, path.name
+    return {"base": np.nan, "nofe": np.nan, "epochs": "", "seeds": 0}, ""
 
 
 def read(path: Path | str, columns: tuple[str, ...]) -> pd.DataFrame:

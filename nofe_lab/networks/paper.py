@@ -554,6 +554,17 @@ PAPER: dict[str, type[Backbone]] = {
 }
 """The published networks by name."""
 
+PUBLISHED = {
+    "alexnet_quick": (37.94, 45.58),
+    "alexnet_c100": (54.04, 56.24),
+    "vgg11_c100": (68.48, 69.27),
+    "nin_c100": (64.73, 67.96),
+    "resnet56_c100": (73.52, 76.24),
+    "alexnet_imagenet": (58.71, 61.29),
+}
+"""Published top-1 accuracy in per cent of base CNN and network of experts, K = 10; CIFAR-100, and
+ImageNet for the last."""
+
 
 def _stack(**layers: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(layers))

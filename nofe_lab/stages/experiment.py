@@ -362,9 +362,27 @@ class Experiment:
         """The experiment's seed and the n - 1 after it."""
         return tuple(range(self.seed, self.seed + whole_number("n_seeds", n, 1)))
 
-    def comparison(self, seeds: Iterable[int]) -> FinalReport:
-        """The final report of all `opponents`, each trained with every seed."""
-        lines = [self.with_seed(seed).opponents() for seed in seeds]
+    def variants(self, **values: Iterable[Any]) -> dict[str, Stage]:
+        """Networks of experts that differ from the experiment's own in one parameter each.
+
+        >>> experiment.variants(K=[5, 20], rule=["greedy"])  # "as it is", "K = 5", "K = 20", ...
+        """
+        known = [each.name for each in fields(self) if each.init]
+        found: dict[str, Stage] = {"as it is": self.nofe()}
+        for name, options in values.items():
+            one_of("parameter", name, known)
+            for value in options:
+                if value != getattr(self, name):
+                    found[f"{name} = {value}"] = replace(self, **{name: value}).nofe()
+        return found
+
+    def comparison(
+        self,
+        seeds: Iterable[int],
+        networks: Callable[[Experiment], Mapping[str, Stage]] | None = None,
+    ) -> FinalReport:
+        """The final report of all `opponents`, or of other networks, each with every seed."""
+        lines = [(networks or Experiment.opponents)(self.with_seed(seed)) for seed in seeds]
         named = [(name, line[name]) for name in lines[0] for line in lines]
         return final_report(self.workshop, named)
 

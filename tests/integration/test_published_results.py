@@ -1,120 +1,132 @@
-"""The README's figures are those of data/results, and those say where they come from."""
+"""README and docs show what data/results holds, and that says where it comes from."""
 
 from __future__ import annotations
 
+import importlib.util
+import re
+import shutil
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from nofe_lab.bench import TARGETS, against_targets, read
 from nofe_lab.evaluation import over_seeds, paired_differences
+from nofe_lab.study import STUDIES
 
 ROOT = Path(__file__).parents[2]
-BENCH = ROOT / "data" / "results" / "bench.csv"
-RESULTS = sorted(set((ROOT / "data" / "results").glob("*.csv")) - {BENCH})
+RESULTS = ROOT / "data" / "results"
+BENCH, STUDY, CONDITIONAL = (
+    RESULTS / f"{name}.csv" for name in ("bench", "study", "study_conditional")
+)
+REPORTS = sorted(set(RESULTS.glob("*.csv")) - {BENCH, STUDY, CONDITIONAL})
 
 
-@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def measured(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, comment="#", dtype={"revision": str, "run": str})
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
 def test_a_result_says_where_it_comes_from(path: Path) -> None:
     assert path.read_text().startswith("# papermill notebooks/")
-    table = pd.read_csv(path, comment="#")
+    table = measured(path)
     assert table[["network", "seed", "run", "device", "torch", "revision"]].notna().all().all()
     assert not table.revision.str.endswith("dirty").any()
     assert table.test_accuracy.between(0.01, 1).all()
 
 
-CIFAR = [
-    ("base CNN", "cifar100_paper_greedy", "base CNN"),
-    ("base CNN", "cifar100_paper_optimal", "base CNN"),
-    ("NofE, greedy specialties", "cifar100_paper_greedy", "network of experts"),
-    ("NofE, optimal specialties", "cifar100_paper_optimal", "network of experts"),
-]
+@pytest.mark.parametrize("path", [STUDY, CONDITIONAL], ids=lambda path: path.stem)
+def test_a_row_of_the_study_says_where_it_comes_from(path: Path) -> None:
+    assert path.read_text().startswith("# python -m nofe_lab study\n")
+    table = measured(path)
+    origin = ["study", "arm", "seed", "run", "hardware", "threads", "torch", "revision"]
+    assert table[origin].notna().all().all()
+    assert set(table.study) <= set(STUDIES)
+    assert not table.revision.str.endswith("dirty").any()
+    assert table.top1.between(0.01, 1).all()
+    experts = ["experts"] if path == CONDITIONAL else []
+    assert not table.duplicated(["study", "arm", "seed", *experts]).any()
 
 
-@pytest.mark.parametrize(("label", "file", "network"), CIFAR)
-def test_the_readme_shows_the_measured_cifar_100_results(
-    label: str, file: str, network: str
+def test_every_network_of_experts_of_the_study_has_its_curve() -> None:
+    rows, curves = measured(STUDY), measured(CONDITIONAL)
+    rows = rows[rows["map"].notna()]
+    keys = ["study", "arm", "seed"]
+    assert set(map(tuple, rows[keys].values)) == set(map(tuple, curves[keys].values))
+    last = curves[curves.groupby(keys).experts.transform("max") == curves.experts]
+    both = last.merge(rows, on=keys, suffixes=("_curve", ""))
+    assert (both.top1_curve == both.top1).all()  # with all experts it is the network itself
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_and_figures_are_what_the_results_make_of_them(
+    tables: ModuleType, tmp_path: Path
 ) -> None:
-    row = measured(file).set_index("network").loc[network]
-    line = readme_line(f"| {label}", containing=f"{row.parameters:,}")
-    assert f"**{row.test_accuracy:.2%}**" in line
-    assert f"{row.seconds:.0f} s" in line
-    assert f"{row.total_seconds:.0f} s" in line
+    for name in tables.FILES:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    tables.main(tmp_path)
+    for name in tables.FILES:
+        assert (tmp_path / name).read_text() == (ROOT / name).read_text(), "run `make results`"
+    for path in (tmp_path / "data" / "figures").iterdir():
+        again, kept = (
+            np.asarray(Image.open(folder / path.name).convert("RGB"), dtype=int)
+            for folder in (path.parent, ROOT / "data" / "figures")
+        )
+        assert again.shape == kept.shape
+        assert np.abs(again - kept).mean() < 1, "run `make results`"  # fonts may differ a little
 
 
-def test_the_readme_shows_the_measured_comparison() -> None:
-    table = measured("glyphs_quick_comparison")
-    differences = paired_differences(table, "NofE learned, generalist").set_index("network")
-    for row in over_seeds(table).itertuples():
-        line = readme_line(f"| {row.network} |", containing=f"**{row.mean:.2%}**")
-        if row.network in differences.index:
-            found = differences.loc[row.network]
-            points = f"{100 * found['mean']:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
-            assert points in line
+def test_every_table_and_picture_is_shown(tables: ModuleType) -> None:
+    text = "".join((ROOT / name).read_text() for name in tables.FILES)
+    assert set(re.findall(r"<!-- table (\w+) -->", text)) == set(tables.TABLES)
+    for name in tables.PICTURES:
+        assert f"data/figures/{name}.png" in text
 
 
-def measured(file: str) -> pd.DataFrame:
-    return pd.read_csv(ROOT / "data" / "results" / f"{file}.csv", comment="#")
-
-
-def readme_line(start: str, containing: str) -> str:
-    lines = (ROOT / "README.md").read_text().splitlines()
-    (line,) = [line for line in lines if line.startswith(start) and containing in line]
-    return line
-
-
-NETWORKS = {
-    "AlexNet-C100": "cifar100_alexnet_c100",
-    "VGG11-C100": "cifar100_vgg11_c100",
-    "NIN-C100": "cifar100_nin_c100",
-    "ResNet56-C100": "cifar100_resnet56_c100",
-    "ResNet18 of torchvision": "tiny_imagenet_resnet18",
-}
-
-
-@pytest.mark.parametrize(("label", "file"), NETWORKS.items())
-def test_every_network_learns_and_the_readme_shows_how_far(label: str, file: str) -> None:
-    table = measured(file).set_index("network")
+@pytest.mark.parametrize(
+    ("file", "C"),
+    [
+        ("cifar100_alexnet_c100", 100),
+        ("cifar100_vgg11_c100", 100),
+        ("cifar100_nin_c100", 100),
+        ("cifar100_resnet56_c100", 100),
+        ("tiny_imagenet_resnet18", 200),
+    ],
+)
+def test_every_network_learns(file: str, C: int) -> None:
+    table = measured(RESULTS / f"{file}.csv").set_index("network")
     assert (table.last_epoch_loss < table.first_epoch_loss).all()
-    base, nofe = table.loc["base CNN"], table.loc["network of experts"]
-    assert nofe.test_accuracy > 3 * chance(file)
-    line = readme_line(f"| {label}", containing=f"{nofe.test_accuracy:.2%}")
-    for figure in (
-        f"{base.test_accuracy:.2%}",
-        f"{base.parameters:,} / {nofe.parameters:,}",
-        f"{nofe.first_epoch_loss:.2f} → {nofe.last_epoch_loss:.2f}",
-        f"{base.epochs}",
-    ):
-        assert figure in line
+    assert table.loc["network of experts", "test_accuracy"] > 3 / C
 
 
-def chance(file: str) -> float:
-    return 1 / (200 if file.startswith("tiny") else 100)
-
-
-def test_the_readme_shows_the_measured_speed() -> None:
+def test_the_benchmark_has_measured_all_of_its_targets() -> None:
     assert BENCH.read_text().startswith("# python -m nofe_lab bench")
     table = read(BENCH)
-    assert (
-        table[["precision", "device", "hardware", "torch", "revision", "date"]].notna().all().all()
-    )
+    origin = ["precision", "device", "hardware", "torch", "revision", "date"]
+    assert table[origin].notna().all().all()
     assert not table.revision.str.endswith("dirty").any()
-    found = against_targets(table)
-    assert len(found) == len(TARGETS)
-    for row in found.itertuples():
-        line = readme_line(f"| {row.what} |", containing=f"| {row.target} |")
-        assert f"| **{row.measured:.3g}** |" in line
-        assert f"{row.smallest:.3g} to {row.largest:.3g}" in line
-        assert ("missed" in line) != row.met
+    assert len(against_targets(table)) == len(TARGETS)
 
 
-def test_the_readme_shows_what_bf16_costs() -> None:
-    table = measured("cifar100_precision")
+def test_the_docs_show_what_bf16_costs() -> None:
+    table = measured(RESULTS / "cifar100_precision.csv")
     (difference,) = paired_differences(table, "NofE in fp32").itertuples()
     assert difference.seeds >= 3
     means = over_seeds(table).set_index("network")["mean"]
-    text = (ROOT / "README.md").read_text().replace("\n", " ")
+    text = (ROOT / "docs" / "results.md").read_text().replace("\n", " ")
     for figure in (
         f"{means['NofE in bf16']:.2%}",
         f"{means['NofE in fp32']:.2%}",

@@ -405,6 +405,17 @@ def test_more_clusters_than_classes_are_refused(tiny_experiment: Make) -> None:
         tiny_experiment(K=6).nofe("confusion")
 
 
+def test_variants_differ_in_one_parameter_each(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment(epochs=2)
+    found = experiment.variants(K=[2, 3], rule=["greedy"], trunk=["base", "scratch"])
+    assert list(found) == ["as it is", "K = 2", "rule = greedy", "trunk = base", "trunk = scratch"]
+    assert found["as it is"].id == experiment.nofe().id
+    assert found["K = 2"].K == 2
+    assert len({stage.id for stage in found.values()}) == 5
+    with pytest.raises(InvalidInput, match="parameter 'k' is unknown"):
+        experiment.variants(k=[2])
+
+
 # --- the gate
 
 

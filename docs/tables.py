@@ -1,0 +1,325 @@
+"""Rebuild every table and figure of README and docs from ``data/results``: ``make results``.
+
+A table stands in its Markdown file between two comments, ``<!-- table NAME -->`` and
+``<!-- end -->``; what lies between them is replaced.  A test rebuilds all of it and compares.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from nofe_lab import study
+from nofe_lab.bench import against_targets, read
+from nofe_lab.evaluation import over_seeds, paired_differences
+from nofe_lab.networks.paper import PUBLISHED
+from nofe_lab.views import plots
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "data" / "results"
+FIGURES = ROOT / "data" / "figures"
+FILES = ("README.md", "docs/results.md")
+
+PAPER = "NofE learned, generalist"
+"""The paper's network, which all others are compared with."""
+OWN_RANDOM = "NofE random, its generalist"
+SHOWN_EXPERTS = (1, 2, 3, 5, 10)
+
+NETWORKS = {
+    "AlexNet-C100": "cifar100_alexnet_c100",
+    "VGG11-C100": "cifar100_vgg11_c100",
+    "NIN-C100": "cifar100_nin_c100",
+    "ResNet56-C100": "cifar100_resnet56_c100",
+    "ResNet18 of torchvision": "tiny_imagenet_resnet18",
+}
+
+
+def measured(name: str) -> pd.DataFrame:
+    """A file of data/results."""
+    return pd.read_csv(RESULTS / f"{name}.csv", comment="#")
+
+
+def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *map(list, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def points(found: pd.Series) -> str:
+    """A difference with its interval, in points."""
+    if pd.isna(found["low"]):
+        return f"{100 * found['mean']:+.2f}"
+    return f"{100 * found['mean']:+.2f} [{100 * found['low']:+.2f}, {100 * found['high']:+.2f}]"
+
+
+def percent(found: pd.Series) -> str:
+    """A mean with half of its interval's width, in per cent."""
+    half = "" if pd.isna(found["high"]) else f" ± {100 * (found['high'] - found['mean']):.2f}"
+    return f"**{100 * found['mean']:.2f}**{half}"
+
+
+def quick() -> pd.DataFrame:
+    """The rows of the study's first part."""
+    table = measured("study")
+    return table[table["study"] == next(iter(study.STUDIES))]
+
+
+def study_table() -> str:
+    """Every arm: accuracy, difference from the paper's network, size and budget."""
+    table = quick()
+    means = over_seeds(table, "top1", "arm").set_index("arm")
+    differences = paired_differences(table, PAPER, "top1", "arm").set_index("arm")
+    first = table.groupby("arm").first()
+    rows = []
+    for arm, found in means.sort_values("mean", ascending=False).iterrows():
+        row = first.loc[arm]
+        compared = ["", ""]
+        if arm in differences.index:
+            difference = differences.loc[arm]
+            able = difference["detectable"]
+            compared = [points(difference), "" if pd.isna(able) else f"{100 * able:.2f}"]
+        rows.append(
+            [
+                str(arm),
+                f"{found['seeds']}",
+                percent(found),
+                *compared,
+                f"{row['parameters'] / 1e6:.2f} M",
+                f"{row['macs'] / 1e6:.1f} M",
+                f"{row['total_epochs']:.0f}",
+                f"{row['total_training_macs'] / 1e12:.0f} T",
+            ]
+        )
+    head = ["network", "seeds", "top-1 %, mean ± 95 %", f"minus {PAPER}, points [95 %]"]
+    head += ["smallest difference these seeds could show", "parameters"]
+    head += ["multiply-accumulates of an image", "epochs in all", "of training"]
+    return markdown(head, rows)
+
+
+def quality_table() -> str:
+    """Every arm: what else than top-1 was measured, means over the seeds."""
+    table = quick()
+    means = table.groupby("arm", sort=False).mean(numeric_only=True)
+    columns = {
+        "top5": "top-5 %",
+        "nll": "negative log-likelihood",
+        "calibration_error": "calibration error %",
+        "train_accuracy": "training top-1 %",
+        "right_specialty": "right specialty %",
+        "within_specialty": "top-1 % if it were known",
+        "crossing": "errors that cross specialties %",
+        "seconds": "seconds",
+        "total_seconds": "with all stages",
+    }
+    rows = []
+    for arm, row in means.iterrows():
+        cells = []
+        for name in columns:
+            value = row[name]
+            plain = name == "nll" or "seconds" in name
+            digits = 0 if "seconds" in name else 3 if name == "nll" else 1
+            shown = value if plain else 100 * value
+            cells.append("" if pd.isna(value) else f"{shown:.{digits}f}")
+        rows.append([str(arm), *cells])
+    return markdown(["network", *columns.values()], rows)
+
+
+def agreement_table() -> str:
+    """How alike the maps of different seeds are, for every arm that makes its own."""
+    found = study.agreement(quick())
+    rows = [
+        [row.arm, f"{row.pairs}", f"{row.ari:.2f}", f"{row.nmi:.2f}", f"{row.chance_nmi:.2f}"]
+        for row in found.itertuples()
+    ]
+    head = ["network", "pairs of seeds", "adjusted Rand index", "mutual information", "by chance"]
+    return markdown(head, rows)
+
+
+def curves() -> pd.DataFrame:
+    """The curves over experts of the study's first part."""
+    table = measured("study_conditional")
+    return table[table["study"] == next(iter(study.STUDIES))]
+
+
+def conditional_table() -> str:
+    """Accuracy lost with few experts, and the time that they take."""
+    table = curves()
+    rows = []
+    for arm in dict.fromkeys(table["arm"]):
+        own = table[table["arm"] == arm]
+        everything = own[own["experts"] == own["experts"].max()].set_index("seed")["top1"]
+        lost = own.assign(lost=own["top1"] - own["seed"].map(everything))
+        means = over_seeds(lost, "lost", "experts").set_index("experts")
+        cells = [points(means.loc[m]) if m in means.index else "" for m in SHOWN_EXPERTS[:-1]]
+        two = own[own["experts"] == 2]
+        saved = {b: 1 - (two[f"ms_{b}"] / two[f"ms_{b}_all"]).mean() for b in study.BATCHES}
+        macs = 1 - (two["macs"] / two["macs_all"]).mean()
+        rows.append(
+            [
+                str(arm),
+                f"{own['seed'].nunique()}",
+                f"{100 * everything.mean():.2f}",
+                *cells,
+                f"{100 * macs:.0f}",
+                *(f"{100 * saved[b]:.0f}" for b in study.BATCHES),
+            ]
+        )
+    head = ["network", "seeds", "all 10: top-1 %"]
+    head += [f"m = {m}: lost" for m in SHOWN_EXPERTS[:-1]]
+    head += ["m = 2: arithmetic saved %"]
+    head += [f"time saved %, batch {b}" for b in study.BATCHES]
+    return markdown(head, rows)
+
+
+def paper_table() -> str:
+    """Each published row beside what this code gets: single runs, by notebook 03."""
+    greedy = measured("cifar100_paper_greedy").set_index("network")
+    optimal = measured("cifar100_paper_optimal").set_index("network")
+    base, nofe = PUBLISHED["alexnet_quick"]
+    rows = [
+        ("base CNN", f"{base:.2f} %", greedy.loc["base CNN"]),
+        ("NofE, greedy specialties (the paper's rule)", f"{nofe:.2f} %", greedy.iloc[-1]),
+        ("NofE, optimal specialties (exact)", "", optimal.iloc[-1]),
+    ]
+    head = ["network", "published", "measured", "parameters", "multiply-accumulates", "training"]
+    return markdown(
+        [*head, "with its generalist"],
+        [
+            [
+                name,
+                published,
+                f"**{row['test_accuracy']:.2%}**",
+                f"{row['parameters']:,}",
+                f"{row['macs'] / 1e6:.1f} M",
+                f"{row['seconds']:.0f} s",
+                f"{row['total_seconds']:.0f} s",
+            ]
+            for name, published, row in rows
+        ],
+    )
+
+
+def glyphs_table() -> str:
+    """The comparison of notebook 04 on the embedded data set."""
+    table = measured("glyphs_quick_comparison")
+    differences = paired_differences(table, PAPER).set_index("network")
+    rows = []
+    for found in over_seeds(table).itertuples():
+        known = found.network in differences.index
+        compared = points(differences.loc[found.network]) if known else ""
+        rows.append([found.network, f"{found.seeds}", f"**{found.mean:.2%}**", compared])
+    return markdown(["network", "seeds", "test accuracy", f"minus {PAPER}, points [95 %]"], rows)
+
+
+RECIPES = {
+    "cifar100_alexnet_c100": "`preset=paper`, all 50,000 images, shortened from 120/140 epochs",
+    "cifar100_vgg11_c100": "`preset=quick`, 40 images a class",
+    "cifar100_nin_c100": "`preset=quick`, 40 images a class",
+    "cifar100_resnet56_c100": "`preset=quick`, 40 images a class",
+    "tiny_imagenet_resnet18": "Tiny ImageNet at 32 x 32, K = 20, `split=layer4`, "
+    "`branch_width=0.25`, `stem=original`, 120 images a class",
+}
+
+
+def networks_table() -> str:
+    """Short trainings of every published network and of one of torchvision's."""
+    rows = []
+    for name, file in NETWORKS.items():
+        table = measured(file).set_index("network")
+        base, nofe = table.loc["base CNN"], table.loc["network of experts"]
+        rows.append(
+            [
+                name,
+                RECIPES[file],
+                f"{base['epochs']}",
+                f"{base['test_accuracy']:.2%}",
+                f"{nofe['test_accuracy']:.2%}",
+                f"{nofe['first_epoch_loss']:.2f} → {nofe['last_epoch_loss']:.2f}",
+                f"{base['parameters']:,} / {nofe['parameters']:,}",
+                f"{base['seconds'] / 60:.0f} / {nofe['total_seconds'] / 60:.0f} min",
+            ]
+        )
+    head = ["network", "recipe", "epochs a stage", "base CNN", "NofE"]
+    head += ["its training loss, first → last epoch", "parameters, base / NofE"]
+    return markdown([*head, "training, base / NofE with its generalist"], rows)
+
+
+def speed_table() -> str:
+    """The benchmark against its targets."""
+    found = against_targets(read(RESULTS / "bench.csv"))
+    rows = [
+        [
+            row.what,
+            row.target,
+            f"**{row.measured:.3g}**",
+            f"{row.smallest:.3g} to {row.largest:.3g}",
+            "met" if row.met else "missed",
+        ]
+        for row in found.itertuples()
+    ]
+    return markdown(["what", "target", "mean", "networks", ""], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "study": study_table,
+    "quality": quality_table,
+    "agreement": agreement_table,
+    "conditional": conditional_table,
+    "paper": paper_table,
+    "glyphs": glyphs_table,
+    "networks": networks_table,
+    "speed": speed_table,
+}
+"""What stands in the files between ``<!-- table NAME -->`` and ``<!-- end -->``."""
+
+
+def study_figure() -> Figure:
+    """Accuracy of every arm against the arithmetic of its training."""
+    table = quick().rename(columns={"top1": "test_accuracy"})
+    return plots.plot_front(table, by="arm")
+
+
+def conditional_figure() -> Figure:
+    """What a few experts do, for learned and for random specialties, beside flat networks."""
+    table = curves()
+    arms = [arm for arm in (PAPER, OWN_RANDOM) if arm in set(table["arm"])]
+    kept = pd.concat([table[table["arm"] == arm] for arm in arms])
+    flat = quick()
+    return plots.plot_conditional(kept, flat[flat["specialties"].isna()])
+
+
+PICTURES: dict[str, Callable[[], Figure]] = {
+    "study": study_figure,
+    "study_conditional": conditional_figure,
+}
+"""Of data/figures."""
+
+
+def rebuilt(text: str) -> str:
+    """A Markdown file's text with all of its tables made anew."""
+    pattern = re.compile(r"(<!-- table (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+    return pattern.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}\n{found[4]}", text)
+
+
+def main(root: Path) -> None:
+    """Rebuild the files under `root`, a checkout of this project."""
+    for name in FILES:
+        path = root / name
+        text = path.read_text(encoding="utf-8")
+        path.write_text(rebuilt(text), encoding="utf-8")
+        print(f"{name}: {len(re.findall('<!-- table', text))} tables")
+    for name, draw in PICTURES.items():
+        target = root / "data" / "figures" / f"{name}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draw().savefig(target, dpi=100)
+        print(target.relative_to(root))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT)
