@@ -30,7 +30,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nofe_lab import Experiment, InvalidInput, load_specialties, predict
+from nofe_lab import Experiment, InvalidInput, load_specialties, predict, training
 from nofe_lab.checkpoint import _digest
 from nofe_lab.files import read_tensors, write_tensors
 from nofe_lab.machine import Machine, OutOfMemory
@@ -242,6 +242,34 @@ def test_an_interrupted_training_stops_after_its_step_and_goes_on_when_asked_aga
     run = only_run(runs_dir, "base")
     assert bits(run) == bits(only_run(undisturbed[0], "base"))
     assert run.provenance["interruptions"] == 1
+
+
+def test_an_interrupted_gate_learns_the_same_answers(
+    runs_dir: Path,
+    undisturbed: tuple[Path, dict[str, float]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for folder in (runs_dir, tmp_path / "other"):
+        folder.mkdir(exist_ok=True)
+        for kind in ("generalist", "nofe"):
+            parent = only_run(undisturbed[0], kind)
+            shutil.copytree(parent.path, folder / parent.path.name)
+    train("gate", tmp_path / "other")
+    seed, steps = training._seed, []
+
+    def interrupt_once(*given: Any) -> None:
+        steps.append(given)
+        if len(steps) == 23:
+            signal.raise_signal(signal.SIGINT)
+        seed(*given)
+
+    monkeypatch.setattr(training, "_seed", interrupt_once)
+    with pytest.raises(training.Interrupted, match="stopped after step 23 of 80"):
+        train("gate", runs_dir)
+    train("gate", runs_dir)
+    assert len(steps) == 80
+    assert bits(only_run(runs_dir, "gate")) == bits(only_run(tmp_path / "other", "gate"))
 
 
 def test_a_polite_end_is_kept_too(runs_dir: Path) -> None:
