@@ -33,8 +33,8 @@ BUDGETS = ("nofe", "generalist", "total", "arithmetic")
 """How long a flat network trains: as long as one stage of the network of experts, as long as both,
 or for as much arithmetic as both."""
 
-PRESETS = ("quick", "paper")
-"""Sets of recipes: minutes on a CPU, or as published."""
+PRESETS = ("quick", "paper", "strong")
+"""Sets of recipes: minutes on a CPU, as published, or longer and with more augmentation."""
 
 BRANCH_STARTS = ("fresh", "tail")
 """How a branch begins: with weights of its own, or with those of the network its trunk is from."""
@@ -396,6 +396,24 @@ class Preset:
             nofe=replace(self.nofe, **changes),
             flat=replace(self.flat, **changes),
         )
+
+
+STRONG_EPOCHS = 24
+"""Epochs of each stage in the preset `strong`."""
+
+STRONG_PADDING = 4
+"""Pixels around a training image there, before a window is cut out of it."""
+
+
+def strong_preset(quick: Preset) -> Preset:
+    """A backbone's quick recipes with what 2016's lack: augmentation, and time to profit from it.
+
+    Random windows and flips in every stage, six times as long, with as many updates of the map; all
+    training images are used.
+    """
+    longer = quick.override(epochs=STRONG_EPOCHS, flips=True, padding=STRONG_PADDING)
+    every = quick.update_every * STRONG_EPOCHS / quick.generalist.epochs
+    return replace(longer, val_fraction=0.0, update_every=every)
 
 
 def quick_preset(initialisation: Literal["kaiming", "published"] = "kaiming") -> Preset:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,12 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from nofe_lab.bench import in_turn
+from nofe_lab.bench import expert_macs, in_turn, width_for
 from nofe_lab.config import InvalidInput, data_folder, derive_seed, one_of
 from nofe_lab.data.batches import ImageNetwork
 from nofe_lab.evaluation import conditional, oracle, per_specialty, predict
 from nofe_lab.files import write_text
-from nofe_lab.networks import PAPER, NofE, preset
+from nofe_lab.networks import PAPER, NofE, backbone, preset
 from nofe_lab.networks.paper import PUBLISHED
 from nofe_lab.specialties import Specialties
 from nofe_lab.stages import Experiment, NofEStage, Stage, load_specialties
@@ -84,15 +85,47 @@ class Study:
         return [(arm, seed) for part in (first, rest) for seed in range(self.seeds) for arm in part]
 
 
-def _quick(runs_dir: str | None) -> Experiment:
-    return Experiment(
-        "parquet:$NOFE_DATA/cifar100", preset="paper", rule="optimal", K=10, runs_dir=runs_dir
-    )
+CIFAR100, TINY = "parquet:$NOFE_DATA/cifar100", "parquet:$NOFE_DATA/tiny-imagenet-200-32px"
+
+NARROW = ("NofE learned, generalist", "NofE random, its generalist")
+"""The arms that say whether learned specialties help."""
+
+FEW = (
+    "base CNN",
+    "base CNN, both budgets",
+    "flat control",
+    "flat control, both budgets",
+    "flat control, generalist",
+    *NARROW,
+)
+"""Those, and how far size, depth and training time explain."""
+
+
+def _quick(runs_dir: str | None, dataset: str = CIFAR100, **changes: Any) -> Experiment:
+    """AlexNet-Quick by the published recipe, unless changed."""
+    usual = {"preset": "paper", "rule": "optimal", "K": 10}
+    return Experiment(dataset, runs_dir=runs_dir, **{**usual, **changes})
+
+
+def _with_K(runs_dir: str | None, K: int) -> Experiment:
+    """The same with K experts that cost together what ten do."""
+    ten = _quick(runs_dir)
+    network = backbone("alexnet_quick")
+    width = width_for(network, K, expert_macs(network, ten.K))
+    return replace(ten, K=K, branch_width=width)
 
 
 STUDIES = {
     study.name: study
-    for study in (Study("cifar100 alexnet_quick, published recipe", _quick, seeds=5),)
+    for study in (
+        Study("cifar100 alexnet_quick, published recipe", _quick, seeds=5),
+        Study("cifar100 alexnet_quick, strong recipe", partial(_quick, preset="strong"), 3, FEW),
+        *(
+            Study(f"cifar100 alexnet_quick, K = {K}", partial(_with_K, K=K), 3, NARROW)
+            for K in (2, 5, 20, 50)
+        ),
+        Study("tiny-imagenet alexnet_quick", partial(_quick, dataset=TINY), 3, FEW),
+    )
 }
 """In the order in which they are worked off."""
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nofe_lab.compat import import_torchvision
-from nofe_lab.config import PRESETS, InvalidInput, Preset, first_line, one_of
+from nofe_lab.config import PRESETS, InvalidInput, Preset, first_line, one_of, strong_preset
 from nofe_lab.files import UnreadableFile, check_regular, digest_of_tensors, memory, read_tensors
 from nofe_lab.networks.backbone import Backbone, digest_of, seeded
 from nofe_lab.networks.paper import PAPER
@@ -85,18 +85,20 @@ def backbone(
 
 
 def preset(name: str, backbone: Backbone) -> Preset:
-    """The recipes called `name` for a backbone: ``quick`` or ``paper``.
+    """The recipes called `name` for a backbone: ``quick``, ``paper`` or ``strong``.
 
     Raises InvalidInput if the name is unknown, or ``paper`` and nothing was published.
     """
     if one_of("preset", name, PRESETS) == "quick":
         return backbone.quick_preset()
+    if name == "strong":
+        return strong_preset(backbone.quick_preset())
     try:
         return backbone.published_preset()
     except NotImplementedError:
         raise InvalidInput(
             f"preset 'paper' is for the published networks ({', '.join(PAPER)}); "
-            f"{backbone.name!r} accepts 'quick'."
+            f"{backbone.name!r} accepts 'quick' and 'strong'."
         ) from None
 
 

@@ -69,7 +69,7 @@ class Experiment:
     rule: str | None = None
     """How the specialty map is updated: optimal, greedy, elastic, free or random."""
     preset: str = "quick"
-    """The recipes: quick or paper."""
+    """The recipes: quick, paper or strong."""
     epochs: int | None = None
     """Length of every stage; learning-rate drops scale with it."""
     batch_size: int | None = None
@@ -431,8 +431,8 @@ class Experiment:
         if images is None and self.affinity_from == "evaluation":
             images = recipes.affinity_images
         # as many intervals in a shorter or longer stage
-        published = preset(self.preset, self._backbone)
-        every = recipes.update_every * recipes.generalist.epochs / published.generalist.epochs
+        usual = preset(self.preset, self._backbone)
+        every = recipes.update_every * recipes.generalist.epochs / usual.generalist.epochs
         return GeneralistConfig(
             network=recipes.network,
             recipe=recipes.generalist,

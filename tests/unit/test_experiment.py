@@ -78,7 +78,7 @@ REFUSED_AT_ONCE = [
     ({"K": None}, r"K must be a whole number of at least 2; got None\."),
     ({"backbone": "resnet"}, r"'resnet' is unknown \(did you mean 'resnet50'.*'alexnet_quick', "),
     ({"rule": "optimum"}, r"rule 'optimum' is unknown \(did you mean 'optimal'\?\); accepted"),
-    ({"preset": "fast"}, r"preset 'fast' is unknown; accepted: 'quick', 'paper'\."),
+    ({"preset": "fast"}, r"preset 'fast' is unknown; accepted: 'quick', 'paper', 'strong'\."),
     ({"specialties": "learnt"}, r"specialties 'learnt' is unknown \(did you mean 'learned'\?\)"),
     ({"specialties": "map.csv"}, r"specialties 'map.csv' is unknown.* the path of a \.json file"),
     ({"specialties": 5}, r"specialties must be text; got 5\."),
