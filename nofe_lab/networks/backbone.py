@@ -53,13 +53,13 @@ class Backbone(ABC):
     def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
         """One expert: features -> logits [N, n].  `width` scales its hidden channels."""
 
-    def make_control(self, n: int, K: int) -> nn.Module:
+    def make_control(self, n: int, K: int, width: float = 1.0) -> nn.Module:
         """One flat branch as deep as an expert, at about the cost of K: features -> logits [N, n].
 
-        By default an expert that is sqrt(K) times as wide: products of its hidden layers then have
-        K times the weights.
+        width: of the experts.  By default one that is sqrt(K) times as wide: products of its hidden
+        layers then have K times the weights.
         """
-        return self.make_branch(n, K**0.5)
+        return self.make_branch(n, width * K**0.5)
 
     def make_shared(self) -> nn.Module:
         """Layers between trunk and branches that the experts share and a base CNN lacks."""

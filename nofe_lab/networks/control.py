@@ -18,11 +18,15 @@ from nofe_lab.networks.backbone import Backbone, seeded
 
 
 class FlatControl(Backbone):
-    """The backbone of the flat control of a network of K experts: its head is `make_control`'s."""
+    """The backbone of the flat control of a network of K experts: its head is `make_control`'s.
 
-    def __init__(self, backbone: Backbone, K: int) -> None:
+    width: of the experts.  Raises InvalidInput if the backbone's branches cannot have other widths.
+    """
+
+    def __init__(self, backbone: Backbone, K: int, width: float = 1.0) -> None:
         self.original = backbone
         self.K = whole_number("K", K, 1)
+        self.width = width
         self.name = f"{backbone.name}_control{K}"
         self.input_shape = backbone.input_shape
         self.notes = backbone.notes
@@ -31,7 +35,8 @@ class FlatControl(Backbone):
         return self.original.make_trunk()
 
     def make_head(self, n: int) -> nn.Module:
-        return nn.Sequential(self.original.make_shared(), self.original.make_control(n, self.K))
+        control = self.original.make_control(n, self.K, self.width)
+        return nn.Sequential(self.original.make_shared(), control)
 
     def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
         raise InvalidInput(f"backbone {self.name!r} is flat: it has no experts.")
@@ -49,7 +54,10 @@ class FlatControl(Backbone):
         return self.original.quick_preset()
 
     def for_images(self, image_shape: tuple[int, int, int]) -> Backbone:
-        return FlatControl(self.original.for_images(image_shape), self.K)
+        found = FlatControl(self.original.for_images(image_shape), self.K, self.width)
+        with seeded(0):
+            found.make_head(2)  # refuses widths that it cannot have
+        return found
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -88,13 +88,14 @@ class _Published(Backbone):
     def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
         return self.branch(n, *(_scaled(h, width, self.multiple) for h in self.hidden))
 
-    def make_control(self, n: int, K: int) -> nn.Module:
+    def make_control(self, n: int, K: int, width: float = 1.0) -> nn.Module:
         """Every other layer is K times as wide, from the first on.
 
         Each product of a wide and a narrow layer then has the weights of the K products that it
         stands for.  Only a classifier behind a wide layer has K times those of the experts'.
         """
-        return self.branch(n, *(h if i % 2 else K * h for i, h in enumerate(self.hidden)))
+        hidden = [_scaled(h, width, self.multiple) for h in self.hidden]
+        return self.branch(n, *(h if i % 2 else K * h for i, h in enumerate(hidden)))
 
     def quick_preset(self) -> Preset:
         """Kaiming's initialisation: some of the published ones need many epochs to get going."""

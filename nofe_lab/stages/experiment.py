@@ -7,7 +7,7 @@ import difflib
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +200,8 @@ class Experiment:
         budget: as for `base`.  trunk: where it begins, as for `nofe`; on another stage's trunk it
         is trained as the network of experts is.
         """
-        return self._flat(FlatControl(self._backbone, self.K), budget, trunk)
+        network = FlatControl(self._backbone, self.K, self.branch_width)
+        return self._flat(network, budget, trunk)
 
     def _flat(self, backbone: Backbone, budget: str, trunk: str) -> FlatStage:
         one_of("budget", budget, BUDGETS)
@@ -285,7 +286,8 @@ class Experiment:
         Networks of experts, named by the specialties and then the trunk.  Where the trunk is the
         learned generalist's, the partition alone differs; ``its generalist`` is one that was
         trained on, or learned, that very partition.  Superclasses are more than K, or fewer: their
-        experts are then narrower, or wider, so that all together cost the same.
+        experts are then narrower, or wider, so that all together cost the same.  What a network
+        does not admit, such as a control where widths are fixed, is left out and said.
         Raises InvalidInput for the rule `random`, which would make some of them the same.
         """
         scratch = self  # without a trained network there is no tail to start from
@@ -297,26 +299,37 @@ class Experiment:
                 "rule must learn, so that it can be compared with random specialties; got 'random'."
             )
         others = [rule for rule in ("optimal", "greedy", "elastic") if rule != learned]
-        stages: dict[str, Stage] = {
+        flat: dict[str, Stage] = {
             "base CNN": self.base(),
             "base CNN, both budgets": self.base("total"),
             "base CNN, equal arithmetic": self.base("arithmetic"),
-            "flat control": self.control(),
-            "flat control, both budgets": self.control("total"),
-            "flat control, equal arithmetic": self.control("arithmetic"),
-            "flat control, generalist": self.control(trunk="generalist"),
+        }
+        controls: dict[str, Callable[[], Stage]] = {
+            "flat control": self.control,
+            "flat control, both budgets": partial(self.control, "total"),
+            "flat control, equal arithmetic": partial(self.control, "arithmetic"),
+            "flat control, generalist": partial(self.control, trunk="generalist"),
+        }
+        learning: dict[str, Stage] = {
             "NofE learned, generalist": self.nofe("learned", "generalist"),
             **{f"NofE {rule}, its generalist": self.nofe("learned", rule=rule) for rule in others},
             "NofE random, its generalist": self.nofe("learned", "generalist", rule="random"),
             "NofE random, learned generalist": self.nofe("random", "generalist"),
-            "NofE confusion, learned generalist": self.nofe("confusion", "generalist"),
-            "NofE features, learned generalist": self.nofe("features", "generalist"),
+        }
+        partitions: dict[str, Callable[[], Stage]] = {
+            f"NofE {each}, learned generalist": partial(self.nofe, each, "generalist")
+            for each in CLUSTERED
         }
         if self.data.superclass_of:
             ratio = self.K / len(self.data.superclass_names)
-            alike = replace(self, branch_width=self.branch_width * ratio)
-            stages["NofE superclass, learned generalist"] = alike.nofe("superclass", "generalist")
-        return stages | {
+            partitions["NofE superclass, learned generalist"] = lambda: replace(
+                self, branch_width=self.branch_width * ratio
+            ).nofe("superclass", "generalist")
+        return {
+            **flat,
+            **_those_possible(controls),
+            **learning,
+            **_those_possible(partitions),
             "NofE learned, random generalist": self.nofe(
                 "learned", "generalist", trunk_rule="random"
             ),
@@ -483,6 +496,17 @@ class Experiment:
                     f"{', '.join(sorted(declared))}."
                 )
         return cls(**{name: namespace[name] for name in own & declared})
+
+
+def _those_possible(stages: Mapping[str, Callable[[], Stage]]) -> dict[str, Stage]:
+    """The stages that a network and a data set admit; of the others, why not."""
+    found = {}
+    for name, make in stages.items():
+        try:
+            found[name] = make()
+        except InvalidInput as reason:
+            print(f"{name} is left out: {reason}")
+    return found
 
 
 def superclass_specialties(dataset: Dataset) -> Specialties:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from nofe_lab import (
     Dataset,
@@ -26,6 +27,7 @@ from nofe_lab.data import Split
 from nofe_lab.machine import Machine
 from nofe_lab.networks import NofE
 from nofe_lab.networks.counting import count_parameters
+from nofe_lab.networks.paper import AlexNetQuick
 from nofe_lab.specialties import confusion_clusters
 from nofe_lab.stages import FlatStage, GeneralistStage, NofEStage, Stage
 from nofe_lab.stages.stage import part_of
@@ -383,6 +385,20 @@ def test_the_control_on_the_generalist_s_trunk_begins_with_it(tiny_experiment: M
     trunks = [part_of(each, "trunk") for each in (run, generalist)]
     for name, tensor in trunks[0].items():
         assert torch.allclose(tensor, trunks[1][name], atol=1e-6)
+
+
+def test_an_opponent_that_a_network_does_not_admit_is_left_out_and_said(
+    tiny_experiment: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Fixed(AlexNetQuick):
+        def make_control(self, n: int, K: int, width: float = 1.0) -> nn.Module:
+            raise InvalidInput("branch_width of 'fixed' cannot be changed.")
+
+    found = tiny_experiment(backbone=Fixed()).opponents()
+    assert not any("control" in name for name in found)
+    assert "NofE confusion, learned generalist" in found
+    said = capsys.readouterr().out
+    assert "flat control, both budgets is left out: branch_width of 'fixed' cannot be" in said
 
 
 @pytest.mark.parametrize("specialties", ["confusion", "features"])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nofe_lab.config import NetworkConfig, Preset, Recipe
-from nofe_lab.networks import CNN, PAPER, Backbone, NofE, backbone, preset
+from nofe_lab.networks import CNN, PAPER, Backbone, FlatControl, NofE, backbone, preset
 from nofe_lab.networks.counting import count_macs, count_parameters
 from nofe_lab.networks.paper import BasicBlock, WithinChannelLRN
 from nofe_lab.specialties import Specialties
@@ -825,3 +825,46 @@ def test_all_published_recipes_share_rule_inputs_and_the_use_of_all_training_ima
     found = paper(name)
     assert (found.rule, found.affinity, found.val_fraction) == ("greedy", "counts", 0)
     assert found.network == NetworkConfig("published", "mean_image")
+
+
+# --- flat controls
+
+
+@pytest.mark.parametrize("K", [5, 10])
+@pytest.mark.parametrize("name", [name for name in PAPER if name != "alexnet_imagenet"])
+def test_a_flat_control_costs_what_its_network_of_experts_does(name: str, K: int) -> None:
+    made = PAPER[name]()
+    classes = Specialties.random([str(c) for c in range(100)], K, 0)
+    nofe, control = NofE(made, classes, "kaiming", 0), CNN(FlatControl(made, K), 100, "kaiming", 0)
+    costs = [count_macs(each, made.input_shape) for each in (nofe, control)]
+    assert costs[1] == pytest.approx(costs[0], rel=0.02)
+    sizes = [count_parameters(each) for each in (nofe, control)]
+    # one layer behind a wide one is K times as large: the classifier of the network with one fc
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.25 if name == "alexnet_c100" else 0.02)
+    kinds = [
+        [type(layer) for layer in part.modules() if not list(layer.children())]
+        for part in (nofe.branches["0"], control.head[1])  # type: ignore[index]
+    ]
+    assert kinds[0] == kinds[1]  # as deep as an expert
+
+
+def test_a_control_begins_with_the_trunk_of_its_base_cnn() -> None:
+    made = PAPER["alexnet_quick"]()
+    base, control = (CNN(b, 100, "published", 3) for b in (made, FlatControl(made, 10)))
+    for name, tensor in base.trunk.state_dict().items():
+        assert torch.equal(tensor, control.trunk.state_dict()[name])
+
+
+def test_the_control_of_narrow_experts_is_narrow() -> None:
+    made = PAPER["alexnet_quick"]()
+    classes = Specialties.random([str(c) for c in range(100)], 10, 0)
+    nofe = NofE(made, classes, "kaiming", 0, 0.5)
+    control = CNN(FlatControl(made, 10, 0.5), 100, "kaiming", 0)
+    assert count_macs(control, made.input_shape) == count_macs(nofe, made.input_shape)
+
+
+def test_controls_of_other_networks_are_other_networks() -> None:
+    made = PAPER["alexnet_quick"]()
+    controls = [FlatControl(made, 10), FlatControl(made, 5), FlatControl(made, 10, 0.5)]
+    digests = [repr(each.identity) for each in (made, *controls)]
+    assert len(set(digests)) == 4
