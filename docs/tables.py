@@ -159,6 +159,11 @@ def conditional_table() -> str:
         cells = [points(means.loc[m]) if m in means.index else "" for m in SHOWN_EXPERTS[:-1]]
         two = own[own["experts"] == 2]
         saved = {b: 1 - (two[f"ms_{b}"] / two[f"ms_{b}_all"]).mean() for b in study.BATCHES}
+        of_experts = [
+            1 - ((two[f"ms_{b}"] - before) / (two[f"ms_{b}_all"] - before)).mean()
+            for b in study.BATCHES
+            for before in [two[f"ms_{b}_trunk"]]
+        ]
         macs = 1 - (two["macs"] / two["macs_all"]).mean()
         rows.append(
             [
@@ -167,13 +172,18 @@ def conditional_table() -> str:
                 f"{100 * everything.mean():.2f}",
                 *cells,
                 f"{100 * macs:.0f}",
-                *(f"{100 * saved[b]:.0f}" for b in study.BATCHES),
+                " / ".join(f"{100 * saved[b]:.0f}" for b in study.BATCHES),
+                " / ".join(f"{100 * each:.0f}" for each in of_experts),
             ]
         )
     head = ["network", "seeds", "all 10: top-1 %"]
     head += [f"m = {m}: lost" for m in SHOWN_EXPERTS[:-1]]
-    head += ["m = 2: arithmetic saved %"]
-    head += [f"time saved %, batch {b}" for b in study.BATCHES]
+    batches = " / ".join(map(str, study.BATCHES))
+    head += [
+        "m = 2: arithmetic saved %",
+        f"time saved %, batch {batches}",
+        "of the experts' time %",
+    ]
     return markdown(head, rows)
 
 

@@ -254,7 +254,7 @@ def few_experts(experiment: Experiment, stage: NofEStage) -> pd.DataFrame:
 
     One row a number of experts: top1, found (see `conditional`), multiply-accumulates of an image
     with trunk and gate, and milliseconds an image of `predict`, at batches of BATCHES; under "all"
-    those of the network as it is, without a gate.
+    those of the network as it is, without a gate, and under "trunk" those before the experts.
     """
     gate_stage = experiment.gate(stage)
     (run,) = experiment.run(gate_stage)
@@ -270,6 +270,7 @@ def few_experts(experiment: Experiment, stage: NofEStage) -> pd.DataFrame:
         round(cost.trunk + cost.gate + np.dot(shares, branches)) for shares in table.pop("shares")
     ]
     machine = experiment.workshop.machine
+    trunk = ImageNetwork(model.preprocess, torch.nn.Sequential(nofe.trunk, nofe.shared)).eval()
     for batch in BATCHES:
         images = test.images[:batch].to(machine.device)
 
@@ -278,9 +279,10 @@ def few_experts(experiment: Experiment, stage: NofEStage) -> pd.DataFrame:
 
         with torch.inference_mode():
             sides = [side(m) for m in (*table["experts"], None)]
-            seconds = in_turn(machine, REPEATS, sides)
-        table[f"ms_{batch}"] = [1000 * each / len(images) for each in seconds[:-1]]
-        table[f"ms_{batch}_all"] = 1000 * seconds[-1] / len(images)
+            seconds = in_turn(machine, REPEATS, [*sides, partial(trunk, images)])
+        *few, everything, before = (1000 * each / len(images) for each in seconds)
+        table[f"ms_{batch}"] = few
+        table[f"ms_{batch}_all"], table[f"ms_{batch}_trunk"] = everything, before
     return table.rename(columns={"accuracy": "top1"}).assign(
         macs_all=cost.trunk + sum(branches),
         gate_top1=gate.accuracy,
