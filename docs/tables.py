@@ -70,9 +70,15 @@ def quick() -> pd.DataFrame:
     return table[table["study"] == next(iter(study.STUDIES))]
 
 
-def study_table() -> str:
-    """Every arm: accuracy, difference from the paper's network, size and budget."""
+def first_table() -> str:
+    """The arms that decide."""
+    return study_table(study.FIRST)
+
+
+def study_table(arms: Iterable[str] | None = None) -> str:
+    """Arms, by default all: accuracy, difference from the paper's network, size and budget."""
     table = quick()
+    table = table[table["arm"].isin(arms or table["arm"])]
     means = over_seeds(table, "top1", "arm").set_index("arm")
     differences = paired_differences(table, PAPER, "top1", "arm").set_index("arm")
     first = table.groupby("arm").first()
@@ -87,7 +93,7 @@ def study_table() -> str:
         rows.append(
             [
                 str(arm),
-                f"{found['seeds']}",
+                f"{found['seeds']:.0f}",
                 percent(found),
                 *compared,
                 f"{row['parameters'] / 1e6:.2f} M",
@@ -97,8 +103,8 @@ def study_table() -> str:
             ]
         )
     head = ["network", "seeds", "top-1 %, mean ± 95 %", f"minus {PAPER}, points [95 %]"]
-    head += ["smallest difference these seeds could show", "parameters"]
-    head += ["multiply-accumulates of an image", "epochs in all", "of training"]
+    head += ["detectable", "parameters", "multiply-accumulates", "epochs in all"]
+    head += ["multiply-accumulates of training"]
     return markdown(head, rows)
 
 
@@ -277,6 +283,7 @@ def speed_table() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "first": first_table,
     "study": study_table,
     "quality": quality_table,
     "agreement": agreement_table,
