@@ -76,11 +76,11 @@ class Machine:
             torch.mps.synchronize()
 
     @contextmanager
-    def enough_memory(self, what: str, batch_size: int) -> Iterator[None]:
+    def enough_memory(self, what: str, batch_size: int | None = None) -> Iterator[None]:
         """Raise OutOfMemory, which says what to lower, where torch finds too little memory.
 
-        what: the work that was going on.  The device's memory is free again afterwards, so that a
-        notebook can try something smaller at once.
+        what: the work that was going on.  batch_size: None where it is no training.  The device's
+        memory is free again afterwards, so that a notebook can try something smaller at once.
         """
         shortage = None
         try:
@@ -95,10 +95,10 @@ class Machine:
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+            batch = f"batch_size (it is {batch_size}), " if batch_size is not None else ""
             raise OutOfMemory(
-                f"{what}: {self.device} has too little memory ({shortage}); lower batch_size (it "
-                f"is {batch_size}), image_size or branch_width, or take a smaller backbone. What "
-                "was saved before is kept."
+                f"{what}: {self.device} has too little memory ({shortage}); lower {batch}"
+                "image_size or branch_width, or take a smaller backbone. What was saved before is kept."
             )
 
     def __str__(self) -> str:

@@ -278,7 +278,10 @@ class RunStore:
         try:
             locks.mkdir(exist_ok=True)
             _no_link(locks)
-            lock = FileLock(locks / f"{run_id}.lock", mode=0o666, poll_interval=0.2)
+            # never a file that a dead process leaves locked: where the system has no locks, say so
+            lock = FileLock(
+                locks / f"{run_id}.lock", mode=0o666, poll_interval=0.2, fallback_to_soft=False
+            )
             try:
                 lock.acquire(blocking=False)
             except Timeout as error:

@@ -79,8 +79,9 @@ def final_report(workshop: Workshop, networks: Sequence[tuple[str, Stage]]) -> F
     rows, predictions = [], []
     runs = workshop.carry_out([stage for _, stage in networks])
     for (name, stage), run in zip(networks, runs, strict=True):
-        model = load_model(stage, run, workshop.machine.device)
-        found = predict(model, stage.dataset.test)
+        with workshop.machine.enough_memory(f"the report of {stage.label}"):
+            model = load_model(stage, run, workshop.machine.device)
+            found = predict(model, stage.dataset.test)
         predictions.append(found)
         figures = {
             "test_accuracy": found.accuracy,

@@ -563,6 +563,20 @@ def test_too_little_memory_is_said_in_one_sentence_with_what_to_lower(
     assert list(runs_dir.glob("*.unfinished/step-00000006*"))  # what was done is kept
 
 
+def test_a_report_that_finds_too_little_memory_says_so(
+    runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    found = experiment(runs_dir, epochs=1)
+    monkeypatch.setattr("nofe_lab.stages.report.predict", refuse)
+    sentence = "the report of base CNN.* has too little memory .*; lower image_size or branch_width"
+    with pytest.raises(OutOfMemory, match=sentence):
+        found.final_report({"base": found.base()})
+    assert list(runs_dir.glob("flat-*/weights.safetensors"))
+
+
 def test_a_process_that_may_have_no_more_memory_says_so(runs_dir: Path) -> None:
     wide = """
 import resource
