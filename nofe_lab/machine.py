@@ -98,7 +98,8 @@ class Machine:
             batch = f"batch_size (it is {batch_size}), " if batch_size is not None else ""
             raise OutOfMemory(
                 f"{what}: {self.device} has too little memory ({shortage}); lower {batch}"
-                "image_size or branch_width, or take a smaller backbone. What was saved before is kept."
+                "image_size or branch_width, or take a smaller backbone. What was saved before is "
+                "kept."
             )
 
     def __str__(self) -> str:
