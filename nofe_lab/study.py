@@ -4,8 +4,9 @@ A queue of rows, each one network with one seed: `opponents` of an experiment, t
 first.  A row that is in the table already is skipped, so the queue can be worked off over many
 sessions, on one machine after another; what it leaves is a CSV file to be committed.
 
-Every network of experts gets a gate as well (see `nofe_lab.stages.gate`), and a second table says
-what is left of its accuracy when only the most promising experts are run, and what that saves.
+Networks of experts that differ in their partitions get a gate as well (see `nofe_lab.stages.gate`),
+and a second table says what is left of their accuracy when only the most promising experts are run,
+and what that saves.
 """
 
 from __future__ import annotations
@@ -62,6 +63,17 @@ FIRST = (
     "NofE random, learned generalist",
 )
 """The arms that come first, with every seed: they decide whether learned specialties help."""
+
+
+GATED = (
+    "NofE learned, generalist",
+    "NofE random, its generalist",
+    *(
+        f"NofE {each}, learned generalist"
+        for each in ("random", "confusion", "features", "superclass", "superclass pairs")
+    ),
+)
+"""The arms that get a gate: those that differ in the partition, not in the trunk or the rule."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +258,7 @@ def measured(
         "of_specialties": " ".join(f"{value:.4f}" for value in parts["accuracy"]),
         "map": " ".join(map(str, specialties.of)),
     }
-    return row, few_experts(experiment, stage)
+    return row, few_experts(experiment, stage) if arm in GATED else None
 
 
 def few_experts(experiment: Experiment, stage: NofEStage) -> pd.DataFrame:
