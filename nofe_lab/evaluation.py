@@ -228,23 +228,34 @@ def oracle(found: Predictions, specialties: Specialties) -> Oracle:
 
 
 def conditional(found: Predictions, gate: Predictions, specialties: Specialties) -> pd.DataFrame:
-    """Accuracy with only the experts run that a gate finds most promising, one row a number.
+    """What `NofE.predict` answers with few experts, one row a number of them.
 
     found: what all experts together say of some images [N, C].  gate: what the gate says of them.
-    experts: 1 to all.  accuracy: of `NofE.predict`.  found: share of images whose own specialty is
-    among those run.  shares: of the images, those for which each expert is run.
+    experts: 1 to all.  top1, top5, nll: of the answers.  found: share of images whose own specialty
+    is among those run.  shares: of the images, those for which each expert is run.
     """
+    from scipy.special import logsumexp
+
     expert_of = np.searchsorted(specialties.nonempty, specialties.of)
-    promise = gate.probabilities @ np.eye(len(specialties.nonempty))[expert_of]
-    ranks = (-promise).argsort(axis=1, kind="stable").argsort(axis=1)
+    n = len(specialties.nonempty)
+    best = np.stack([gate.logits[:, expert_of == k].max(axis=1) for k in range(n)], axis=1)
+    ranks = (-best).argsort(axis=1, kind="stable").argsort(axis=1)
     rows = []
-    for m in range(1, ranks.shape[1] + 1):
+    for m in range(1, n + 1):
         runs = ranks < m
-        logits = np.where(runs[:, expert_of], found.logits, -np.inf)
+        ran = runs[:, expert_of]
+        experts, guessed = (
+            logsumexp(np.where(ran, logits, -np.inf), axis=1, keepdims=True)
+            for logits in (found.logits, gate.logits)
+        )
+        logits = np.where(ran, found.logits, gate.logits + experts - guessed).astype(np.float32)
+        answers = Predictions(logits, found.labels)
         rows.append(
             {
                 "experts": m,
-                "accuracy": float((logits.argmax(axis=1) == found.labels).mean()),
+                "top1": answers.accuracy,
+                "top5": answers.top5,
+                "nll": answers.loss,
                 "found": float(runs[np.arange(len(runs)), expert_of[found.labels]].mean()),
                 "shares": tuple(runs.mean(axis=0)),
             }

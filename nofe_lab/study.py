@@ -264,9 +264,10 @@ def measured(
 def few_experts(experiment: Experiment, stage: NofEStage) -> pd.DataFrame:
     """What is left when only some experts are run for each image, and what it costs.
 
-    One row a number of experts: top1, found (see `conditional`), multiply-accumulates of an image
-    with trunk and gate, and milliseconds an image of `predict`, at batches of BATCHES; under "all"
-    those of the network as it is, without a gate, and under "trunk" those before the experts.
+    One row a number of experts: top1, top5, nll, found (see `conditional`), multiply-accumulates of
+    an image with trunk and gate, and milliseconds an image of `predict`, at batches of BATCHES;
+    under "all" those of the network as it is, without a gate, and under "trunk" those before the
+    experts.
     """
     gate_stage = experiment.gate(stage)
     (run,) = experiment.run(gate_stage)
@@ -295,7 +296,7 @@ def few_experts(experiment: Experiment, stage: NofEStage) -> pd.DataFrame:
         *few, everything, before = (1000 * each / len(images) for each in seconds)
         table[f"ms_{batch}"] = few
         table[f"ms_{batch}_all"], table[f"ms_{batch}_trunk"] = everything, before
-    return table.rename(columns={"accuracy": "top1"}).assign(
+    return table.assign(
         macs_all=cost.trunk + sum(branches),
         gate_top1=gate.accuracy,
         gate_width=gate_stage.config.width,

@@ -1,7 +1,7 @@
 """The network of experts: a shared trunk, one branch a specialty, one softmax over all classes.
 
 The paper runs every branch for every image.  A *gate*, one more branch but over all classes, makes
-it conditional: what it believes about the classes says which few experts are worth running.
+it conditional: what it believes of the classes says which few experts are worth running.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ class NofE(nn.Module):
     def predict(self, x: Tensor, experts: int | None = None) -> Tensor:
         """Logits [N, C] where only the `experts` most promising branches are run for each image.
 
-        The gate chooses them; the logits of all other classes are -inf.  None runs all branches.
+        The promise of an expert is the probability that the gate gives to its best class.  The
+        classes of the experts that are not run keep the gate's logits, shifted so that experts and
+        gate agree on how probable the classes that were run are together.  None runs all branches.
         Raises InvalidInput if there are not so many branches, or no gate.
         """
         if experts is None:
@@ -95,22 +97,21 @@ class NofE(nn.Module):
                 "none: train one with `Experiment.gate`."
             )
         features = self.features(x)
-        chosen = self.promise(features).topk(experts, dim=1).indices
-        logits = features.new_full((len(features), self.specialties.C), -torch.inf)
-        for place, (k, branch) in enumerate(self.branches.items()):
+        guess = self.gate(features).float()
+        members = [torch.tensor(self.specialties.members(int(k))) for k in self.branches]
+        best = torch.stack([guess[:, classes].amax(1) for classes in members], dim=1)
+        chosen = best.topk(experts, dim=1).indices
+        found = torch.full_like(guess, -torch.inf)
+        for place, (branch, classes) in enumerate(
+            zip(self.branches.values(), members, strict=True)
+        ):
             rows = (chosen == place).any(dim=1).nonzero()[:, 0]
             if len(rows):
-                columns = torch.tensor(self.specialties.members(int(k)), device=x.device)
-                found = branch(features if len(rows) == len(features) else features[rows])
-                logits[rows[:, None], columns] = found.to(logits.dtype)
-        return logits
-
-    def promise(self, features: Tensor) -> Tensor:
-        """How much probability the gate gives to the classes of each expert: [N, experts]."""
-        assert self.gate is not None
-        ordered = self.gate(features).float().softmax(1)[:, self.to_class_order.argsort()]
-        parts = ordered.split([self.specialties.sizes[int(k)] for k in self.branches], dim=1)
-        return torch.stack([part.sum(1) for part in parts], dim=1)
+                seen = features if len(rows) == len(features) else features[rows]
+                found[rows[:, None], classes.to(x.device)] = branch(seen).float()
+        ran = found.isfinite()
+        guessed = guess.masked_fill(~ran, -torch.inf).logsumexp(1, keepdim=True)
+        return torch.where(ran, found, guess + found.logsumexp(1, keepdim=True) - guessed)
 
     def macs(self, input_shape: tuple[int, ...]) -> Macs:
         """What the parts cost that `predict` runs or leaves out, for an image (c, h, w)."""
