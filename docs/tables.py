@@ -70,6 +70,39 @@ def quick() -> pd.DataFrame:
     return table[table["study"] == next(iter(study.STUDIES))]
 
 
+QUESTIONS = {
+    "base CNN": "Is it better than its base CNN? (the published comparison)",
+    "flat control": "Than one flat branch of its depth, parameters and arithmetic?",
+    "flat control, both budgets": "Than that branch, trained for as many epochs as both stages?",
+    "flat control, generalist": "Than that branch on the same generalist's trunk?",
+    "NofE random, its generalist": "Than with a random partition that nobody learned?",
+    "NofE random, learned generalist": "Than with a random partition on the same trunk?",
+}
+"""What each opponent asks of the paper's network."""
+
+
+def answer() -> str:
+    """The questions, each with what the seeds so far say."""
+    differences = paired_differences(quick(), PAPER, "top1", "arm").set_index("arm")
+    rows = []
+    for arm, question in QUESTIONS.items():
+        if arm not in differences.index:
+            rows.append([question, arm, "not measured yet", ""])
+            continue
+        found = -differences.loc[arm, ["mean", "high", "low"]].set_axis(["mean", "low", "high"])
+        seeds, able = differences.loc[arm, ["seeds", "detectable"]]
+        if pd.isna(found["low"]):
+            verdict = "one seed shows nothing"
+        elif found["low"] > 0:
+            verdict = "**yes**"
+        elif found["high"] < 0:
+            verdict = "**no, it is worse**"
+        else:
+            verdict = f"cannot be told; a difference of {100 * able:.2f} would have been seen"
+        rows.append([question, arm, f"{points(found)} ({seeds:.0f})", verdict])
+    return markdown(["question", "minus", "points [95 %] (seeds)", "answer"], rows)
+
+
 def first_table() -> str:
     """The arms that decide."""
     return study_table(study.FIRST)
@@ -183,7 +216,7 @@ def conditional_table() -> str:
             ]
         )
     head = ["network", "seeds", "all 10: top-1 %"]
-    head += [f"m = {m}: lost" for m in SHOWN_EXPERTS[:-1]]
+    head += [f"m = {m}: change, points" for m in SHOWN_EXPERTS[:-1]]
     batches = " / ".join(map(str, study.BATCHES))
     head += [
         "m = 2: arithmetic saved %",
@@ -283,6 +316,7 @@ def speed_table() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "answer": answer,
     "first": first_table,
     "study": study_table,
     "quality": quality_table,
