@@ -352,13 +352,15 @@ class GateConfig:
     recipe: Recipe
     """Its optimisation; everything but the gate stays as it is."""
     width: float = 1.0
-    """Factor on a branch's hidden channels: how much wider than an expert the gate is."""
+    """Factor on the hidden channels of a branch as the backbone makes it."""
     seed: int = 0
     """Of the gate's weights, the order of the images and their augmentation."""
 
     def __post_init__(self) -> None:
         whole_number("seed", self.seed, 0)
         _as_floats(self, width=(0, MAX_BRANCH_WIDTH))
+        if self.width == 0:
+            raise InvalidInput("the width of a gate must be a number above 0; got 0.")
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,12 @@ from nofe_lab.evaluation import conditional, oracle, per_specialty, predict
 from nofe_lab.files import write_text
 from nofe_lab.networks import PAPER, NofE, backbone, preset
 from nofe_lab.networks.paper import PUBLISHED
+from nofe_lab.runs import code_revision
 from nofe_lab.specialties import Specialties
-from nofe_lab.stages import Experiment, NofEStage, Stage, load_specialties
+from nofe_lab.stages import Experiment, GeneralistStage, NofEStage, Stage, load_specialties
 from nofe_lab.stages.gate import GateAlone
 from nofe_lab.stages.report import final_report
+from nofe_lab.training import TrainingDiverged
 
 RESULTS = data_folder() / "results" / "study.csv"
 """The table of the rows."""
@@ -45,6 +47,9 @@ CONDITIONAL = RESULTS.with_name("study_conditional.csv")
 
 PAIRS = data_folder() / "specialties" / "cifar100_superclass_pairs.json"
 """CIFAR-100's 20 superclasses, two by two, as a person would put them."""
+
+KEYS = ("study", "arm", "seed")
+"""What tells a row."""
 
 BATCHES = (1, 256)
 """Images at once, where seconds are measured."""
@@ -170,8 +175,13 @@ class Queue:
         self.studies = [STUDIES[one_of("study", name, STUDIES)] for name in names]
         self.results, self.conditional = Path(results), Path(conditional)
         self.runs_dir = runs_dir
-        self.table = read(self.results, ("study", "arm", "seed", "top1"))
-        self.curves = read(self.conditional, ("study", "arm", "seed", "experts", "top1"))
+        self.failed: list[tuple[str, str, int]] = []
+        self.read()
+
+    def read(self) -> None:
+        """Look what the tables hold: other processes may add to them."""
+        self.table = read(self.results, (*KEYS, "top1"))
+        self.curves = read(self.conditional, (*KEYS, "experts", "top1"))
 
     def missing(self) -> Iterator[tuple[Study, str, int]]:
         """(study, arm, seed) of the rows that are yet to be made, the most telling first."""
@@ -179,16 +189,20 @@ class Queue:
             done = self.table[self.table["study"] == study.name]
             known = set(zip(done["arm"], done["seed"], strict=True))
             for row in study.rows(opponents(study.make(self.runs_dir))):
-                if row not in known:
+                if row not in known and (study.name, *row) not in self.failed:
                     yield study, *row
 
     def work(self) -> bool:
-        """Make the next row; False if there is none left."""
+        """Make the next row, or pass by one that diverges; False if there is none left."""
         row = next(self.missing(), None)
         if row is not None:
             study, arm, seed = row
             print(f"--- {study.name}: {arm}, seed {seed}", flush=True)
-            self._add(study, arm, seed)
+            try:
+                self._add(study, arm, seed)
+            except TrainingDiverged as reason:
+                self.failed.append((study.name, arm, seed))
+                print(f"{arm}, seed {seed}: no row ({reason})", flush=True)
         return row is not None
 
     def commit(self) -> None:
@@ -206,6 +220,7 @@ class Queue:
         stage = opponents(experiment)[arm]
         row, curve = measured(experiment, arm, stage)
         keys: dict[str, Any] = {"study": study.name, "arm": arm, "seed": seed}
+        self.read()
         if curve is not None:  # first: a row says that all of it is there
             self.curves = _appended(self.curves, curve.assign(**keys))
             _write(self.conditional, self.curves)
@@ -225,8 +240,7 @@ def measured(
         "dataset": table["dataset"],
         "backbone": stage.backbone.name,
         "preset": experiment.preset,
-        "specialties": stage.config.specialties if isinstance(stage, NofEStage) else "",
-        "trunk": stage.trunk,
+        **_origins(stage),
         "K": table["K"],
         "epochs": table["epochs"],
         "total_epochs": table["total_epochs"],
@@ -242,6 +256,7 @@ def measured(
         "total_seconds": table["total_seconds"],
         "hardware": table["device"],
         **{key: table[key] for key in ("threads", "precision", "torch", "python", "revision")},
+        "tested_by": code_revision(),
         "run": table["run"],
     }
     (run,) = experiment.run(stage)
@@ -259,6 +274,24 @@ def measured(
         "map": " ".join(map(str, specialties.of)),
     }
     return row, few_experts(experiment, stage) if arm in GATED else None
+
+
+def _origins(stage: Stage) -> dict[str, str]:
+    """Where its partition and its trunk come from, and the rules of the generalists behind them."""
+
+    def rule(role: str) -> str:
+        parent = stage.parents.get(role)
+        return parent.config.rule if isinstance(parent, GeneralistStage) else ""
+
+    specialties = stage.config.specialties if isinstance(stage, NofEStage) else ""
+    if rule("specialties") == "random":
+        specialties = "random"
+    return {
+        "specialties": specialties,
+        "rule": rule("specialties"),
+        "trunk": stage.trunk,
+        "trunk_rule": rule("trunk"),
+    }
 
 
 def few_experts(experiment: Experiment, stage: NofEStage) -> pd.DataFrame:
@@ -307,6 +340,7 @@ def few_experts(experiment: Experiment, stage: NofEStage) -> pd.DataFrame:
         precision=model.precision,
         torch=torch.__version__,
         revision=run.provenance["revision"],
+        tested_by=code_revision(),
         run=run.id,
     )
 
@@ -374,7 +408,8 @@ def _measured(folder: Path, name: str) -> tuple[dict[str, Any], str]:
     if path.is_file():
         table = read(path, ("study", "arm", "seed", "top1"))
         arms = {"base": "base CNN", "nofe": "NofE learned, generalist"}
-        rows = table[(table["backbone"] == name) & (table["preset"] == "paper")]
+        first = table["study"] == next(iter(STUDIES))  # others have another K, or other images
+        rows = table[first & (table["backbone"] == name)]
         parts = {key: rows[rows["arm"] == arm] for key, arm in arms.items()}
         if all(len(part) for part in parts.values()):
             last = parts["nofe"].iloc[0]
@@ -414,10 +449,13 @@ def read(path: Path | str, columns: tuple[str, ...]) -> pd.DataFrame:
 
 
 def _appended(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """The table with these rows, in the place of those of the same keys."""
+    rows = rows[[*KEYS, *rows.columns.drop(list(KEYS))]]
     if table.empty:
-        first = [name for name in ("study", "arm", "seed") if name in rows]
-        return rows[[*first, *rows.columns.drop(first)]]
-    return pd.concat([table, rows], ignore_index=True)
+        return rows
+    new = set(map(tuple, rows[list(KEYS)].to_numpy()))
+    others = [key not in new for key in map(tuple, table[list(KEYS)].to_numpy())]
+    return pd.concat([table[others], rows], ignore_index=True)
 
 
 def _write(path: Path, table: pd.DataFrame) -> None:

@@ -16,14 +16,23 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nofe_lab.config import InvalidInput, Preset, Recipe, derive_seed, one_of, quick_preset
+from nofe_lab.config import (
+    MAX_BRANCH_WIDTH,
+    InvalidInput,
+    Preset,
+    Recipe,
+    derive_seed,
+    one_of,
+    quick_preset,
+)
 from nofe_lab.files import digest_of_tensors
+from nofe_lab.networks.counting import count_macs
 
 
 class Backbone(ABC):
@@ -56,10 +65,9 @@ class Backbone(ABC):
     def make_control(self, n: int, K: int, width: float = 1.0) -> nn.Module:
         """One flat branch as deep as an expert, at about the cost of K: features -> logits [N, n].
 
-        width: of the experts.  By default one that is sqrt(K) times as wide: products of its hidden
-        layers then have K times the weights.
+        width: of the experts.  By default the expert whose width makes it cost nearest to K.
         """
-        return self.make_branch(n, width * K**0.5)
+        return self.make_branch(n, _control_width(self, n, K, width))
 
     def make_shared(self) -> nn.Module:
         """Layers between trunk and branches that the experts share and a base CNN lacks."""
@@ -155,6 +163,25 @@ class Backbone(ABC):
             }
             for (rate, decay), parameters in groups.items()
         ]
+
+
+@lru_cache(maxsize=64)
+def _control_width(backbone: Backbone, n: int, K: int, width: float) -> float:
+    """The width, in 64ths, at which one branch costs nearest to K branches of `width`."""
+    with seeded(0):
+        before = nn.Sequential(backbone.make_trunk(), backbone.make_shared()).eval()
+        with torch.no_grad():
+            shape = tuple(before(torch.zeros(1, *backbone.input_shape)).shape[1:])
+
+        def cost(outputs: int, wide: float) -> int:
+            return count_macs(backbone.make_branch(outputs, wide), shape)
+
+        wanted = K * cost(-(-n // K), width)
+        low, high = 1, round(64 * min(K * width, MAX_BRANCH_WIDTH))
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if cost(n, middle / 64) < wanted else (low, middle)
+        return min((low, high), key=lambda w: abs(cost(n, w / 64) - wanted)) / 64
 
 
 class CNN(nn.Module):

@@ -25,7 +25,7 @@ def count_macs(module: nn.Module, input_shape: tuple[int, ...]) -> int:
     Convolutions and matrix products count, biases, pooling and nonlinearities do not.
     """
     with FlopCounterMode(display=False) as counter:
-        _showan_image(module, input_shape)
+        _show_an_image(module, input_shape)
     return int(counter.get_total_flops()) // 2
 
 
@@ -39,7 +39,7 @@ def _size_of(output: Tensor) -> str:
     return " x ".join(map(str, output.shape[1:]))
 
 
-def _showan_image(module: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
+def _show_an_image(module: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
     with torch.no_grad(), modes_kept(module):
         output: Tensor = module.eval()(an_image(module, input_shape))
     return output
@@ -75,7 +75,7 @@ def layer_table(network: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFram
     for leaf in leaves:
         hooks += [leaf.register_forward_pre_hook(before), leaf.register_forward_hook(after)]
     with FlopCounterMode(display=False) as counter:
-        logits = _showan_image(network, input_shape)
+        logits = _show_an_image(network, input_shape)
     for hook in hooks:
         hook.remove()
     parameters: Counter[tuple[str, str]] = Counter()

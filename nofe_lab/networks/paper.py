@@ -513,7 +513,7 @@ class AlexNetImageNet(_Published):
             return super().initialise(part, scheme)
         for name, module in part.named_modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
-                hidden = name in ("fc6", "fc7")
+                hidden = name.rpartition(".")[2] in ("fc6", "fc7")
                 grouped = isinstance(module, nn.Conv2d) and module.groups > 1
                 nn.init.normal_(module.weight, std=0.005 if hidden else 0.01)
                 assert module.bias is not None

@@ -26,6 +26,7 @@ from nofe_lab.config import (
     InvalidInput,
     NofEConfig,
     Preset,
+    derive_seed,
     one_of,
     text,
     whole_number,
@@ -194,18 +195,24 @@ class Experiment:
         """
         return self._flat(self._backbone, budget, "scratch")
 
-    def control(self, budget: str = "nofe", trunk: str = "scratch") -> FlatStage:
+    def control(
+        self, budget: str = "nofe", trunk: str = "scratch", recipe: str = "flat"
+    ) -> FlatStage:
         """The flat control of K experts: one branch, as deep as they are and as expensive.
 
         budget: as for `base`.  trunk: where it begins, as for `nofe`; on another stage's trunk it
-        is trained as the network of experts is.
+        is trained as the network of experts is.  recipe: ``flat``, or ``nofe``'s from scratch too.
         """
         network = FlatControl(self._backbone, self.K, self.branch_width)
-        return self._flat(network, budget, trunk)
+        return self._flat(network, budget, trunk, recipe)
 
-    def _flat(self, backbone: Backbone, budget: str, trunk: str) -> FlatStage:
+    def _flat(
+        self, backbone: Backbone, budget: str, trunk: str, recipe_of: str = "flat"
+    ) -> FlatStage:
         one_of("budget", budget, BUDGETS)
         flat, generalist = self.recipes.flat, self.recipes.generalist
+        if one_of("recipe", recipe_of, ("flat", "nofe")) == "nofe":
+            flat = self.recipes.nofe
         recipe = generalist if budget == "generalist" else flat
         if budget == "total":
             recipe = replace(flat, epochs=flat.epochs + generalist.epochs)
@@ -214,7 +221,8 @@ class Experiment:
         config = FlatConfig(self.recipes.network, recipe, self.seed, trunk)
         stage = FlatStage(self.data, backbone, config, self._origin(trunk, None))
         if budget == "arithmetic":
-            spent = sum(each.training_macs for each in self.nofe().lineage.values())
+            nofe = self.nofe("learned", "generalist")
+            spent = sum(each.training_macs for each in nofe.lineage.values())
             epochs = max(round(spent * recipe.epochs / stage.training_macs), 1)
             config = replace(config, recipe=replace(recipe, epochs=epochs))
             stage = FlatStage(self.data, backbone, config, self._origin(trunk, None))
@@ -251,7 +259,9 @@ class Experiment:
         elif wanted == "learned":
             partition = self.generalist(rule)
         elif wanted == "random":
-            partition = Specialties.random(self.data.class_names, self.K, self.seed)
+            # another draw than the one that this seed's generalists begin with
+            seed = derive_seed(self.seed, "random specialties")
+            partition = Specialties.random(self.data.class_names, self.K, seed)
         elif wanted == "superclass":
             partition = superclass_specialties(self.data)
         elif wanted in CLUSTERED:
@@ -275,7 +285,8 @@ class Experiment:
             learning_rate=self.learning_rate or quick.nofe.learning_rate,
         )
         network = replace(quick.network, inputs=self.recipes.network.inputs)
-        return GateStage(nofe or self.nofe(), GateConfig(network, recipe, seed=self.seed))
+        config = GateConfig(network, recipe, self.branch_width, self.seed)
+        return GateStage(nofe or self.nofe(), config)
 
     def opponents(self) -> dict[str, Stage]:
         """The networks that an honest comparison sets side by side, by name.
@@ -310,6 +321,10 @@ class Experiment:
             "flat control, equal arithmetic": partial(self.control, "arithmetic"),
             "flat control, generalist": partial(self.control, trunk="generalist"),
         }
+        if self.recipes.nofe != self.recipes.flat:
+            controls["flat control, both budgets, NofE recipe"] = partial(
+                self.control, "total", recipe="nofe"
+            )
         learning: dict[str, Stage] = {
             "NofE learned, generalist": self.nofe("learned", "generalist"),
             **{f"NofE {rule}, its generalist": self.nofe("learned", rule=rule) for rule in others},

@@ -63,10 +63,9 @@ class GateStage(Stage):
     def network(self, specialties: Specialties | None = None) -> nn.Module:
         network = self.nofe.network(specialties)
         assert isinstance(network, NofE)
-        width = self.config.width * self.nofe.config.branch_width
         network.gate = fresh(
             self.backbone,
-            lambda: self.backbone.make_branch(self.dataset.C, width),
+            lambda: self.backbone.make_branch(self.dataset.C, self.config.width),
             self.network_config.initialisation,
             self.seed,
             "gate",

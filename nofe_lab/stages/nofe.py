@@ -9,6 +9,7 @@ trunk; the other combinations are its rivals, and take the same code.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ from nofe_lab.evaluation import class_means, predict
 from nofe_lab.machine import Machine
 from nofe_lab.networks import Backbone, NofE
 from nofe_lab.networks.backbone import seeded
+from nofe_lab.networks.counting import count_macs
 from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties, confusion_clusters, feature_clusters
 from nofe_lab.stages.flat import FlatStage
@@ -76,6 +78,15 @@ class NofEStage(Stage):
                 f"branch_start 'tail' needs branches made of the head's layers; {backbone.name!r} "
                 "has branches of its own, which start 'fresh'."
             )
+
+    @cached_property
+    def training_macs(self) -> int:
+        spent = super().training_macs
+        if self.config.specialties in CLUSTERED:  # the base CNN looks at all training images
+            base = self.parents["specialties"]
+            forward = count_macs(base.untrained_network(), base.backbone.input_shape)
+            spent += len(self.dataset.train) * forward
+        return spent
 
     @property
     def title(self) -> str:

@@ -494,14 +494,16 @@ def test_experts_that_are_not_there_are_refused(tiny_experiment: Make) -> None:
         experiment.model(experiment.nofe()).predict(images, 1)
 
 
-def test_random_specialties_are_the_ones_that_their_generalist_learned_with(
+def test_random_specialties_are_another_draw_than_the_one_that_learning_begins_with(
     tiny_experiment: Make,
 ) -> None:
     experiment = tiny_experiment()
     (run,) = experiment.run(experiment.generalist("random"))
     given = experiment.nofe("random").given
     assert given is not None
-    assert load_specialties(run).of == given.of
+    assert given == experiment.nofe("random").given
+    assert given != experiment.with_seed(1).nofe("random").given
+    assert load_specialties(run).of != given.of
 
 
 def test_the_superclasses_are_a_partition_with_their_names(tiny: Dataset) -> None:

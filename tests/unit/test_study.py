@@ -11,7 +11,8 @@ import pytest
 
 from nofe_lab import Experiment, InvalidInput, Specialties
 from nofe_lab.__main__ import main
-from nofe_lab.study import PAIRS, STUDIES, Queue, Study, read
+from nofe_lab.study import PAIRS, STUDIES, Queue, Study, paper_rows, read
+from nofe_lab.training import TrainingDiverged
 
 ARMS = ("base CNN", "NofE random, learned generalist", "NofE learned, generalist")
 
@@ -111,6 +112,52 @@ def test_a_file_that_is_no_table_of_a_study_is_refused(content: str, tmp_path: P
 def test_an_unknown_study_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "--study", "imagenet"]) == 2
     assert "study 'imagenet' is unknown" in capsys.readouterr().err
+
+
+def test_a_row_that_is_made_again_takes_its_old_place(queue: Callable[[], Queue]) -> None:
+    for _ in range(2):
+        queue().work()
+    first = queue()
+    again = first.table[first.table["arm"] != "NofE learned, generalist"]
+    again.to_csv(first.results, index=False)  # its curve is still there
+    queue().work()
+    assert list(queue().curves["experts"]) == [1, 2, 3]
+    assert len(queue().table) == 2
+
+
+def test_a_row_that_diverges_is_passed_by(
+    queue: Callable[[], Queue], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def diverge(*_: object) -> None:
+        raise TrainingDiverged("training has diverged.")
+
+    made = queue()
+    with monkeypatch.context() as patch:
+        patch.setattr("nofe_lab.study.measured", diverge)
+        assert made.work()
+    assert "base CNN, seed 0: no row (training has diverged.)" in capsys.readouterr().out
+    assert next(made.missing())[1:] == ("NofE learned, generalist", 0)
+
+
+def test_published_rows_are_beside_those_of_their_own_study_alone(tmp_path: Path) -> None:
+    first, *_, other = STUDIES
+    rows = [
+        {"study": name, "arm": arm, "seed": seed, "backbone": "alexnet_quick", "preset": "paper",
+         "top1": top1, "epochs": 10, "total_epochs": 18}
+        for name, arm, seed, top1 in (
+            (first, "base CNN", 0, 0.4),
+            (first, "NofE learned, generalist", 0, 0.5),
+            (first, "NofE learned, generalist", 1, 0.6),
+            (other, "NofE learned, generalist", 0, 0.1),
+            (other, "base CNN", 0, 0.1),
+        )
+    ]  # fmt: skip
+    pd.DataFrame(rows).to_csv(tmp_path / "study.csv", index=False)
+    found = paper_rows(tmp_path).set_index("network")
+    row = found.loc["alexnet_quick"]
+    assert (row["base"], row["nofe"], row["seeds"]) == (40, pytest.approx(55), 1)
+    assert (row["epochs"], row["published_epochs"]) == ("8 + 10", "8 + 10")
+    assert found.loc["vgg11_c100", "source"] == ""
 
 
 def test_the_superclasses_in_pairs_are_ten_tens() -> None:
