@@ -188,20 +188,23 @@ class Run:
             print(f"reports.json of {self.path.name} was not written ({first_line(error)}).")
 
     def save_figure(self, figure: Any, name: str) -> Path | None:
-        """Keep a matplotlib figure as `name`.png in the run's folder ``figures``.
+        """Keep a matplotlib figure as `name`.png and `name`.svg in the run's folder ``figures``.
 
-        None, with a message, where the run is read-only.
+        Returns the path of the PNG; None, with a message, where the run is read-only.
         """
-        path = self.path / "figures" / _plain_name(f"{name}.png")
+        png, svg = (
+            self.path / "figures" / _plain_name(f"{name}.{kind}") for kind in ("png", "svg")
+        )
         try:
-            path.parent.mkdir(exist_ok=True)
-            _no_link(path.parent)
-            path.unlink(missing_ok=True)  # it could be a link
-            figure.savefig(path, dpi=150)
+            png.parent.mkdir(exist_ok=True)
+            _no_link(png.parent)
+            for path in (png, svg):
+                path.unlink(missing_ok=True)  # it could be a link
+                figure.savefig(path, dpi=150)
         except OSError as error:
-            print(f"{path.name} of {self.path.name} was not written ({first_line(error)}).")
+            print(f"{png.name} of {self.path.name} was not written ({first_line(error)}).")
             return None
-        return path
+        return png
 
     def location(self, inside: Path | None = None) -> str:
         """The path of the run, or of something inside it, as seen from the working folder."""

@@ -148,6 +148,7 @@ def test_figures_are_kept_in_the_run_s_folder(store: RunStore) -> None:
     path = run.save_figure(Figure(), "confusion")
     assert path == run.path / "figures" / "confusion.png"
     assert path.read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in path.with_suffix(".svg").read_text()
     assert store.find(run.id) is not None
 
 
