@@ -109,7 +109,7 @@ def answer() -> str:
 
 def first_table() -> str:
     """The arms that decide."""
-    return study_table(study.FIRST)
+    return study_table([*study.PRIMARY, *study.SECONDARY])
 
 
 def study_table(arms: Iterable[str] | None = None) -> str:

@@ -57,17 +57,17 @@ BATCHES = (1, 256)
 REPEATS = 9
 """Of every measurement of seconds."""
 
-FIRST = (
-    "base CNN",
-    "NofE learned, generalist",
-    "NofE random, its generalist",
+PRIMARY = ("base CNN", "NofE learned, generalist", "NofE random, its generalist")
+"""The arms that come first, with every seed: do learned specialties help?"""
+
+SECONDARY = (
     "flat control",
     "flat control, generalist",
     "base CNN, both budgets",
     "flat control, both budgets",
     "NofE random, learned generalist",
 )
-"""The arms that come first, with every seed: they decide whether learned specialties help."""
+"""The arms that come next: is it the specialties, or size, training time and trunk?"""
 
 
 GATED = (
@@ -91,15 +91,16 @@ class Study:
     seeds: int
     arms: tuple[str, ...] | None = None
     """The names of opponents; None: all of them."""
-    first: tuple[str, ...] = FIRST
-    """Those that come first."""
+    tiers: tuple[tuple[str, ...], ...] = (PRIMARY, SECONDARY)
+    """Those that come first, each of them with every seed, and those that come next."""
 
     def rows(self, stages: dict[str, Stage]) -> list[tuple[str, int]]:
         """(arm, seed) of every row, in the order of the queue."""
         arms = list(self.arms or stages)
-        first = [arm for arm in self.first if arm in arms]
-        rest = [arm for arm in arms if arm not in first]
-        return [(arm, seed) for part in (first, rest) for seed in range(self.seeds) for arm in part]
+        tiers = [[arm for arm in tier if arm in arms] for tier in self.tiers]
+        known = {arm for tier in tiers for arm in tier}
+        tiers.append([arm for arm in arms if arm not in known])
+        return [(arm, seed) for tier in tiers for seed in range(self.seeds) for arm in tier]
 
 
 CIFAR100, TINY = "parquet:$NOFE_DATA/cifar100", "parquet:$NOFE_DATA/tiny-imagenet-200-32px"

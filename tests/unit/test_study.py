@@ -22,7 +22,7 @@ def queue(
     tiny_experiment: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[], Queue]:
     """Makes the queue of a toy study, as a new process would."""
-    study = Study("toy", lambda _: tiny_experiment(), 2, ARMS, ARMS[:1] + ARMS[2:])
+    study = Study("toy", lambda _: tiny_experiment(), 2, ARMS, (ARMS[:1] + ARMS[2:],))
     monkeypatch.setattr("nofe_lab.study.STUDIES", {"toy": study})
     return lambda: Queue(None, tmp_path / "study.csv", tmp_path / "conditional.csv")
 
