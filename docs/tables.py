@@ -75,14 +75,35 @@ def quick() -> pd.DataFrame:
 
 
 QUESTIONS = {
-    "base CNN": "Is it better than its base CNN? (the published comparison)",
-    "flat control": "Than one flat branch of its depth, parameters and arithmetic?",
-    "flat control, both budgets": "Than that branch, trained for as many epochs as both stages?",
-    "flat control, generalist": "Than that branch on the same generalist's trunk?",
-    "NofE random, its generalist": "Than with a random partition that nobody learned?",
-    "NofE random, learned generalist": "Than with a random partition on the same trunk?",
+    OWN_RANDOM: "**primary:** do *learned* specialties help, against random ones?",
+    "NofE random, learned generalist": "... against random ones on the same trunk?",
+    "base CNN": "does it beat its base CNN?",
+    "flat control": "does it beat one flat branch of its depth, size and arithmetic?",
+    "flat control, both budgets": "... trained for as many epochs as both stages?",
+    "flat control, generalist": "... on the same generalist's trunk?",
 }
-"""What each opponent asks of the paper's network."""
+"""What each opponent asks of the network of experts."""
+
+
+def lead() -> str:
+    """The answer in a sentence: means of the first arms over the seeds so far."""
+    means = over_seeds(quick(), "top1", "arm").set_index("arm")
+
+    def mean(arm: str) -> str:
+        found = means.loc[arm]
+        return f"{100 * found['mean']:.1f} % ({_counted(int(found['seeds']), 'seed')})"
+
+    base, nofe = PUBLISHED["alexnet_quick"]
+    return (
+        f"So far: network of experts {mean(PAPER)}, base CNN {mean('base CNN')} (published: {nofe} "
+        f"and {base}); with random specialties {mean(OWN_RANDOM)}; one flat branch as large and "
+        f"deep {mean('flat control')}, and on the generalist's trunk "
+        f"{mean('flat control, generalist')}."
+    )
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
 
 
 def answer() -> str:
@@ -96,26 +117,42 @@ def answer() -> str:
         found = -differences.loc[arm, ["mean", "high", "low"]].set_axis(["mean", "low", "high"])
         seeds, able = differences.loc[arm, ["seeds", "detectable"]]
         if pd.isna(found["low"]):
-            verdict = "one seed shows nothing"
+            verdict = "one seed: no interval"
         elif found["low"] > 0:
-            verdict = "**yes**"
+            verdict = "yes"
         elif found["high"] < 0:
-            verdict = "**no, it is worse**"
+            verdict = "no, it is worse"
         else:
-            verdict = f"cannot be told; a difference of {100 * able:.2f} would have been seen"
+            verdict = f"open: {100 * able:.1f} would be found in 4 of 5 such studies"
         rows.append([question, arm, f"{points(found)} ({seeds:.0f})", verdict])
-    return markdown(["question", "minus", "points [95 %] (seeds)", "answer"], rows)
+    head = ["question", "opponent", "NofE − opponent, points [95 %] (seeds)", "answer"]
+    return markdown(head, rows)
 
 
 def first_table() -> str:
-    """The arms that decide."""
-    return study_table([*study.PRIMARY, *study.SECONDARY])
-
-
-def study_table(arms: Iterable[str] | None = None) -> str:
-    """Arms, by default all: accuracy, difference from the paper's network, size and budget."""
+    """The arms that decide: accuracy, size and budget."""
     table = quick()
-    table = table[table["arm"].isin(arms or table["arm"])]
+    means = over_seeds(table, "top1", "arm").set_index("arm")
+    first = table.groupby("arm").first()
+    rows = [
+        [
+            str(arm),
+            f"{found['seeds']:.0f}",
+            percent(found),
+            f"{first.loc[arm, 'parameters'] / 1e6:.2f} M",
+            f"{first.loc[arm, 'macs'] / 1e6:.1f} M",
+            f"{first.loc[arm, 'total_epochs']:.0f}",
+        ]
+        for arm, found in means.sort_values("mean", ascending=False).iterrows()
+        if arm in (*study.PRIMARY, *study.SECONDARY)
+    ]
+    head = ["network", "seeds", "top-1 %, mean ± 95 %", "parameters", "multiply-accumulates"]
+    return markdown([*head, "epochs in all"], rows)
+
+
+def study_table() -> str:
+    """Every arm: accuracy, difference from the paper's network, size and budget."""
+    table = quick()
     means = over_seeds(table, "top1", "arm").set_index("arm")
     differences = paired_differences(table, PAPER, "top1", "arm").set_index("arm")
     first = table.groupby("arm").first()
@@ -139,7 +176,7 @@ def study_table(arms: Iterable[str] | None = None) -> str:
                 f"{row['total_training_macs'] / 1e12:.0f} T",
             ]
         )
-    head = ["network", "seeds", "top-1 %, mean ± 95 %", f"minus {PAPER}, points [95 %]"]
+    head = ["network", "seeds", "top-1 %, mean ± 95 %", "it − NofE learned, generalist [95 %]"]
     head += ["detectable", "parameters", "multiply-accumulates", "epochs in all"]
     head += ["multiply-accumulates of training"]
     return markdown(head, rows)
@@ -210,7 +247,6 @@ def conditional_table() -> str:
         means = over_seeds(lost, "lost", "experts").set_index("experts")
         cells = [points(means.loc[m]) if m in means.index else "" for m in SHOWN_EXPERTS]
         two = own[own["experts"] == 2]
-        saved = {b: 1 - (two[f"ms_{b}"] / two[f"ms_{b}_all"]).mean() for b in study.BATCHES}
         of_experts = [
             1 - ((two[f"ms_{b}"] - before) / (two[f"ms_{b}_all"] - before)).mean()
             for b in study.BATCHES
@@ -225,18 +261,13 @@ def conditional_table() -> str:
                 f"{100 * everything.mean():.2f}",
                 *cells,
                 f"{100 * macs:.0f}",
-                " / ".join(f"{100 * saved[b]:.0f}" for b in study.BATCHES),
                 " / ".join(f"{100 * each:.0f}" for each in of_experts),
             ]
         )
     head = ["network", "seeds", "experts", "all: top-1 %"]
-    head += [f"m = {m}: change, points" for m in SHOWN_EXPERTS]
+    head += [f"m = {m}: points" for m in SHOWN_EXPERTS]
     batches = " / ".join(map(str, study.BATCHES))
-    head += [
-        "m = 2: arithmetic saved %",
-        f"time saved %, batch {batches}",
-        "of the experts' time %",
-    ]
+    head += ["m = 2: arithmetic saved %", f"experts' time saved %, batch {batches}"]
     return markdown(head, rows)
 
 
@@ -319,6 +350,7 @@ def speed_table() -> str:
     rows = [
         [
             row.what,
+            f"{row.networks}" if row.networks > 1 else "AlexNet-Quick",
             row.target,
             f"**{row.measured:.3g}**",
             f"{row.smallest:.3g} to {row.largest:.3g}",
@@ -326,10 +358,11 @@ def speed_table() -> str:
         ]
         for row in found.itertuples()
     ]
-    return markdown(["what", "target", "mean", "networks", ""], rows)
+    return markdown(["what", "networks", "target", "mean", "smallest to largest", ""], rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "lead": lead,
     "answer": answer,
     "first": first_table,
     "study": study_table,

@@ -189,7 +189,12 @@ class Queue:
         for study in self.studies:
             done = self.table[self.table["study"] == study.name]
             known = set(zip(done["arm"], done["seed"], strict=True))
-            for row in study.rows(opponents(study.make(self.runs_dir))):
+            try:
+                rows = study.rows(opponents(study.make(self.runs_dir)))
+            except InvalidInput as reason:  # its data are not there
+                print(f"{study.name}: left out ({reason})")
+                continue
+            for row in rows:
                 if row not in known and (study.name, *row) not in self.failed:
                     yield study, *row
 

@@ -164,9 +164,7 @@ def _import_timm() -> Any:
     try:
         import timm
     except ImportError as error:
-        raise InvalidInput(
-            f"'timm:NAME' needs timm ({error}): pip install 'nofe_lab[timm]'."
-        ) from error
+        raise InvalidInput(f"'timm:NAME' needs timm ({error}): pip install timm.") from error
     return timm
 
 

@@ -152,7 +152,7 @@ def test_a_further_classifier_is_left_out() -> None:
 
 def test_timm_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    sentence = r"^'timm:NAME' needs timm \(.*\): pip install 'nofe_lab\[timm\]'.$"
+    sentence = r"^'timm:NAME' needs timm \(.*\): pip install timm\.$"
     with pytest.raises(InvalidInput, match=sentence):
         backbone("timm:resnet18")
 
