@@ -389,6 +389,7 @@ def conditional_figure() -> Figure:
     arms = [arm for arm in (PAPER, OWN_RANDOM) if arm in set(table["arm"])]
     kept = pd.concat([table[table["arm"] == arm] for arm in arms])
     flat = quick()
+    flat = flat[flat["seed"].isin(kept["seed"])]
     return plots.plot_conditional(kept, flat[flat["specialties"].isna()])
 
 
