@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +89,35 @@ class Specialties:
     def order(self) -> tuple[int, ...]:
         """All classes, specialty by specialty: the order that makes confusion blocks visible."""
         return tuple(c for k in range(self.K) for c in self.members(k))
+
+    def moved(self, label: int, k: int) -> Specialties:
+        """The partition with class `label` in specialty k.
+
+        >>> Specialties(("cat", "dog", "bus"), (0, 0, 1), K=2).moved(1, 1).of
+        (0, 1, 1)
+        """
+        whole_number("label", label, 0, self.C - 1)
+        whole_number("specialty", k, 0, self.K - 1)
+        return replace(self, of=(*self.of[:label], k, *self.of[label + 1 :]))
+
+    def with_one_more(self, name: str | None = None) -> Specialties:
+        """The partition with another, empty specialty behind the others."""
+        names = (*self.names, str(self.K + 1) if name is None else name)
+        return replace(self, K=self.K + 1, names=names)
+
+    def without(self, k: int) -> Specialties:
+        """The partition without the empty specialty k; those behind it move up.
+
+        Raises InvalidInput if it has classes.
+        """
+        whole_number("specialty", k, 0, self.K - 1)
+        if n := self.sizes[k]:
+            raise InvalidInput(
+                f"specialty {self.names[k]!r} has {n} classes; accepted: one without classes."
+            )
+        names = (*self.names[:k], *self.names[k + 1 :])
+        of = tuple(each - (each > k) for each in self.of)
+        return replace(self, of=of, K=self.K - 1, names=names)
 
     def agreement(self, other: Specialties) -> dict[str, float]:
         """How alike two partitions of the same classes are, whatever their specialties are called.

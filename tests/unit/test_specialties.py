@@ -209,3 +209,24 @@ def test_the_digest_is_of_the_map_and_not_of_the_specialties_names() -> None:
         Specialties(tuple("abc"), (0, 0, 1), 3),
     ]
     assert len({one.digest, *(other.digest for other in others)}) == 4
+
+
+def test_a_class_moves_and_the_old_partition_stays() -> None:
+    moved = PETS.moved(1, 1)
+    assert moved.class_names_of(1) == ("bus",)
+    assert (moved.names, PETS.of) == (PETS.names, (0, 2, 0, 2))
+    for label, k in ((4, 0), (-1, 0), (0, 3), (0, -1)):
+        with pytest.raises(InvalidInput, match="must be a whole number from 0 to"):
+            PETS.moved(label, k)
+
+
+def test_specialties_come_and_the_empty_ones_go() -> None:
+    more = PETS.with_one_more("new")
+    assert (more.K, more.names[-1], more.sizes) == (4, "new", (2, 0, 2, 0))
+    assert more.without(3) == PETS
+    fewer = PETS.without(1)
+    assert (fewer.K, fewer.of, fewer.names) == (2, (0, 1, 0, 1), ("pets", "traffic"))
+    with pytest.raises(InvalidInput, match="specialty 'pets' has 2 classes; accepted: one without"):
+        PETS.without(0)
+    with pytest.raises(InvalidInput, match="K must be a whole number from 1 to 4; got 5"):
+        more.with_one_more()
