@@ -624,14 +624,17 @@ def plot_front(
     """Mean accuracy of each network against what it costs; the front is what nothing beats.
 
     table: long, with the columns `by`, seed, test_accuracy and `cost`, which is in
-    multiply-accumulates: ``macs`` of one image, or ``total_training_macs``.
+    multiply-accumulates: ``macs`` of one image, or ``total_training_macs``.  Grey bars are 95 %
+    intervals, cut where they leave the picture.
     """
     means = over_seeds(table, by=by).set_index(by)
     means["cost"] = table.groupby(by)[cost].mean()
     means = means.sort_values(["cost", "mean"], ascending=[True, False])
     best = means["mean"].cummax() <= means["mean"]
-    figure = _figure(WIDTH, 0.9 + 0.31 * max(len(means), 10))
-    axes = figure.subplots()
+    height = 0.9 + 0.31 * max(len(means), 10)
+    figure = _figure(WIDTH, height)
+    figure.set_layout_engine("none")  # it would shrink the axes for the names beside them
+    axes = figure.add_axes((0.07, 0.55 / height, 0.6, 1 - 0.9 / height))
     front = means[best]
     axes.plot(front["cost"], front["mean"], color=ACCENT, linewidth=1.2, drawstyle="steps-post")
     axes.errorbar(
@@ -650,21 +653,19 @@ def plot_front(
         axes.scatter(part["cost"], part["mean"], 34, c=colours, marker=marker, zorder=3)
     # labels beside the axes, in the order of accuracy: points lie too close for names of their own
     places = np.linspace(0.985, 0.015, len(means))
-    height = axes.transAxes
     for place, (name, row) in zip(
         places, means.sort_values("mean", ascending=False).iterrows(), strict=True
     ):
-        label = axes.annotate(
-            _fit(f"{100 * row['mean']:.1f}%  {name}", 3.0, 8),
+        axes.annotate(
+            _fit(f"{100 * row['mean']:.1f}% {name}", 3.0, 8),
             (row["cost"], row["mean"]),
             (1.06, place),
-            textcoords=height,
+            textcoords="axes fraction",
             va="center",
             fontsize=8,
             color=DARK if best[str(name)] else GREY,
             arrowprops={"arrowstyle": "-", "color": LIGHT, "linewidth": 0.9, "relpos": (0, 0.5)},
         )
-        label.set_in_layout(False)
     what = "training, with all stages" if "training" in cost else "an image"
     axes.set(xlabel=f"multiply-accumulates of {what}", ylabel="test accuracy")
     axes.yaxis.set_major_formatter(FuncFormatter(_percent))
@@ -676,8 +677,11 @@ def plot_front(
         Line2D([], [], color=ACCENT, linewidth=1.2),
     ]
     names = ["flat network", "network of experts", "more accurate than all that cost no more"]
-    figure.legend(handles, names, loc="outside upper left", ncols=3)
-    figure.set_layout_engine("constrained", rect=(0, 0, 0.68, 1))
+    figure.legend(handles, names, loc="upper left", ncols=3)
+    # intervals of two seeds are many times as wide as the differences: they may leave the picture
+    low, high = means["mean"].min(), means["mean"].max()
+    margin = 0.15 * (high - low) or 0.01
+    axes.set_ylim(low - margin, high + margin)
     return figure
 
 

@@ -305,3 +305,44 @@ def test_browser_refuses_what_is_not_there(browser, trait, value, message):
     with pytest.raises(InvalidInput, match=message):
         setattr(browser, trait, value)
     assert browser.label == 0
+
+
+def study_rows() -> pd.DataFrame:
+    """Six networks with two seeds each."""
+    names = ["base CNN", "flat control, both budgets", *(f"NofE {'x' * n}" for n in (1, 9, 40, 80))]
+    rows = [
+        {"network": name, "seed": seed, "test_accuracy": 0.4 + 0.01 * n + 0.02 * seed}
+        | {"macs": 1e6 * (n + 1), "total_training_macs": 1e12 * (n + 1)}
+        for n, name in enumerate(names)
+        for seed in (0, 1)
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("cost", ["macs", "total_training_macs"])
+def test_the_front_names_every_network_inside_of_the_picture(cost: str) -> None:
+    figure = plots.plot_front(study_rows(), cost)
+    shown = render(figure)
+    assert sum("% " in text for text in shown) == 6
+    canvas = figure.get_tightbbox()  # what notebooks cut the picture to
+    for text in figure.findobj(Text):
+        if "% " in text.get_text():
+            box = text.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
+            assert text.get_in_layout()
+            assert canvas.x0 <= box.x0 < box.x1 <= canvas.x1 + 1e-6
+
+
+def test_few_experts_are_drawn_against_all_of_them() -> None:
+    rows = [
+        {"arm": arm, "seed": seed, "experts": m, "top1": 0.5 - 0.1 / m, "macs": 1e6 * m}
+        for arm in ("a", "b")
+        for seed in (0, 1)
+        for m in (1, 2, 3, 4)
+    ]
+    flat = study_rows().rename(columns={"network": "arm", "test_accuracy": "top1"}).head(4)
+    figure = plots.plot_conditional(pd.DataFrame(rows), flat)
+    render(figure)
+    left, right = figure.axes
+    assert np.allclose(left.lines[0].get_ydata(), [-0.075, -0.025, -0.1 / 12, 0])
+    assert np.allclose(right.lines[0].get_xdata(), [1e6, 2e6, 3e6, 4e6])
+    assert len(right.collections) >= 2  # the flat networks' points
