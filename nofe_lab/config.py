@@ -115,6 +115,14 @@ def whole_number(what: str, value: Any, low: int, high: int | None = None) -> in
     return value
 
 
+def whole_numbers(what: str, value: str) -> list[int]:
+    """The numbers of a text like "5,20"; "" is none.  Raises unless each is a whole one, from 1."""
+    parts = [part.strip() for part in str(value).split(",") if part.strip()]
+    if not all(part.isdecimal() and part.isascii() and int(part) for part in parts):
+        raise InvalidInput(f"{what} must be whole numbers from 1, like '5,20'; got {value!r}.")
+    return list(map(int, parts))
+
+
 def real_number(what: str, value: Any, low: float, high: float = math.inf) -> float:
     """Return `value` as a float if low <= value <= high and it is finite; otherwise raise."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -90,6 +90,18 @@ def test_bad_input_stops_03_with_one_sentence(
     assert last.traceback == [f"InvalidInput: {last.evalue}"]  # no traceback to read through
 
 
+@pytest.mark.parametrize("given", [{"Ks": "five"}, {"intervals": "0"}, {"rules": "optimum"}])
+def test_bad_choices_stop_08_with_one_sentence(given: dict[str, str], tmp_path: Path) -> None:
+    notebook = next(path for path in NOTEBOOKS if path.stem.startswith("08"))
+    runs = tmp_path / "runs"
+    done = run_papermill(notebook, tmp_path / "out.ipynb", tmp_path, **TOY, runs_dir=runs, **given)
+    assert done.returncode != 0
+    (last,) = [o for o in outputs(tmp_path / "out.ipynb") if o.output_type == "error"]
+    assert last.ename == "InvalidInput"
+    assert next(iter(given.values())) in last.evalue
+    assert not list(runs.glob("*-*"))
+
+
 def test_notebooks_share_the_names_of_their_parameters() -> None:
     common = ["dataset", "backbone", "K", "rule", "preset", "epochs", "batch_size"]
     common += ["learning_rate", "seed", "device", "precision", "runs_dir"]
