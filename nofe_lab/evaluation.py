@@ -6,7 +6,7 @@ imported where they are needed: that takes longer than the import of everything 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -192,6 +192,38 @@ def per_specialty(confusion: NDArray[np.int64], specialties: Specialties) -> pd.
     return pd.DataFrame(rows)
 
 
+def specialties_of_networks(
+    confusions: Mapping[str, NDArray[np.int64]],
+    specialties: Specialties,
+    generalist: NDArray[np.int64] | None = None,
+) -> pd.DataFrame:
+    """How networks do on each specialty, long: one row a network and specialty with a class.
+
+    confusions: network -> counts [C, C].  generalist: counts [K, K] of its own answers.
+    specialty: its number, from 0.  accuracy: share of its images answered right.  inside, leaking:
+    mistakes with an answer from the specialty, and from others (NaN for the generalist).
+    """
+    shown = np.array(specialties.nonempty)
+    parts = []
+    if generalist is not None:
+        right = np.diag(generalist) / np.maximum(generalist.sum(axis=1), 1)
+        rows = {"network": "generalist", "specialty": shown, "accuracy": right[shown]}
+        parts.append(pd.DataFrame(rows))
+    for network, confusion in confusions.items():
+        found = per_specialty(confusion, specialties)
+        within = np.diag(specialty_confusion(confusion, specialties))[shown]
+        right = (found["accuracy"] * found["images"]).round()
+        rows = {
+            "network": network,
+            "specialty": shown,
+            "accuracy": found["accuracy"],
+            "inside": within - right,
+            "leaking": found["images"] - within,
+        }
+        parts.append(pd.DataFrame(rows))
+    return pd.concat(parts, ignore_index=True)
+
+
 def specialty_confusion(
     confusion: NDArray[np.int64], specialties: Specialties
 ) -> NDArray[np.int64]:
@@ -325,6 +357,15 @@ def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
         return float(values.mean()), float(values.mean())
     low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), error)
     return float(low), float(high)
+
+
+def inside_by_chance(sizes: Sequence[int]) -> float:
+    """The share of the confusions that random partitions of these sizes hold in the mean.
+
+    Of the pairs of different classes, those in one specialty: sum n (n - 1) / (C (C - 1)).
+    """
+    C = sum(sizes)
+    return sum(n * (n - 1) for n in sizes) / max(C * (C - 1), 1)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,18 @@
 """Specialties: the partition of the classes as a value, and what makes one: rules, clusterings."""
 
-from nofe_lab.specialties.assignment import affinity_matrix, assign, objective
+from nofe_lab.specialties.assignment import affinity_matrix, assign, best_objective, objective
 from nofe_lab.specialties.clustering import confusion_clusters, feature_clusters
+from nofe_lab.specialties.history import maps_of, settling
 from nofe_lab.specialties.partition import Specialties
 
 __all__ = [
     "Specialties",
     "affinity_matrix",
     "assign",
+    "best_objective",
     "confusion_clusters",
     "feature_clusters",
+    "maps_of",
     "objective",
+    "settling",
 ]

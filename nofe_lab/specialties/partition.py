@@ -133,6 +133,26 @@ class Specialties:
             "ari": float(adjusted_rand_score(self.of, other.of)),
         }
 
+    def matched(self, other: Specialties) -> tuple[int, ...]:
+        """For each specialty of `other`, the one of these that it has most in common with.
+
+        One to one, so that the classes in common are as many as they can be (scipy's assignment):
+        the number whose colour it gets when both are drawn side by side.  Specialties of `other`
+        that are left over get the numbers from K on.
+
+        >>> learned = Specialties(("cat", "dog", "bus"), (0, 0, 1), K=2)
+        >>> learned.matched(Specialties(("cat", "dog", "bus"), (1, 1, 0), K=2))
+        (1, 0)
+        """
+        from scipy.optimize import linear_sum_assignment
+
+        self.check_classes(other.class_names)
+        common = np.zeros((other.K, self.K), dtype=np.int64)
+        np.add.at(common, (other.of, self.of), 1)
+        partner = {int(k): int(own) for k, own in zip(*linear_sum_assignment(-common), strict=True)}
+        spare = iter(range(self.K, self.K + other.K))
+        return tuple(partner[k] if k in partner else next(spare) for k in range(other.K))
+
     def check_classes(self, class_names: Sequence[str]) -> None:
         """Raise InvalidInput unless this partition is one of exactly these classes, in order."""
         names = tuple(class_names)

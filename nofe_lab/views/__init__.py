@@ -1,10 +1,10 @@
 """Views: plot functions (data in, Figure out), tables, and the widgets over them.
 
->>> from nofe_lab.views import SpecialtyBrowser, plots
+>>> from nofe_lab.views import SpecialtyExplorer, plots
 >>> plots.plot_confusion(predictions.confusion, specialties)
 """
 
 from nofe_lab.views import plots, tables
-from nofe_lab.views.widgets import SpecialtyBrowser
+from nofe_lab.views.widgets import ConfusionExplorer, EvolutionPlayer, SpecialtyBoard, SpecialtyExplorer
 
-__all__ = ["SpecialtyBrowser", "plots", "tables"]
+__all__ = ["ConfusionExplorer", "EvolutionPlayer", "SpecialtyBoard", "SpecialtyExplorer", "plots", "tables"]

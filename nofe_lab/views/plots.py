@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from nofe_lab.config import InvalidInput, whole_number
 from nofe_lab.data import Dataset, Split
 from nofe_lab.evaluation import InsideShare, Predictions, over_seeds, specialty_confusion
-from nofe_lab.specialties import Specialties
+from nofe_lab.specialties import Specialties, maps_of
 
 Colour = tuple[float, float, float]
 
@@ -171,7 +171,10 @@ def plot_affinity(affinity: NDArray[np.floating], specialties: Specialties) -> F
 
 @_styled
 def plot_confusion(
-    confusion: NDArray[np.int64], specialties: Specialties, title: str | None = None
+    confusion: NDArray[np.int64],
+    specialties: Specialties,
+    title: str | None = None,
+    minus: NDArray[np.int64] | None = None,
 ) -> Figure:
     """What the images of each class are mistaken for, classes in the order of the specialties.
 
@@ -179,15 +182,16 @@ def plot_confusion(
     diagonal (right predictions) is left blank, so that the scale serves the mistakes.  Specialties
     are outlined: what lies inside an outline is a mistake inside a specialty.  With more than 200
     classes their names are left out.
+    minus: counts of another network: what is drawn is how much larger or smaller the shares are.
     """
     C, K = specialties.C, specialties.K
-    _check_confusion(confusion, C)
     order = list(specialties.order)
-    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    np.fill_diagonal(share, np.nan)
+    share = mistake_shares(confusion, C)
+    if minus is not None:
+        share = share - mistake_shares(minus, C)
     share = share[np.ix_(order, order)]
-    mistakes = share[share > 0]
-    top = float(np.quantile(mistakes, 0.995)) if len(mistakes) else 0.01
+    mistakes = np.abs(share[np.abs(share) > 0])
+    top = top_share(share)
     side = max(0.92 * LINE * C if C <= 200 else WIDTH, 3.5)
     names = _names(specialties, order) if C <= 200 else []
     groups = [_fit(name, 1.0) for name in specialties.names]
@@ -195,9 +199,14 @@ def plot_confusion(
     right = max(_width(name, SMALL) for name in [*groups, "specialty"]) + 0.04 * side
     figure = _figure(side + left + right + 0.1, side + left + 1.0)
     axes = figure.subplots()
-    colour_map = mpl.colormaps["Greys"].with_extremes(bad=BLANK)
+    bottom, colour_map = (0.0, "Greys") if minus is None else (-top, "PuOr")
     image = axes.imshow(
-        share, cmap=colour_map, vmin=0, vmax=top, interpolation="nearest", aspect="auto"
+        share,
+        cmap=mpl.colormaps[colour_map].with_extremes(bad=BLANK),
+        vmin=bottom,
+        vmax=top,
+        interpolation="nearest",
+        aspect="auto",
     )
     axes.set_xticks(range(len(names)), names, fontsize=SMALL, rotation=90)
     axes.set_yticks(range(len(names)), names, fontsize=SMALL)
@@ -223,10 +232,13 @@ def plot_confusion(
         shrink=0.5,
         aspect=40,
         pad=0.01,
-        extend="max" if len(mistakes) and mistakes.max() > top else "neither",
+        extend=("neither", "max", "both")[
+            int(len(mistakes) > 0 and mistakes.max() > top) * (1 if minus is None else 2)
+        ],
         format=FuncFormatter(_percent),
     )
-    bar.set_label("share of the images of a class (right predictions left blank)", fontsize=8)
+    what = "share of the images of a class" if minus is None else "difference of the shares"
+    bar.set_label(f"{what} (right predictions left blank)", fontsize=8)
     bar.outline.set_visible(False)  # type: ignore[operator]
     return figure
 
@@ -275,7 +287,7 @@ def plot_evolution(
     A line is a class, in the colour of the specialty that it ends in.  Below: how many classes
     each update moved, and the objective before and after it, on the same images.
     """
-    maps = map_history.pivot(index="update", columns="class", values="specialty").to_numpy()
+    maps = maps_of(map_history)
     C, K, updates = specialties.C, specialties.K, len(maps) - 1
     if tuple(maps[-1]) != specialties.of:
         raise InvalidInput("the map's history must end in the specialties that it is drawn with.")
@@ -288,13 +300,13 @@ def plot_evolution(
     axes, names = (figure.add_subplot(grid[0, column]) for column in (0, 1))
     colours = specialty_colours(K)
     bar = 0.025 * max(updates, 1)
-    places, blocks = _alluvial(maps[shown], K, gap)
+    places, blocks = alluvial(maps[shown], K, gap)
     for column, k, top, size in blocks:
         update = shown[column]
         corner = (update - bar / 2, top - 0.5)
         axes.add_patch(Rectangle(corner, bar, size, color=colours[k], linewidth=0, zorder=3))
         if update == 0:
-            name = _fit(_label(specialties, k), 1.2, 8)
+            name = _fit(label_of(specialties, k), 1.2, 8)
             at = axes.get_yaxis_transform()
             middle = top + size / 2 - 0.5
             axes.text(-0.01, middle, name, transform=at, ha="right", va="center", fontsize=8)
@@ -352,13 +364,25 @@ def plot_evolution(
 
 
 @_styled
-def plot_specialties(dataset: Dataset, specialties: Specialties, per_class: int = 1) -> Figure:
+def plot_specialties(
+    dataset: Dataset,
+    specialties: Specialties,
+    per_class: int = 1,
+    *,
+    order: Sequence[int] | None = None,
+    notes: Mapping[int, str] | None = None,
+    colours: Sequence[Colour] | None = None,
+) -> Figure:
     """The specialties drawn: a card for each, with training images of each of its classes.
 
-    per_class: images a class, the first of its training images.  Empty specialties have no card.
+    per_class: images a class, the first of its training images.  order: the specialties in the
+    order of their cards; None: all that have a class.  notes: a line below the label of a card.
+    colours: one a specialty, to match those of another partition.
     """
     specialties.check_classes(dataset.class_names)
     whole_number("per_class", per_class, 1, 10)
+    shown = specialties.nonempty if order is None else tuple(order)
+    head = 0.58 if notes else 0.36
     size = _name_size(dataset)
     widest = max(_width(_fit(name, 0.8, size), size) for name in dataset.class_names)
     side, line = 0.64, 0.25
@@ -367,10 +391,9 @@ def plot_specialties(dataset: Dataset, specialties: Specialties, per_class: int 
     def cards(split: int) -> tuple[int, list[tuple[int, ...]], list[float]]:
         """Thumbnails side by side, specialties of each row of `split` cards, heights of rows."""
         columns = max(min(int((9.9 / split - 0.25) / cell), max(specialties.sizes)), 1)
-        shown = specialties.nonempty
         rows = [shown[i : i + split] for i in range(0, len(shown), split)]
         lines = [max(-(-specialties.sizes[k] // columns) for k in row) for row in rows]
-        return columns, rows, [0.42 + n * (side + line) for n in lines]
+        return columns, rows, [head + 0.06 + n * (side + line) for n in lines]
 
     split = min((1, 2, 3), key=lambda split: sum(cards(split)[2]) + split / 100)
     columns, rows, heights = cards(split)
@@ -380,10 +403,13 @@ def plot_specialties(dataset: Dataset, specialties: Specialties, per_class: int 
     for row, height in zip(rows, heights, strict=True):
         for place, k in enumerate(row):
             x = 0.12 + place * (card + 0.12)
-            _card(axes, x, y, card, height, specialties, k)
+            _card(axes, x, y, card, height, specialties, k, colours)
+            if notes:
+                text = _fit(notes.get(k, ""), card - 0.3)
+                axes.text(x + 0.16, y + 0.42, text, fontsize=SMALL, va="center", color=GREY)
             for position, c in enumerate(specialties.members(k)):
                 left = x + 0.16 + (cell - side * per_class) / 2 + position % columns * cell
-                top = y + 0.36 + position // columns * (side + line)
+                top = y + head + position // columns * (side + line)
                 for n, image in enumerate(_images(dataset.train, c, per_class)):
                     _draw(axes, image, left + n * side, top, side - 0.04)
                 middle = left + (side * per_class - 0.04) / 2
@@ -771,24 +797,41 @@ def plot_speed(compared: pd.DataFrame) -> Figure:
 
 
 @_styled
+def plot_images(split: Split, chosen: Sequence[int], captions: Sequence[str], title: str) -> Figure:
+    """Images of a split, by their indices, each with a line below it."""
+    columns, side = 8, 1.2
+    lines = -(-len(chosen) // columns)
+    figure, axes = _canvas(columns * side + 0.2, 0.45 + (lines * (side + 0.1) or 0.4))
+    axes.text(0.1, 0.22, _fit(title, columns * side, 10), fontsize=10, va="center")
+    if not len(chosen):
+        axes.text(0.1, 0.7, "no image", color=GREY)
+    for n, (i, caption) in enumerate(zip(chosen, captions, strict=True)):
+        x, y = 0.1 + n % columns * side, 0.42 + n // columns * (side + 0.1)
+        _draw(axes, split.images[i], x, y, side - 0.2)
+        axes.text(x, y + side - 0.08, _fit(caption, side - 0.1), fontsize=SMALL, va="center")
+    return figure
+
+
+@_styled
 def plot_class(
     dataset: Dataset,
     specialties: Specialties,
-    confusion: NDArray[np.int64],
+    confusions: Mapping[str, NDArray[np.int64]],
     label: int,
     images: int = 12,
     rivals: int = 8,
 ) -> Figure:
-    """One class: its specialty, training images of it, and what it is mistaken for.
+    """One class: its specialty, training images of it, and what networks mistake it for.
 
-    confusion: counts [C, C], row = label, column = prediction.  Bars are the `rivals` classes that
-    images of the class are most often mistaken for, inside and outside its specialty.
+    confusions: network -> counts [C, C], row = label, column = prediction.  Bars are the `rivals`
+    classes that images of the class are most often mistaken for, inside and outside its specialty.
     """
     specialties.check_classes(dataset.class_names)
-    _check_confusion(confusion, dataset.C)
+    for confusion in confusions.values():
+        _check_confusion(confusion, dataset.C)
     whole_number("label", label, 0, dataset.C - 1)
     k = specialties.of[label]
-    figure = plt.figure(figsize=(WIDTH, 3.6))
+    figure = plt.figure(figsize=(5.7 + 4.1 * len(confusions), 3.6))
     plt.close(figure)
     axes = _inches(figure, (0, 0, 5.6, 3.6))
     _card(axes, 0.1, 0.1, 5.4, 1.15, specialties, k)
@@ -802,12 +845,19 @@ def plot_class(
     side = min(5.4 / columns, 0.9)
     for n, image in enumerate(_images(dataset.train, label, images)):
         _draw(axes, image, 0.1 + n % columns * side, 1.68 + n // columns * side, side - 0.05)
-    _plot_rivals(figure.add_axes((0.7, 0.16, 0.26, 0.66)), specialties, confusion, label, rivals)
+    for n, (network, confusion) in enumerate(confusions.items()):
+        beside = _axes_inches(figure, (6.9 + 4.1 * n, 0.6, 2.7, 2.3))
+        _plot_rivals(beside, specialties, confusion, label, rivals, network)
     return figure
 
 
 def _plot_rivals(
-    axes: Axes, specialties: Specialties, confusion: NDArray[np.int64], label: int, rivals: int
+    axes: Axes,
+    specialties: Specialties,
+    confusion: NDArray[np.int64],
+    label: int,
+    rivals: int,
+    network: str,
 ) -> None:
     row = np.array(confusion[label])
     total, right = int(row.sum()), int(row[label])
@@ -829,7 +879,7 @@ def _plot_rivals(
     axes.set_yticks(range(len(worst)), _names(specialties, worst, 1.25), fontsize=8)
     axes.set(ylim=(rivals - 0.4, -0.6), xlim=(0, 1.4 * max([1, *row])), xticks=[])
     axes.set_title(
-        f"right: {right} of {total} images"
+        f"{_fit(network, 2.5, 9)}\nright: {right} of {total} images"
         + (f" ({right / total:.0%})" if total else "")
         + ("\nmost often mistaken for" if worst else "\nnever mistaken"),
         fontsize=9,
@@ -840,6 +890,14 @@ def _plot_rivals(
     handles = [Patch(facecolor=fills[each], edgecolor=edges[each]) for each in (True, False)]
     where = ["inside its specialty", "outside"]
     axes.legend(handles, where, loc="upper center", bbox_to_anchor=(0.4, -0.02), ncols=2)
+
+
+@_styled
+def plot_words(text: str) -> Figure:
+    """A few lines of small grey text: the caption below a stack of figures."""
+    figure, axes = _canvas(WIDTH, 0.2 + 0.16 * (1 + text.count("\n")))
+    axes.text(0.1, 0.1, text, fontsize=8, va="top", color="#595959", linespacing=1.35)
+    return figure
 
 
 # What the plots share
@@ -861,19 +919,32 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
 def _inches(figure: Figure, box: tuple[float, float, float, float]) -> Axes:
     """An invisible Axes over a box (left, bottom, width, height), in inches from its top left."""
-    left, bottom, width, height = box
-    w, h = figure.get_size_inches()
-    axes = figure.add_axes((left / w, bottom / h, width / w, height / h))
+    _, _, width, height = box
+    axes = _axes_inches(figure, box)
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
     return axes
 
 
+def _axes_inches(figure: Figure, box: tuple[float, float, float, float]) -> Axes:
+    """Axes over a box (left, bottom, width, height) in inches."""
+    w, h = figure.get_size_inches()
+    left, bottom, width, height = box
+    return figure.add_axes((left / w, bottom / h, width / w, height / h))
+
+
 def _card(
-    axes: Axes, x: float, y: float, width: float, height: float, specialties: Specialties, k: int
+    axes: Axes,
+    x: float,
+    y: float,
+    width: float,
+    height: float,
+    specialties: Specialties,
+    k: int,
+    colours: Sequence[Colour] | None = None,
 ) -> None:
     """The frame of specialty k with a coloured label in its top left corner, in inches."""
-    colour = specialty_colours(specialties.K)[k]
+    colour = (colours or specialty_colours(specialties.K))[k]
     n = specialties.sizes[k]
     count = f": {n} {'class' if n == 1 else 'classes'}"
     room = width - 0.35 - _width(count, 9, "bold")
@@ -891,7 +962,7 @@ def _card(
     axes.text(
         x + 0.16,
         y + 0.19,
-        _fit(_label(specialties, k), room, 9, "bold") + count,
+        _fit(label_of(specialties, k), room, 9, "bold") + count,
         fontsize=9,
         weight="bold",
         va="center",
@@ -1006,7 +1077,7 @@ def _name_columns(axes: Axes, names: list[str], x: Iterable[float], size: float)
     axes.set_xticks(list(x), names, fontsize=size, rotation=90 if upright else 0)
 
 
-def _label(specialties: Specialties, k: int) -> str:
+def label_of(specialties: Specialties, k: int) -> str:
     """What specialty k is called in a text: its name, or "specialty 3" where it has none."""
     name = specialties.names[k]
     return f"specialty {name}" if name == str(k + 1) else name
@@ -1028,6 +1099,20 @@ def _halves(specialties: Specialties) -> list[tuple[int, ...]]:
     return [part for part in (every[:cut], every[cut:]) if part]
 
 
+def mistake_shares(confusion: NDArray[np.int64], C: int) -> NDArray[np.float64]:
+    """Counts [C, C] as shares of their rows; NaN on the diagonal, where there is no mistake."""
+    _check_confusion(confusion, C)
+    shares: NDArray[np.float64] = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    np.fill_diagonal(shares, np.nan)
+    return shares
+
+
+def top_share(shares: NDArray[np.float64]) -> float:
+    """Where the scale of such shares, or of their differences, ends: few cells lie beyond it."""
+    sizes = np.abs(shares[np.abs(shares) > 0])
+    return float(np.quantile(sizes, 0.995)) if len(sizes) else 0.01
+
+
 def _check_confusion(confusion: NDArray[np.int64], C: int) -> None:
     if confusion.shape != (C, C):
         raise InvalidInput(f"the confusion must be [{C}, {C}]; got {list(confusion.shape)}.")
@@ -1042,7 +1127,7 @@ def _confusion_title(confusion: NDArray[np.int64], specialties: Specialties) -> 
     return title
 
 
-def _alluvial(
+def alluvial(
     maps: NDArray[np.integer], K: int, gap: float
 ) -> tuple[NDArray[np.float64], list[tuple[int, int, float, int]]]:
     """Where each class lies in each map: y [maps, C], and the blocks of the specialties.

@@ -1,0 +1,45 @@
+"""How a partition formed: the maps that a generalist's run keeps, update by update."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from nofe_lab.config import InvalidInput
+
+
+def maps_of(map_history: pd.DataFrame) -> NDArray[np.int64]:
+    """The specialty of each class after each update: int64 [updates + 1, C], the start first.
+
+    map_history: a run's table of that name, with the columns update, class and specialty.
+    Raises InvalidInput if a class has no specialty in one of the maps.
+    """
+    wide = map_history.pivot(index="update", columns="class", values="specialty")
+    if wide.isna().to_numpy().any() or list(wide.index) != list(range(len(wide))):
+        raise InvalidInput(
+            "the map's history needs one row for each class and each update, from update 0 on."
+        )
+    return wide.to_numpy(dtype=np.int64)
+
+
+def settling(maps: NDArray[np.int64]) -> pd.DataFrame:
+    """When each class came to rest, one row a class.
+
+    maps: int64 [updates + 1, C].  moves: how often the class changed its specialty.  last_moved:
+    the last update that moved it; 0 if none did.  settled: whether it stayed where it was through
+    the last quarter of the updates (at least the last one); True where there were none.
+    """
+    updates = len(maps) - 1
+    moved = maps[1:] != maps[:-1]
+    numbers = np.arange(1, updates + 1)[:, None]
+    last = np.where(moved, numbers, 0).max(axis=0, initial=0)
+    quiet = updates - max(updates // 4, 1)
+    return pd.DataFrame(
+        {
+            "class": np.arange(maps.shape[1]),
+            "moves": moved.sum(axis=0),
+            "last_moved": last,
+            "settled": (last <= quiet) | (updates == 0),
+        }
+    )

@@ -1,0 +1,12 @@
+"""Widgets: an interactive coat over the plots, as anywidgets with JavaScript of the package.
+
+Each keeps its state in traits that a program can read and set, works by keyboard, and shows a
+picture of its state where no kernel runs.
+"""
+
+from nofe_lab.views.widgets.board import SpecialtyBoard
+from nofe_lab.views.widgets.confusion import ConfusionExplorer
+from nofe_lab.views.widgets.evolution import EvolutionPlayer
+from nofe_lab.views.widgets.explorer import SpecialtyExplorer
+
+__all__ = ["ConfusionExplorer", "EvolutionPlayer", "SpecialtyBoard", "SpecialtyExplorer"]

@@ -1,0 +1,203 @@
+"""What all widgets have in common: their state in traits, their pictures, their JavaScript.
+
+A widget is an anywidget.  Python holds its state and computes every table it shows; its JavaScript
+(in ``static/``, part of the package, so it works offline) draws these tables and hands back what the
+reader chose.  What a widget shows, a ``plot_*`` function can draw too: `View.figures` are the
+pictures of its current state, and they are what is seen where no kernel runs.
+"""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import io
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from nofe_lab.config import InvalidInput, one_of
+from nofe_lab.data import Dataset
+from nofe_lab.runs import Run
+from nofe_lab.specialties import Specialties
+from nofe_lab.views import plots
+
+STATIC = Path(__file__).parent / "static"
+DPI = 100
+"""Of the pictures that stand for a widget where no kernel runs."""
+
+
+def script(*parts: str) -> str:
+    """A widget's JavaScript: what all share, and its own parts.
+
+    One string, because the notebook loads it from one: its modules cannot import each other.
+    """
+    return "\n".join((STATIC / f"{part}.js").read_text("utf-8") for part in ("common", *parts))
+
+
+class View(anywidget.AnyWidget):  # type: ignore[misc]
+    """A picture with handles; the base of all widgets here."""
+
+    _css = STATIC / "style.css"
+
+    words = traitlets.Unicode(help="What is shown, in words.").tag(sync=True)
+
+    what = "view"
+    """What the picture shows, for the caption where no kernel runs."""
+
+    def figures(self) -> dict[str, Figure]:
+        """The current state, drawn: name -> figure, from top to bottom."""
+        raise NotImplementedError
+
+    @property
+    def png(self) -> bytes:
+        """The figures below each other, and a caption that is true where no kernel runs."""
+        caption = (
+            f"{self.words}  This is a picture of the {self.what} as it was when the page was "
+            "made; with a running kernel (JupyterLab) it can be used by mouse and keyboard."
+        )
+        return stacked([*self.figures().values(), _caption(caption)])
+
+    def save(self, run: Run, name: str) -> None:
+        """Keep the current figures in the run's folder, as PNG and SVG."""
+        for part, figure in self.figures().items():
+            run.save_figure(figure, f"{name}_{part}")
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        data, metadata = super()._repr_mimebundle_(**kwargs) or ({}, {})
+        picture = base64.b64encode(self.png).decode()
+        return {**data, "text/plain": self.words, "image/png": picture}, metadata
+
+
+class ClassView(View):
+    """A widget in which one class is chosen; `label` and `class_name` follow each other.
+
+    Raises InvalidInput if a class is chosen that is none.  -1 and "" mean none, where a widget
+    allows that.
+    """
+
+    label = traitlets.Int(-1, help="The chosen class, from 0 to C - 1.").tag(sync=True)
+    class_name = traitlets.Unicode(help="The name of the chosen class.").tag(sync=True)
+    class_names = traitlets.List(traitlets.Unicode()).tag(sync=True)
+
+    may_be_none = False
+    """Whether no class at all can be chosen."""
+
+    @traitlets.validate("label")
+    def _check_label(self, proposal: Any) -> int:
+        label: int = proposal["value"]
+        C = len(self.class_names)
+        if not (0 <= label < C or (label == -1 and self.may_be_none)):
+            raise InvalidInput(f"label must be from 0 to {C - 1}; got {label}.")
+        return label
+
+    @traitlets.validate("class_name")
+    def _check_class_name(self, proposal: Any) -> str:
+        name: str = proposal["value"]
+        if name not in self.class_names and (name or not self.may_be_none):
+            nearest = difflib.get_close_matches(name, self.class_names, n=1)
+            hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+            raise InvalidInput(
+                f"class {name!r} is none of the {len(self.class_names)} classes{hint}."
+            )
+        return name
+
+    @traitlets.observe("class_name")
+    def _choose_by_name(self, change: Any) -> None:
+        name = change["new"]
+        self.label = self.class_names.index(name) if name else -1
+
+    @traitlets.observe("label")
+    def _choose_by_label(self, change: Any) -> None:
+        label = change["new"]
+        self.class_name = self.class_names[label] if label >= 0 else ""
+
+
+def check_choice(proposal: Any, accepted: Sequence[str]) -> str:
+    """The proposed value of a trait; raises InvalidInput if it is none of those accepted."""
+    value: str = one_of(proposal["trait"].name, proposal["value"], tuple(accepted))
+    return value
+
+
+def check_shape(what: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
+    """Raise InvalidInput unless the array has that shape."""
+    if array.shape != shape:
+        raise InvalidInput(f"{what} must be {list(shape)}; got {list(array.shape)}.")
+
+
+def hex_colours(K: int) -> list[str]:
+    """`plots.specialty_colours` as the browser wants them."""
+    return [to_hex(colour) for colour in plots.specialty_colours(K)]
+
+
+def cards(specialties: Specialties, colours: Sequence[str]) -> list[dict[str, Any]]:
+    """The specialties as tables for the browser: one a specialty, the empty ones too."""
+    return [
+        {
+            "k": k,
+            "name": plots.label_of(specialties, k),
+            "colour": colours[k],
+            "members": list(specialties.members(k)),
+        }
+        for k in range(specialties.K)
+    ]
+
+
+def sprite(images: Sequence[Tensor], side: int = 48) -> dict[str, Any]:
+    """Many small images in one, for the browser.
+
+    images: uint8 [channels, height, width] each.  Returns the bytes of a JPEG (a picture a card
+    needs no more), and how the images lie in it: `side` pixels each, in `columns` columns.
+    """
+    columns = max(min(len(images), 32), 1)
+    rows = max(-(-len(images) // columns), 1)
+    sheet = Image.new("RGB", (columns * side, rows * side), "white")
+    for n, image in enumerate(images):
+        pixels = image.permute(1, 2, 0).numpy()
+        if pixels.shape[2] != 3:
+            pixels = pixels[..., :1].repeat(3, axis=2)
+        small = Image.fromarray(pixels)
+        scale = side / max(small.size)
+        small = small.resize([max(round(length * scale), 1) for length in small.size])
+        corner = (side - small.width) // 2, (side - small.height) // 2
+        sheet.paste(small, (n % columns * side + corner[0], n // columns * side + corner[1]))
+    packed = io.BytesIO()
+    sheet.save(packed, format="jpeg", quality=90, subsampling=0)
+    return {"data": packed.getvalue(), "side": side, "columns": columns, "rows": rows}
+
+
+def thumbnails(dataset: Dataset) -> dict[str, Any]:
+    """The first training image of each class, as a `sprite` in class order."""
+    split = dataset.train
+    return sprite([split.images[split.of_class(c)[0]] for c in range(dataset.C)])
+
+
+def stacked(figures: Sequence[Figure]) -> bytes:
+    """Figures below each other, as one PNG."""
+    drawn = []
+    for figure in figures:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=DPI)
+        drawn.append(Image.open(buffer).convert("RGB"))
+    width = max(picture.width for picture in drawn)
+    whole = Image.new("RGB", (width, sum(picture.height for picture in drawn)), "white")
+    top = 0
+    for picture in drawn:
+        whole.paste(picture, (0, top))
+        top += picture.height
+    packed = io.BytesIO()
+    whole.save(packed, format="png")
+    return packed.getvalue()
+
+
+def _caption(text: str) -> Figure:
+    lines = textwrap.wrap(" ".join(text.split()), 130)
+    return plots.plot_words("\n".join(lines))

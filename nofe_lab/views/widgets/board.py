@@ -1,0 +1,278 @@
+"""The specialty board: a partition made or changed by hand, and what the machine thinks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import traitlets
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from nofe_lab.config import InvalidInput
+from nofe_lab.data import Dataset
+from nofe_lab.evaluation import inside_by_chance, inside_share
+from nofe_lab.specialties import Specialties, best_objective
+from nofe_lab.views import plots
+from nofe_lab.views.widgets.base import (
+    ClassView,
+    cards,
+    check_shape,
+    hex_colours,
+    script,
+    thumbnails,
+)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How good a partition looks before anything is trained with it."""
+
+    objective: float | None
+    """Mean affinity of the classes for their specialties (`best_objective`)."""
+    inside: float | None
+    """Share of the confusions that stay inside a specialty."""
+    chance: float
+    """The same for random partitions of these sizes."""
+    sizes: tuple[int, ...]
+
+    def worse_than(self, other: Judgement) -> list[str]:
+        """In words, what is worse here than there."""
+        found = []
+        if self.objective is not None and other.objective is not None:
+            if self.objective < other.objective - 1e-9:
+                found.append(f"the objective is {self.objective:.1%} (was {other.objective:.1%})")
+        if self.inside is not None and other.inside is not None:
+            gain, before = self.inside - self.chance, other.inside - other.chance
+            if gain < before - 1e-9:
+                found.append(
+                    f"it holds {100 * gain:.1f} points more of the confusions than chance "
+                    f"(was {100 * before:.1f})"
+                )
+        return found
+
+
+class SpecialtyBoard(ClassView):
+    """Specialties to be changed by hand: drag classes, or move them by keyboard.
+
+    >>> board = SpecialtyBoard(dataset, specialties, affinity=affinity, confusion=counts)
+    >>> board.move("shark", 2)
+    >>> experiment.nofe(specialties=board.specialties)  # straight into the NofE stage
+
+    affinity: A[C, K] of the generalist, for the objective.  confusion: counts [C, C] of a base
+    CNN, for the share of confusions inside.  `specialties` and `locked` (labels) can be read and
+    set; every change can be undone.  Raises InvalidInput if a class or specialty is unknown, a
+    locked class is moved, or a specialty with classes is removed; the board stays as it was.
+    """
+
+    _esm = script("cards", "board")
+    what = "board"
+
+    specialties = traitlets.Instance(Specialties, help="The partition as it is now.")
+    locked = traitlets.List(traitlets.Int(), help="Classes that stay where they are.").tag(
+        sync=True
+    )
+    search = traitlets.Unicode(help="Classes whose names do not hold it are dimmed.").tag(sync=True)
+    thumbnails = traitlets.Dict().tag(sync=True)
+    cards = traitlets.List().tag(sync=True)
+    changed = traitlets.List(help="Classes that are not where they began.").tag(sync=True)
+    judgement = traitlets.Dict(help="The learned map and the current one, judged.").tag(sync=True)
+    can_undo = traitlets.Bool(False).tag(sync=True)
+    can_redo = traitlets.Bool(False).tag(sync=True)
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        specialties: Specialties,
+        *,
+        affinity: NDArray[np.floating] | None = None,
+        confusion: NDArray[np.int64] | None = None,
+    ) -> None:
+        specialties.check_classes(dataset.class_names)
+        if affinity is not None:
+            check_shape("the affinity", affinity, (specialties.C, specialties.K))
+        if confusion is not None:
+            check_shape("the confusion", confusion, (specialties.C, specialties.C))
+        self.dataset = dataset
+        self.start = specialties
+        self.affinity = affinity
+        self.confusion = confusion
+        self._before = self.judge(specialties)
+        self._past: list[Specialties] = []
+        self._future: list[Specialties] = []
+        super().__init__(
+            class_names=list(specialties.class_names),
+            thumbnails=thumbnails(dataset),
+            specialties=specialties,
+        )
+        self.label = specialties.order[0]
+        self.on_msg(self._obey)
+
+    def judge(self, specialties: Specialties) -> Judgement:
+        """How good a partition of these classes looks."""
+        objective = inside = None
+        if self.affinity is not None:
+            of = np.array(specialties.of)
+            objective = best_objective(self.affinity.astype(float), of, specialties.K)
+        if self.confusion is not None:
+            share = inside_share(self.confusion, specialties, draws=1).share
+            inside = None if np.isnan(share) else share
+        return Judgement(objective, inside, inside_by_chance(specialties.sizes), specialties.sizes)
+
+    # --- what can be done with it
+
+    def move(self, class_: str | int, k: int) -> None:
+        """Put a class, by name or number, into specialty k (0 to K - 1)."""
+        label = self._label_of(class_)
+        if label in self.locked:
+            raise InvalidInput(f"class {self.class_names[label]!r} is locked; unlock it first.")
+        moved = self.specialties.moved(label, k)
+        self.label = label
+        if moved != self.specialties:
+            self.specialties = moved
+
+    def add(self, name: str | None = None) -> None:
+        """Another specialty, empty, behind the others."""
+        taken = {*self.specialties.names, *self.start.names}
+        free = (str(n) for n in range(1, len(taken) + 2) if str(n) not in taken)
+        self.specialties = self.specialties.with_one_more(next(free) if name is None else name)
+
+    def remove(self, k: int) -> None:
+        """Take away specialty k, which must have no classes."""
+        self.specialties = self.specialties.without(k)
+
+    def lock(self, class_: str | int) -> None:
+        """Keep a class where it is, or, if it is locked, let it go."""
+        label = self._label_of(class_)
+        rest = [each for each in self.locked if each != label]
+        self.locked = rest if label in self.locked else sorted([*rest, label])
+
+    def undo(self) -> None:
+        """Take the last change back."""
+        self._travel(self._past, self._future)
+
+    def redo(self) -> None:
+        """Make it again."""
+        self._travel(self._future, self._past)
+
+    def reset(self) -> None:
+        """Back to the specialties that the board began with."""
+        if self.specialties != self.start:
+            self.specialties = self.start
+
+    # --- how it is done
+
+    def _label_of(self, class_: str | int) -> int:
+        if isinstance(class_, str):
+            if class_ not in self.class_names:
+                self.class_name = class_  # raises with the nearest name
+            return self.class_names.index(class_)
+        if not 0 <= class_ < len(self.class_names):
+            raise InvalidInput(
+                f"label must be from 0 to {len(self.class_names) - 1}; got {class_}."
+            )
+        return int(class_)
+
+    def _travel(self, here: list[Specialties], there: list[Specialties]) -> None:
+        if here:
+            now, self._travelling = self.specialties, True
+            try:
+                self.specialties = here.pop()
+            finally:
+                self._travelling = False
+            there.append(now)
+            self._tell()
+
+    _travelling = False
+
+    @traitlets.validate("specialties")
+    def _check_specialties(self, proposal: Any) -> Specialties:
+        found: Specialties = proposal["value"]
+        self.start.check_classes(found.class_names)
+        for label in self.locked:
+            here = self.specialties.names[self.specialties.of[label]]
+            if found.names[found.of[label]] != here and not self._travelling:
+                raise InvalidInput(
+                    f"class {self.class_names[label]!r} is locked; unlock it first."
+                )
+        return found
+
+    @traitlets.observe("specialties")
+    def _changed(self, change: Any) -> None:
+        if isinstance(change["old"], Specialties) and not self._travelling:
+            self._past.append(change["old"])
+            self._future.clear()
+        self._tell()
+
+    @traitlets.observe("label", "locked")
+    def _chosen(self, change: Any) -> None:
+        self.words = self._in_words()
+
+    def _tell(self) -> None:
+        """Everything that follows from the partition, for the browser."""
+        now, start = self.specialties, self.start
+        judged = self.judge(now)
+        worse = judged.worse_than(self._before)
+        with self.hold_sync():
+            self.changed = [
+                c
+                for c in range(now.C)
+                if now.names[now.of[c]] != start.names[start.of[c]]
+            ]
+            self.cards = cards(now, hex_colours(max(now.K, start.K)))
+            self.judgement = {
+                "columns": ["at first", "now"],
+                "rows": [
+                    {"name": name, "values": [tell(self._before), tell(judged)]}
+                    for name, tell in ROWS.items()
+                ],
+                "warning": f"Worse than at first: {' and '.join(worse)}." if worse else "",
+            }
+            self.can_undo, self.can_redo = bool(self._past), bool(self._future)
+            self.words = self._in_words()
+
+    def _in_words(self) -> str:
+        if self.label < 0:
+            return ""
+        now = self.specialties
+        k = now.of[self.label]
+        locked = " (locked)" if self.label in self.locked else ""
+        return (
+            f"Class {self.class_name}{locked} is in {plots.label_of(now, k)}. "
+            f"{len(self.changed)} of {now.C} classes were moved; {now.K} specialties have "
+            f"{min(now.sizes)} to {max(now.sizes)} classes. {self.judgement['warning']}"
+        ).strip()
+
+    def _obey(self, _: Any, what: dict[str, Any], __: Any) -> None:
+        """A wish of the browser."""
+        deeds: dict[str, Callable[[], None]] = {
+            "move": lambda: self.move(int(what["label"]), int(what["k"])),
+            "lock": lambda: self.lock(int(what["label"])),
+            "remove": lambda: self.remove(int(what["k"])),
+            "add": self.add,
+            "undo": self.undo,
+            "redo": self.redo,
+            "reset": self.reset,
+        }
+        try:
+            deeds[what["do"]]()
+        except InvalidInput as error:
+            self.words = str(error)
+
+    def figures(self) -> dict[str, Figure]:
+        return {"board": plots.plot_specialties(self.dataset, self.specialties)}
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+ROWS: dict[str, Callable[[Judgement], str]] = {
+    "objective: affinity of the classes for their specialties": lambda j: _share(j.objective),
+    "confusions of the base CNN inside a specialty": lambda j: _share(j.inside),
+    "the same by chance, for these sizes": lambda j: _share(j.chance),
+    "classes of the smallest and the largest": lambda j: f"{min(j.sizes)} and {max(j.sizes)}",
+}
+"""How the board judges partitions, row by row."""

@@ -1,0 +1,198 @@
+"""The confusion explorer: what is mistaken for what, and the images behind each cell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import traitlets
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from nofe_lab.config import InvalidInput
+from nofe_lab.data import Split
+from nofe_lab.evaluation import Predictions, inside_share
+from nofe_lab.specialties import Specialties
+from nofe_lab.views import plots
+from nofe_lab.views.widgets.base import View, check_choice, hex_colours, script, sprite
+
+IMAGES = 24
+
+
+class ConfusionExplorer(View):
+    """The C x C confusions of a network, in blocks, and the images behind the chosen cell.
+
+    >>> explorer = ConfusionExplorer(data.test, {"base CNN": base, "NofE": nofe}, {"learned": own})
+    >>> explorer.network = "NofE minus base CNN"
+    >>> explorer.row, explorer.column = 3, 7  # images of class 3 that are answered with class 7
+
+    split: the images.  predictions: network -> what it says of them [N, C]; with two networks their
+    difference can be shown too.  orders: name -> a partition of the classes, whose groups are the
+    blocks: specialties, superclasses, clusters.
+    Raises InvalidInput if the arguments do not fit together, or a trait is set to what is not there.
+    """
+
+    _esm = script("confusion")
+    what = "confusions"
+
+    network = traitlets.Unicode(help="Whose confusions are shown.").tag(sync=True)
+    order_by = traitlets.Unicode(help="The partition that orders the classes.").tag(sync=True)
+    row = traitlets.Int(0, help="The label of the chosen cell, from 0 to C - 1.").tag(sync=True)
+    column = traitlets.Int(0, help="Its answer, from 0 to C - 1.").tag(sync=True)
+    class_names = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    networks = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    orders = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    counts = traitlets.Bytes(help="int32 [C, C] of each network that is shown.").tag(sync=True)
+    shown_networks = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    matrix = traitlets.Dict(help="The order of the classes, its groups, the scale.").tag(sync=True)
+    examples = traitlets.Dict().tag(sync=True)
+    detail = traitlets.Dict(help="The chosen cell.").tag(sync=True)
+
+    def __init__(
+        self,
+        split: Split,
+        predictions: Mapping[str, Predictions],
+        orders: Mapping[str, Specialties],
+    ) -> None:
+        if not predictions or not orders:
+            raise InvalidInput("a confusion explorer needs a network and a partition or more.")
+        first = next(iter(orders.values()))
+        for partition in orders.values():
+            first.check_classes(partition.class_names)
+        for name, found in predictions.items():
+            if not np.array_equal(found.labels, split.labels.numpy()):
+                raise InvalidInput(f"the predictions of {name} must be for the split's images.")
+            if found.logits.shape[1] != first.C:
+                raise InvalidInput(
+                    f"the predictions of {name} must be for {first.C} classes; got "
+                    f"{found.logits.shape[1]}."
+                )
+        self.split = split
+        self.predictions = dict(predictions)
+        self.partitions = dict(orders)
+        self.confusions = {name: found.confusion for name, found in predictions.items()}
+        names = list(predictions)
+        self._pairs = {name: (name,) for name in names}
+        if len(names) > 1:
+            self._pairs[f"{names[-1]} minus {names[0]}"] = (names[-1], names[0])
+        super().__init__(
+            class_names=list(first.class_names),
+            networks=list(self._pairs),
+            orders=list(orders),
+            network=names[0],
+            order_by=next(iter(orders)),
+        )
+        worst = plots.mistake_shares(self.confusions[names[0]], first.C)
+        row, column = np.unravel_index(np.nan_to_num(worst).argmax(), worst.shape)
+        self.row, self.column = int(row), int(column)
+        self._show_cell()
+
+    @traitlets.validate("network")
+    def _check_network(self, proposal: Any) -> str:
+        return check_choice(proposal, list(self._pairs))
+
+    @traitlets.validate("order_by")
+    def _check_order(self, proposal: Any) -> str:
+        return check_choice(proposal, list(self.partitions))
+
+    @traitlets.validate("row", "column")
+    def _check_class(self, proposal: Any) -> int:
+        value: int = proposal["value"]
+        if not 0 <= value < len(self.class_names):
+            raise InvalidInput(
+                f"{proposal['trait'].name} must be from 0 to {len(self.class_names) - 1}; "
+                f"got {value}."
+            )
+        return value
+
+    @property
+    def specialties(self) -> Specialties:
+        """The partition that orders the classes."""
+        return self.partitions[self.order_by]
+
+    def _pair(self) -> list[NDArray[np.int64]]:
+        return [self.confusions[name] for name in self._pairs[self.network]]
+
+    @traitlets.observe("network", "order_by")
+    def _show_matrix(self, change: Any) -> None:
+        if not self.order_by:
+            return
+        partition, pair = self.specialties, self._pair()
+        shares = [plots.mistake_shares(counts, partition.C) for counts in pair]
+        drawn = shares[0] - shares[1] if len(shares) > 1 else shares[0]
+        colours = hex_colours(partition.K)
+        groups, first = [], 0
+        for k in partition.nonempty:
+            groups.append(
+                {
+                    "name": partition.names[k],
+                    "first": first,
+                    "size": partition.sizes[k],
+                    "colour": colours[k],
+                }
+            )
+            first += partition.sizes[k]
+        with self.hold_sync():  # the browser draws them together
+            self.shown_networks = list(self._pairs[self.network])
+            self.counts = b"".join(counts.astype("<i4").tobytes() for counts in pair)
+            self.matrix = {
+                "order": list(partition.order),
+                "groups": groups,
+                "top": plots.top_share(drawn),
+                "signed": len(shares) > 1,
+            }
+
+    @traitlets.observe("network", "order_by", "row", "column")
+    def _show_cell(self, change: Any = None) -> None:
+        if not self.order_by:
+            return
+        found = self.predictions[self._pairs[self.network][0]]
+        chosen = self._behind()
+        shown = chosen[:IMAGES]
+        self.examples = sprite([self.split.images[i] for i in shown], 64)
+        self.detail = {
+            "title": f"{self.class_names[self.row]} → {self.class_names[self.column]}",
+            "where": self._cell_in_words(len(chosen), len(shown)),
+            "captions": [f"{found.probabilities[i, self.column]:.0%} sure" for i in shown],
+        }
+        self.words = self._in_words()
+
+    def _behind(self) -> NDArray[np.int64]:
+        """The images of the chosen cell, the surest answers first."""
+        found = self.predictions[self._pairs[self.network][0]]
+        cell = np.flatnonzero((found.labels == self.row) & (found.predicted == self.column))
+        sureness = found.probabilities[cell, self.column]
+        chosen: NDArray[np.int64] = cell[np.argsort(-sureness, kind="stable")]
+        return chosen
+
+    def _cell_in_words(self, n: int, shown: int) -> str:
+        said = [
+            f"{name}: {counts[self.row, self.column]} of {counts[self.row].sum()} images"
+            for name, counts in zip(self._pairs[self.network], self._pair(), strict=True)
+        ]
+        whose = f" of {self._pairs[self.network][0]}" if len(said) > 1 else ""
+        limit = f"; the {shown} surest{whose}" if n > shown else whose and f"; those{whose}"
+        return "; ".join(said) + limit
+
+    def _in_words(self) -> str:
+        parts = [f"{self.network}, ordered by {self.order_by}."]
+        for name, counts in zip(self._pairs[self.network], self._pair(), strict=True):
+            share = inside_share(counts, self.specialties, draws=1).share
+            right = np.trace(counts) / max(counts.sum(), 1)
+            kept = "" if np.isnan(share) else f", {share:.0%} of the mistakes inside a block"
+            parts.append(f"{name}: {right:.1%} right{kept}.")
+        return " ".join(parts)
+
+    def figures(self) -> dict[str, Figure]:
+        pair = self._pair()
+        matrix = plots.plot_confusion(
+            pair[0],
+            self.specialties,
+            f"{self.network}, ordered by {self.order_by}",
+            minus=pair[1] if len(pair) > 1 else None,
+        )
+        title = f"{self.detail['title']}: {self.detail['where']}"
+        shown = self._behind()[:IMAGES]
+        images = plots.plot_images(self.split, shown, self.detail["captions"], title)
+        return {"matrix": matrix, "images": images}

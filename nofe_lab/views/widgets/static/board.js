@@ -1,0 +1,122 @@
+// The specialty board: classes are dragged, or moved by keyboard, from one specialty to another.
+
+function render({ model, el }) {
+  const root = frame(el, "board");
+  const pictures = sprites();
+  const names = () => model.get("class_names");
+  const tell = (what) => model.send(what);
+  const chosen = () => model.get("label");
+  const tool = (text, what, title) => h("button", { class: "nofe-tool", type: "button", title, onclick: () => tell(what) }, text);
+  const undo = tool("Undo", { do: "undo" }, "Ctrl+Z"), redo = tool("Redo", { do: "redo" }, "Ctrl+Y");
+  const add = tool("Add a specialty", { do: "add" }, "an empty one, behind the others");
+  const reset = tool("Start again", { do: "reset" }, "back to the specialties that the board began with");
+  const moveTo = h("select", {
+    "aria-label": "Move the chosen class to",
+    onchange: () => { if (moveTo.value !== "") tell({ do: "move", label: chosen(), k: Number(moveTo.value) }); moveTo.value = ""; },
+  });
+  const lock = h("button", { class: "nofe-tool", type: "button", title: "L", onclick: () => tell({ do: "lock", label: chosen() }) });
+  root.append(h("div", { class: "nofe-toolbar" }, searchBox(model), h("label", { class: "nofe-menu" }, h("span", {}, "Move to"), moveTo), lock, undo, redo, add, reset));
+  const judged = h("div", { class: "nofe-judged" });
+  const warning = h("p", { class: "nofe-warning", role: "alert" });
+  const cardsBox = h("div", { class: "nofe-cards-box" });
+  const words = spoken(model);
+  root.append(judged, warning, cardsBox,
+    h("p", { class: "nofe-note" }, "Drag a class to another specialty. By keyboard: arrow keys move between classes, " +
+      "Shift with ← or → moves the class, L locks it, Ctrl+Z takes back."), words);
+
+  let dragged = null;
+  const locked = (label) => model.get("locked").includes(label);
+  const drawCards = () => {
+    const list = model.get("cards");
+    const held = cardsBox.contains(document.activeElement);
+    const scrolled = cardsBox.scrollTop;
+    const largest = Math.max(...list.map((specialty) => specialty.members.length), 1);
+    cardsBox.replaceChildren(h("div", { class: "nofe-cards" }, list.map((specialty) => {
+      const element = card(specialty, names(), pictures, {
+        tools: specialty.members.length ? [] : h("button", {
+          class: "nofe-tool", type: "button", "aria-label": `remove ${specialty.name}`, onclick: () => tell({ do: "remove", k: specialty.k }),
+        }, "remove"),
+        extra: h("div", { class: "nofe-balance", title: `${specialty.members.length} classes` },
+          h("span", { style: { width: `${100 * specialty.members.length / largest}%` } }),
+          h("i", { style: { left: `${100 * names().length / list.length / largest}%` }, title: "equal sizes" })),
+        each: (button, label) => {
+          button.draggable = !locked(label);
+          button.classList.toggle("nofe-locked", locked(label));
+          if (model.get("changed").includes(label)) button.classList.add("nofe-changed");
+          button.addEventListener("click", () => send(model, { label }));
+          button.addEventListener("focus", () => { if (chosen() !== label) send(model, { label }); });
+          button.addEventListener("dragstart", (event) => {
+            dragged = label;
+            event.dataTransfer.effectAllowed = "move";
+            event.dataTransfer.setData("text/plain", names()[label]);
+          });
+          button.addEventListener("dragend", () => { dragged = null; });
+        },
+      });
+      element.addEventListener("dragover", (event) => {
+        if (dragged === null) return;
+        event.preventDefault();
+        element.classList.add("nofe-over");
+      });
+      element.addEventListener("dragleave", (event) => {
+        if (!element.contains(event.relatedTarget)) element.classList.remove("nofe-over");
+      });
+      element.addEventListener("drop", (event) => {
+        event.preventDefault();
+        event.stopPropagation();
+        element.classList.remove("nofe-over");
+        if (dragged !== null) tell({ do: "move", label: dragged, k: specialty.k });
+        dragged = null;
+      });
+      return element;
+    })));
+    cardsBox.scrollTop = scrolled;
+    moveTo.replaceChildren(h("option", { value: "" }, "…"), ...list.map((specialty) => h("option", { value: specialty.k }, specialty.name)));
+    highlight();
+    if (held) cardsBox.querySelector(`button.nofe-class[data-label="${chosen()}"]`)?.focus();
+  };
+  const highlight = () => {
+    mark(cardsBox, names(), chosen(), model.get("search"));
+    lock.textContent = locked(chosen()) ? "Unlock" : "Lock";
+    moveTo.disabled = locked(chosen());
+  };
+  const judge = () => {
+    const found = model.get("judgement");
+    judged.replaceChildren(h("table", {},
+      h("thead", {}, h("tr", {}, h("th", {}, ""), found.columns.map((name) => h("th", { scope: "col" }, name)))),
+      h("tbody", {}, found.rows.map((row) => h("tr", {}, h("th", { scope: "row" }, row.name),
+        row.values.map((value, i) => h("td", { class: i && row.worse ? "nofe-worse" : "" }, value)))))));
+    warning.textContent = found.warning;
+    warning.hidden = !found.warning;
+    undo.disabled = !model.get("can_undo");
+    redo.disabled = !model.get("can_redo");
+  };
+  roam(root, () => [...cardsBox.querySelectorAll(".nofe-card")]);
+  root.addEventListener("keydown", (event) => {
+    if (event.target.matches("input, select")) return;
+    const k = model.get("cards").find((specialty) => specialty.members.includes(chosen()))?.k;
+    const keys = event.ctrlKey || event.metaKey ? { z: { do: event.shiftKey ? "redo" : "undo" }, y: { do: "redo" } } : {
+      l: { do: "lock", label: chosen() },
+      ...(event.shiftKey ? {
+        arrowleft: { do: "move", label: chosen(), k: k - 1 },
+        arrowright: { do: "move", label: chosen(), k: k + 1 },
+      } : {}),
+    };
+    const what = keys[event.key.toLowerCase()];
+    if (!what) return;
+    event.preventDefault();
+    event.stopPropagation();
+    if (what.do === "move" && (what.k < 0 || what.k >= model.get("cards").length)) return;
+    tell(what);
+  });
+  pictures.load(model.get("thumbnails"));
+  const stops = [
+    follow(model, ["cards", "locked"], drawCards),
+    follow(model, ["label", "search"], highlight),
+    follow(model, ["judgement", "can_undo", "can_redo"], judge),
+    words.stop,
+  ];
+  return () => { stops.forEach((stop) => stop()); pictures.free(); };
+}
+
+export default { render };

@@ -1,0 +1,138 @@
+// What all widgets share.  Names of classes are other people's text: they enter the page as text
+// alone (textContent, title, value), never as HTML.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+// JupyterLab takes keys for its shortcuts unless the focused element itself asks it not to
+const FOCUSABLE = new Set(["button", "canvas", "input", "select"]);
+
+/** An element with attributes, listeners (onclick: ...), and children (elements or texts). */
+function h(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  if (FOCUSABLE.has(tag)) element.setAttribute("data-lm-suppress-shortcuts", "true");
+  return fill(element, attributes, children);
+}
+
+/** The same for SVG. */
+function s(tag, attributes = {}, ...children) {
+  return fill(document.createElementNS(SVG, tag), attributes, children);
+}
+
+function fill(element, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name === "style") for (const [key, to] of Object.entries(value)) element.style.setProperty(key, to);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
+  }
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+/** The frame of a widget. */
+function frame(el, name) {
+  const root = h("div", { class: `nofe nofe-${name}` });
+  el.replaceChildren(root);
+  return root;
+}
+
+/** Set traits and send them to the kernel. */
+function send(model, traits) {
+  for (const [name, value] of Object.entries(traits)) model.set(name, value);
+  model.save_changes();
+}
+
+/** Call `draw` now and whenever one of the traits changes; returns what ends that. */
+function follow(model, traits, draw) {
+  const event = traits.map((name) => `change:${name}`).join(" ");
+  model.on(event, draw);
+  draw();
+  return () => model.off(event, draw);
+}
+
+/** A labelled menu bound to a trait; options: [[value, text], ...]. */
+function menu(model, trait, label, options, number = false) {
+  const select = h("select", {
+    "aria-label": label,
+    onchange: () => send(model, { [trait]: number ? Number(select.value) : select.value }),
+  });
+  const fillIn = (choices) => {
+    select.replaceChildren(...choices.map(([value, text]) => h("option", { value }, text)));
+    select.value = String(model.get(trait));
+  };
+  fillIn(options);
+  model.on(`change:${trait}`, () => { select.value = String(model.get(trait)); });
+  const box = h("label", { class: "nofe-menu" }, h("span", {}, label), select);
+  return Object.assign(box, { fillIn });
+}
+
+/** Many small images, of one: `piece(i, size)` is the i-th. */
+function sprites() {
+  let url = null, sheet = null;
+  return {
+    load(next) {
+      if (url) URL.revokeObjectURL(url);
+      sheet = next;
+      url = next && next.data ? URL.createObjectURL(new Blob([next.data], { type: "image/jpeg" })) : null;
+    },
+    piece(i, size) {
+      const image = h("span", { class: "nofe-image", style: { width: `${size}px`, height: `${size}px` } });
+      if (url) {
+        image.style.backgroundImage = `url(${url})`;
+        image.style.backgroundSize = `${sheet.columns * size}px ${sheet.rows * size}px`;
+        image.style.backgroundPosition =
+          `-${(i % sheet.columns) * size}px -${Math.floor(i / sheet.columns) * size}px`;
+      }
+      return image;
+    },
+    free() { if (url) URL.revokeObjectURL(url); },
+  };
+}
+
+const percent = (share) => (share === null || Number.isNaN(share) ? "–" : `${Math.round(100 * share)}%`);
+
+/** Horizontal bars: rows of {name, share (of the longest), text, colour, hollow, strong}. */
+function bars(rows) {
+  return h("div", { class: "nofe-bars" }, rows.map((row) =>
+    [h("span", { class: row.strong ? "nofe-strong" : "", title: row.name }, row.name),
+     h("span", { class: "nofe-track" },
+       h("span", { class: "nofe-bar", style: {
+         width: `${Math.max(100 * row.share, 0.5)}%`,
+         background: row.hollow ? "transparent" : row.colour,
+         "border-color": row.colour,
+       } }),
+       h("span", { class: "nofe-bar-text" }, row.text))]));
+}
+
+/** Words that a screen reader speaks when they change. */
+function spoken(model) {
+  const words = h("p", { class: "nofe-words", role: "status", "aria-live": "polite" });
+  const stop = follow(model, ["words"], () => { words.textContent = model.get("words"); });
+  return Object.assign(words, { stop });
+}
+
+/** Arrow keys among buttons that lie in groups: left, right in a group, up, down between groups.
+ * One button alone is reached by Tab. */
+function roam(root, groups) {
+  root.addEventListener("keydown", (event) => {
+    const lists = groups().map((group) => [...group.querySelectorAll("button.nofe-class")]).filter((list) => list.length);
+    const g = lists.findIndex((list) => list.includes(document.activeElement));
+    if (g < 0 || event.shiftKey || event.ctrlKey || event.metaKey || event.altKey) return;
+    const i = lists[g].indexOf(document.activeElement);
+    const to = {
+      ArrowRight: () => lists[g][i + 1] || (lists[g + 1] || [])[0],
+      ArrowLeft: () => lists[g][i - 1] || (lists[g - 1] || []).at(-1),
+      ArrowDown: () => (lists[g + 1] || [])[Math.min(i, (lists[g + 1] || []).length - 1)],
+      ArrowUp: () => (lists[g - 1] || [])[Math.min(i, (lists[g - 1] || []).length - 1)],
+      Home: () => lists[g][0],
+      End: () => lists[g].at(-1),
+    }[event.key];
+    if (!to) return;
+    event.preventDefault();
+    const next = to();
+    if (next) {
+      lists.flat().forEach((button) => { button.tabIndex = button === next ? 0 : -1; });
+      next.focus();
+    }
+  });
+}
