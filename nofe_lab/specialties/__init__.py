@@ -3,16 +3,18 @@
 from nofe_lab.specialties.assignment import affinity_matrix, assign, best_objective, objective
 from nofe_lab.specialties.clustering import confusion_clusters, feature_clusters
 from nofe_lab.specialties.history import maps_of, settling
-from nofe_lab.specialties.partition import Specialties
+from nofe_lab.specialties.partition import Specialties, class_number, read_moves
 
 __all__ = [
     "Specialties",
     "affinity_matrix",
     "assign",
     "best_objective",
+    "class_number",
     "confusion_clusters",
     "feature_clusters",
     "maps_of",
     "objective",
+    "read_moves",
     "settling",
 ]

@@ -7,6 +7,7 @@ save and hand over.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -231,6 +232,37 @@ class Specialties:
         specialty_of = dict(zip(found.class_names, found.of, strict=True))
         of = tuple(specialty_of[name] for name in class_names)
         return cls(tuple(class_names), of, found.K, found.names)
+
+
+def class_number(name: str, class_names: Sequence[str]) -> int:
+    """Where a class stands among the class names; raises InvalidInput with the nearest name."""
+    if name in class_names:
+        return list(class_names).index(name)
+    nearest = difflib.get_close_matches(name, class_names, n=1)
+    hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+    raise InvalidInput(f"class {name!r} is none of the {len(class_names)} classes{hint}.")
+
+
+def read_moves(text: str, class_names: Sequence[str], K: int) -> list[tuple[int, int]]:
+    """Moves that are written as text: the class and the specialty (from 0) of each.
+
+    >>> read_moves("dog: 1, bus: 2", ("cat", "dog", "bus"), K=2)
+    [(1, 0), (2, 1)]
+
+    text: names of classes, each with the number of a specialty, which are called 1 to K.
+    Raises InvalidInput for an unknown class or specialty.
+    """
+    names = tuple(class_names)
+    found = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, colon, number = part.rpartition(":")
+        if not colon or not number.strip().isdecimal() or not 1 <= int(number) <= K:
+            raise InvalidInput(
+                f"moves must be written like 'shark: 3, whale: 1', with specialties from 1 to {K}; "
+                f"got {part!r}."
+            )
+        found.append((class_number(name.strip(), names), int(number) - 1))
+    return found
 
 
 def _strings(value: object) -> list[str]:

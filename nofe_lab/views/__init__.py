@@ -5,6 +5,18 @@
 """
 
 from nofe_lab.views import plots, tables
-from nofe_lab.views.widgets import ConfusionExplorer, EvolutionPlayer, SpecialtyBoard, SpecialtyExplorer
+from nofe_lab.views.widgets import (
+    ConfusionExplorer,
+    EvolutionPlayer,
+    SpecialtyBoard,
+    SpecialtyExplorer,
+)
 
-__all__ = ["ConfusionExplorer", "EvolutionPlayer", "SpecialtyBoard", "SpecialtyExplorer", "plots", "tables"]
+__all__ = [
+    "ConfusionExplorer",
+    "EvolutionPlayer",
+    "SpecialtyBoard",
+    "SpecialtyExplorer",
+    "plots",
+    "tables",
+]

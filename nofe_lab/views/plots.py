@@ -831,7 +831,7 @@ def plot_class(
         _check_confusion(confusion, dataset.C)
     whole_number("label", label, 0, dataset.C - 1)
     k = specialties.of[label]
-    figure = plt.figure(figsize=(5.7 + 4.1 * len(confusions), 3.6))
+    figure = plt.figure(figsize=(5.7 + 3.5 * len(confusions), 3.6))
     plt.close(figure)
     axes = _inches(figure, (0, 0, 5.6, 3.6))
     _card(axes, 0.1, 0.1, 5.4, 1.15, specialties, k)
@@ -846,7 +846,7 @@ def plot_class(
     for n, image in enumerate(_images(dataset.train, label, images)):
         _draw(axes, image, 0.1 + n % columns * side, 1.68 + n // columns * side, side - 0.05)
     for n, (network, confusion) in enumerate(confusions.items()):
-        beside = _axes_inches(figure, (6.9 + 4.1 * n, 0.6, 2.7, 2.3))
+        beside = _axes_inches(figure, (6.9 + 3.5 * n, 0.6, 2.1, 2.3))
         _plot_rivals(beside, specialties, confusion, label, rivals, network)
     return figure
 
@@ -879,7 +879,7 @@ def _plot_rivals(
     axes.set_yticks(range(len(worst)), _names(specialties, worst, 1.25), fontsize=8)
     axes.set(ylim=(rivals - 0.4, -0.6), xlim=(0, 1.4 * max([1, *row])), xticks=[])
     axes.set_title(
-        f"{_fit(network, 2.5, 9)}\nright: {right} of {total} images"
+        f"{_fit(network, 2.1, 9)}\nright: {right} of {total} images"
         + (f" ({right / total:.0%})" if total else "")
         + ("\nmost often mistaken for" if worst else "\nnever mistaken"),
         fontsize=9,

@@ -1,5 +1,6 @@
 import base64
 import io
+import re
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -16,8 +17,14 @@ from PIL import Image
 from nofe_lab.config import InvalidInput
 from nofe_lab.data import Dataset, Split
 from nofe_lab.evaluation import Predictions, inside_share, per_specialty
-from nofe_lab.specialties import Specialties
-from nofe_lab.views import SpecialtyBrowser, plots
+from nofe_lab.specialties import Specialties, best_objective
+from nofe_lab.views import (
+    ConfusionExplorer,
+    EvolutionPlayer,
+    SpecialtyBoard,
+    SpecialtyExplorer,
+    plots,
+)
 
 NAMES = ("$x^2$", "_under", "<b>bold</b>", "Ж", "two  words", "W" * 60, "tiger", "Ω 100%")
 C, K = len(NAMES), 4
@@ -104,7 +111,16 @@ def all_figures(world) -> dict[str, Figure]:
         ),
         "gained, lost": plots.plot_gained_lost(data, base, nofe),
         "comparison": plots.plot_comparison(table),
-        "class": plots.plot_class(data, specialties, base.confusion, 0),
+        "class": plots.plot_class(
+            data, specialties, {"$b$": base.confusion, "n" * 60: nofe.confusion}, 0
+        ),
+        "cards": plots.plot_specialties(
+            data, specialties, order=[3, 1, 0], notes={0: "$n$ " * 60, 1: "short"}
+        ),
+        "difference": plots.plot_confusion(nofe.confusion, specialties, minus=base.confusion),
+        "images": plots.plot_images(data.test, [3, 1], ["$c$", "c" * 60], "$t$" * 60),
+        "no images": plots.plot_images(data.test, [], [], "t"),
+        "words": plots.plot_words("$w$\nmore"),
     }
 
 
@@ -254,57 +270,8 @@ def test_comparison_has_no_interval_for_one_seed():
 
 
 def test_a_class_that_is_never_mistaken(world):
-    figure = plots.plot_class(world.data, world.specialties, np.eye(C, dtype=np.int64), 2)
-    assert "right: 1 of 1 images (100%)\nnever mistaken" in render(figure)
-
-
-@pytest.fixture
-def browser(world):
-    return SpecialtyBrowser(world.data, world.specialties, world.base.confusion)
-
-
-def test_browser_keeps_traits_and_menus_in_step(browser):
-    assert (browser.specialty, browser.label, browser.class_name) == (0, 0, NAMES[0])
-    first = browser.png
-    browser.class_name = "tiger"
-    assert (browser.specialty, browser.label) == (1, 6)
-    assert browser.png != first
-    browser.specialty = 3
-    assert (browser.label, browser.class_name) == (7, NAMES[7])
-    specialty_menu, class_menu = browser.children[0].children
-    assert (specialty_menu.value, class_menu.value) == (3, 7)
-    class_menu.value = 0
-    assert browser.png == first
-    specialty_menu.value = 1
-    assert browser.class_name == NAMES[3]
-
-
-def test_browser_shows_a_picture_without_a_kernel(browser):
-    bundle = browser._repr_mimebundle_()
-    assert "application/vnd.jupyter.widget-view+json" in bundle
-    png = base64.b64decode(bundle["image/png"])
-    assert png == browser.png
-    assert Image.open(io.BytesIO(png)).format == "PNG"
-
-
-def test_browser_escapes_names(browser):
-    browser.class_name = "<b>bold</b>"
-    assert "&lt;b&gt;bold&lt;/b&gt;" in browser.children[2].value
-    assert "<b>" not in browser.children[2].value
-
-
-@pytest.mark.parametrize(
-    ("trait", "value", "message"),
-    [
-        ("class_name", "tigger", "'tigger' is none of the 8 classes of odd .did you mean 'tiger'"),
-        ("label", 8, "label must be from 0 to 7; got 8"),
-        ("specialty", 2, "specialty 2 has no class; accepted: 0, 1, 3"),
-    ],
-)
-def test_browser_refuses_what_is_not_there(browser, trait, value, message):
-    with pytest.raises(InvalidInput, match=message):
-        setattr(browser, trait, value)
-    assert browser.label == 0
+    figure = plots.plot_class(world.data, world.specialties, {"n": np.eye(C, dtype=np.int64)}, 2)
+    assert "n\nright: 1 of 1 images (100%)\nnever mistaken" in render(figure)
 
 
 def study_rows() -> pd.DataFrame:
@@ -346,3 +313,298 @@ def test_few_experts_are_drawn_against_all_of_them() -> None:
     assert np.allclose(left.lines[0].get_ydata(), [-0.075, -0.025, -0.1 / 12, 0])
     assert np.allclose(right.lines[0].get_xdata(), [1e6, 2e6, 3e6, 4e6])
     assert len(right.collections) >= 2  # the flat networks' points
+
+
+# --- widgets
+
+BUNDLE = "application/vnd.jupyter.widget-view+json"
+
+
+@pytest.fixture
+def explorer(world) -> SpecialtyExplorer:
+    start = Specialties(NAMES, (0, 1, 2, 3, 0, 1, 2, 3), K)
+    return SpecialtyExplorer(
+        world.data,
+        world.specialties,
+        {"base": world.base.confusion, "NofE": world.nofe.confusion},
+        affinity=world.affinity,
+        generalist=np.diag([12, 16, 0, 4]) + np.eye(K, k=1, dtype=np.int64),
+        others={"other": start, "finer": Specialties(NAMES, tuple(range(8)), 8)},
+    )
+
+
+@pytest.fixture
+def matrix(world) -> ConfusionExplorer:
+    pairs = Specialties(NAMES, (0, 0, 1, 1, 2, 2, 3, 3), K)
+    networks = {"base": world.base, "NofE": world.nofe}
+    return ConfusionExplorer(
+        world.data.test, networks, {"specialties": world.specialties, "pairs": pairs}
+    )
+
+
+@pytest.fixture
+def player(world) -> EvolutionPlayer:
+    start = (0, 1, 2, 3, 0, 1, 2, 3)
+    then = (0, 0, 2, 1, 1, 1, 1, 3)
+    history = history_table(world, [start, then, world.specialties.of])
+    return EvolutionPlayer(history, world.specialties, updates_table(2))
+
+
+@pytest.fixture
+def board(world) -> SpecialtyBoard:
+    return SpecialtyBoard(
+        world.data, world.specialties, affinity=world.affinity, confusion=world.base.confusion
+    )
+
+
+@pytest.mark.parametrize("name", ["explorer", "matrix", "player", "board"])
+def test_a_widget_shows_a_picture_without_a_kernel(name, request, tmp_path):
+    widget = request.getfixturevalue(name)
+    data, _ = widget._repr_mimebundle_()
+    assert BUNDLE in data
+    picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
+    assert picture.format == "PNG"
+    assert picture.width > 800
+    assert data["text/plain"] == widget.words
+    # one call keeps all of its figures
+    kept = []
+    run = SimpleNamespace(save_figure=lambda figure, name: kept.append(name))
+    widget.save(run, "now")
+    assert kept == [f"now_{part}" for part in widget.figures()]
+
+
+@pytest.mark.parametrize("name", ["explorer", "matrix", "player", "board"])
+def test_a_widget_carries_its_javascript_and_reaches_for_nothing_else(name, request):
+    widget = request.getfixturevalue(name)
+    assert "export default { render }" in widget._esm
+    code = widget._esm.replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r"https?://|\bimport\b.*\bfrom\b|innerHTML|insertAdjacentHTML", code)
+    assert "url(" not in str(widget._css)
+
+
+def test_explorer_keeps_its_traits_in_step(explorer):
+    assert (explorer.specialty, explorer.label, explorer.class_name) == (0, 0, NAMES[0])
+    explorer.class_name = "tiger"
+    assert (explorer.specialty, explorer.label) == (1, 6)
+    assert explorer.detail["name"] == "tiger"
+    assert explorer.detail["images"] == 3
+    before, after, affinity = explorer.detail["panels"]
+    assert before["title"].startswith("base: 4 of 4 right")
+    assert before["rows"] == []
+    assert after["title"].startswith("NofE: 0 of 4 right")
+    (rival,) = after["rows"]
+    assert (rival["name"], rival["text"], rival["hollow"]) == (NAMES[0], "4", True)
+    assert [row["strong"] for row in affinity["rows"]] == [False, True, False, False]
+    explorer.specialty = 3
+    assert (explorer.label, explorer.class_name) == (7, NAMES[7])
+    assert "NofE: " in explorer.words
+
+
+def test_explorer_counts_what_stays_inside_and_what_leaks(explorer, world):
+    table = explorer.networks.set_index(["network", "specialty"])
+    members = [3, 4, 5, 6]
+    confusion = world.nofe.confusion
+    own = confusion[np.ix_(members, members)]
+    row = table.loc[("NofE", 1)]
+    assert row["inside"] == own.sum() - np.trace(own)
+    assert row["leaking"] == confusion[members].sum() - own.sum()
+    assert row["accuracy"] == np.trace(own) / 16
+    assert table.loc[("generalist", 1), "accuracy"] == 16 / 17
+
+
+@pytest.mark.parametrize("by", ["number", "size", "accuracy", "gain", "leaking"])
+def test_explorer_sorts_its_cards(explorer, by):
+    explorer.sort_by = by
+    order = [card["k"] for card in explorer.shown["cards"]]
+    assert order[-1] == 2  # the empty one
+    of = explorer.networks[explorer.networks["network"] == "NofE"].set_index("specialty")
+    base = explorer.networks[explorer.networks["network"] == "base"].set_index("specialty")
+    keys = {
+        "number": lambda k: k,
+        "size": lambda k: -explorer.specialties.sizes[k],
+        "accuracy": lambda k: -of["accuracy"][k],
+        "gain": lambda k: base["accuracy"][k] - of["accuracy"][k],
+        "leaking": lambda k: -of["leaking"][k],
+    }
+    assert order[:-1] == sorted([0, 1, 3], key=keys[by])
+
+
+def test_explorer_matches_the_colours_of_another_partition(explorer):
+    explorer.compare_with = "finer"
+    colours = {card["k"]: card["colour"] for card in explorer.shown["cards"]}
+    theirs = {card["members"][0]: card["colour"] for card in explorer.shown["other"]}
+    shared = [k for k, colour in colours.items() if colour in theirs.values()]
+    assert {0, 1, 3} <= set(shared)
+    for k in (0, 1, 3):
+        (label,) = [label for label, colour in theirs.items() if colour == colours[k]]
+        assert explorer.specialties.of[label] == k
+    assert len(set(theirs.values())) == 8
+    assert "Agreement: " in explorer.shown["agreement"]
+    assert set(explorer.figures()) == {"specialties", "comparison", "class"}
+    explorer.compare_with = ""
+    assert explorer.shown["other"] == []
+
+
+@pytest.mark.parametrize(
+    ("trait", "value", "message"),
+    [
+        ("class_name", "tigger", "'tigger' is none of the 8 classes .did you mean 'tiger'"),
+        ("label", 8, "label must be from 0 to 7; got 8"),
+        ("specialty", 2, "specialty 2 has no class; accepted: 0, 1, 3"),
+        ("sort_by", "sise", "sort_by 'sise' is unknown .did you mean 'size'.*'leaking'"),
+        ("compare_with", "othr", "did you mean 'other'"),
+    ],
+)
+def test_explorer_refuses_what_is_not_there(explorer, trait, value, message):
+    with pytest.raises(InvalidInput, match=message):
+        setattr(explorer, trait, value)
+    assert explorer.label == 0
+
+
+def test_explorer_refuses_what_does_not_fit(world):
+    with pytest.raises(InvalidInput, match=r"confusion of n must be \[8, 8\]; got \[3, 3\]"):
+        SpecialtyExplorer(world.data, world.specialties, {"n": np.eye(3, dtype=np.int64)})
+    with pytest.raises(InvalidInput, match="got none"):
+        SpecialtyExplorer(world.data, world.specialties, {})
+    counts = {"n": world.base.confusion}
+    with pytest.raises(InvalidInput, match=r"affinity must be \[8, 4\]"):
+        SpecialtyExplorer(world.data, world.specialties, counts, affinity=world.affinity.T)
+
+
+def test_matrix_shows_the_images_behind_a_cell(matrix, world):
+    matrix.network = "NofE"
+    matrix.row, matrix.column = 6, 0
+    behind = np.flatnonzero((world.nofe.labels == 6) & (world.nofe.predicted == 0))
+    assert len(behind) == len(matrix.detail["captions"]) == 4
+    assert matrix.detail["title"] == f"tiger → {NAMES[0]}"
+    assert matrix.detail["where"] == "NofE: 4 of 4 images"
+    sureness = world.nofe.probabilities[behind, 0]
+    assert matrix.detail["captions"] == [f"{s:.0%} sure" for s in sorted(sureness, reverse=True)]
+    matrix.network = "base"
+    assert matrix.detail["captions"] == []
+
+
+def test_matrix_hands_counts_order_and_blocks_to_the_browser(matrix, world):
+    counts = np.frombuffer(matrix.counts, dtype="<i4").reshape(C, C)
+    assert np.array_equal(counts, world.base.confusion)
+    assert matrix.matrix["order"] == list(world.specialties.order)
+    assert [(g["first"], g["size"]) for g in matrix.matrix["groups"]] == [(0, 3), (3, 4), (7, 1)]
+    matrix.network = "NofE minus base"
+    both = np.frombuffer(matrix.counts, dtype="<i4").reshape(2, C, C)
+    assert np.array_equal(both[0], world.nofe.confusion)
+    assert matrix.matrix["signed"]
+    matrix.order_by = "pairs"
+    assert len(matrix.matrix["groups"]) == 4
+    assert "ordered by pairs" in matrix.words
+    assert set(matrix.figures()) == {"matrix", "images"}
+
+
+def test_matrix_refuses_what_is_not_there(matrix, world):
+    for trait, value, message in (
+        ("row", 8, "row must be from 0 to 7; got 8"),
+        ("column", -1, "column must be from 0 to 7; got -1"),
+        ("network", "NofEs", "did you mean 'NofE'"),
+        ("order_by", "pair", "did you mean 'pairs'"),
+    ):
+        with pytest.raises(InvalidInput, match=message):
+            setattr(matrix, trait, value)
+    with pytest.raises(InvalidInput, match="must be for the split's images"):
+        ConfusionExplorer(world.data.train, {"n": world.base}, {"s": world.specialties})
+
+
+def test_player_says_what_an_update_did(player):
+    assert player.update == player.last_update == 2
+    player.update = 1
+    assert player.step["moved"] == [1, 3, 4, 6]
+    assert player.step["title"] == "4 classes moved"
+    player.label = 1
+    assert "under: specialty b" in player.words.replace("_under", "under")
+    player.update = 0
+    assert player.words.startswith("The random start.")
+    assert player.never_settled["labels"] == [2]
+    player.class_name = ""
+    assert player.label == -1
+    with pytest.raises(InvalidInput, match="update must be from 0 to 2; got 3"):
+        player.update = 3
+
+
+def test_player_without_updates(world):
+    history = history_table(world, [world.specialties.of])
+    player = EvolutionPlayer(history, world.specialties, updates_table(0))
+    assert player.words.startswith("The random start.")
+    assert player.never_settled["title"] == "every class settled"
+
+
+def test_board_moves_and_takes_back(board, world):
+    board.move("tiger", 3)
+    assert board.specialties.of[6] == 3
+    assert board.changed == [6]
+    board.move(6, 3)  # it is there already: nothing to take back
+    board.add()
+    assert board.specialties.names[-1] == "1"  # the first number that none is called
+    board.move(0, 4)
+    with pytest.raises(InvalidInput, match="has 1 classes; accepted: one without classes"):
+        board.remove(4)
+    board.remove(2)
+    assert board.specialties.names == ("$a$", "b" * 50, "_d", "1")
+    for _ in range(4):
+        assert board.can_undo
+        board.undo()
+    assert board.specialties == world.specialties
+    assert not board.can_undo
+    board.redo()
+    assert board.changed == [6]
+    board.move(5, 0)
+    assert not board.can_redo
+    board.reset()
+    assert board.specialties == world.specialties
+    board.undo()
+    assert board.changed == [5, 6]
+
+
+def test_board_keeps_locked_classes(board):
+    board.lock("tiger")
+    with pytest.raises(InvalidInput, match="class 'tiger' is locked; unlock it first"):
+        board.move("tiger", 0)
+    with pytest.raises(InvalidInput, match="class 'tiger' is locked"):
+        board.specialties = board.specialties.moved(6, 0)
+    assert board.specialties.of[6] == 1
+    board.lock("tiger")
+    board.move("tiger", 0)
+    assert board.specialties.of[6] == 0
+
+
+def test_board_judges_and_warns(board, world):
+    first = board.judge(world.specialties)
+    assert first.objective == best_objective(world.affinity, np.array(world.specialties.of), K)
+    moves = [(c, k) for c in range(C) for k in range(K)]
+    after = [board.judge(world.specialties.moved(*move)).objective for move in moves]
+    board.move(*moves[int(np.argmin(after))])
+    judged = board.judge(board.specialties)
+    worse = judged.worse_than(first)
+    assert bool(worse) == bool(board.judgement["warning"])
+    assert worse
+    assert all(reason in board.judgement["warning"] for reason in worse)
+    board.undo()
+    assert board.judgement["warning"] == ""
+
+
+def test_board_obeys_the_browser_and_says_what_it_refuses(board):
+    board._obey(board, {"do": "move", "label": 6, "k": 0}, [])
+    assert board.specialties.of[6] == 0
+    board._obey(board, {"do": "lock", "label": 6}, [])
+    assert board.locked == [6]
+    board._obey(board, {"do": "move", "label": 6, "k": 1}, [])
+    assert board.words == "class 'tiger' is locked; unlock it first."
+    board._obey(board, {"do": "remove", "k": 0}, [])
+    assert "accepted: one without classes" in board.words
+    for deed in ("undo", "redo", "add", "reset"):
+        board._obey(board, {"do": deed}, [])
+    assert board.specialties.of[6] == 1
+
+
+def test_board_without_anything_to_judge_by(world):
+    board = SpecialtyBoard(world.data, world.specialties)
+    board.move(0, 1)
+    assert board.judgement["warning"] == ""
+    assert board.judgement["rows"][0]["values"] == ["–", "–"]

@@ -1,15 +1,15 @@
 """What all widgets have in common: their state in traits, their pictures, their JavaScript.
 
 A widget is an anywidget.  Python holds its state and computes every table it shows; its JavaScript
-(in ``static/``, part of the package, so it works offline) draws these tables and hands back what the
-reader chose.  What a widget shows, a ``plot_*`` function can draw too: `View.figures` are the
-pictures of its current state, and they are what is seen where no kernel runs.
+(in ``static/``, part of the package, so it works offline) draws these tables and hands back what
+the reader chose: matplotlib would need a second for what a click should change at once.  What a
+widget shows, a ``plot_*`` function can draw too: `View.figures` are the pictures of its current
+state, and they are what is seen where no kernel runs.
 """
 
 from __future__ import annotations
 
 import base64
-import difflib
 import io
 import textwrap
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from torch import Tensor
 from nofe_lab.config import InvalidInput, one_of
 from nofe_lab.data import Dataset
 from nofe_lab.runs import Run
-from nofe_lab.specialties import Specialties
+from nofe_lab.specialties import Specialties, class_number
 from nofe_lab.views import plots
 
 STATIC = Path(__file__).parent / "static"
@@ -102,12 +102,8 @@ class ClassView(View):
     @traitlets.validate("class_name")
     def _check_class_name(self, proposal: Any) -> str:
         name: str = proposal["value"]
-        if name not in self.class_names and (name or not self.may_be_none):
-            nearest = difflib.get_close_matches(name, self.class_names, n=1)
-            hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-            raise InvalidInput(
-                f"class {name!r} is none of the {len(self.class_names)} classes{hint}."
-            )
+        if name or not self.may_be_none:
+            class_number(name, self.class_names)
         return name
 
     @traitlets.observe("class_name")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nofe_lab.config import InvalidInput
 from nofe_lab.data import Dataset
 from nofe_lab.evaluation import inside_by_chance, inside_share
-from nofe_lab.specialties import Specialties, best_objective
+from nofe_lab.specialties import Specialties, best_objective, class_number
 from nofe_lab.views import plots
 from nofe_lab.views.widgets.base import (
     ClassView,
@@ -24,6 +24,9 @@ from nofe_lab.views.widgets.base import (
     script,
     thumbnails,
 )
+
+VISIBLE = 0.0005
+"""Shares that differ by less look alike when they are printed."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,11 @@ class Judgement:
     def worse_than(self, other: Judgement) -> list[str]:
         """In words, what is worse here than there."""
         found = []
-        if self.objective is not None and other.objective is not None:
-            if self.objective < other.objective - 1e-9:
-                found.append(f"the objective is {self.objective:.1%} (was {other.objective:.1%})")
+        if (self.objective or 0) < (other.objective or 0) - VISIBLE:
+            found.append(f"the objective is {self.objective:.1%} (was {other.objective:.1%})")
         if self.inside is not None and other.inside is not None:
             gain, before = self.inside - self.chance, other.inside - other.chance
-            if gain < before - 1e-9:
+            if gain < before - VISIBLE:
                 found.append(
                     f"it holds {100 * gain:.1f} points more of the confusions than chance "
                     f"(was {100 * before:.1f})"
@@ -76,8 +78,10 @@ class SpecialtyBoard(ClassView):
     )
     search = traitlets.Unicode(help="Classes whose names do not hold it are dimmed.").tag(sync=True)
     thumbnails = traitlets.Dict().tag(sync=True)
-    cards = traitlets.List().tag(sync=True)
-    changed = traitlets.List(help="Classes that are not where they began.").tag(sync=True)
+    cards = traitlets.List(traitlets.Dict()).tag(sync=True)
+    changed = traitlets.List(traitlets.Int(), help="Classes that are not where they began.").tag(
+        sync=True
+    )
     judgement = traitlets.Dict(help="The learned map and the current one, judged.").tag(sync=True)
     can_undo = traitlets.Bool(False).tag(sync=True)
     can_redo = traitlets.Bool(False).tag(sync=True)
@@ -158,7 +162,8 @@ class SpecialtyBoard(ClassView):
         self._travel(self._future, self._past)
 
     def reset(self) -> None:
-        """Back to the specialties that the board began with."""
+        """Back to the specialties that the board began with, nothing locked."""
+        self.locked = []
         if self.specialties != self.start:
             self.specialties = self.start
 
@@ -166,9 +171,7 @@ class SpecialtyBoard(ClassView):
 
     def _label_of(self, class_: str | int) -> int:
         if isinstance(class_, str):
-            if class_ not in self.class_names:
-                self.class_name = class_  # raises with the nearest name
-            return self.class_names.index(class_)
+            return class_number(class_, self.class_names)
         if not 0 <= class_ < len(self.class_names):
             raise InvalidInput(
                 f"label must be from 0 to {len(self.class_names) - 1}; got {class_}."
@@ -194,9 +197,7 @@ class SpecialtyBoard(ClassView):
         for label in self.locked:
             here = self.specialties.names[self.specialties.of[label]]
             if found.names[found.of[label]] != here and not self._travelling:
-                raise InvalidInput(
-                    f"class {self.class_names[label]!r} is locked; unlock it first."
-                )
+                raise InvalidInput(f"class {self.class_names[label]!r} is locked; unlock it first.")
         return found
 
     @traitlets.observe("specialties")
@@ -217,9 +218,7 @@ class SpecialtyBoard(ClassView):
         worse = judged.worse_than(self._before)
         with self.hold_sync():
             self.changed = [
-                c
-                for c in range(now.C)
-                if now.names[now.of[c]] != start.names[start.of[c]]
+                c for c in range(now.C) if now.names[now.of[c]] != start.names[start.of[c]]
             ]
             self.cards = cards(now, hex_colours(max(now.K, start.K)))
             self.judgement = {

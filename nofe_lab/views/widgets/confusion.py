@@ -30,7 +30,7 @@ class ConfusionExplorer(View):
     split: the images.  predictions: network -> what it says of them [N, C]; with two networks their
     difference can be shown too.  orders: name -> a partition of the classes, whose groups are the
     blocks: specialties, superclasses, clusters.
-    Raises InvalidInput if the arguments do not fit together, or a trait is set to what is not there.
+    Raises InvalidInput if the arguments do not fit, or a trait is set to what is not there.
     """
 
     _esm = script("confusion")
@@ -73,7 +73,7 @@ class ConfusionExplorer(View):
         self.partitions = dict(orders)
         self.confusions = {name: found.confusion for name, found in predictions.items()}
         names = list(predictions)
-        self._pairs = {name: (name,) for name in names}
+        self._pairs: dict[str, tuple[str, ...]] = {name: (name,) for name in names}
         if len(names) > 1:
             self._pairs[f"{names[-1]} minus {names[0]}"] = (names[-1], names[0])
         super().__init__(
@@ -193,6 +193,6 @@ class ConfusionExplorer(View):
             minus=pair[1] if len(pair) > 1 else None,
         )
         title = f"{self.detail['title']}: {self.detail['where']}"
-        shown = self._behind()[:IMAGES]
+        shown = self._behind()[:IMAGES].tolist()
         images = plots.plot_images(self.split, shown, self.detail["captions"], title)
         return {"matrix": matrix, "images": images}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class EvolutionPlayer(ClassView):
     update = traitlets.Int(0, help="How far it is shown; 0: the random start.").tag(sync=True)
     last_update = traitlets.Int(0).tag(sync=True)
     drawing = traitlets.Dict(help="Where each class lies in each map.").tag(sync=True)
-    objectives = traitlets.List().tag(sync=True)
+    objectives = traitlets.List(traitlets.Dict()).tag(sync=True)
     step = traitlets.Dict(help="What the current update did.").tag(sync=True)
     never_settled = traitlets.Dict().tag(sync=True)
 
@@ -126,14 +127,12 @@ class EvolutionPlayer(ClassView):
         else:
             said = "The random start."
         if self.label >= 0:
-            way = " → ".join(self.specialties.names[k] for k in self.maps[:, self.label])
-            said += f" {self.class_name}: specialty {way}."
+            way = [self.specialties.names[k] for k, _ in groupby(self.maps[:, self.label])]
+            said += f" {self.class_name}: specialty {' → '.join(way)}."
         restless = int((~self.settling["settled"]).sum())
         return f"{said} {restless} classes still moved in the last quarter of the updates."
 
     def figures(self) -> dict[str, Figure]:
         return {
-            "evolution": plots.plot_evolution(
-                self.map_history, self.specialties, self.map_updates
-            )
+            "evolution": plots.plot_evolution(self.map_history, self.specialties, self.map_updates)
         }

@@ -1,4 +1,4 @@
-"""The specialty explorer: which classes share a specialty, how they do there, and what they resemble."""
+"""The specialty explorer: which classes share a specialty, and how networks do there."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SpecialtyExplorer(ClassView):
     answers.  others: name -> another partition of the same classes, of any K.
     sort_by: number, size, accuracy and leaking (of the last network), or gain (the last network's
     accuracy minus the first's).  Images are of the training split.
-    Raises InvalidInput if the arguments do not fit together, or a trait is set to what is not there.
+    Raises InvalidInput if the arguments do not fit, or a trait is set to what is not there.
     """
 
     _esm = script("cards", "explorer")
@@ -158,7 +158,9 @@ class SpecialtyExplorer(ClassView):
         self.examples = sprite(images, 64)
         where = f"specialty {self.specialties.names[k]}: {self.specialties.sizes[k]} classes"
         if self.dataset.superclass_of:
-            where += f"; superclass {self.dataset.superclass_names[self.dataset.superclass_of[label]]}"
+            where += (
+                f"; superclass {self.dataset.superclass_names[self.dataset.superclass_of[label]]}"
+            )
         self.detail = {
             "name": self.class_names[label],
             "colour": hex_colours(self.specialties.K)[k],
@@ -170,7 +172,7 @@ class SpecialtyExplorer(ClassView):
 
     def card_order(self) -> list[int]:
         """The specialties in the order of their cards; empty ones come last."""
-        first, last = list(self.confusions)[0], list(self.confusions)[-1]
+        first, last = next(iter(self.confusions)), list(self.confusions)[-1]
         by = {
             network: self.networks[self.networks["network"] == network].set_index("specialty")
             for network in (first, last)
@@ -210,11 +212,11 @@ class SpecialtyExplorer(ClassView):
 
     def _facts(self, k: int) -> list[tuple[str, str]]:
         facts = []
-        for row in self.networks[self.networks["specialty"] == k].itertuples():
-            said = f"{row.accuracy:.0%}"
-            if not np.isnan(row.leaking):
-                said += f", mistakes {row.inside:.0f} in, {row.leaking:.0f} out"
-            facts.append((str(row.network), said))
+        for row in self.networks[self.networks["specialty"] == k].to_dict("records"):
+            said = f"{row['accuracy']:.0%}"
+            if not np.isnan(row["leaking"]):
+                said += f", mistakes {row['inside']:.0f} in, {row['leaking']:.0f} out"
+            facts.append((str(row["network"]), said))
         return facts
 
     def _matched_colours(self, other: Specialties) -> list[str]:
@@ -239,13 +241,13 @@ class SpecialtyExplorer(ClassView):
                 {
                     "name": self.class_names[c],
                     "share": float(row[c] / row[worst[0]]),
-                    "text": f"{row[c]}" + ("" if self._inside(label, c) else ", other specialty"),
+                    "text": f"{row[c]}",
                     "colour": colours[self.specialties.of[c]],
                     "hollow": not self._inside(label, c),
                 }
                 for c in worst
             ]
-            title = f"{network}: {right} of {images} right; mistaken for"
+            title = f"{network}: {right} of {images} right; mistaken for (hollow: other specialty)"
             panels.append({"title": title, "rows": rows, "none": "nothing: never mistaken"})
         return panels
 
@@ -273,7 +275,9 @@ class SpecialtyExplorer(ClassView):
 
     def _in_words(self, label: int) -> str:
         """What is shown, for those who do not see it."""
-        parts = [f"Class {self.class_names[label]}, specialty {self.specialties.names[self.specialty]}."]
+        parts = [
+            f"Class {self.class_names[label]}, specialty {self.specialties.names[self.specialty]}."
+        ]
         members = list(self.specialties.members(self.specialty))
         for network, confusion in self.confusions.items():
             row = confusion[label]
