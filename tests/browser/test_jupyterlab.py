@@ -1,4 +1,7 @@
-"""The notebooks in a real JupyterLab, in a headless Chromium (skipped where there is none)."""
+"""The notebooks in a real JupyterLab, in a headless Chromium (skipped where there is none).
+
+Screenshots of what the tests saw are left in tests/browser/screenshots.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,35 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[2]
+SHOTS = Path(__file__).parent / "screenshots"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 TOKEN = "browser-test"
+NOTEBOOKS = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+EXECUTE = """
+async ([path, code]) => {
+  const { sessions } = window.jupyterapp.serviceManager;
+  await sessions.refreshRunning();
+  const model = [...sessions.running()].find((each) => each.path === path);
+  const { kernel } = sessions.connectTo({ model });
+  const future = kernel.requestExecute({ code, store_history: false });
+  let said = "";
+  future.onIOPub = ({ header, content }) => {
+    if (header.msg_type === "stream") said += content.text;
+    if (header.msg_type === "error") said += content.evalue;
+  };
+  await future.done;
+  return said;
+}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -31,19 +52,20 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
         pytest.skip("no chromium on this machine: apt-get install chromium")
     pytest.importorskip("playwright")
     folder = tmp_path_factory.mktemp("lab")
-    for source in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        notebook = nbformat.read(source, as_version=4)
+    for name in NOTEBOOKS:
+        notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
         (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
         runs = folder / "runs"
         toy = {"dataset": "glyphs:8", "K": 4, "epochs": 1, "batch_size": 60, "n_seeds": 1}
         lines = [f"{k} = {v!r}" for k, v in toy.items() if f"{k}:" in cell.source]
         cell.source += "\n" + "\n".join([*lines, f"runs_dir = {str(runs)!r}"])
-        nbformat.write(notebook, folder / source.name)
+        nbformat.write(notebook, folder / name)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"]
     command += ["--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={TOKEN}"]
+    command += ["--LabApp.expose_app_in_browser=True"]
     environment = {**os.environ, "JUPYTER_PREFER_ENV_PATH": "1", "OMP_NUM_THREADS": "1"}
     with (folder / "lab.log").open("w") as log:
         server = subprocess.Popen(
@@ -65,118 +87,354 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
         server.wait(timeout=30)
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb")))
-def test_a_notebook_runs_in_jupyterlab(lab: tuple[str, Path], name: str, tmp_path: Path) -> None:
+class Page:
+    """A notebook that is open in JupyterLab."""
+
+    def __init__(self, browser: Any, address: str, path: Path) -> None:
+        self.path = path
+        self.page = browser.new_page(viewport={"width": 1400, "height": 1200})
+        self.complaints: list[str] = []
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", self._listen)
+        self.page.goto(f"{address}/lab/tree/{path.name}?token={TOKEN}&reset")
+        self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+        # JupyterLab asks for a kernel, with a dialog, if cells are run before it has one
+        for _ in range(60):
+            with urllib.request.urlopen(f"{address}/api/sessions?token={TOKEN}") as answer:
+                sessions = json.load(answer)
+            states = [s["kernel"]["execution_state"] for s in sessions if s["path"] == path.name]
+            self.page.wait_for_timeout(1000)
+            if states == ["idle"]:
+                return
+        pytest.fail(f"no kernel for {path.name}")
+
+    def _listen(self, message: Any) -> None:
+        ours = ("anywidget", "nofe", "blob:", "model")
+        if message.type == "error" and any(word in message.text.lower() for word in ours):
+            self.complaints.append(message.text)
+
+    def run_all(self) -> None:
+        self.page.click("text=Run >> visible=true")
+        self.page.click("text=Run All Cells >> visible=true")
+
+    def wait_until_executed(self) -> None:
+        """Save again and again until the last code cell has a number, for at most five minutes."""
+        for _ in range(150):
+            self.page.keyboard.press("Control+s")
+            self.page.wait_for_timeout(2000)
+            code = [c for c in self.cells() if c.cell_type == "code"]
+            if all(cell.execution_count for cell in code):
+                return
+            failed = [o for c in code for o in c.outputs if o.output_type == "error"]
+            assert not failed, failed[0].evalue
+        pytest.fail(f"{self.path.name} did not finish")
+
+    def wait_for_output(self, wanted: Callable[[Any], bool]) -> Any:
+        """Save until the notebook holds such an output, for at most a minute."""
+        for _ in range(60):
+            self.page.keyboard.press("Control+s")
+            self.page.wait_for_timeout(1000)
+            for output in (output for cell in self.cells() for output in cell.get("outputs", [])):
+                if wanted(output):
+                    return output
+        pytest.fail(f"{self.path.name} has no such output")
+
+    def cells(self) -> list[Any]:
+        cells: list[Any] = nbformat.read(self.path, as_version=4).cells
+        return cells
+
+    def kernel(self, expression: str) -> Any:
+        """The value of an expression in the notebook's kernel, by way of JSON."""
+        code = f"import json; print(json.dumps({expression}, default=int))"
+        said = self.page.evaluate(EXECUTE, [self.path.name, code])
+        try:
+            return json.loads(said)
+        except ValueError:
+            pytest.fail(f"{expression}: {said}")
+
+    def wait_for(self, expression: str, value: Any) -> None:
+        """Wait until an expression has a value in the kernel, for at most ten seconds."""
+        for _ in range(50):
+            if (found := self.kernel(expression)) == value:
+                return
+            self.page.wait_for_timeout(200)
+        pytest.fail(f"{expression} is {found!r} in the kernel, not {value!r}")
+
+    def widget(self, kind: str) -> Any:
+        """The widget of a kind, scrolled into view."""
+        found = self.page.locator(f".nofe-{kind}").first
+        for _ in range(40):  # JupyterLab attaches the outputs that are near the view
+            if found.count():
+                break
+            self.page.locator(".jp-Notebook").hover()
+            self.page.mouse.wheel(0, 800)
+            self.page.wait_for_timeout(250)
+        found.scroll_into_view_if_needed()
+        self.page.wait_for_timeout(500)
+        return found
+
+    def shoot(self, widget: Any, name: str) -> None:
+        SHOTS.mkdir(exist_ok=True)
+        widget.scroll_into_view_if_needed()
+        widget.screenshot(path=SHOTS / f"{name}.png")
+
+
+@pytest.fixture
+def open_notebook(lab: tuple[str, Path]) -> Iterator[Callable[[str], Page]]:
+    """Opens notebooks by name; none may have complained in the browser's console at the end."""
     from playwright.sync_api import sync_playwright
 
     address, folder = lab
+    pages: list[Page] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM,
             args=["--no-sandbox", "--disable-background-networking", "--disable-sync"],
         )
-        page = browser.new_page(viewport={"width": 1400, "height": 1200})
-        page.goto(f"{address}/lab/tree/{name}?token={TOKEN}&reset")
-        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-        wait_for_the_kernel(address, name, page)
-        run_all(page)
-        wait_until_executed(page, folder / name)
-        errors = page.locator(
-            ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']"
-        )
-        assert errors.count() == 0
-        if name.startswith("02"):
-            check_the_browser_widget(page)
+
+        def open_one(name: str) -> Page:
+            pages.append(Page(browser, address, folder / name))
+            return pages[-1]
+
+        yield open_one
+        complaints = [complaint for page in pages for complaint in page.complaints]
         browser.close()
+    assert not complaints
 
 
+def test_the_board_in_a_browser(open_notebook: Callable[[str], Page], lab) -> None:  # type: ignore[no-untyped-def]
+    """The short one: a class is dragged, another is moved by keyboard, both come back."""
+    source = """
+import nofe_lab
+from nofe_lab.views import SpecialtyBoard
+data = nofe_lab.load_dataset("glyphs:1", val_fraction=0.0, seed=0)
+board = SpecialtyBoard(data, nofe_lab.Specialties.random(data.class_names, 5, 0))
+board
+"""
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
+    notebook.cells = [nbformat.v4.new_code_cell(source.strip())]
+    nbformat.write(notebook, lab[1] / "board.ipynb")
+    opened = open_notebook("board.ipynb")
+    opened.run_all()
+    opened.page.wait_for_selector(".nofe-board", timeout=60_000)
+    use_the_board(opened)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_runs_in_jupyterlab(open_notebook: Callable[[str], Page], name: str) -> None:
+    opened = open_notebook(name)
+    opened.run_all()
+    opened.wait_until_executed()
+    errors = opened.page.locator(
+        ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']"
+    )
+    assert errors.count() == 0
+    if name.startswith("02"):
+        use_the_explorer(opened)
+        use_the_matrix(opened)
+        use_the_player(opened)
+    if name.startswith("07"):
+        use_the_board(opened)
+
+
+@pytest.mark.slow
 def test_a_training_that_is_interrupted_in_jupyterlab_is_kept_and_goes_on(
-    lab: tuple[str, Path],
+    open_notebook: Callable[[str], Page], lab: tuple[str, Path]
 ) -> None:
-    from playwright.sync_api import sync_playwright
-
-    address, folder = lab
+    _, folder = lab
     notebook = nbformat.read(folder / "01_train_generalist.ipynb", as_version=4)
     (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     cell.source += "\nepochs, seed = 60, 5"
-    name = "interrupted.ipynb"
-    nbformat.write(notebook, folder / name)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1400, "height": 1200})
-        page.goto(f"{address}/lab/tree/{name}?token={TOKEN}&reset")
-        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-        wait_for_the_kernel(address, name, page)
-        run_all(page)
-        for _ in range(600):
-            if list((folder / "runs").glob("generalist-*-s5-*.unfinished/step-*")):
-                break
-            page.wait_for_timeout(100)
-        page.click("text=Kernel >> visible=true")
-        page.click("text=Interrupt Kernel >> visible=true")
-        error = wait_for_output(page, folder / name, lambda output: output.get("evalue"))
-        assert error.ename == "Interrupted"
-        assert re.fullmatch(
-            r"stopped after step \d+ of \d+; all of it is kept\. Run this cell, or the same "
-            r"command, again to go on\.",
-            error.evalue,
-        )
-        assert error.traceback == [f"Interrupted: {error.evalue}"]
-        run_all(page)
-        wait_for_output(page, folder / name, lambda found: "goes on from" in found.get("text", ""))
-        wait_until_executed(page, folder / name)
-        assert not list((folder / "runs").glob("*.unfinished"))
-        browser.close()
-
-
-def wait_for_output(page, path: Path, wanted):  # type: ignore[no-untyped-def]
-    """Save until the notebook holds such an output, for at most a minute."""
-    for _ in range(60):
-        page.keyboard.press("Control+s")
-        page.wait_for_timeout(1000)
-        cells = nbformat.read(path, as_version=4).cells
-        for output in (output for cell in cells for output in cell.get("outputs", [])):
-            if wanted(output):
-                return output
-    pytest.fail(f"{path.name} has no such output")
-
-
-def run_all(page) -> None:  # type: ignore[no-untyped-def]
-    page.click("text=Run >> visible=true")
-    page.click("text=Run All Cells >> visible=true")
-
-
-def wait_for_the_kernel(address: str, name: str, page) -> None:  # type: ignore[no-untyped-def]
-    """JupyterLab asks for a kernel, with a dialog, if cells are run before it has one."""
-    for _ in range(60):
-        with urllib.request.urlopen(f"{address}/api/sessions?token={TOKEN}") as answer:
-            sessions = json.load(answer)
-        states = [s["kernel"]["execution_state"] for s in sessions if s["path"] == name]
-        page.wait_for_timeout(1000)
-        if states == ["idle"]:
-            return
-    pytest.fail(f"no kernel for {name}")
-
-
-def wait_until_executed(page, path: Path) -> None:  # type: ignore[no-untyped-def]
-    """Save again and again until the last code cell has a number, for at most five minutes."""
-    for _ in range(150):
-        page.keyboard.press("Control+s")
-        page.wait_for_timeout(2000)
-        code = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
-        if all(cell.execution_count for cell in code):
-            return
-        failed = [o for c in code for o in c.outputs if o.output_type == "error"]
-        assert not failed, failed[0].evalue
-    pytest.fail(f"{path.name} did not finish")
-
-
-def check_the_browser_widget(page) -> None:  # type: ignore[no-untyped-def]
-    widget = page.locator(".jp-OutputArea-output .widget-vbox").last
-    widget.scroll_into_view_if_needed()
-    picture = widget.locator("img")
-    before = picture.get_attribute("src")
-    widget.locator("select").first.select_option(index=2)
-    page.wait_for_function(
-        "([image, old]) => image.src !== old", arg=[picture.element_handle(), before]
+    nbformat.write(notebook, folder / "interrupted.ipynb")
+    opened = open_notebook("interrupted.ipynb")
+    opened.run_all()
+    for _ in range(600):
+        if list((folder / "runs").glob("generalist-*-s5-*.unfinished/step-*")):
+            break
+        opened.page.wait_for_timeout(100)
+    opened.page.click("text=Kernel >> visible=true")
+    opened.page.click("text=Interrupt Kernel >> visible=true")
+    error = opened.wait_for_output(lambda output: bool(output.get("evalue")))
+    assert error.ename == "Interrupted"
+    assert re.fullmatch(
+        r"stopped after step \d+ of \d+; all of it is kept\. Run this cell, or the same "
+        r"command, again to go on\.",
+        error.evalue,
     )
+    assert error.traceback == [f"Interrupted: {error.evalue}"]
+    opened.run_all()
+    opened.wait_for_output(lambda found: "goes on from" in found.get("text", ""))
+    opened.wait_until_executed()
+    assert not list((folder / "runs").glob("*.unfinished"))
+
+
+# --- what a reader does with each widget
+
+
+def use_the_explorer(opened: Page) -> None:
+    widget = opened.widget("explorer")
+    names = opened.kernel("explorer.class_names")
+    buttons = widget.locator("button.nofe-class")
+    # a click
+    buttons.nth(7).click()
+    label = int(buttons.nth(7).get_attribute("data-label"))
+    opened.wait_for("explorer.label", label)
+    assert widget.locator(".nofe-detail h4").inner_text() == names[label]
+    assert buttons.nth(7).get_attribute("aria-pressed") == "true"
+    # the keyboard, without moving JupyterLab's own cursor
+    active = opened.page.locator(".jp-Notebook .jp-Cell.jp-mod-active")
+    cell = active.first.get_attribute("data-windowed-list-index")
+    opened.page.keyboard.press("ArrowRight")
+    opened.page.keyboard.press("ArrowDown")
+    opened.page.keyboard.press("Enter")
+    opened.page.wait_for_timeout(500)
+    moved = opened.kernel("explorer.label")
+    assert moved != label
+    assert active.first.get_attribute("data-windowed-list-index") == cell
+    # a search
+    box = widget.get_by_label("Search a class")
+    box.fill(names[3])
+    box.press("Enter")
+    opened.wait_for("explorer.class_name", names[3])
+    box.fill("")
+    # the menus
+    widget.get_by_label("Sort by").select_option("leaking")
+    opened.wait_for("explorer.sort_by", "leaking")
+    order = opened.kernel("[card['k'] for card in explorer.shown['cards']]")
+    cards = widget.locator(".nofe-card")
+    shown = [int(cards.nth(n).get_attribute("data-k")) for n in range(cards.count())]
+    assert shown == order
+    widget.get_by_label("Compare with").select_option("superclasses")
+    opened.wait_for("explorer.compare_with", "superclasses")
+    opened.page.wait_for_timeout(300)
+    assert cards.count() > len(order)
+    assert "normalised mutual information" in widget.inner_text()
+    # a program
+    opened.kernel("setattr(explorer, 'label', 5)")
+    opened.page.wait_for_timeout(500)
+    assert widget.locator(".nofe-detail h4").inner_text() == names[5]
+    opened.shoot(widget, "explorer")
+
+
+def use_the_matrix(opened: Page) -> None:
+    widget = opened.widget("confusion")
+    canvas = widget.locator("canvas")
+    size = canvas.bounding_box()["width"]
+    C = len(opened.kernel("matrix.class_names"))
+
+    def centre(i: int, j: int) -> dict[str, float]:
+        return {"x": (j + 0.5) * size / C, "y": (i + 0.5) * size / C}
+
+    order = opened.kernel("matrix.matrix['order']")
+    names = opened.kernel("matrix.class_names")
+    canvas.hover(position=centre(2, 40))
+    said = widget.locator(".nofe-tip").inner_text()
+    row, column = order[2], order[40]
+    count = opened.kernel(f"matrix.confusions['base CNN'][{row}, {column}]")
+    images = opened.kernel(f"matrix.confusions['base CNN'][{row}].sum()")
+    assert said.startswith(f"{names[row]} → {names[column]}: {count} of {images} images")
+    canvas.click(position=centre(2, 40))
+    opened.wait_for("[matrix.row, matrix.column]", [row, column])
+    canvas.press("ArrowDown")
+    canvas.press("ArrowLeft")
+    canvas.press("Enter")
+    opened.wait_for("[matrix.row, matrix.column]", [order[3], order[39]])
+    opened.page.wait_for_timeout(300)
+    title = widget.locator(".nofe-detail h4").inner_text()
+    assert title == f"{names[order[3]]} → {names[order[39]]}"
+    # the images behind a cell that has some
+    row, column = opened.kernel(
+        "[int(x) for x in __import__('numpy').unravel_index("
+        "matrix.confusions['base CNN'].argmax(), (len(matrix.class_names),) * 2)]"
+    )
+    widget.get_by_label("Class", exact=True).select_option(str(row))
+    widget.get_by_label("answered").select_option(str(column))
+    opened.wait_for("[matrix.row, matrix.column]", [row, column])
+    opened.page.wait_for_timeout(300)
+    behind = opened.kernel("len(matrix.detail['captions'])")
+    assert behind > 0
+    assert widget.locator("figure").count() == behind
+    before = canvas.evaluate("canvas => canvas.toDataURL()")
+    widget.get_by_label("Network").select_option("NofE minus base CNN")
+    opened.wait_for("matrix.network", "NofE minus base CNN")
+    opened.page.wait_for_timeout(500)
+    assert canvas.evaluate("canvas => canvas.toDataURL()") != before
+    assert "purple" in widget.inner_text()
+    widget.get_by_label("Order by").select_option("superclasses")
+    opened.wait_for("matrix.order_by", "superclasses")
+    opened.shoot(widget, "matrix")
+
+
+def use_the_player(opened: Page) -> None:
+    widget = opened.widget("evolution")
+    last = opened.kernel("player.last_update")
+    slider = widget.locator("input[type=range]")
+    assert slider.input_value() == str(last)
+    slider.focus()
+    slider.press("ArrowLeft")
+    slider.press("ArrowLeft")
+    opened.wait_for("player.update", last - 2)
+    opened.page.wait_for_timeout(300)
+    assert f"update {last - 2} of {last}" in widget.locator("output").inner_text()
+    moved = opened.kernel("player.step['title']")
+    assert moved in widget.inner_text()
+    path = widget.locator(".nofe-way").nth(4)
+    label = int(path.get_attribute("data-label"))
+    path.dispatch_event("click")
+    opened.wait_for("player.label", label)
+    assert widget.locator(".nofe-followed").count() == 1
+    widget.get_by_label("Follow a class").select_option("-1")
+    opened.wait_for("player.label", -1)
+    slider.press("Home")
+    opened.wait_for("player.update", 0)
+    widget.get_by_text("▶ play").click()
+    opened.page.wait_for_timeout(2000)
+    assert 0 < opened.kernel("player.update") <= last
+    opened.shoot(widget, "evolution")
+
+
+def use_the_board(opened: Page) -> None:
+    widget = opened.widget("board")
+    start = opened.kernel("board.specialties.of")
+    cards = widget.locator(".nofe-card")
+    # drag
+    dragged = cards.nth(0).locator("button.nofe-class").nth(1)
+    label = int(dragged.get_attribute("data-label"))
+    dragged.drag_to(cards.nth(1).locator("header"))
+    opened.wait_for(f"board.specialties.of[{label}]", 1)
+    assert cards.nth(1).locator(f"[data-label='{label}']").count() == 1
+    # the keyboard
+    first = cards.nth(0).locator("button.nofe-class").first
+    second = int(first.get_attribute("data-label"))
+    first.focus()
+    opened.wait_for("board.label", second)
+    opened.page.keyboard.press("Shift+ArrowRight")
+    opened.wait_for(f"board.specialties.of[{second}]", 1)
+    opened.page.keyboard.press("l")
+    opened.wait_for("board.locked", [second])
+    opened.page.keyboard.press("Shift+ArrowRight")
+    opened.page.wait_for_timeout(500)
+    assert opened.kernel(f"board.specialties.of[{second}]") == 1
+    assert "is locked" in widget.locator(".nofe-words").inner_text()
+    opened.shoot(widget, f"board_{opened.path.stem}")
+    opened.page.keyboard.press("l")
+    opened.wait_for("board.locked", [])
+    # the tools
+    n = cards.count()
+    widget.get_by_text("Add a specialty").click()
+    opened.wait_for("board.specialties.K", n + 1)
+    widget.locator("button", has_text="remove").last.click()
+    opened.wait_for("board.specialties.K", n)
+    widget.get_by_label("Move the chosen class to").select_option("2")
+    opened.wait_for(f"board.specialties.of[{second}]", 2)
+    first = cards.nth(2).locator(f"[data-label='{second}']")
+    first.focus()
+    for _ in range(5):
+        opened.page.keyboard.press("Control+z")
+    opened.wait_for("board.specialties.of", start)
+    widget.get_by_text("Redo").click()
+    opened.wait_for(f"board.specialties.of[{label}]", 1)
+    widget.get_by_text("Undo").click()
+    opened.wait_for("board.specialties.of", start)

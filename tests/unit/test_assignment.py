@@ -20,6 +20,7 @@ from nofe_lab.config import InvalidInput
 from nofe_lab.specialties.assignment import (
     affinity_matrix,
     assign,
+    best_objective,
     elastic,
     elastic_cost,
     free,
@@ -364,3 +365,19 @@ def test_an_affinity_that_is_not_finite_is_refused(value: float) -> None:
         InvalidInput, match=r"must be finite numbers; that of class 3 to specialty 1"
     ):
         assign("optimal", affinity, np.array([0, 1, 0, 1]))
+
+
+def test_the_best_objective_does_not_depend_on_the_specialties_numbers() -> None:
+    rng = np.random.default_rng(0)
+    affinity = rng.dirichlet(np.ones(3), 7)
+    of = np.array([0, 0, 1, 1, 2, 2, 2])
+    every = [objective(affinity, np.array(order)[of]) for order in itertools.permutations(range(3))]
+    assert best_objective(affinity, of, 3) == pytest.approx(max(every))
+    # a fourth specialty has no output of the generalist: its class counts nothing
+    more = of.copy()
+    more[0] = 3
+    pairs = itertools.permutations(range(4), 3)
+    drawn = np.zeros((4, 3))
+    np.add.at(drawn, more, affinity)
+    expected = max(sum(drawn[k, n] for n, k in enumerate(chosen)) for chosen in pairs) / 7
+    assert best_objective(affinity, more, 4) == pytest.approx(expected)

@@ -16,6 +16,7 @@ from nofe_lab.data import Split
 from nofe_lab.evaluation import (
     Predictions,
     detectable,
+    inside_by_chance,
     inside_share,
     oracle,
     over_seeds,
@@ -236,3 +237,12 @@ def test_seeds_that_agree_have_an_interval_of_no_width() -> None:
     table = pd.DataFrame({"network": "a", "seed": [0, 1], "test_accuracy": 0.5})
     (found,) = over_seeds(table).to_dict("records")
     assert (found["low"], found["high"]) == (0.5, 0.5)
+
+
+def test_inside_by_chance_is_what_random_partitions_hold_in_the_mean() -> None:
+    rng = np.random.default_rng(0)
+    confusion = rng.integers(0, 9, (12, 12))
+    specialties = Specialties(tuple(map(str, range(12))), (0,) * 2 + (1,) * 3 + (2,) * 7, 3)
+    found = inside_share(confusion, specialties, draws=4000)
+    assert inside_by_chance(specialties.sizes) == pytest.approx(found.random_mean, abs=0.005)
+    assert inside_by_chance((1,)) == 0

@@ -7,11 +7,14 @@ from dataclasses import FrozenInstanceError
 from math import log
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nofe_lab import InvalidInput, Specialties
+from nofe_lab.specialties import maps_of, read_moves, settling
 
 PETS = Specialties(("cat", "bus", "dog", "car"), (0, 2, 0, 2), 3, ("pets", "plants", "traffic"))
 
@@ -230,3 +233,46 @@ def test_specialties_come_and_the_empty_ones_go() -> None:
         PETS.without(0)
     with pytest.raises(InvalidInput, match="K must be a whole number from 1 to 4; got 5"):
         more.with_one_more()
+
+
+def test_specialties_of_another_partition_are_matched_by_their_classes() -> None:
+    names = ("a", "b", "c", "d", "e")
+    own = Specialties(names, (0, 0, 1, 1, 1), K=2)
+    assert own.matched(own) == (0, 1)
+    assert own.matched(Specialties(names, (1, 1, 0, 0, 0), K=2)) == (1, 0)
+    # one to one, as many classes in common as there can be; what is left over comes behind
+    assert own.matched(Specialties(names, (2, 2, 0, 0, 1), K=3)) == (1, 2, 0)
+    with pytest.raises(InvalidInput):
+        own.matched(Specialties(("x", *names[1:]), (0, 0, 1, 1, 1), K=2))
+
+
+def test_maps_and_when_classes_settled() -> None:
+    maps = np.array([[0, 0, 1], [0, 1, 0], [0, 1, 1], [0, 1, 0], [0, 1, 1]])
+    rows = [
+        {"update": u, "class": c, "specialty": k}
+        for u, of in enumerate(maps)
+        for c, k in enumerate(of)
+    ]
+    history = pd.DataFrame(rows).sample(frac=1, random_state=0)
+    assert np.array_equal(maps_of(history), maps)
+    found = settling(maps)
+    assert found["moves"].tolist() == [0, 1, 4]
+    assert found["last_moved"].tolist() == [0, 1, 4]
+    assert found["settled"].tolist() == [True, True, False]
+    assert settling(maps[:1])["settled"].all()
+    with pytest.raises(InvalidInput, match="one row for each class and each update"):
+        maps_of(history[1:])
+
+
+def test_moves_are_read_from_text() -> None:
+    names = ("shark", "a: b", "whale")
+    assert read_moves("shark: 2, a: b: 1,", names, K=2) == [(0, 1), (1, 0)]
+    assert read_moves("", names, K=2) == []
+    for text, message in (
+        ("shark", "got 'shark'"),
+        ("shark: 3", "specialties from 1 to 2; got 'shark: 3'"),
+        ("shark: x", "got 'shark: x'"),
+        ("shrak: 1", "did you mean 'shark'"),
+    ):
+        with pytest.raises(InvalidInput, match=message):
+            read_moves(text, names, K=2)
