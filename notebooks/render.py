@@ -1,7 +1,7 @@
 """Execute the notebooks into ``rendered/``, for people who only read: ``make render [ONLY=03]``.
 
-A rendered copy carries no metadata of its execution, and where a widget brings its own picture, the
-picture alone: the places where people read have no kernel.
+A rendered copy carries no metadata of its execution, and of a widget only the picture that comes
+with it: the places where people read have no kernel.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def render(source: Path) -> Path:
     for holder in (notebook, *notebook.cells):
         for trace in ("papermill", "widgets", "execution"):
             holder.metadata.pop(trace, None)
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+        cell.outputs = [each for each in cell.outputs if WIDGET not in each.get("data", {})]
+        for output in cell.outputs:
             if "image/png" in output.get("data", {}):
-                output.data.pop(WIDGET, None)
                 output.data["image/png"] = smaller(output.data["image/png"])
     nbformat.write(notebook, target)
     return target

@@ -358,14 +358,20 @@ def board(world) -> SpecialtyBoard:
 
 
 @pytest.mark.parametrize("name", ["explorer", "matrix", "player", "board"])
-def test_a_widget_shows_a_picture_without_a_kernel(name, request, tmp_path):
+def test_a_widget_shows_a_picture_without_a_kernel(name, request, monkeypatch):
     widget = request.getfixturevalue(name)
-    data, _ = widget._repr_mimebundle_()
-    assert BUNDLE in data
-    picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
+    shown: list[dict[str, str]] = []
+    monkeypatch.setattr(
+        "nofe_lab.views.widgets.base.display", lambda data, **options: shown.append(data)
+    )
+    widget._ipython_display_()
+    live, still = shown
+    assert BUNDLE in live
+    assert BUNDLE not in still
+    picture = Image.open(io.BytesIO(base64.b64decode(still["image/png"])))
     assert picture.format == "PNG"
     assert picture.width > 800
-    assert data["text/plain"] == widget.words
+    assert live["text/plain"] == still["text/plain"] == widget.words
     # one call keeps all of its figures
     kept = []
     run = SimpleNamespace(save_figure=lambda figure, name: kept.append(name))

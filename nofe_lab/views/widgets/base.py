@@ -18,6 +18,7 @@ from typing import Any
 
 import anywidget
 import traitlets
+from IPython.display import display
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -71,10 +72,16 @@ class View(anywidget.AnyWidget):  # type: ignore[misc]
         for part, figure in self.figures().items():
             run.save_figure(figure, f"{name}_{part}")
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        data, metadata = super()._repr_mimebundle_(**kwargs) or ({}, {})
-        picture = base64.b64encode(self.png).decode()
-        return {**data, "text/plain": self.words, "image/png": picture}, metadata
+    def _ipython_display_(self) -> None:
+        """Two outputs: the widget, and the picture that stands for it where no kernel runs.
+
+        One bundle of both would do in JupyterLab, but an exported page takes the widget's part of
+        it, and shows nothing.  While the widget is alive, its style sheet hides the picture.
+        """
+        live, _ = self._repr_mimebundle_() or ({}, {})
+        still = {"text/plain": self.words, "image/png": base64.b64encode(self.png).decode()}
+        display({**live, "text/plain": self.words}, raw=True)
+        display(still, metadata={"image/png": {"needs_background": "light"}}, raw=True)
 
 
 class ClassView(View):

@@ -22,7 +22,7 @@ function render({ model, el }) {
   const words = spoken(model);
   root.append(judged, warning, cardsBox,
     h("p", { class: "nofe-note" }, "Drag a class to another specialty. By keyboard: arrow keys move between classes, " +
-      "Shift with ← or → moves the class, L locks it, Ctrl+Z takes back."), words);
+      "Shift with ← or → moves the class, L locks it (a dashed frame), Ctrl+Z takes back."), words);
 
   let dragged = null;
   const locked = (label) => model.get("locked").includes(label);

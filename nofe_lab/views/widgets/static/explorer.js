@@ -14,8 +14,8 @@ function render({ model, el }) {
       [["", "nothing"], ...model.get("others").map((name) => [name, name])]));
   root.append(toolbar, h("div", { class: "nofe-columns" }, cardsBox, detail), words);
 
-  const facts = (specialty) => specialty.facts.length === 0 ? [] : h("dl", { class: "nofe-facts" },
-    specialty.facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+  const facts = (specialty) => specialty.facts.length === 0 ? [] : h("div", { class: "nofe-facts" },
+    specialty.facts.map(([name, value]) => [h("span", {}, name), h("span", {}, value)]));
   // beside another partition, a line below each class has the colour of its specialty on the left
   const column = (title, list, colourOf) => h("div", { class: "nofe-partition" },
     colourOf ? h("h4", {}, title) : null,
