@@ -1,7 +1,7 @@
 """The command line: ``python -m nofe_lab``.
 
-``runs`` lists runs, and removes one on request; ``bench`` measures speed; ``study`` compares
-networks of experts with their opponents.
+``runs`` lists runs, and removes one on request; ``bench`` measures speed, ``widgets`` how soon the
+widgets answer; ``study`` compares networks of experts with their opponents.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import pandas as pd
 
 from nofe_lab.bench import NETWORKS, Bench, against_targets
 from nofe_lab.config import InvalidInput, printable, whole_number
+from nofe_lab.data import load_dataset
 from nofe_lab.machine import Machine
-from nofe_lab.runs import Run, RunStore, default_runs_dir
+from nofe_lab.runs import Run, RunStore, default_runs_dir, provenance
 from nofe_lab.study import CONDITIONAL, RESULTS, Queue
 
 
@@ -36,6 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     speed.add_argument("--networks", nargs="+", default=list(NETWORKS), metavar="NETWORK")
     speed.add_argument("--batch", type=int, default=128, help="images a step")
     speed.add_argument("--repeats", type=int, default=7, help="of every measurement")
+    widgets = commands.add_parser("widgets", help="measure how soon the widgets answer a click")
+    widgets.add_argument("--output", default=None, help="write the table to this CSV file")
+    widgets.add_argument("--dataset", default="glyphs", help="whose test images are shown")
+    widgets.add_argument("--repeats", type=int, default=21, help="of every click")
     study = commands.add_parser("study", help="make the next rows of the study")
     study.add_argument("--rows", type=int, default=1, help="how many (default: 1)")
     study.add_argument("--list", action="store_true", help="only show which rows are missing")
@@ -45,12 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     study.add_argument("--runs-dir", default=None, help="folder of the runs (default: data/runs)")
     study.add_argument("--commit", action="store_true", help="commit the tables after each row")
     options = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["python", "-m", "nofe_lab", *words])
     try:
         if options.command == "bench":
             machine = Machine.pick(options.device, options.precision)
             measured = Bench(machine, options.networks, options.batch, options.repeats)
-            words = sys.argv[1:] if arguments is None else arguments
-            measure(measured, options.output, shlex.join(["python", "-m", "nofe_lab", *words]))
+            measure(measured, options.output, command)
+            return 0
+        if options.command == "widgets":
+            answer(options.dataset, options.repeats, options.output, command)
             return 0
         if options.command == "study":
             queue = Queue(options.study, options.results, options.conditional, options.runs_dir)
@@ -86,19 +95,39 @@ def measure(bench: Bench, output: str | None, command: str) -> None:
 
     output: a CSV file for its table, also if it is broken off; its first line is the command.
     """
-    if output is not None:
-        try:
-            Path(output).touch()
-        except OSError as error:
-            raise InvalidInput(
-                f"{output!r} cannot be written ({error}); accepted: a file in a folder of yours."
-            ) from error
+    _check_output(output)
     try:
         print(against_targets(bench.run()).to_string(index=False))
     finally:
         if output is not None and bench.rows:
             text = f"# {command}\n{bench.table.to_csv(index=False)}"
             Path(output).write_text(text, "utf-8")
+
+
+def answer(dataset: str, repeats: int, output: str | None, command: str) -> None:
+    """Measure how soon the widgets answer: on a data set of K = 10, and with 1000 classes."""
+    from nofe_lab.views.widgets.response import response, synthetic
+
+    _check_output(output)
+    whole_number("repeats", repeats, 1)
+    data = load_dataset(dataset, val_fraction=0.0)
+    found = pd.concat([response(data, 10, repeats), response(synthetic(1000), 30, repeats)])
+    about = provenance(Machine.pick("cpu"), 0.0)
+    found = found.assign(hardware=about["device"], revision=about["revision"])
+    print(found.to_string(index=False))
+    if output is not None:
+        Path(output).write_text(f"# {command}\n{found.to_csv(index=False)}", "utf-8")
+
+
+def _check_output(output: str | None) -> None:
+    if output is None:
+        return
+    try:
+        Path(output).touch()
+    except OSError as error:
+        raise InvalidInput(
+            f"{output!r} cannot be written ({error}); accepted: a file in a folder of yours."
+        ) from error
 
 
 def listing(store: RunStore) -> str:

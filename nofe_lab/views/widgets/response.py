@@ -1,0 +1,113 @@
+"""How long a widget takes to answer a click, in the kernel: measured, not promised."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from nofe_lab.config import whole_number
+from nofe_lab.data import Dataset, Split
+from nofe_lab.evaluation import Predictions
+from nofe_lab.specialties import Specialties
+from nofe_lab.views.widgets.board import SpecialtyBoard
+from nofe_lab.views.widgets.confusion import ConfusionExplorer
+from nofe_lab.views.widgets.evolution import EvolutionPlayer
+from nofe_lab.views.widgets.explorer import SpecialtyExplorer
+
+UPDATES = 40
+Click = Callable[[int], object]
+
+
+def synthetic(C: int, per_class: int = 10) -> Dataset:
+    """Noise as a data set of C classes, for the time that it takes to show it."""
+    rng = np.random.default_rng(0)
+    labels = torch.arange(C).repeat(per_class)
+    pixels = rng.integers(256, size=(len(labels), 3, 32, 32), dtype=np.uint8)
+    split = Split(torch.from_numpy(pixels), labels)
+    return Dataset("noise", tuple(f"class {c}" for c in range(C)), split, split, split)
+
+
+def response(dataset: Dataset, K: int, repeats: int = 21) -> pd.DataFrame:
+    """Milliseconds between a click and its answer, one row a widget and kind of click.
+
+    dataset: its test images are those behind the cells.  The networks' answers are synthetic.
+    median_ms, largest_ms: over `repeats` clicks on ever other things, from the change of a trait to
+    the messages for the browser, packed as JSON.
+    """
+    whole_number("repeats", repeats, 1)
+    rows = []
+    for widget, name, click in _clicks(dataset, K):
+        # without a kernel nobody packs the messages: this is what the kernel would do
+        widget.comm.publish_msg = lambda *_, data=None, **__: json.dumps(data, default=str)
+        seconds = []
+        for i in range(repeats):
+            begun = time.perf_counter()
+            click(i)
+            seconds.append(time.perf_counter() - begun)
+        rows.append(
+            {
+                "widget": type(widget).__name__,
+                "click": name,
+                "dataset": dataset.name,
+                "classes": dataset.C,
+                "images": len(dataset.test),
+                "repeats": repeats,
+                "median_ms": round(1000 * float(np.median(seconds)), 2),
+                "largest_ms": round(1000 * max(seconds), 2),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _clicks(dataset: Dataset, K: int) -> Iterator[tuple[Any, str, Click]]:
+    """Widgets, and what a reader does with them: click number i chooses another thing each time."""
+    C, names = dataset.C, dataset.class_names
+    rng = np.random.default_rng(0)
+    labels = dataset.test.labels.numpy()
+
+    def answers(skill: float) -> Predictions:
+        logits = rng.normal(size=(len(labels), C)).astype(np.float32)
+        logits[np.arange(len(labels)), labels] += skill
+        return Predictions(logits, labels)
+
+    networks = {"base CNN": answers(2.0), "NofE": answers(2.5)}
+    counts = {name: found.confusion for name, found in networks.items()}
+    maps = [Specialties.random(names, K, seed) for seed in range(UPDATES + 1)]
+    own, other = maps[-1], Specialties.random(names, 2 * K, 1)
+    affinity = rng.dirichlet(np.ones(K), C)
+
+    explorer = SpecialtyExplorer(dataset, own, counts, affinity=affinity, others={"other": other})
+    sorts = explorer.sorts
+    yield explorer, "choose a class", lambda i: setattr(explorer, "label", 7 * (i + 1) % C)
+    yield explorer, "sort the cards", lambda i: setattr(explorer, "sort_by", sorts[(i + 1) % 5])
+    compared = ("other", "")
+    yield explorer, "compare", lambda i: setattr(explorer, "compare_with", compared[i % 2])
+
+    matrix = ConfusionExplorer(dataset.test, networks, {"own": own, "other": other})
+    shown, orders = matrix.networks, matrix.orders
+    yield matrix, "choose a cell", lambda i: setattr(matrix, "column", 7 * (i + 1) % C)
+    yield matrix, "another network", lambda i: setattr(matrix, "network", shown[(i + 1) % 3])
+    yield matrix, "another order", lambda i: setattr(matrix, "order_by", orders[(i + 1) % 2])
+
+    history = pd.concat(
+        pd.DataFrame({"update": u, "class": range(C), "specialty": each.of})
+        for u, each in enumerate(maps)
+    )
+    objectives = np.linspace(0.2, 0.6, UPDATES)
+    updates = pd.DataFrame({"objective_before": objectives, "objective_after": objectives + 0.05})
+    updates = updates.assign(update=range(1, UPDATES + 1), moved=C)
+    player = EvolutionPlayer(history, own, updates)
+    yield player, "move the slider", lambda i: setattr(player, "update", i % UPDATES)
+    yield player, "follow a class", lambda i: setattr(player, "label", 7 * (i + 1) % C)
+
+    base = counts["base CNN"]
+    board = SpecialtyBoard(dataset, own, affinity=affinity, confusion=base)
+    yield board, "move a class", lambda i: board.move(i % C, (own.of[i % C] + 1) % K)
+    yield board, "undo", lambda i: board.undo()
+    yield board, "lock a class", lambda i: board.lock(i % C)
