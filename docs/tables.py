@@ -23,7 +23,7 @@ from nofe_lab.views import plots
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "data" / "results"
 FIGURES = ROOT / "data" / "figures"
-FILES = ("README.md", "docs/results.md")
+FILES = ("README.md", "docs/results.md", "docs/widgets.md")
 
 PAPER = "NofE learned, generalist"
 """The paper's network (with the exact rule), which all others are compared with."""
@@ -361,7 +361,25 @@ def speed_table() -> str:
     return markdown(["what", "networks", "target", "mean", "smallest to largest", ""], rows)
 
 
+def widgets_table() -> str:
+    """How soon the widgets answer a click."""
+    table = measured("widgets")
+    few, many = sorted(table["classes"].unique())
+    rows = []
+    for (widget, click), found in table.groupby(["widget", "click"], sort=False):
+        by = found.set_index("classes")
+        cells = [
+            f"{by.loc[C, 'median_ms']:.1f} ({by.loc[C, 'largest_ms']:.1f})" for C in (few, many)
+        ]
+        rows.append([f"`{widget}`", str(click), *cells])
+    head = [f"C = {C}: median ms (largest)" for C in (few, many)]
+    first = table.iloc[0]
+    about = f"{first['repeats']} clicks each; {first['hardware']}, revision {first['revision']}."
+    return f"{markdown(['widget', 'click', *head], rows)}\n\n{about}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "widgets": widgets_table,
     "lead": lead,
     "answer": answer,
     "first": first_table,
