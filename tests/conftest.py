@@ -27,6 +27,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--write-tables", action="store_true", help="write the tables in docs that tests compare"
     )
+    parser.addoption(
+        "--full-size",
+        action="store_true",
+        help="open notebooks in the browser as they are, not at toy size: for screenshots",
+    )
 
 
 def _draw(per_class: int, rng: np.random.Generator) -> Split:

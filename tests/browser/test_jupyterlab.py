@@ -1,6 +1,7 @@
 """The notebooks in a real JupyterLab, in a headless Chromium (skipped where there is none).
 
-Screenshots of what the tests saw are left in tests/browser/screenshots.
+Screenshots of what the tests saw are left in tests/browser/screenshots.  Those of the README were
+made with ``pytest tests/browser --full-size -k "02 or 07"``, which does not shrink the notebooks.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ async ([path, code]) => {
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+def lab(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[tuple[str, Path]]:
     """Address of a JupyterLab, and the folder of its notebooks: copies at toy size."""
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine: apt-get install chromium")
@@ -58,7 +61,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
         runs = folder / "runs"
         toy = {"dataset": "glyphs:8", "K": 4, "epochs": 1, "batch_size": 60, "n_seeds": 1}
         lines = [f"{k} = {v!r}" for k, v in toy.items() if f"{k}:" in cell.source]
-        cell.source += "\n" + "\n".join([*lines, f"runs_dir = {str(runs)!r}"])
+        if not request.config.getoption("--full-size"):
+            cell.source += "\n" + "\n".join([*lines, f"runs_dir = {str(runs)!r}"])
         nbformat.write(notebook, folder / name)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
