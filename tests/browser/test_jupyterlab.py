@@ -71,6 +71,10 @@ def lab(
     command += ["--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={TOKEN}"]
     command += ["--LabApp.expose_app_in_browser=True"]
     environment = {**os.environ, "JUPYTER_PREFER_ENV_PATH": "1", "OMP_NUM_THREADS": "1"}
+    # not the settings of whoever runs the tests
+    environment |= {
+        f"JUPYTERLAB_{what}_DIR": str(folder / what) for what in ("SETTINGS", "WORKSPACES")
+    }
     with (folder / "lab.log").open("w") as log:
         server = subprocess.Popen(
             [*command, str(folder)], env=environment, stdout=log, stderr=subprocess.STDOUT

@@ -189,7 +189,7 @@ class SpecialtyExplorer(ClassView):
 
     def figures(self) -> dict[str, Figure]:
         notes = {
-            k: "; ".join(f"{name} {value}" for name, value in self._facts(k))
+            k: "; ".join(f"{name} {value}" for name, value in self._facts(k, "{} ({} in, {} out)"))
             for k in self.specialties.nonempty
         }
         order = [k for k in self.card_order() if self.specialties.sizes[k]]
@@ -210,12 +210,13 @@ class SpecialtyExplorer(ClassView):
         split = self.dataset.train
         return list(split.images[split.of_class(label)[:n]])
 
-    def _facts(self, k: int) -> list[tuple[str, str]]:
+    def _facts(self, k: int, form: str = "{}, mistakes {} in, {} out") -> list[tuple[str, str]]:
+        """What each network does on specialty k, in words."""
         facts = []
         for row in self.networks[self.networks["specialty"] == k].to_dict("records"):
             said = f"{row['accuracy']:.0%}"
             if not np.isnan(row["leaking"]):
-                said += f", mistakes {row['inside']:.0f} in, {row['leaking']:.0f} out"
+                said = form.format(said, round(row["inside"]), round(row["leaking"]))
             facts.append((str(row["network"]), said))
         return facts
 
