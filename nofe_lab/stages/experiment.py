@@ -45,6 +45,7 @@ from nofe_lab.stages.generalist import GeneralistStage
 from nofe_lab.stages.nofe import NofEStage
 from nofe_lab.stages.report import FinalReport, final_report
 from nofe_lab.stages.stage import Stage, Workshop, load_model
+from nofe_lab.training import Listener
 
 GATE_EPOCHS = 10
 """The longest training of a gate."""
@@ -374,9 +375,12 @@ class Experiment:
         joined = pd.concat(tables, ignore_index=True)
         return joined[["network", *joined.columns.drop("network")]]
 
-    def run(self, *stages: Stage) -> list[Run]:
-        """Load or train the runs of the stages, and of the stages they build on."""
-        return self.workshop.carry_out(stages)
+    def run(self, *stages: Stage, watch: Listener | None = None) -> list[Run]:
+        """Load or train the runs of the stages, and of the stages they build on.
+
+        watch: is told the events of what is trained, like `nofe_lab.views.LiveTraining`.
+        """
+        return self.workshop.carry_out(stages, watch)
 
     def model(self, stage: Stage) -> ImageNetwork:
         """The trained network of a stage, on the experiment's device."""

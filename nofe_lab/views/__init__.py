@@ -8,6 +8,7 @@ from nofe_lab.views import plots, tables
 from nofe_lab.views.widgets import (
     ConfusionExplorer,
     EvolutionPlayer,
+    LiveTraining,
     SpecialtyBoard,
     SpecialtyExplorer,
 )
@@ -15,6 +16,7 @@ from nofe_lab.views.widgets import (
 __all__ = [
     "ConfusionExplorer",
     "EvolutionPlayer",
+    "LiveTraining",
     "SpecialtyBoard",
     "SpecialtyExplorer",
     "plots",

@@ -239,6 +239,8 @@ def test_a_notebook_runs_in_jupyterlab(open_notebook: Callable[[str], Page], nam
         ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']"
     )
     assert errors.count() == 0
+    if name.startswith("01"):
+        watch_the_training(opened)
     if name.startswith("02"):
         use_the_explorer(opened)
         use_the_matrix(opened)
@@ -279,6 +281,17 @@ def test_a_training_that_is_interrupted_in_jupyterlab_is_kept_and_goes_on(
 
 
 # --- what a reader does with each widget
+
+
+def watch_the_training(opened: Page) -> None:
+    widget = opened.widget("live")
+    assert opened.kernel("live.stage") == ""
+    step, steps = opened.kernel("live.progress")
+    assert step == steps > 0
+    assert f"step {step} of {steps}" in widget.inner_text()
+    assert widget.locator("polyline").count() >= 2
+    assert widget.locator(".nofe-card").count() == 4
+    opened.shoot(widget, "live")
 
 
 def use_the_explorer(opened: Page) -> None:

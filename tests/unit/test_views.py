@@ -18,9 +18,12 @@ from nofe_lab.config import InvalidInput
 from nofe_lab.data import Dataset, Split
 from nofe_lab.evaluation import Predictions, inside_share, per_specialty
 from nofe_lab.specialties import Specialties, best_objective
+from nofe_lab.stages import load_specialties
+from nofe_lab.training import EpochDone, MapUpdated, StageBegun, StageEnded, StepDone
 from nofe_lab.views import (
     ConfusionExplorer,
     EvolutionPlayer,
+    LiveTraining,
     SpecialtyBoard,
     SpecialtyExplorer,
     plots,
@@ -614,3 +617,52 @@ def test_board_without_anything_to_judge_by(world):
     board.move(0, 1)
     assert board.judgement["warning"] == ""
     assert board.judgement["rows"][0]["values"] == ["–", "–"]
+
+
+def test_live_training_follows_the_events(world, monkeypatch):
+    live = LiveTraining(world.data, K)
+    assert live.figures() == {}
+    assert live.png  # even of nothing
+    row = {"epoch": 1, "train_loss": 2.0, "train_accuracy": 0.25}
+    updated = {"moved": 8, "objective_before": 0.2, "objective_after": 0.4}
+    live(StageBegun("generalist", 4, 2))
+    live(StepDone(1, 4))
+    assert live.progress == [1, 4]
+    live(StepDone(2, 4))
+    assert live.progress == [1, 4]  # steps are told twice a second at most
+    live(MapUpdated(1, updated, world.specialties.of))
+    assert live.moved == []
+    live(EpochDone(1, 2, row))
+    live(MapUpdated(2, updated | {"moved": 1}, world.specialties.moved(6, 0).of))
+    assert live.moved == [6]
+    assert live.cards[0]["members"] == [0, 1, 2, 6]
+    live(StepDone(4, 4))
+    assert live.progress == [4, 4]
+    live(EpochDone(2, 2, row | {"epoch": 2}))
+    live(StageEnded("generalist"))
+    assert [row["epoch"] for row in live.histories["generalist"]] == [1, 2]
+    assert live.stage == ""
+    assert set(live.figures()) == {"history", "specialties"}
+
+
+def test_live_training_shows_nothing_where_nobody_watches(world, monkeypatch):
+    shown: list[object] = []
+    monkeypatch.setattr(
+        "nofe_lab.views.widgets.base.display", lambda data, **options: shown.append(data)
+    )
+    for seen in (False, True):
+        monkeypatch.setattr("nofe_lab.views.widgets.live.watched", lambda seen=seen: seen)
+        LiveTraining(world.data, K)._ipython_display_()
+        assert bool(shown) == seen
+
+
+def test_live_training_hears_of_a_real_one(tiny_experiment):
+    experiment = tiny_experiment()
+    live = LiveTraining(experiment.data, experiment.K)
+    (run,) = experiment.run(experiment.nofe(), watch=live)
+    assert set(live.histories) == {experiment.generalist().title, experiment.nofe().title}
+    assert live.histories[experiment.nofe().title] == run.history.to_dict("records")
+    assert live.specialties == load_specialties(run)
+    told = dict(live.histories)
+    experiment.run(experiment.nofe(), watch=live)  # loaded: nothing to tell
+    assert live.histories == told

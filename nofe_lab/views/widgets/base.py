@@ -51,6 +51,9 @@ class View(anywidget.AnyWidget):  # type: ignore[misc]
 
     words = traitlets.Unicode(help="What is shown, in words.").tag(sync=True)
 
+    _still: Any = None
+    """IPython's handle of the picture that was displayed last."""
+
     what = "view"
     """What the picture shows, for the caption where no kernel runs."""
 
@@ -79,9 +82,19 @@ class View(anywidget.AnyWidget):  # type: ignore[misc]
         it, and shows nothing.  While the widget is alive, its style sheet hides the picture.
         """
         live, _ = self._repr_mimebundle_() or ({}, {})
-        still = {"text/plain": self.words, "image/png": base64.b64encode(self.png).decode()}
         display({**live, "text/plain": self.words}, raw=True)
-        display(still, metadata={"image/png": {"needs_background": "light"}}, raw=True)
+        data, metadata = self._picture()
+        self._still = display(data, metadata=metadata, raw=True, display_id=True)
+
+    def refresh(self) -> None:
+        """Make the picture that stands for the widget anew, of its state as it is now."""
+        if self._still is not None:
+            data, metadata = self._picture()
+            self._still.update(data, metadata=metadata, raw=True)
+
+    def _picture(self) -> tuple[dict[str, str], dict[str, Any]]:
+        data = {"text/plain": self.words, "image/png": base64.b64encode(self.png).decode()}
+        return data, {"image/png": {"needs_background": "light"}}
 
 
 class ClassView(View):

@@ -15,10 +15,12 @@ from nofe_lab.config import whole_number
 from nofe_lab.data import Dataset, Split
 from nofe_lab.evaluation import Predictions
 from nofe_lab.specialties import Specialties
+from nofe_lab.training import EpochDone, MapUpdated, StageBegun, StepDone
 from nofe_lab.views.widgets.board import SpecialtyBoard
 from nofe_lab.views.widgets.confusion import ConfusionExplorer
 from nofe_lab.views.widgets.evolution import EvolutionPlayer
 from nofe_lab.views.widgets.explorer import SpecialtyExplorer
+from nofe_lab.views.widgets.live import LiveTraining
 
 UPDATES = 40
 Click = Callable[[int], object]
@@ -111,3 +113,11 @@ def _clicks(dataset: Dataset, K: int) -> Iterator[tuple[Any, str, Click]]:
     yield board, "move a class", lambda i: board.move(i % C, (own.of[i % C] + 1) % K)
     yield board, "undo", lambda i: board.undo()
     yield board, "lock a class", lambda i: board.lock(i % C)
+
+    live = LiveTraining(dataset, K)
+    row = {"train_loss": 2.0, "train_accuracy": 0.2}
+    moved = {"moved": C, "objective_before": 0.2, "objective_after": 0.3}
+    live(StageBegun("network", 10**6, 100))
+    yield live, "(a step)", lambda i: live(StepDone(i + 1, 10**6))
+    yield live, "(an epoch)", lambda i: live(EpochDone(i + 1, 100, row | {"epoch": i + 1}))
+    yield live, "(a map update)", lambda i: live(MapUpdated(i + 1, moved, maps[i % UPDATES].of))
