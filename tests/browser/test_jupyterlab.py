@@ -16,6 +16,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,19 @@ def lab(
         if not request.config.getoption("--full-size"):
             cell.source += "\n" + "\n".join([*lines, f"runs_dir = {str(runs)!r}"])
         nbformat.write(notebook, folder / name)
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"]
+    command += ["--ip=127.0.0.1", f"--IdentityProvider.token={TOKEN}"]
+    command += ["--LabApp.expose_app_in_browser=True"]
+    with serving(command, folder, f"api?token={TOKEN}") as address:
+        yield address, folder
+
+
+@contextmanager
+def serving(command: list[str], folder: Path, ready: str) -> Iterator[str]:
+    """The address of a server of a folder's notebooks, as soon as the path `ready` answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"]
-    command += ["--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={TOKEN}"]
-    command += ["--LabApp.expose_app_in_browser=True"]
     environment = {**os.environ, "JUPYTER_PREFER_ENV_PATH": "1", "OMP_NUM_THREADS": "1"}
     # not the settings of whoever runs the tests
     environment |= {
@@ -77,19 +85,22 @@ def lab(
     }
     with (folder / "lab.log").open("w") as log:
         server = subprocess.Popen(
-            [*command, str(folder)], env=environment, stdout=log, stderr=subprocess.STDOUT
+            [*command, f"--port={port}", str(folder)],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
         )
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(120):
             try:
-                urllib.request.urlopen(f"{address}/api?token={TOKEN}").close()
+                urllib.request.urlopen(f"{address}/{ready}").close()
                 break
             except OSError:
                 time.sleep(0.5)
         else:
             pytest.fail((folder / "lab.log").read_text())
-        yield address, folder
+        yield address
     finally:
         server.terminate()
         server.wait(timeout=30)
@@ -278,6 +289,27 @@ def test_a_training_that_is_interrupted_in_jupyterlab_is_kept_and_goes_on(
     opened.wait_for_output(lambda found: "goes on from" in found.get("text", ""))
     opened.wait_until_executed()
     assert not list((folder / "runs").glob("*.unfinished"))
+
+
+@pytest.mark.slow
+def test_the_app_shows_the_board_and_no_code(lab: tuple[str, Path]) -> None:
+    from playwright.sync_api import sync_playwright
+
+    _, folder = lab
+    name = next(name for name in NOTEBOOKS if name.startswith("07"))
+    command = [sys.executable, "-m", "voila", "--no-browser", "--Voila.ip=127.0.0.1"]
+    with serving(command, folder, "") as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1300, "height": 1000})
+        page.goto(f"{address}/voila/render/{name}", timeout=240_000)
+        page.wait_for_selector(".nofe-board", timeout=240_000)
+        assert page.locator(".jp-InputArea-editor").count() == 0
+        cards = page.locator(".nofe-card")
+        dragged = cards.nth(0).locator("button.nofe-class").nth(1)
+        label = dragged.get_attribute("data-label")
+        dragged.drag_to(cards.nth(1).locator("header"))
+        page.wait_for_selector(f".nofe-card[data-k='1'] [data-label='{label}']")
+        browser.close()
 
 
 # --- what a reader does with each widget

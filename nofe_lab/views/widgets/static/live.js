@@ -67,8 +67,7 @@ function chart(histories, what, colours) {
       s("line", { x1: L, x2: W, y1: y(value), y2: y(value), class: "nofe-grid" }),
       s("text", { x: L - 6, y: y(value), "text-anchor": "end", "dominant-baseline": "middle" }, shown(value))]),
     [1, last].map((epoch) => s("text", { x: x(epoch), y: H - B + 13, "text-anchor": "middle" }, epoch)),
-    s("text", { x: (L + W) / 2, y: H - 4, "text-anchor": "middle" }, "epoch"),
-    s("text", { x: 2, y: T + 4 }, what),
+    s("text", { x: (L + W) / 2, y: H - 4, "text-anchor": "middle" }, `${what}, by epoch`),
     histories.map(([, history], i) => ["train", "val"].map((part) => line(history, part, colours[i % colours.length]))));
 }
 
