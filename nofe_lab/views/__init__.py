@@ -9,6 +9,7 @@ from nofe_lab.views.widgets import (
     ConfusionExplorer,
     EvolutionPlayer,
     LiveTraining,
+    PredictionInspector,
     SpecialtyBoard,
     SpecialtyExplorer,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "ConfusionExplorer",
     "EvolutionPlayer",
     "LiveTraining",
+    "PredictionInspector",
     "SpecialtyBoard",
     "SpecialtyExplorer",
     "plots",

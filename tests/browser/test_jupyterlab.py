@@ -6,6 +6,7 @@ made with ``pytest tests/browser --full-size -k "02 or 07"``, which does not shr
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from typing import Any
 
 import nbformat
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 SHOTS = Path(__file__).parent / "screenshots"
@@ -256,6 +258,8 @@ def test_a_notebook_runs_in_jupyterlab(open_notebook: Callable[[str], Page], nam
         use_the_explorer(opened)
         use_the_matrix(opened)
         use_the_player(opened)
+    if name.startswith("03"):
+        use_the_inspector(opened)
     if name.startswith("07"):
         use_the_board(opened)
 
@@ -446,6 +450,35 @@ def use_the_player(opened: Page) -> None:
     opened.page.wait_for_timeout(2000)
     assert 0 < opened.kernel("player.update") <= last
     opened.shoot(widget, "evolution")
+
+
+def use_the_inspector(opened: Page) -> None:
+    widget = opened.widget("inspector")
+    widget.get_by_label("Step through").select_option("all")
+    opened.wait_for("inspector.which", "all")
+    opened.wait_for("inspector.index", 0)
+    widget.get_by_label("the next image").click()
+    opened.wait_for("inspector.index", 1)
+    opened.page.keyboard.press("ArrowRight")
+    opened.wait_for("inspector.place", 2)
+    opened.page.keyboard.press("ArrowLeft")
+    opened.wait_for("inspector.index", 1)
+    opened.page.wait_for_timeout(300)
+    title = opened.kernel("inspector.detail['title']")
+    assert widget.locator("h4").inner_text() == title
+    assert widget.locator("figure").count() == 4
+    assert widget.locator("tbody tr").count() == 4
+    # an image of one's own
+    file = io.BytesIO()
+    Image.new("RGB", (40, 60), "green").save(file, format="png")
+    upload = {"name": "green.png", "mimeType": "image/png", "buffer": file.getvalue()}
+    widget.get_by_label("an image of yours").last.set_input_files(upload)
+    opened.wait_for("inspector.index", -1)
+    opened.page.wait_for_timeout(300)
+    assert widget.locator("h4").inner_text() == "green.png"
+    opened.kernel("setattr(inspector, 'place', 0)")
+    opened.page.wait_for_timeout(500)
+    opened.shoot(widget, "inspector")
 
 
 def use_the_board(opened: Page) -> None:

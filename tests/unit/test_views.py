@@ -1,5 +1,6 @@
 import base64
 import io
+import json
 import re
 from itertools import pairwise
 from types import SimpleNamespace
@@ -10,13 +11,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from ipywidgets.widgets.widget import _remove_buffers
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
 from nofe_lab.config import InvalidInput
 from nofe_lab.data import Dataset, Split
+from nofe_lab.data.batches import ImageNetwork, Preprocess
 from nofe_lab.evaluation import Predictions, inside_share, per_specialty
+from nofe_lab.inspection import Inspector
+from nofe_lab.networks import CNN, NofE, backbone
 from nofe_lab.specialties import Specialties, best_objective
 from nofe_lab.stages import load_specialties
 from nofe_lab.training import EpochDone, MapUpdated, StageBegun, StageEnded, StepDone
@@ -24,10 +29,12 @@ from nofe_lab.views import (
     ConfusionExplorer,
     EvolutionPlayer,
     LiveTraining,
+    PredictionInspector,
     SpecialtyBoard,
     SpecialtyExplorer,
     plots,
 )
+from nofe_lab.views.widgets.response import response, synthetic
 
 NAMES = ("$x^2$", "_under", "<b>bold</b>", "Ж", "two  words", "W" * 60, "tiger", "Ω 100%")
 C, K = len(NAMES), 4
@@ -320,6 +327,7 @@ def test_few_experts_are_drawn_against_all_of_them() -> None:
 
 # --- widgets
 
+WIDGETS = ["explorer", "matrix", "player", "board", "inspector"]
 BUNDLE = "application/vnd.jupyter.widget-view+json"
 
 
@@ -360,7 +368,7 @@ def board(world) -> SpecialtyBoard:
     )
 
 
-@pytest.mark.parametrize("name", ["explorer", "matrix", "player", "board"])
+@pytest.mark.parametrize("name", WIDGETS)
 def test_a_widget_shows_a_picture_without_a_kernel(name, request, monkeypatch):
     widget = request.getfixturevalue(name)
     shown: list[dict[str, str]] = []
@@ -382,7 +390,13 @@ def test_a_widget_shows_a_picture_without_a_kernel(name, request, monkeypatch):
     assert kept == [f"now_{part}" for part in widget.figures()]
 
 
-@pytest.mark.parametrize("name", ["explorer", "matrix", "player", "board"])
+@pytest.mark.parametrize("name", WIDGETS)
+def test_what_a_widget_tells_the_browser_can_be_told(name, request):
+    state, _, _ = _remove_buffers(request.getfixturevalue(name).get_state())
+    assert json.dumps(state)
+
+
+@pytest.mark.parametrize("name", WIDGETS)
 def test_a_widget_carries_its_javascript_and_reaches_for_nothing_else(name, request):
     widget = request.getfixturevalue(name)
     assert "export default { render }" in widget._esm
@@ -619,6 +633,106 @@ def test_board_without_anything_to_judge_by(world):
     assert board.judgement["rows"][0]["values"] == ["–", "–"]
 
 
+@pytest.fixture(scope="module")
+def inspected() -> SimpleNamespace:
+    """Two small networks, untrained, with a gate, and a data set they can be asked about."""
+    data = synthetic(6, 4)
+    specialties = Specialties(data.class_names, (0, 1, 1, 3, 3, 3), 4)
+    network = backbone("alexnet_quick")
+    preprocess = Preprocess.measure(data, "standardised")
+    base = ImageNetwork(preprocess, CNN(network, 6, "kaiming", 0))
+    nofe = NofE(network, specialties, "kaiming", 0)
+    nofe.gate = network.make_branch(6, 1.0)
+    return SimpleNamespace(
+        data=data, specialties=specialties, base=base, nofe=ImageNetwork(preprocess, nofe)
+    )
+
+
+def test_an_inspection_agrees_with_the_networks(inspected):
+    image = inspected.data.test.images[5]
+    found = Inspector(inspected.base, inspected.nofe)(image)
+    with torch.no_grad():
+        logits = inspected.nofe(image[None])[0].double()
+        base = inspected.base(image[None])[0].double()
+    assert found.nofe == pytest.approx(logits.softmax(0).numpy(), abs=1e-5)
+    assert found.base == pytest.approx(base.softmax(0).numpy(), abs=1e-5)
+    for n, k in enumerate(inspected.specialties.nonempty):
+        members = list(inspected.specialties.members(k))
+        assert found.mass[n] == pytest.approx(found.nofe[members].sum())
+        assert found.alone[members] == pytest.approx(logits[members].softmax(0).numpy(), abs=1e-5)
+        assert found.best[n] == members[found.alone[members].argmax()]
+    members = inspected.specialties.members(inspected.specialties.nonempty[found.expert])
+    assert found.nofe.argmax() in members
+    for where in (found.trunk_view, found.base_map, found.expert_map):
+        assert where.shape == (32, 32)
+        assert where.min() >= 0
+        assert where.max() <= 1
+    with pytest.raises(InvalidInput, match="needs a network of experts; got CNN"):
+        Inspector(inspected.base, inspected.base)
+
+
+def test_grad_cam_finds_the_place_that_an_answer_depends_on(inspected):
+    class Corner(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = torch.nn.Conv2d(3, 1, 1, bias=False)
+            torch.nn.init.ones_(self.map.weight)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen = self.map(x)[:, 0, :8, :8].mean((1, 2))
+            return torch.stack([seen, -seen], 1)
+
+    image = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    image[:, :8, :8] = 255
+    plain = Preprocess(torch.zeros(1), torch.ones(1))
+    found = Inspector(ImageNetwork(plain, Corner()), inspected.nofe)(image)
+    assert found.base_map[:7, :7].min() > 0.9
+    assert found.base_map[10:, 10:].max() < 0.1
+
+
+@pytest.fixture
+def inspector(inspected) -> PredictionInspector:
+    labels = inspected.data.test.labels.numpy()
+    before = np.eye(6, dtype=np.float32)[np.where(np.arange(24) < 3, (labels + 1) % 6, labels)]
+    after = np.eye(6, dtype=np.float32)[np.where(np.arange(24) == 9, (labels + 1) % 6, labels)]
+    return PredictionInspector(
+        inspected.data,
+        inspected.data.test,
+        inspected.base,
+        inspected.nofe,
+        Predictions(before, labels),
+        Predictions(after, labels),
+    )
+
+
+def test_inspector_steps_through_what_changed(inspector):
+    assert (inspector.which, inspector.index, inspector.size) == ("corrected", 0, 3)
+    inspector.place = 2
+    assert inspector.index == 2
+    assert inspector.detail["title"] == "image 2: class 2"
+    inspector.which = "introduced"
+    assert (inspector.place, inspector.index, inspector.size) == (0, 9, 1)
+    assert [row["right"] for row in inspector.detail["experts"]] == [False, False, True]
+    assert sum(row["answers"] for row in inspector.detail["experts"]) == 1
+    assert all(row["gate"] is not None for row in inspector.detail["experts"])
+    with pytest.raises(InvalidInput, match="no images of the kind 'wrong in both'"):
+        inspector.which = "wrong in both"
+    with pytest.raises(InvalidInput, match="place must be from 0 to 0; got 1"):
+        inspector.place = 1
+    assert "The gate would run specialty" in inspector.words
+
+
+def test_inspector_takes_an_image_of_ones_own(inspector, inspected):
+    file = io.BytesIO()
+    Image.new("RGB", (50, 40), "red").save(file, format="png")
+    inspector._obey(inspector, {"do": "upload", "name": "red.png"}, [file.getvalue()])
+    assert (inspector.index, inspector.detail["title"]) == (-1, "red.png")
+    inspector._obey(inspector, {"do": "upload", "name": "x"}, [b"no image"])
+    assert inspector.words.startswith("This file cannot be shown (UnidentifiedImageError")
+    with pytest.raises(InvalidInput, match=r"must be uint8 \[3, 32, 32\]"):
+        inspector.ask(inspected.data.test.images[0, :, :8])
+
+
 def test_live_training_follows_the_events(world, monkeypatch):
     live = LiveTraining(world.data, K)
     assert live.figures() == {}
@@ -666,3 +780,20 @@ def test_live_training_hears_of_a_real_one(tiny_experiment):
     told = dict(live.histories)
     experiment.run(experiment.nofe(), watch=live)  # loaded: nothing to tell
     assert live.histories == told
+
+
+def test_the_response_of_every_widget_is_measured():
+    found = response(synthetic(6, 3), 2, repeats=2)
+    assert set(found["widget"]) == {type_.__name__ for type_ in EVERY_WIDGET}
+    assert (found["median_ms"] >= 0).all()
+    assert (found["median_ms"] <= found["largest_ms"]).all()
+
+
+EVERY_WIDGET = (
+    ConfusionExplorer,
+    EvolutionPlayer,
+    LiveTraining,
+    PredictionInspector,
+    SpecialtyBoard,
+    SpecialtyExplorer,
+)
