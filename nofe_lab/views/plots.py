@@ -192,7 +192,6 @@ def plot_confusion(
     if minus is not None:
         share = share - mistake_shares(minus, C)
     share = share[np.ix_(order, order)]
-    mistakes = np.abs(share[np.abs(share) > 0])
     top = top_share(share)
     side = max(0.92 * LINE * C if C <= 200 else WIDTH, 3.5)
     names = _names(specialties, order) if C <= 200 else []
@@ -235,7 +234,7 @@ def plot_confusion(
         aspect=40,
         pad=0.01,
         extend=("neither", "max", "both")[
-            int(len(mistakes) > 0 and mistakes.max() > top) * (1 if minus is None else 2)
+            int((np.abs(share) > top).any()) * (1 if minus is None else 2)
         ],
         format=FuncFormatter(_percent),
     )
@@ -1154,7 +1153,7 @@ def _name_columns(axes: Axes, names: list[str], x: Iterable[float], size: float)
 def label_of(specialties: Specialties, k: int) -> str:
     """What specialty k is called in a text: its name, or "specialty 3" where it has none."""
     name = specialties.names[k]
-    return f"specialty {name}" if name == str(k + 1) else name
+    return f"specialty {name}" if name.isdecimal() else name
 
 
 def _blocks(specialties: Specialties, part: Iterable[int]) -> Iterator[tuple[int, int, int]]:

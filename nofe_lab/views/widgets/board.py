@@ -19,7 +19,8 @@ from nofe_lab.views import plots
 from nofe_lab.views.widgets.base import (
     ClassView,
     cards,
-    check_shape,
+    check,
+    check_table,
     hex_colours,
     script,
     thumbnails,
@@ -96,9 +97,9 @@ class SpecialtyBoard(ClassView):
     ) -> None:
         specialties.check_classes(dataset.class_names)
         if affinity is not None:
-            check_shape("the affinity", affinity, (specialties.C, specialties.K))
+            check_table("the affinity", affinity, (specialties.C, specialties.K))
         if confusion is not None:
-            check_shape("the confusion", confusion, (specialties.C, specialties.C))
+            check_table("the confusion", confusion, (specialties.C, specialties.C))
         self.dataset = dataset
         self.start = specialties
         self.affinity = affinity
@@ -190,7 +191,7 @@ class SpecialtyBoard(ClassView):
 
     _travelling = False
 
-    @traitlets.validate("specialties")
+    @check("specialties")
     def _check_specialties(self, proposal: Any) -> Specialties:
         found: Specialties = proposal["value"]
         self.start.check_classes(found.class_names)

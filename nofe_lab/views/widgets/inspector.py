@@ -17,7 +17,7 @@ from nofe_lab.data.pictures import decode
 from nofe_lab.evaluation import Predictions
 from nofe_lab.inspection import Inspection, Inspector
 from nofe_lab.views import plots
-from nofe_lab.views.widgets.base import View, check_choice, hex_colours, script, sprite
+from nofe_lab.views.widgets.base import View, check, check_choice, hex_colours, script, sprite
 
 CHOICES = ("corrected", "introduced", "wrong in both", "all")
 BEST = 5
@@ -88,14 +88,14 @@ class PredictionInspector(View):
         if self.index < 0:
             self._go()
 
-    @traitlets.validate("which")
+    @check("which")
     def _check_which(self, proposal: Any) -> str:
         which = check_choice(proposal, CHOICES)
         if not len(self.images[which]):
             raise InvalidInput(f"there are no images of the kind {which!r}.")
         return which
 
-    @traitlets.validate("place")
+    @check("place")
     def _check_place(self, proposal: Any) -> int:
         place: int = proposal["value"]
         n = len(self.images[self.which])
@@ -103,7 +103,7 @@ class PredictionInspector(View):
             raise InvalidInput(f"place must be from 0 to {n - 1}; got {place}.")
         return place
 
-    @traitlets.validate("index")
+    @check("index")
     def _check_index(self, proposal: Any) -> int:
         index: int = proposal["value"]
         if not -1 <= index < len(self.split):
