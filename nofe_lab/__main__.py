@@ -113,7 +113,6 @@ def answer(dataset: str, repeats: int, output: str | None, command: str) -> None
     from nofe_lab.views.widgets.response import response, synthetic
 
     _check_output(output)
-    whole_number("repeats", repeats, 1)
     data = load_dataset(dataset, val_fraction=0.0)
     parts = [response(data, 10, repeats), response(synthetic(1000), 30, repeats), live_share()]
     found = pd.concat(parts)

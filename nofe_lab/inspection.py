@@ -68,12 +68,10 @@ class Inspector:
         of = np.array(self.network.specialties.of)
         self.expert_of = np.searchsorted(self.branches, of)
         """The expert of each class [C]."""
-        self._layers: dict[int, nn.Module] = {}
 
     def __call__(self, image: Tensor) -> Inspection:
         """Ask about an image, uint8 [channels, height, width]."""
         batch = image[None].to(next(self.nofe.parameters()).device)
-        size = (int(image.shape[1]), int(image.shape[2]))
         network, n = self.network, len(self.branches)
         with torch.no_grad(), modes_kept(self.nofe):
             self.nofe.eval()
@@ -97,7 +95,7 @@ class Inspector:
         members = np.flatnonzero(self.expert_of == expert)
         branch = network.branches[str(self.branches[expert])]
         apart = nn.Sequential(network.trunk, network.shared, branch)
-        view = features if features.ndim == 4 else x
+        _, view = _last_map(nn.Sequential(network.trunk, network.shared), x)
         return Inspection(
             base=base,
             nofe=together,
@@ -105,16 +103,16 @@ class Inspector:
             best=np.array([np.where(self.expert_of == k, alone, -1).argmax() for k in range(n)]),
             mass=mass,
             gate=gate,
-            trunk_view=_picture(view.abs().mean(1)[0], size),
+            trunk_view=_picture(view.abs().mean(1)[0], x, image),
             expert=expert,
             base_map=self._grad_cam(
-                self.base.network, self.base.preprocess(batch, None), int(base.argmax()), size
+                self.base.network, self.base.preprocess(batch, None), int(base.argmax()), image
             ),
-            expert_map=self._grad_cam(apart, x, int(np.flatnonzero(members == answer)[0]), size),
+            expert_map=self._grad_cam(apart, x, int(np.flatnonzero(members == answer)[0]), image),
         )
 
     def _grad_cam(
-        self, network: nn.Module, x: Tensor, target: int, size: tuple[int, int]
+        self, network: nn.Module, x: Tensor, target: int, image: Tensor
     ) -> NDArray[np.float64]:
         """Where the last feature map speaks for an output, by captum.
 
@@ -125,23 +123,24 @@ class Inspector:
 
         with modes_kept(network):
             network.eval()
-            layer = _last_map(network, x)
+            layer, _ = _last_map(network, x)
             found = LayerGradCam(network, layer).attribute(x, target, relu_attributions=True)
         assert isinstance(found, Tensor)
-        return _picture(found.detach()[0, 0], size)
+        return _picture(found.detach()[0, 0], x, image)
 
 
-def _last_map(network: nn.Module, x: Tensor) -> nn.Module:
-    """The last layer of a network that gives a map of more than one place [N, c, h, w].
+def _last_map(network: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
+    """The last layer of a network that gives a map of several places, and its map [N, c, h, w].
 
     Not one that changes its input in place: what captum listens to must stay as it was.
     """
-    last: list[nn.Module] = []
+    last: list[tuple[nn.Module, Tensor]] = []
 
     def listen(module: nn.Module, _: object, output: object) -> None:
-        whole = isinstance(output, Tensor) and output.ndim == 4 and output[0, 0].numel() > 1
-        if whole and not getattr(module, "inplace", False):
-            last.append(module)
+        if not isinstance(output, Tensor) or output.ndim != 4 or output[0, 0].numel() < 2:
+            return
+        if not getattr(module, "inplace", False):
+            last.append((module, output))
 
     leaves = [module for module in network.modules() if not list(module.children())]
     hooks = [module.register_forward_hook(listen) for module in leaves]
@@ -156,13 +155,22 @@ def _last_map(network: nn.Module, x: Tensor) -> nn.Module:
     return last[-1]
 
 
-def _picture(values: Tensor, size: tuple[int, int]) -> NDArray[np.float64]:
-    """A map [h, w] stretched to the size of the image, from 0 to 1."""
-    whole = nn.functional.interpolate(
-        values[None, None].double(), size, mode="bilinear", align_corners=False
+def _picture(values: Tensor, x: Tensor, image: Tensor) -> NDArray[np.float64]:
+    """A map [h, w] of what the network saw, x, laid over the whole image, from 0 to 1.
+
+    The network may see the middle of the image alone: the rest is 0.
+    """
+    (height, width), window = image.shape[1:], (int(x.shape[2]), int(x.shape[3]))
+    seen = nn.functional.interpolate(
+        values[None, None].double(), window, mode="bilinear", align_corners=False
     )[0, 0]
-    low, high = whole.min(), whole.max()
-    result: NDArray[np.float64] = ((whole - low) / (high - low).clamp(min=1e-12)).cpu().numpy()
+    low, high = seen.min(), seen.max()
+    whole = seen.new_zeros(height, width)
+    top, left = (height - window[0]) // 2, (width - window[1]) // 2
+    whole[top : top + window[0], left : left + window[1]] = (seen - low) / (high - low).clamp(
+        min=1e-12
+    )
+    result: NDArray[np.float64] = whole.cpu().numpy()
     return result
 
 

@@ -55,6 +55,7 @@ class StageEnded:
     """The stage is trained, or broken off."""
 
     title: str
+    finished: bool
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ from nofe_lab.networks.counting import count_macs
 from nofe_lab.runs import DamagedRun, Run, RunStore, code_revision, identity_hash, provenance
 from nofe_lab.specialties import Specialties
 from nofe_lab.training import (
+    Event,
     Listener,
     ParameterGroups,
     Progress,
@@ -297,6 +298,22 @@ class _Unsaved:
     provenance: dict[str, Any]
 
 
+class _Guarded:
+    """A listener that cannot do harm to the training it watches: it is dropped if it fails."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener: Listener | None = listener
+
+    def __call__(self, event: Event) -> None:
+        if self.listener is None:
+            return
+        try:
+            self.listener(event)
+        except Exception as error:
+            self.listener = None
+            print(f"The training goes on unwatched ({type(error).__name__}: {error}).", flush=True)
+
+
 _UNSAVED: dict[tuple[Path, str], _Unsaved] = {}
 """By runs folder and id, in this process: the disk may have room when the run is asked for again.
 """
@@ -424,17 +441,19 @@ class Workshop:
         checkpoints.label = stage.label
         checkpoints.origin = [f"{role} {run.digest}" for role, run in sorted(parents.items())]
         progress = Progress(stage.title, stage.steps)
-        listeners: list[Listener] = [progress, *([watch] if watch is not None else [])]
+        listeners: list[Listener] = [progress, *([_Guarded(watch)] if watch is not None else [])]
+        finished = False
         tell(listeners, StageBegun(stage.title, stage.steps, stage.recipe.epochs))
         try:
             with self.machine.enough_memory(stage.label, stage.recipe.batch_size):
                 trained = stage.train(parents, self.machine, listeners, checkpoints)
+            finished = True
         except TrainingDiverged:
             checkpoints.remove()  # it would diverge again
             raise
         finally:
-            tell(listeners, StageEnded(stage.title))
             progress.close()
+            tell(listeners, StageEnded(stage.title, finished))
         made = {
             **provenance(self.machine, checkpoints.seconds_trained),
             "interruptions": checkpoints.interruptions,

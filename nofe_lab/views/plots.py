@@ -279,7 +279,12 @@ def plot_inside_share(share: InsideShare) -> Figure:
 
 @_styled
 def plot_evolution(
-    map_history: pd.DataFrame, specialties: Specialties, map_updates: pd.DataFrame
+    map_history: pd.DataFrame,
+    specialties: Specialties,
+    map_updates: pd.DataFrame,
+    *,
+    update: int | None = None,
+    follow: int | None = None,
 ) -> Figure:
     """How the classes moved between the specialties while the generalist learned.
 
@@ -287,6 +292,7 @@ def plot_evolution(
     columns update, moved, objective_before, objective_after.  specialties: the final ones.
     A line is a class, in the colour of the specialty that it ends in.  Below: how many classes
     each update moved, and the objective before and after it, on the same images.
+    update: is marked.  follow: a class whose line stands out from the others.
     """
     maps = maps_of(map_history)
     C, K, updates = specialties.C, specialties.K, len(maps) - 1
@@ -319,9 +325,11 @@ def plot_evolution(
     axes.add_collection(
         LineCollection(
             _curves(shown, places, bar / 2),
-            colors=[colours[k] for k in specialties.of],
+            colors=[
+                (*colours[k], 0.8 if follow is None else 1.0 if c == follow else 0.15)
+                for c, k in enumerate(specialties.of)
+            ],
             linewidths=min(0.7 * pitch * 72, 6),
-            alpha=0.8,
             capstyle="butt",
         )
     )
@@ -360,6 +368,9 @@ def plot_evolution(
         each.tick_params(axis="x", labelbottom=False, length=0)
     for each in (moved, objective):
         each.grid(axis="y", alpha=0.4)
+    if update is not None:
+        for each in (axes, moved, objective):
+            each.axvline(update, color=DARK, linestyle="--", linewidth=1)
     figure.align_ylabels([moved, objective])
     return figure
 

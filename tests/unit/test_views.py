@@ -130,6 +130,9 @@ def all_figures(world) -> dict[str, Figure]:
         "difference": plots.plot_confusion(nofe.confusion, specialties, minus=base.confusion),
         "images": plots.plot_images(data.test, [3, 1], ["$c$", "c" * 60], "$t$" * 60),
         "no images": plots.plot_images(data.test, [], [], "t"),
+        "followed": plots.plot_evolution(
+            history, specialties, updates_table(1), update=0, follow=3
+        ),
         "words": plots.plot_words("$w$\nmore"),
     }
 
@@ -597,6 +600,43 @@ def test_board_keeps_locked_classes(board):
     assert board.specialties.of[6] == 0
 
 
+def test_board_refuses_what_is_no_class_and_two_of_one_name(board):
+    for class_ in (8, -1, 1.7):
+        with pytest.raises(InvalidInput, match="label must be"):
+            board.move(class_, 0)
+    with pytest.raises(InvalidInput, match="different names; got '_d' twice"):
+        board.add("_d")
+    with pytest.raises(InvalidInput, match="label must be a whole number from 0 to 7; got 99"):
+        board.locked = [99]
+    board.move(np.int64(0), np.int64(1))
+    assert board.specialties.of[0] == 1
+
+
+def test_board_does_not_undo_over_a_lock(board):
+    board.move("tiger", 0)
+    board.lock("tiger")
+    with pytest.raises(InvalidInput, match="class 'tiger' is locked"):
+        board.undo()
+    assert (board.specialties.of[6], board.can_undo, board.can_redo) == (0, True, False)
+    board.lock("tiger")
+    board.undo()
+    assert (board.specialties.of[6], board.can_undo, board.can_redo) == (1, False, True)
+
+
+def test_board_keeps_the_colours_of_the_others(board):
+    before = {card["name"]: card["colour"] for card in board.cards}
+    board.remove(2)
+    assert all(before[card["name"]] == card["colour"] for card in board.cards)
+    board.add()
+    assert board.cards[-1]["colour"] not in before.values()
+
+
+def test_board_shifts_a_class_and_stops_at_the_ends(board):
+    for by, k in ((1, 1), (1, 2), (5, 3), (-1, 2), (-9, 0)):
+        board._obey(board, {"do": "shift", "label": 0, "by": by}, [])
+        assert board.specialties.of[0] == k
+
+
 def test_board_judges_and_warns(board, world):
     first = board.judge(world.specialties)
     assert first.objective == best_objective(world.affinity, np.array(world.specialties.of), K)
@@ -720,6 +760,63 @@ def test_inspector_steps_through_what_changed(inspector):
     with pytest.raises(InvalidInput, match="place must be from 0 to 0; got 1"):
         inspector.place = 1
     assert "The gate would run specialty" in inspector.words
+    inspector.which = "corrected"
+    for by, place in ((1, 1), (1, 2), (1, 2), (-5, 0)):
+        inspector.step(by)
+        assert (inspector.place, inspector.index) == (place, place)
+    inspector.index = 20
+    assert not inspector.in_step
+    inspector.step(1)
+    assert (inspector.index, inspector.in_step) == (0, True)
+
+
+def test_inspector_where_nothing_was_wrong(inspected):
+    labels = inspected.data.test.labels.numpy()
+    right = Predictions(np.eye(6, dtype=np.float32)[labels], labels)
+    networks = inspected.base, inspected.nofe
+    found = PredictionInspector(inspected.data, inspected.data.test, *networks, right, right)
+    assert (found.which, found.size, found.index, found.in_step) == ("all", 24, 0, True)
+    none = Predictions(right.logits[:0], labels[:0])
+    with pytest.raises(InvalidInput, match="must have images"):
+        PredictionInspector(inspected.data, inspected.data.test[:0], *networks, none, none)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("inspector", {"which": "wrong in both"}),
+        ("inspector", {"place": 7}),
+        ("explorer", {"label": 99}),
+        ("matrix", {"row": -1}),
+        ("player", {"update": 9}),
+        ("board", {"label": 99}),
+        ("board", {"locked": [99]}),
+    ],
+)
+def test_the_browser_cannot_set_what_is_not_there(name, wrong, request):
+    widget = request.getfixturevalue(name)
+    before = {trait: getattr(widget, trait) for trait in wrong}
+    widget.set_state(wrong)
+    assert {trait: getattr(widget, trait) for trait in wrong} == before
+    assert widget.words  # says why
+
+
+def test_a_map_of_the_middle_is_laid_over_the_middle(inspected):
+    class Middle(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = torch.nn.Conv2d(3, 1, 1, bias=False)
+            torch.nn.init.ones_(self.map.weight)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([self.map(x)[:, 0].mean((1, 2))] * 2, 1)
+
+    image = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    image[:, 3:11, 3:11] = 255
+    plain = Preprocess(torch.zeros(1), torch.ones(1), (26, 26))
+    found = Inspector(ImageNetwork(plain, Middle()), inspected.nofe)(image).base_map
+    assert found[4:10, 4:10].min() > 0.9
+    assert found[:3].max() == found[12:].max() == 0
 
 
 def test_inspector_takes_an_image_of_ones_own(inspector, inspected):
@@ -727,8 +824,14 @@ def test_inspector_takes_an_image_of_ones_own(inspector, inspected):
     Image.new("RGB", (50, 40), "red").save(file, format="png")
     inspector._obey(inspector, {"do": "upload", "name": "red.png"}, [file.getvalue()])
     assert (inspector.index, inspector.detail["title"]) == (-1, "red.png")
-    inspector._obey(inspector, {"do": "upload", "name": "x"}, [b"no image"])
-    assert inspector.words.startswith("This file cannot be shown (UnidentifiedImageError")
+    assert not inspector.in_step
+    inspector._obey(inspector, {"do": "upload", "name": "x.png"}, [b"no image"])
+    assert inspector.problem == "'x.png' cannot be shown (no image, or of an unknown format)."
+    assert inspector.detail["title"] == "red.png"
+    inspector._obey(inspector, {"do": "step", "by": 1}, [])  # back to where it was
+    assert (inspector.index, inspector.place, inspector.problem) == (0, 0, "")
+    with pytest.raises(InvalidInput, match="index must be from 0 to 23; got -1"):
+        inspector.index = -1
     with pytest.raises(InvalidInput, match=r"must be uint8 \[3, 32, 32\]"):
         inspector.ask(inspected.data.test.images[0, :, :8])
 
@@ -753,10 +856,26 @@ def test_live_training_follows_the_events(world, monkeypatch):
     live(StepDone(4, 4))
     assert live.progress == [4, 4]
     live(EpochDone(2, 2, row | {"epoch": 2}))
-    live(StageEnded("generalist"))
+    live(StageEnded("generalist", True))
     assert [row["epoch"] for row in live.histories["generalist"]] == [1, 2]
     assert live.stage == ""
     assert set(live.figures()) == {"history", "specialties"}
+    # another of the same title begins its curves anew
+    live(StageBegun("generalist", 4, 2))
+    live(EpochDone(1, 2, row))
+    live(StageEnded("generalist", False))
+    assert [row["epoch"] for row in live.histories["generalist"]] == [1]
+    assert live.words.startswith("generalist was broken off.")
+
+
+def test_a_watcher_that_fails_does_no_harm(tiny_experiment, capsys):
+    def fail(event: object) -> None:
+        raise OSError("no room")
+
+    experiment = tiny_experiment()
+    (run,) = experiment.run(experiment.base(), watch=fail)
+    assert len(run.history) == 1
+    assert capsys.readouterr().out.count("goes on unwatched (OSError: no room)") == 1
 
 
 def test_live_training_shows_nothing_where_nobody_watches(world, monkeypatch):

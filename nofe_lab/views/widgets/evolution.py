@@ -134,5 +134,11 @@ class EvolutionPlayer(ClassView):
 
     def figures(self) -> dict[str, Figure]:
         return {
-            "evolution": plots.plot_evolution(self.map_history, self.specialties, self.map_updates)
+            "evolution": plots.plot_evolution(
+                self.map_history,
+                self.specialties,
+                self.map_updates,
+                update=self.update,
+                follow=self.label if self.label >= 0 else None,
+            )
         }

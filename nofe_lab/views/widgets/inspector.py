@@ -8,12 +8,13 @@ import numpy as np
 import torch
 import traitlets
 from matplotlib.figure import Figure
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from nofe_lab.config import InvalidInput
 from nofe_lab.data import Dataset, Split
 from nofe_lab.data.batches import ImageNetwork
-from nofe_lab.data.pictures import decode
+from nofe_lab.data.pictures import decode, reason_of
 from nofe_lab.evaluation import Predictions
 from nofe_lab.inspection import Inspection, Inspector
 from nofe_lab.views import plots
@@ -39,6 +40,7 @@ class PredictionInspector(View):
     """
 
     _esm = script("inspector")
+    _asking = False
     what = "prediction"
 
     index = traitlets.Int(-1, help="The image, by its number in the split.").tag(sync=True)
@@ -46,6 +48,10 @@ class PredictionInspector(View):
     place = traitlets.Int(0, help="The position among these.").tag(sync=True)
     choices = traitlets.List(traitlets.List()).tag(sync=True)
     size = traitlets.Int(0, help="How many images there are to step through.").tag(sync=True)
+    in_step = traitlets.Bool(False, help="Whether the image shown is that of `place`.").tag(
+        sync=True
+    )
+    problem = traitlets.Unicode(help="Why an upload cannot be shown.").tag(sync=True)
     pictures = traitlets.Dict().tag(sync=True)
     detail = traitlets.Dict().tag(sync=True)
 
@@ -58,6 +64,8 @@ class PredictionInspector(View):
         base_said: Predictions,
         nofe_said: Predictions,
     ) -> None:
+        if not len(split):
+            raise InvalidInput("the split must have images; got one without.")
         labels = split.labels.numpy()
         for name, said in (("base CNN", base_said), ("NofE", nofe_said)):
             if not np.array_equal(said.labels, labels):
@@ -85,8 +93,7 @@ class PredictionInspector(View):
         )
         self.on_msg(self._obey)
         self.which = next(key for key in CHOICES if len(self.images[key]))
-        if self.index < 0:
-            self._go()
+        self._restart()
 
     @check("which")
     def _check_which(self, proposal: Any) -> str:
@@ -106,17 +113,23 @@ class PredictionInspector(View):
     @check("index")
     def _check_index(self, proposal: Any) -> int:
         index: int = proposal["value"]
-        if not -1 <= index < len(self.split):
+        if not (0 <= index < len(self.split) or (index == -1 and self._asking)):
             raise InvalidInput(f"index must be from 0 to {len(self.split) - 1}; got {index}.")
         return index
 
     @traitlets.observe("which")
-    def _restart(self, change: Any) -> None:
+    def _restart(self, change: Any = None) -> None:
         self.size = len(self.images[self.which])
         if self.place:
             self.place = 0
         else:
-            self._go()
+            self.step(0)
+
+    def step(self, by: int) -> None:
+        """Go on by so many images, or back; to the current place, if another image is shown."""
+        here = self.place if self.in_step else self.place - by
+        self.place = min(max(here + by, 0), self.size - 1)
+        self._go()
 
     @traitlets.observe("place")
     def _step(self, change: Any) -> None:
@@ -139,7 +152,11 @@ class PredictionInspector(View):
             raise InvalidInput(
                 f"an image must be uint8 {list(expected)}; got {image.dtype} {list(image.shape)}."
             )
-        self.index = -1
+        self._asking = True
+        try:
+            self.index = -1
+        finally:
+            self._asking = False
         return self._show(image, title, None)
 
     def _show(self, image: Tensor, title: str, label: int | None) -> Inspection:
@@ -164,6 +181,8 @@ class PredictionInspector(View):
         maps = plots.inspected_maps(image, found, self.specialties)
         self._current = (image, found, title)
         with self.hold_sync():
+            self.problem = ""
+            self.in_step = self.index == int(self.images[self.which][self.place])
             self.pictures = sprite(list(maps.values()), 160)
             self.detail = {
                 "title": title,
@@ -203,20 +222,22 @@ class PredictionInspector(View):
         return said
 
     def _obey(self, _: Any, what: dict[str, Any], buffers: list[Any]) -> None:
-        """An uploaded file."""
-        side = self.split.images.shape[-1]
-        try:
-            pixels = decode(bytes(buffers[0]), side).pixels.copy()
-        except Exception as error:  # whatever Pillow makes of a stranger's file
-            self.words = f"This file cannot be shown ({type(error).__name__}: {error})."
+        """A wish of the browser: a step, or an uploaded file."""
+        if what["do"] == "step":
+            self.step(int(what["by"]))
             return
-        image = torch.from_numpy(pixels).permute(2, 0, 1)
-        if self.split.images.shape[1] == 1:
-            image = image.double().mean(0, keepdim=True).round().to(torch.uint8)
+        name = str(what.get("name", "the file"))
         try:
-            self.ask(image, str(what.get("name", "an image of yours")))
-        except InvalidInput as error:
-            self.words = str(error)
+            picture = Image.fromarray(decode(bytes(buffers[0])).pixels)
+        except Exception as error:  # whatever Pillow makes of a stranger's file
+            self.problem = f"{name!r} cannot be shown ({reason_of(error)})."
+            return
+        channels, height, width = self.split.images.shape[1:]
+        pixels = np.array(ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR))
+        image = torch.from_numpy(pixels).permute(2, 0, 1)
+        if channels == 1:
+            image = image.double().mean(0, keepdim=True).round().to(torch.uint8)
+        self.ask(image, name)
 
     def figures(self) -> dict[str, Figure]:
         image, found, title = self._current

@@ -75,7 +75,9 @@ class LiveTraining(View):
                     self.progress = [event.step, event.steps]
                     self._told = time.monotonic()
             case EpochDone():
-                rows = [*self.histories.get(self.stage, []), event.row]
+                # a stage of this title may have been trained before, or broken off
+                earlier = self.histories.get(self.stage, [])
+                rows = [*(r for r in earlier if r["epoch"] < event.row["epoch"]), event.row]
                 self.histories = {**self.histories, self.stage: rows}
                 row = event.row
                 self.words = (
@@ -86,6 +88,8 @@ class LiveTraining(View):
                 self._show_map(event)
             case StageEnded():
                 self.stage = ""
+                if not event.finished:
+                    self.words = f"{event.title} was broken off. {self.words}"
                 self.refresh()
 
     def _show_map(self, event: MapUpdated) -> None:

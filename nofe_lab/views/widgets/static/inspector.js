@@ -3,10 +3,7 @@
 function render({ model, el }) {
   const root = frame(el, "inspector");
   const pictures = sprites();
-  const step = (by) => {
-    const to = model.get("place") + by;
-    if (to >= 0 && to < model.get("size")) send(model, { place: to });
-  };
+  const step = (by) => model.send({ do: "step", by });
   const button = (text, by, label) => h("button", { class: "nofe-tool", type: "button", "aria-label": label, onclick: () => step(by) }, text);
   const before = button("◀", -1, "the image before"), after = button("▶", 1, "the next image");
   const where = h("output", {});
@@ -17,12 +14,14 @@ function render({ model, el }) {
       if (file) model.send({ do: "upload", name: file.name }, undefined, [await file.arrayBuffer()]);
     },
   });
+  const problem = h("p", { class: "nofe-problem", role: "alert" });
   const shown = h("div", { class: "nofe-maps" });
   const said = h("div", { class: "nofe-said" });
   const words = spoken(model);
   root.append(
     h("div", { class: "nofe-toolbar" }, menu(model, "which", "Step through", model.get("choices")), before, where, after,
       h("label", { class: "nofe-menu" }, h("span", {}, "or an image of yours"), upload)),
+    problem,
     h("div", { class: "nofe-columns" }, shown, said), words);
 
   const draw = () => {
@@ -48,10 +47,13 @@ function render({ model, el }) {
         (gated ? " Gate: its belief in the expert's best class." : "")));
   };
   const drawPlace = () => {
-    const own = model.get("index") < 0;
-    where.textContent = own ? "an image of yours" : `${model.get("place") + 1} of ${model.get("size")}`;
-    before.disabled = model.get("place") === 0;
-    after.disabled = model.get("place") + 1 >= model.get("size");
+    const place = model.get("place"), index = model.get("index"), listed = model.get("in_step");
+    where.textContent = listed ? `${place + 1} of ${model.get("size")}` : index < 0 ? "an image of yours" : `image ${index}`;
+    // not `disabled`, which would take the focus and with it the arrow keys
+    before.setAttribute("aria-disabled", listed && place === 0);
+    after.setAttribute("aria-disabled", listed && place + 1 >= model.get("size"));
+    problem.textContent = model.get("problem");
+    problem.hidden = !model.get("problem");
   };
   root.addEventListener("keydown", (event) => {
     if (event.target.matches("input, select")) return;
@@ -62,7 +64,7 @@ function render({ model, el }) {
   });
   const stops = [
     follow(model, ["detail", "pictures"], draw),
-    follow(model, ["place", "size", "index"], drawPlace),
+    follow(model, ["place", "size", "index", "in_step", "problem"], drawPlace),
     words.stop,
   ];
   return () => { stops.forEach((stop) => stop()); pictures.free(); };

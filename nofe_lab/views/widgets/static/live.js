@@ -14,7 +14,7 @@ function render({ model, el }) {
   const drawProgress = () => {
     const [step, steps] = model.get("progress");
     const stage = model.get("stage");
-    title.textContent = stage || (steps ? "trained" : "nothing trained yet");
+    title.textContent = stage || (!steps ? "nothing trained yet" : step < steps ? "broken off" : "trained");
     bar.max = Math.max(steps, 1);
     bar.value = step;
     said.textContent = steps ? `step ${step.toLocaleString()} of ${steps.toLocaleString()}` : "";
