@@ -610,6 +610,8 @@ def test_board_refuses_what_is_no_class_and_two_of_one_name(board):
         board.locked = [99]
     board.move(np.int64(0), np.int64(1))
     assert board.specialties.of[0] == 1
+    with pytest.raises(InvalidInput, match="specialty must be a whole number"):
+        board.move(0, 1.7)
 
 
 def test_board_does_not_undo_over_a_lock(board):

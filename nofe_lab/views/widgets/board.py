@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -135,7 +136,7 @@ class SpecialtyBoard(ClassView):
         label = self._label_of(class_)
         if label in self.locked:
             raise InvalidInput(f"class {self.class_names[label]!r} is locked; unlock it first.")
-        moved = self.specialties.moved(label, int(k))
+        moved = self.specialties.moved(label, _plain(k))
         self.label = label
         if moved != self.specialties:
             self.specialties = moved
@@ -180,7 +181,7 @@ class SpecialtyBoard(ClassView):
     def _label_of(self, class_: str | int) -> int:
         if isinstance(class_, str):
             return class_number(class_, self.class_names)
-        return whole_number("label", class_, 0, len(self.class_names) - 1)
+        return whole_number("label", _plain(class_), 0, len(self.class_names) - 1)
 
     def _travel(self, here: list[Specialties], there: list[Specialties]) -> None:
         if here:
@@ -288,6 +289,11 @@ def _moved(before: Specialties, after: Specialties) -> list[int]:
     """The classes whose specialty has another name."""
     names = zip(before.of, after.of, strict=True)
     return [c for c, (old, new) in enumerate(names) if before.names[old] != after.names[new]]
+
+
+def _plain(number: Any) -> Any:
+    """NumPy's whole numbers as Python's; all else as it is, to be refused."""
+    return int(number) if isinstance(number, Integral) else number
 
 
 def _share(value: float | None) -> str:
