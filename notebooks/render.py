@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import papermill
 from PIL import Image
 
@@ -51,7 +52,13 @@ def smaller(png: str) -> str:
         rest = picture.quantize(256 - FLAT).getpalette()[: 3 * (256 - FLAT)]
         palette = Image.new("P", (1, 1))
         palette.putpalette([channel for colour in flat for channel in colour] + rest)
-        picture = picture.quantize(palette=palette, dither=Image.Dither.NONE)
+        # Pillow looks colours up in steps of four: those to be kept are put in by hand
+        pixels = np.array(picture).astype(np.int64) @ (1 << 16, 1 << 8, 1)
+        indices = np.array(picture.quantize(palette=palette, dither=Image.Dither.NONE))
+        for index, (red, green, blue) in enumerate(flat):
+            indices[pixels == (red << 16) + (green << 8) + blue] = index
+        picture = Image.fromarray(indices, "P")
+        picture.putpalette(palette.getpalette())
     else:
         picture = picture.quantize(256)
     packed = io.BytesIO()
