@@ -289,16 +289,18 @@ class Experiment:
         config = GateConfig(network, recipe, self.branch_width, self.seed)
         return GateStage(nofe or self.nofe(), config)
 
-    def opponents(self) -> dict[str, Stage]:
+    def opponents(self, own: str | Specialties | None = None) -> dict[str, Stage]:
         """The networks that an honest comparison sets side by side, by name.
 
+        own: a partition of the user's, or the path of its .json file, as one more.
         Flat ones: the base CNN, and the control that is as deep and as large as the network of
         experts, each with the NofE stage's epochs, both stages' epochs, and both stages'
         arithmetic; and the control on the generalist's trunk.
         Networks of experts, named by the specialties and then the trunk.  Where the trunk is the
         learned generalist's, the partition alone differs; ``its generalist`` is one that was
-        trained on, or learned, that very partition.  Superclasses are more than K, or fewer: their
-        experts are then narrower, or wider, so that all together cost the same.  What a network
+        trained on, or learned, that very partition.  Superclasses are more than K, or fewer, and so
+        may one's own specialties be: their experts are then narrower, or wider, so that all
+        together cost the same.  What a network
         does not admit, such as a control where widths are fixed, is left out and said.
         Raises InvalidInput for the rule `random`, which would make some of them the same.
         """
@@ -336,11 +338,22 @@ class Experiment:
             f"NofE {each}, learned generalist": partial(self.nofe, each, "generalist")
             for each in CLUSTERED
         }
+
+        def at_equal_cost(specialties: str | Specialties, K: int) -> Stage:
+            width = self.branch_width * self.K / K
+            return replace(self, branch_width=width).nofe(specialties, "generalist")
+
         if self.data.superclass_of:
-            ratio = self.K / len(self.data.superclass_names)
-            partitions["NofE superclass, learned generalist"] = lambda: replace(
-                self, branch_width=self.branch_width * ratio
-            ).nofe("superclass", "generalist")
+            n = len(self.data.superclass_names)
+            partitions["NofE superclass, learned generalist"] = partial(
+                at_equal_cost, "superclass", n
+            )
+        if own is not None:
+            names = self.data.class_names
+            given = own if isinstance(own, Specialties) else Specialties.load(own, names)
+            partitions["NofE by hand, learned generalist"] = partial(
+                at_equal_cost, given, len(given.nonempty)
+            )
         return {
             **flat,
             **_those_possible(controls),
@@ -451,7 +464,8 @@ class Experiment:
         if "backbone" in asked:
             asked["backbone"] = self._backbone.name
         for name, value in (asked | also).items():
-            if name not in ("runs_dir", "device", "precision", "checkpoint_seconds"):
+            machine = name in ("runs_dir", "device", "precision", "checkpoint_seconds")
+            if not machine and value is not None:
                 words += ["-p", name, str(value)]
         return shlex.join(words)
 
