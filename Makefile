@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 # the environment's own kernel, even where the user has another one of the same name
 export JUPYTER_PREFER_ENV_PATH = 1
 
-.PHONY: run test test-slow bench study results lab render clean help
+.PHONY: run test test-slow bench study results lab app render clean help
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -16,7 +16,7 @@ help:  ## show the targets
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nofe_lab needs Python 3.11 or newer; name one: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,browser,timm]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,browser,timm,app]'
 	touch $(READY)
 
 run: $(READY)  ## train a network of experts on the embedded data set (2 minutes, once installed)
@@ -45,8 +45,14 @@ results: $(READY)  ## rebuild the tables and figures of README and docs from dat
 lab: $(READY)  ## JupyterLab, on this machine only; prints the address with its token
 	$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
+APP := build/app
+app: $(READY)  ## notebooks 02 and 07 as apps without code, on this machine only; prints the address
+	mkdir -p $(APP)
+	ln -sf $(CURDIR)/notebooks/02_*.ipynb $(CURDIR)/notebooks/07_*.ipynb $(APP)
+	$(BIN)/voila --no-browser --Voila.ip=127.0.0.1 $(APP)
+
 render: $(READY)  ## execute the notebooks into notebooks/rendered
 	$(BIN)/python notebooks/render.py $(ONLY)
 
 clean:  ## remove the virtual environment and caches; runs and data stay
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

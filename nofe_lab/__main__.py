@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +22,9 @@ from nofe_lab.config import InvalidInput, printable, whole_number
 from nofe_lab.data import load_dataset
 from nofe_lab.machine import Machine
 from nofe_lab.runs import Run, RunStore, default_runs_dir, provenance
+from nofe_lab.stages import Experiment
 from nofe_lab.study import CONDITIONAL, RESULTS, Queue
+from nofe_lab.training import Event
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,14 +113,41 @@ def answer(dataset: str, repeats: int, output: str | None, command: str) -> None
     from nofe_lab.views.widgets.response import response, synthetic
 
     _check_output(output)
-    whole_number("repeats", repeats, 1)
     data = load_dataset(dataset, val_fraction=0.0)
-    found = pd.concat([response(data, 10, repeats), response(synthetic(1000), 30, repeats)])
+    parts = [response(data, 10, repeats), response(synthetic(1000), 30, repeats), live_share()]
+    found = pd.concat(parts)
     about = provenance(Machine.pick("cpu"), 0.0)
     found = found.assign(hardware=about["device"], revision=about["revision"])
     print(found.to_string(index=False))
     if output is not None:
         Path(output).write_text(f"# {command}\n{found.to_csv(index=False)}", "utf-8")
+
+
+def live_share() -> pd.DataFrame:
+    """What the live view of a training costs it: the share of its time, in a real training."""
+    from nofe_lab.views.widgets.live import LiveTraining
+
+    with tempfile.TemporaryDirectory() as folder:
+        experiment = Experiment(device="cpu", runs_dir=folder)
+        live, spent = LiveTraining(experiment.data, experiment.K), 0.0
+
+        def timed(event: Event) -> None:
+            nonlocal spent
+            begun = time.perf_counter()
+            live(event)
+            spent += time.perf_counter() - begun
+
+        (run,) = experiment.run(experiment.generalist(), watch=timed)
+        row = {
+            "widget": "LiveTraining",
+            "click": "(a whole training)",
+            "dataset": experiment.data.name,
+            "classes": experiment.data.C,
+            "images": len(experiment.data.train),
+            "repeats": 1,
+            "share": round(spent / run.seconds, 5),
+        }
+    return pd.DataFrame([row])
 
 
 def _check_output(output: str | None) -> None:

@@ -39,6 +39,26 @@ from nofe_lab.data.batches import Batches
 
 
 @dataclass(frozen=True)
+class StageBegun:
+    """A stage is about to be trained, or to go on."""
+
+    title: str
+    """What is trained, for readers."""
+    steps: int
+    """Of the whole stage."""
+    epochs: int
+    """Of the whole stage."""
+
+
+@dataclass(frozen=True)
+class StageEnded:
+    """The stage is trained, or broken off."""
+
+    title: str
+    finished: bool
+
+
+@dataclass(frozen=True)
 class StepDone:
     """One step of SGD is done."""
 
@@ -66,6 +86,8 @@ class MapUpdated:
     update: int
     """Counted from 1; 0 is the random start."""
     row: dict[str, Any]
+    specialty_of: tuple[int, ...]
+    """The new specialty of each class."""
 
 
 class TrainingDiverged(InvalidInput):
@@ -92,7 +114,7 @@ class Memory(Protocol):
         """
 
 
-Event = StepDone | EpochDone | MapUpdated
+Event = StageBegun | StepDone | EpochDone | MapUpdated | StageEnded
 Listener = Callable[[Event], None]
 ParameterGroups = list[dict[str, Any]]
 
@@ -206,7 +228,7 @@ def _fit(
         checkpoints.resume(lambda state: _restore(state, *resumable, steps, len(batches)))
         if place.step:
             print(f"{checkpoints.label}: goes on from step {place.step} of {steps}", flush=True)
-            _tell(listeners, StepDone(place.step, steps))
+            tell(listeners, StepDone(place.step, steps))
     for epoch in range(place.step // len(batches), recipe.epochs):
         started = time.perf_counter() - place.seconds
         model.train()
@@ -226,7 +248,7 @@ def _fit(
             if observe is not None:
                 observe(logits.detach(), labels)
             place.step += 1
-            _tell(listeners, StepDone(place.step, steps))
+            tell(listeners, StepDone(place.step, steps))
             epoch_ended = place.step % len(batches) == 0
             if epoch_ended:
                 row = {
@@ -241,7 +263,7 @@ def _fit(
                 row["seconds"] = time.perf_counter() - started
                 place.history.append(row)
                 place.begin_epoch()
-                _tell(listeners, EpochDone(epoch + 1, recipe.epochs, row))
+                tell(listeners, EpochDone(epoch + 1, recipe.epochs, row))
             else:
                 place.seconds = time.perf_counter() - started
             after_step()  # after validation, so that both speak of one table
@@ -461,7 +483,8 @@ def sgd(groups: ParameterGroups, recipe: Recipe, device: torch.device) -> torch.
     )
 
 
-def _tell(listeners: Sequence[Listener], event: Event) -> None:
+def tell(listeners: Sequence[Listener], event: Event) -> None:
+    """Hand an event to all who listen."""
     for listener in listeners:
         listener(event)
 
@@ -475,7 +498,7 @@ class Progress:
 
     def __init__(self, title: str, steps: int) -> None:
         self.title = title
-        self.bar = tqdm(total=steps, desc=title, unit="step", leave=False) if _watched() else None
+        self.bar = tqdm(total=steps, desc=title, unit="step", leave=False) if watched() else None
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, StepDone):
@@ -486,7 +509,7 @@ class Progress:
                 f"map update {event.update}: {event.row['moved']} classes moved, objective "
                 f"{event.row['objective_before']:.3f} -> {event.row['objective_after']:.3f}"
             )
-        else:
+        elif isinstance(event, EpochDone):
             row = event.row
             val = f", val {row['val_accuracy']:.1%}" if "val_accuracy" in row else ""
             self._line(
@@ -506,7 +529,8 @@ class Progress:
             print(f"{self.title}: {text}", flush=True)
 
 
-def _watched() -> bool:
+def watched() -> bool:
+    """Whether somebody sees more than a log: a notebook that is open, or a terminal."""
     # jupyter_server names the notebook's session in its kernels' environment; papermill does not
     in_kernel = "ipykernel" in sys.modules and "JPY_SESSION_NAME" in os.environ
     return in_kernel or cast(bool, sys.stderr.isatty())

@@ -121,7 +121,7 @@ class Pictures:
             picture = decode(encoded, self.image_size)
         except Exception as error:  # damaged files make Pillow raise almost anything
             raise InvalidInput(
-                f"dataset {self.dataset_name!r}: {name} cannot be decoded ({_reason(error)})."
+                f"dataset {self.dataset_name!r}: {name} cannot be decoded ({reason_of(error)})."
             ) from error
         self._check_size(picture.pixels.shape, name)
         return picture
@@ -138,7 +138,8 @@ class Pictures:
             )
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why an image could not be decoded, in words."""
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"more than the {Image.MAX_IMAGE_PIXELS:,} pixels that Pillow takes to be safe"
     if isinstance(error, UnidentifiedImageError):

@@ -15,6 +15,12 @@ def maps_of(map_history: pd.DataFrame) -> NDArray[np.int64]:
     map_history: a run's table of that name, with the columns update, class and specialty.
     Raises InvalidInput if a class has no specialty in one of the maps.
     """
+    twice = map_history[map_history.duplicated(["update", "class"])]
+    if len(twice):
+        first = twice.iloc[0]
+        raise InvalidInput(
+            f"the map's history has class {first['class']} twice in update {first['update']}."
+        )
     wide = map_history.pivot(index="update", columns="class", values="specialty")
     if wide.isna().to_numpy().any() or list(wide.index) != list(range(len(wide))):
         raise InvalidInput(

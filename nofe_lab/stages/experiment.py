@@ -45,6 +45,7 @@ from nofe_lab.stages.generalist import GeneralistStage
 from nofe_lab.stages.nofe import NofEStage
 from nofe_lab.stages.report import FinalReport, final_report
 from nofe_lab.stages.stage import Stage, Workshop, load_model
+from nofe_lab.training import Listener
 
 GATE_EPOCHS = 10
 """The longest training of a gate."""
@@ -288,16 +289,18 @@ class Experiment:
         config = GateConfig(network, recipe, self.branch_width, self.seed)
         return GateStage(nofe or self.nofe(), config)
 
-    def opponents(self) -> dict[str, Stage]:
+    def opponents(self, own: str | Specialties | None = None) -> dict[str, Stage]:
         """The networks that an honest comparison sets side by side, by name.
 
+        own: a partition of the user's, or the path of its .json file, as one more.
         Flat ones: the base CNN, and the control that is as deep and as large as the network of
         experts, each with the NofE stage's epochs, both stages' epochs, and both stages'
         arithmetic; and the control on the generalist's trunk.
         Networks of experts, named by the specialties and then the trunk.  Where the trunk is the
         learned generalist's, the partition alone differs; ``its generalist`` is one that was
-        trained on, or learned, that very partition.  Superclasses are more than K, or fewer: their
-        experts are then narrower, or wider, so that all together cost the same.  What a network
+        trained on, or learned, that very partition.  Superclasses are more than K, or fewer, and so
+        may one's own specialties be: their experts are then narrower, or wider, so that all
+        together cost the same.  What a network
         does not admit, such as a control where widths are fixed, is left out and said.
         Raises InvalidInput for the rule `random`, which would make some of them the same.
         """
@@ -335,11 +338,22 @@ class Experiment:
             f"NofE {each}, learned generalist": partial(self.nofe, each, "generalist")
             for each in CLUSTERED
         }
+
+        def at_equal_cost(specialties: str | Specialties, K: int) -> Stage:
+            width = self.branch_width * self.K / K
+            return replace(self, branch_width=width).nofe(specialties, "generalist")
+
         if self.data.superclass_of:
-            ratio = self.K / len(self.data.superclass_names)
-            partitions["NofE superclass, learned generalist"] = lambda: replace(
-                self, branch_width=self.branch_width * ratio
-            ).nofe("superclass", "generalist")
+            n = len(self.data.superclass_names)
+            partitions["NofE superclass, learned generalist"] = partial(
+                at_equal_cost, "superclass", n
+            )
+        if own is not None:
+            names = self.data.class_names
+            given = own if isinstance(own, Specialties) else Specialties.load(own, names)
+            partitions["NofE by hand, learned generalist"] = partial(
+                at_equal_cost, given, len(given.nonempty)
+            )
         return {
             **flat,
             **_those_possible(controls),
@@ -374,9 +388,12 @@ class Experiment:
         joined = pd.concat(tables, ignore_index=True)
         return joined[["network", *joined.columns.drop("network")]]
 
-    def run(self, *stages: Stage) -> list[Run]:
-        """Load or train the runs of the stages, and of the stages they build on."""
-        return self.workshop.carry_out(stages)
+    def run(self, *stages: Stage, watch: Listener | None = None) -> list[Run]:
+        """Load or train the runs of the stages, and of the stages they build on.
+
+        watch: is told the events of what is trained, like `nofe_lab.views.LiveTraining`.
+        """
+        return self.workshop.carry_out(stages, watch)
 
     def model(self, stage: Stage) -> ImageNetwork:
         """The trained network of a stage, on the experiment's device."""
@@ -447,7 +464,8 @@ class Experiment:
         if "backbone" in asked:
             asked["backbone"] = self._backbone.name
         for name, value in (asked | also).items():
-            if name not in ("runs_dir", "device", "precision", "checkpoint_seconds"):
+            machine = name in ("runs_dir", "device", "precision", "checkpoint_seconds")
+            if not machine and value is not None:
                 words += ["-p", name, str(value)]
         return shlex.join(words)
 

@@ -223,7 +223,7 @@ class MapLearning:
         }
         self.rows.append(row)
         for listener in self.listeners:
-            listener(MapUpdated(number, row))
+            listener(MapUpdated(number, row, tuple(new.tolist())))
         return self.table
 
     def history(self) -> str:

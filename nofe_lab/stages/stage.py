@@ -44,13 +44,17 @@ from nofe_lab.networks.counting import count_macs
 from nofe_lab.runs import DamagedRun, Run, RunStore, code_revision, identity_hash, provenance
 from nofe_lab.specialties import Specialties
 from nofe_lab.training import (
+    Event,
     Listener,
     ParameterGroups,
     Progress,
+    StageBegun,
+    StageEnded,
     TrainingDiverged,
     check_finite,
     fit,
     seconds_per_step,
+    tell,
 )
 
 MAX_RUN_NAME = 150
@@ -294,6 +298,22 @@ class _Unsaved:
     provenance: dict[str, Any]
 
 
+class _Guarded:
+    """A listener that cannot do harm to the training it watches: it is dropped if it fails."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener: Listener | None = listener
+
+    def __call__(self, event: Event) -> None:
+        if self.listener is None:
+            return
+        try:
+            self.listener(event)
+        except Exception as error:
+            self.listener = None
+            print(f"The training goes on unwatched ({type(error).__name__}: {error}).", flush=True)
+
+
 _UNSAVED: dict[tuple[Path, str], _Unsaved] = {}
 """By runs folder and id, in this process: the disk may have room when the run is asked for again.
 """
@@ -320,8 +340,11 @@ class Workshop:
         self.seconds = real_number("checkpoint_seconds", checkpoint_seconds, 0)
         self.store = RunStore(runs_dir)
 
-    def carry_out(self, stages: Sequence[Stage]) -> list[Run]:
-        """The runs of `stages`, in their order: loaded where finished, trained where missing."""
+    def carry_out(self, stages: Sequence[Stage], watch: Listener | None = None) -> list[Run]:
+        """The runs of `stages`, in their order: loaded where finished, trained where missing.
+
+        watch: is told the events of what is trained (see `nofe_lab.training`).
+        """
         ordered: dict[str, Stage] = {}
         runs: dict[str, Run] = {}
 
@@ -342,7 +365,7 @@ class Workshop:
         for run_id, stage in ordered.items():
             if run_id not in runs:
                 parents = {role: runs[parent.id] for role, parent in stage.parents.items()}
-                runs[run_id] = self._train(stage, parents)
+                runs[run_id] = self._train(stage, parents, watch)
         return [runs[stage.id] for stage in stages]
 
     def _announce(self, ordered: Mapping[str, Stage], runs: Mapping[str, Run]) -> None:
@@ -382,7 +405,7 @@ class Workshop:
             print(f"  {note}")
         print(f"  together about {total / 60:.1f} min", flush=True)
 
-    def _train(self, stage: Stage, parents: Mapping[str, Run]) -> Run:
+    def _train(self, stage: Stage, parents: Mapping[str, Run], watch: Listener | None) -> Run:
         def wait(who: str) -> None:
             print(f"{stage.label}: {who} is training it; waiting for the result.", flush=True)
 
@@ -393,7 +416,7 @@ class Workshop:
                 _UNSAVED.pop(key, None)
                 return run
             if key not in _UNSAVED:
-                _UNSAVED[key] = self._trained(stage, parents, checkpoints)
+                _UNSAVED[key] = self._trained(stage, parents, checkpoints, watch)
             run = self._saved(stage, _UNSAVED[key], checkpoints)
             del _UNSAVED[key]
             checkpoints.remove()
@@ -406,7 +429,11 @@ class Workshop:
         return run
 
     def _trained(
-        self, stage: Stage, parents: Mapping[str, Run], checkpoints: Checkpoints
+        self,
+        stage: Stage,
+        parents: Mapping[str, Run],
+        checkpoints: Checkpoints,
+        watch: Listener | None,
     ) -> _Unsaved:
         made = provenance(self.machine, 0.0)
         told = [f"{name} {made[name]}" for name in ("revision", "device", "precision", "threads")]
@@ -414,14 +441,19 @@ class Workshop:
         checkpoints.label = stage.label
         checkpoints.origin = [f"{role} {run.digest}" for role, run in sorted(parents.items())]
         progress = Progress(stage.title, stage.steps)
+        listeners: list[Listener] = [progress, *([_Guarded(watch)] if watch is not None else [])]
+        finished = False
+        tell(listeners, StageBegun(stage.title, stage.steps, stage.recipe.epochs))
         try:
             with self.machine.enough_memory(stage.label, stage.recipe.batch_size):
-                trained = stage.train(parents, self.machine, [progress], checkpoints)
+                trained = stage.train(parents, self.machine, listeners, checkpoints)
+            finished = True
         except TrainingDiverged:
             checkpoints.remove()  # it would diverge again
             raise
         finally:
             progress.close()
+            tell(listeners, StageEnded(stage.title, finished))
         made = {
             **provenance(self.machine, checkpoints.seconds_trained),
             "interruptions": checkpoints.interruptions,

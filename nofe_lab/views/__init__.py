@@ -8,6 +8,8 @@ from nofe_lab.views import plots, tables
 from nofe_lab.views.widgets import (
     ConfusionExplorer,
     EvolutionPlayer,
+    LiveTraining,
+    PredictionInspector,
     SpecialtyBoard,
     SpecialtyExplorer,
 )
@@ -15,6 +17,8 @@ from nofe_lab.views.widgets import (
 __all__ = [
     "ConfusionExplorer",
     "EvolutionPlayer",
+    "LiveTraining",
+    "PredictionInspector",
     "SpecialtyBoard",
     "SpecialtyExplorer",
     "plots",

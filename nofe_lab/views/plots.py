@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
@@ -37,6 +38,7 @@ from numpy.typing import NDArray
 from nofe_lab.config import InvalidInput, whole_number
 from nofe_lab.data import Dataset, Split
 from nofe_lab.evaluation import InsideShare, Predictions, over_seeds, specialty_confusion
+from nofe_lab.inspection import Inspection
 from nofe_lab.specialties import Specialties, maps_of
 
 Colour = tuple[float, float, float]
@@ -190,7 +192,6 @@ def plot_confusion(
     if minus is not None:
         share = share - mistake_shares(minus, C)
     share = share[np.ix_(order, order)]
-    mistakes = np.abs(share[np.abs(share) > 0])
     top = top_share(share)
     side = max(0.92 * LINE * C if C <= 200 else WIDTH, 3.5)
     names = _names(specialties, order) if C <= 200 else []
@@ -233,7 +234,7 @@ def plot_confusion(
         aspect=40,
         pad=0.01,
         extend=("neither", "max", "both")[
-            int(len(mistakes) > 0 and mistakes.max() > top) * (1 if minus is None else 2)
+            int((np.abs(share) > top).any()) * (1 if minus is None else 2)
         ],
         format=FuncFormatter(_percent),
     )
@@ -278,7 +279,12 @@ def plot_inside_share(share: InsideShare) -> Figure:
 
 @_styled
 def plot_evolution(
-    map_history: pd.DataFrame, specialties: Specialties, map_updates: pd.DataFrame
+    map_history: pd.DataFrame,
+    specialties: Specialties,
+    map_updates: pd.DataFrame,
+    *,
+    update: int | None = None,
+    follow: int | None = None,
 ) -> Figure:
     """How the classes moved between the specialties while the generalist learned.
 
@@ -286,6 +292,7 @@ def plot_evolution(
     columns update, moved, objective_before, objective_after.  specialties: the final ones.
     A line is a class, in the colour of the specialty that it ends in.  Below: how many classes
     each update moved, and the objective before and after it, on the same images.
+    update: is marked.  follow: a class whose line stands out from the others.
     """
     maps = maps_of(map_history)
     C, K, updates = specialties.C, specialties.K, len(maps) - 1
@@ -318,9 +325,11 @@ def plot_evolution(
     axes.add_collection(
         LineCollection(
             _curves(shown, places, bar / 2),
-            colors=[colours[k] for k in specialties.of],
+            colors=[
+                (*colours[k], 0.8 if follow is None else 1.0 if c == follow else 0.15)
+                for c, k in enumerate(specialties.of)
+            ],
             linewidths=min(0.7 * pitch * 72, 6),
-            alpha=0.8,
             capstyle="butt",
         )
     )
@@ -359,6 +368,9 @@ def plot_evolution(
         each.tick_params(axis="x", labelbottom=False, length=0)
     for each in (moved, objective):
         each.grid(axis="y", alpha=0.4)
+    if update is not None:
+        for each in (axes, moved, objective):
+            each.axvline(update, color=DARK, linestyle="--", linewidth=1)
     figure.align_ylabels([moved, objective])
     return figure
 
@@ -892,6 +904,78 @@ def _plot_rivals(
     axes.legend(handles, where, loc="upper center", bbox_to_anchor=(0.4, -0.02), ncols=2)
 
 
+def heat(image: torch.Tensor, where: NDArray[np.float64]) -> torch.Tensor:
+    """An image uint8 [channels, height, width] in grey under a map of it [height, width].
+
+    Returns uint8 [3, height, width]: dark blue where the map is 0, yellow where it is 1.
+    """
+    grey = image.double().mean(0).numpy() / 255
+    colour = mpl.colormaps["viridis"](where)[..., :3]
+    mixed = 255 * (0.4 * grey[..., None] + 0.6 * colour)
+    return torch.from_numpy(mixed.round().astype(np.uint8)).permute(2, 0, 1)
+
+
+@_styled
+def plot_inspection(
+    image: torch.Tensor, found: Inspection, specialties: Specialties, title: str
+) -> Figure:
+    """One image through a network of experts: where it looks, and what each expert says of it.
+
+    Bars: full, what the common softmax gives to an expert's classes together; hollow, what the
+    expert gives to its own best class when it is asked alone; a diamond, what the gate believes.
+    """
+    experts = list(specialties.nonempty)
+    figure = plt.figure(figsize=(WIDTH, max(4.4, 1.3 + 0.27 * len(experts))))
+    plt.close(figure)
+    height = figure.get_size_inches()[1]
+    axes = _inches(figure, (0, 0, 4.4, height))
+    axes.text(0.1, 0.2, _fit(title, 4.2, 10), fontsize=10, va="center")
+    side = 1.75
+    for n, (name, drawn) in enumerate(inspected_maps(image, found, specialties).items()):
+        x, y = 0.1 + n % 2 * (side + 0.25), 0.42 + n // 2 * (side + 0.24)
+        _draw(axes, drawn, x, y, side)
+        axes.text(x, y + side + 0.1, _fit(name, side + 0.2, 8), fontsize=8, va="center")
+    beside = _axes_inches(figure, (6.1, 0.75, 3.6, height - 1.25))
+    colours = specialty_colours(specialties.K)
+    places = np.arange(len(experts))
+    own = [colours[k] for k in experts]
+    beside.barh(places, found.alone[found.best], 0.75, color="none", edgecolor=own, linewidth=1.5)
+    beside.barh(places, found.mass, 0.4, color=own)
+    names = [
+        f"{_fit(specialties.names[k], 0.7, 8)}: {_fit(specialties.class_names[c], 0.9, 8)}"
+        for k, c in zip(experts, found.best, strict=True)
+    ]
+    handles: list[Artist] = [Patch(facecolor=GREY), Patch(facecolor="none", edgecolor=GREY)]
+    labels = ["its share under the common softmax", "its own best class, asked alone"]
+    if found.gate is not None:
+        beside.scatter(found.gate, places, 30, color=DARK, marker="D", zorder=3)
+        handles.append(Line2D([], [], color=DARK, marker="D", linestyle=""))
+        labels.append("its best class, as the gate believes")
+    beside.set_yticks(places, names, fontsize=8)
+    beside.set(ylim=(len(experts) - 0.4, -0.6), xlim=(0, 1.02), ylabel="expert: its best class")
+    beside.xaxis.set_major_formatter(FuncFormatter(_percent))
+    beside.grid(axis="x", alpha=0.4)
+    sns.despine(ax=beside, left=True)
+    beside.tick_params(axis="y", length=0)
+    figure.legend(handles, labels, loc="lower right", ncols=2)
+    return figure
+
+
+def inspected_maps(
+    image: torch.Tensor, found: Inspection, specialties: Specialties
+) -> dict[str, torch.Tensor]:
+    """The pictures of an inspection, each with its caption: uint8 [channels, height, width]."""
+    k = specialties.nonempty[found.expert]
+    said = specialties.class_names[int(found.nofe.argmax())]
+    base = specialties.class_names[int(found.base.argmax())]
+    return {
+        "the image": image,
+        "the trunk's features": heat(image, found.trunk_view),
+        f"base CNN: {base}": heat(image, found.base_map),
+        f"expert {specialties.names[k]}: {said}": heat(image, found.expert_map),
+    }
+
+
 @_styled
 def plot_words(text: str) -> Figure:
     """A few lines of small grey text: the caption below a stack of figures."""
@@ -1080,7 +1164,7 @@ def _name_columns(axes: Axes, names: list[str], x: Iterable[float], size: float)
 def label_of(specialties: Specialties, k: int) -> str:
     """What specialty k is called in a text: its name, or "specialty 3" where it has none."""
     name = specialties.names[k]
-    return f"specialty {name}" if name == str(k + 1) else name
+    return f"specialty {name}" if name.isdecimal() else name
 
 
 def _blocks(specialties: Specialties, part: Iterable[int]) -> Iterator[tuple[int, int, int]]:

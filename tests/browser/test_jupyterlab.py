@@ -6,6 +6,7 @@ made with ``pytest tests/browser --full-size -k "02 or 07"``, which does not shr
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -16,11 +17,13 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 SHOTS = Path(__file__).parent / "screenshots"
@@ -64,28 +67,42 @@ def lab(
         if not request.config.getoption("--full-size"):
             cell.source += "\n" + "\n".join([*lines, f"runs_dir = {str(runs)!r}"])
         nbformat.write(notebook, folder / name)
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"]
+    command += ["--ip=127.0.0.1", f"--IdentityProvider.token={TOKEN}"]
+    command += ["--LabApp.expose_app_in_browser=True"]
+    with serving(command, folder, f"api?token={TOKEN}") as address:
+        yield address, folder
+
+
+@contextmanager
+def serving(command: list[str], folder: Path, ready: str) -> Iterator[str]:
+    """The address of a server of a folder's notebooks, as soon as the path `ready` answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"]
-    command += ["--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={TOKEN}"]
-    command += ["--LabApp.expose_app_in_browser=True"]
     environment = {**os.environ, "JUPYTER_PREFER_ENV_PATH": "1", "OMP_NUM_THREADS": "1"}
+    # not the settings of whoever runs the tests
+    environment |= {
+        f"JUPYTERLAB_{what}_DIR": str(folder / what) for what in ("SETTINGS", "WORKSPACES")
+    }
     with (folder / "lab.log").open("w") as log:
         server = subprocess.Popen(
-            [*command, str(folder)], env=environment, stdout=log, stderr=subprocess.STDOUT
+            [*command, f"--port={port}", str(folder)],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
         )
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(120):
             try:
-                urllib.request.urlopen(f"{address}/api?token={TOKEN}").close()
+                urllib.request.urlopen(f"{address}/{ready}").close()
                 break
             except OSError:
                 time.sleep(0.5)
         else:
             pytest.fail((folder / "lab.log").read_text())
-        yield address, folder
+        yield address
     finally:
         server.terminate()
         server.wait(timeout=30)
@@ -235,10 +252,14 @@ def test_a_notebook_runs_in_jupyterlab(open_notebook: Callable[[str], Page], nam
         ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']"
     )
     assert errors.count() == 0
+    if name.startswith("01"):
+        watch_the_training(opened)
     if name.startswith("02"):
         use_the_explorer(opened)
         use_the_matrix(opened)
         use_the_player(opened)
+    if name.startswith("03"):
+        use_the_inspector(opened)
     if name.startswith("07"):
         use_the_board(opened)
 
@@ -274,7 +295,39 @@ def test_a_training_that_is_interrupted_in_jupyterlab_is_kept_and_goes_on(
     assert not list((folder / "runs").glob("*.unfinished"))
 
 
+@pytest.mark.slow
+def test_the_app_shows_the_board_and_no_code(lab: tuple[str, Path]) -> None:
+    from playwright.sync_api import sync_playwright
+
+    _, folder = lab
+    name = next(name for name in NOTEBOOKS if name.startswith("07"))
+    command = [sys.executable, "-m", "voila", "--no-browser", "--Voila.ip=127.0.0.1"]
+    with serving(command, folder, "") as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1300, "height": 1000})
+        page.goto(f"{address}/voila/render/{name}", timeout=240_000)
+        page.wait_for_selector(".nofe-board", timeout=240_000)
+        assert page.locator(".jp-InputArea-editor").count() == 0
+        cards = page.locator(".nofe-card")
+        dragged = cards.nth(0).locator("button.nofe-class").nth(1)
+        label = dragged.get_attribute("data-label")
+        dragged.drag_to(cards.nth(1).locator("header"))
+        page.wait_for_selector(f".nofe-card[data-k='1'] [data-label='{label}']")
+        browser.close()
+
+
 # --- what a reader does with each widget
+
+
+def watch_the_training(opened: Page) -> None:
+    widget = opened.widget("live")
+    assert opened.kernel("live.stage") == ""
+    step, steps = opened.kernel("live.progress")
+    assert step == steps > 0
+    assert f"step {step} of {steps}" in widget.inner_text()
+    assert widget.locator("polyline").count() >= 2
+    assert widget.locator(".nofe-card").count() == 4
+    opened.shoot(widget, "live")
 
 
 def use_the_explorer(opened: Page) -> None:
@@ -397,6 +450,35 @@ def use_the_player(opened: Page) -> None:
     opened.page.wait_for_timeout(2000)
     assert 0 < opened.kernel("player.update") <= last
     opened.shoot(widget, "evolution")
+
+
+def use_the_inspector(opened: Page) -> None:
+    widget = opened.widget("inspector")
+    widget.get_by_label("Step through").select_option("all")
+    opened.wait_for("inspector.which", "all")
+    opened.wait_for("inspector.index", 0)
+    widget.get_by_label("the next image").click()
+    opened.wait_for("inspector.index", 1)
+    opened.page.keyboard.press("ArrowRight")
+    opened.wait_for("inspector.place", 2)
+    opened.page.keyboard.press("ArrowLeft")
+    opened.wait_for("inspector.index", 1)
+    opened.page.wait_for_timeout(300)
+    title = opened.kernel("inspector.detail['title']")
+    assert widget.locator("h4").inner_text() == title
+    assert widget.locator("figure").count() == 4
+    assert widget.locator("tbody tr").count() == 4
+    # an image of one's own
+    file = io.BytesIO()
+    Image.new("RGB", (40, 60), "green").save(file, format="png")
+    upload = {"name": "green.png", "mimeType": "image/png", "buffer": file.getvalue()}
+    widget.get_by_label("an image of yours").last.set_input_files(upload)
+    opened.wait_for("inspector.index", -1)
+    opened.page.wait_for_timeout(300)
+    assert widget.locator("h4").inner_text() == "green.png"
+    opened.kernel("setattr(inspector, 'place', 0)")
+    opened.page.wait_for_timeout(500)
+    opened.shoot(widget, "inspector")
 
 
 def use_the_board(opened: Page) -> None:

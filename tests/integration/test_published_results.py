@@ -19,10 +19,10 @@ from nofe_lab.study import GATED, STUDIES
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "data" / "results"
-BENCH, STUDY, CONDITIONAL = (
-    RESULTS / f"{name}.csv" for name in ("bench", "study", "study_conditional")
+BENCH, STUDY, CONDITIONAL, WIDGETS = (
+    RESULTS / f"{name}.csv" for name in ("bench", "study", "study_conditional", "widgets")
 )
-REPORTS = sorted(set(RESULTS.glob("*.csv")) - {BENCH, STUDY, CONDITIONAL})
+REPORTS = sorted(set(RESULTS.glob("*.csv")) - {BENCH, STUDY, CONDITIONAL, WIDGETS})
 
 
 def measured(path: Path) -> pd.DataFrame:
@@ -49,6 +49,15 @@ def test_a_row_of_the_study_says_where_it_comes_from(path: Path) -> None:
     assert table.top1.between(0.01, 1).all()
     experts = ["experts"] if path == CONDITIONAL else []
     assert not table.duplicated(["study", "arm", "seed", *experts]).any()
+
+
+def test_the_widgets_times_say_where_they_come_from() -> None:
+    assert WIDGETS.read_text().startswith("# python -m nofe_lab widgets ")
+    table = measured(WIDGETS)
+    assert table[["widget", "click", "dataset", "hardware", "revision"]].notna().all().all()
+    assert not table.revision.str.endswith("dirty").any()
+    assert set(table.classes) == {100, 1000}
+    assert (table.median_ms.notna() != table.share.notna()).all()
 
 
 def test_every_network_with_a_gate_has_its_curve() -> None:

@@ -356,6 +356,19 @@ def test_zero_affinity_images_stand_for_all(tiny_experiment: Make) -> None:
     assert tiny_experiment(affinity_images=0).generalist().config.affinity_images is None
 
 
+def test_ones_own_specialties_are_one_more_opponent(tiny_experiment: Make, tmp_path: Path) -> None:
+    experiment = tiny_experiment()
+    names = experiment.data.class_names
+    own = Specialties(names, (0, 0, 0, 1, 1, 1), 2)
+    found = experiment.opponents(own)
+    name = "NofE by hand, learned generalist"
+    assert set(found) - set(experiment.opponents()) == {name}
+    (tmp_path / "own.json").write_text(own.to_json())
+    assert experiment.opponents(str(tmp_path / "own.json"))[name].id == found[name].id
+    # two experts in place of three, each wider, so that they cost as much
+    assert found[name].config.branch_width == pytest.approx(1.5)  # type: ignore[attr-defined]
+
+
 def test_opponents_differ_in_specialties_and_trunk_alone(tiny_experiment: Make) -> None:
     opponents = tiny_experiment(epochs=30).opponents()
     assert len({stage.id for stage in opponents.values()}) == len(opponents) == 20

@@ -260,6 +260,8 @@ def test_maps_and_when_classes_settled() -> None:
     assert found["last_moved"].tolist() == [0, 1, 4]
     assert found["settled"].tolist() == [True, True, False]
     assert settling(maps[:1])["settled"].all()
+    with pytest.raises(InvalidInput, match=r"has class \d twice in update \d"):
+        maps_of(pd.concat([history, history[:1]]))
     with pytest.raises(InvalidInput, match="one row for each class and each update"):
         maps_of(history[1:])
 

@@ -23,7 +23,7 @@ FILES = {
 FLOORS = (
     ("__main__", "__init__"),
     ("views", "stages", "bench", "study"),
-    ("training", "evaluation"),
+    ("training", "evaluation", "inspection"),
     ("checkpoint", "runs", "specialties", "networks", "data"),
     ("config", "compat", "files", "machine"),
 )

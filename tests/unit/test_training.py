@@ -267,12 +267,12 @@ def test_a_cnn_learns_the_tiny_data_set_and_twice_the_same(tiny: Dataset) -> Non
 def test_progress_prints_a_line_an_epoch_and_a_map_update_where_nobody_watches(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nofe_lab.training._watched", lambda: False)
+    monkeypatch.setattr("nofe_lab.training.watched", lambda: False)
     progress = Progress("base", 4)
     progress(StepDone(1, 4))
     row = {"train_loss": 1.5, "train_accuracy": 0.25, "val_accuracy": 0.5, "seconds": 3.2}
     progress(EpochDone(1, 2, row))
-    progress(MapUpdated(1, {"moved": 4, "objective_before": 0.2, "objective_after": 0.3}))
+    progress(MapUpdated(1, {"moved": 4, "objective_before": 0.2, "objective_after": 0.3}, (0, 1)))
     progress.close()
     assert capsys.readouterr().out.splitlines() == [
         "base: epoch 1/2: loss 1.500, train 25.0%, val 50.0%, 3 s",

@@ -1,5 +1,6 @@
 import base64
 import io
+import json
 import re
 from itertools import pairwise
 from types import SimpleNamespace
@@ -10,21 +11,30 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from ipywidgets.widgets.widget import _remove_buffers
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
 from nofe_lab.config import InvalidInput
 from nofe_lab.data import Dataset, Split
+from nofe_lab.data.batches import ImageNetwork, Preprocess
 from nofe_lab.evaluation import Predictions, inside_share, per_specialty
+from nofe_lab.inspection import Inspector
+from nofe_lab.networks import CNN, NofE, backbone
 from nofe_lab.specialties import Specialties, best_objective
+from nofe_lab.stages import load_specialties
+from nofe_lab.training import EpochDone, MapUpdated, StageBegun, StageEnded, StepDone
 from nofe_lab.views import (
     ConfusionExplorer,
     EvolutionPlayer,
+    LiveTraining,
+    PredictionInspector,
     SpecialtyBoard,
     SpecialtyExplorer,
     plots,
 )
+from nofe_lab.views.widgets.response import response, synthetic
 
 NAMES = ("$x^2$", "_under", "<b>bold</b>", "Ж", "two  words", "W" * 60, "tiger", "Ω 100%")
 C, K = len(NAMES), 4
@@ -120,6 +130,9 @@ def all_figures(world) -> dict[str, Figure]:
         "difference": plots.plot_confusion(nofe.confusion, specialties, minus=base.confusion),
         "images": plots.plot_images(data.test, [3, 1], ["$c$", "c" * 60], "$t$" * 60),
         "no images": plots.plot_images(data.test, [], [], "t"),
+        "followed": plots.plot_evolution(
+            history, specialties, updates_table(1), update=0, follow=3
+        ),
         "words": plots.plot_words("$w$\nmore"),
     }
 
@@ -317,6 +330,7 @@ def test_few_experts_are_drawn_against_all_of_them() -> None:
 
 # --- widgets
 
+WIDGETS = ["explorer", "matrix", "player", "board", "inspector"]
 BUNDLE = "application/vnd.jupyter.widget-view+json"
 
 
@@ -357,7 +371,7 @@ def board(world) -> SpecialtyBoard:
     )
 
 
-@pytest.mark.parametrize("name", ["explorer", "matrix", "player", "board"])
+@pytest.mark.parametrize("name", WIDGETS)
 def test_a_widget_shows_a_picture_without_a_kernel(name, request, monkeypatch):
     widget = request.getfixturevalue(name)
     shown: list[dict[str, str]] = []
@@ -379,7 +393,13 @@ def test_a_widget_shows_a_picture_without_a_kernel(name, request, monkeypatch):
     assert kept == [f"now_{part}" for part in widget.figures()]
 
 
-@pytest.mark.parametrize("name", ["explorer", "matrix", "player", "board"])
+@pytest.mark.parametrize("name", WIDGETS)
+def test_what_a_widget_tells_the_browser_can_be_told(name, request):
+    state, _, _ = _remove_buffers(request.getfixturevalue(name).get_state())
+    assert json.dumps(state)
+
+
+@pytest.mark.parametrize("name", WIDGETS)
 def test_a_widget_carries_its_javascript_and_reaches_for_nothing_else(name, request):
     widget = request.getfixturevalue(name)
     assert "export default { render }" in widget._esm
@@ -580,6 +600,45 @@ def test_board_keeps_locked_classes(board):
     assert board.specialties.of[6] == 0
 
 
+def test_board_refuses_what_is_no_class_and_two_of_one_name(board):
+    for class_ in (8, -1, 1.7):
+        with pytest.raises(InvalidInput, match="label must be"):
+            board.move(class_, 0)
+    with pytest.raises(InvalidInput, match="different names; got '_d' twice"):
+        board.add("_d")
+    with pytest.raises(InvalidInput, match="label must be a whole number from 0 to 7; got 99"):
+        board.locked = [99]
+    board.move(np.int64(0), np.int64(1))
+    assert board.specialties.of[0] == 1
+    with pytest.raises(InvalidInput, match="specialty must be a whole number"):
+        board.move(0, 1.7)
+
+
+def test_board_does_not_undo_over_a_lock(board):
+    board.move("tiger", 0)
+    board.lock("tiger")
+    with pytest.raises(InvalidInput, match="class 'tiger' is locked"):
+        board.undo()
+    assert (board.specialties.of[6], board.can_undo, board.can_redo) == (0, True, False)
+    board.lock("tiger")
+    board.undo()
+    assert (board.specialties.of[6], board.can_undo, board.can_redo) == (1, False, True)
+
+
+def test_board_keeps_the_colours_of_the_others(board):
+    before = {card["name"]: card["colour"] for card in board.cards}
+    board.remove(2)
+    assert all(before[card["name"]] == card["colour"] for card in board.cards)
+    board.add()
+    assert board.cards[-1]["colour"] not in before.values()
+
+
+def test_board_shifts_a_class_and_stops_at_the_ends(board):
+    for by, k in ((1, 1), (1, 2), (5, 3), (-1, 2), (-9, 0)):
+        board._obey(board, {"do": "shift", "label": 0, "by": by}, [])
+        assert board.specialties.of[0] == k
+
+
 def test_board_judges_and_warns(board, world):
     first = board.judge(world.specialties)
     assert first.objective == best_objective(world.affinity, np.array(world.specialties.of), K)
@@ -614,3 +673,248 @@ def test_board_without_anything_to_judge_by(world):
     board.move(0, 1)
     assert board.judgement["warning"] == ""
     assert board.judgement["rows"][0]["values"] == ["–", "–"]
+
+
+@pytest.fixture(scope="module")
+def inspected() -> SimpleNamespace:
+    """Two small networks, untrained, with a gate, and a data set they can be asked about."""
+    data = synthetic(6, 4)
+    specialties = Specialties(data.class_names, (0, 1, 1, 3, 3, 3), 4)
+    network = backbone("alexnet_quick")
+    preprocess = Preprocess.measure(data, "standardised")
+    base = ImageNetwork(preprocess, CNN(network, 6, "kaiming", 0))
+    nofe = NofE(network, specialties, "kaiming", 0)
+    nofe.gate = network.make_branch(6, 1.0)
+    return SimpleNamespace(
+        data=data, specialties=specialties, base=base, nofe=ImageNetwork(preprocess, nofe)
+    )
+
+
+def test_an_inspection_agrees_with_the_networks(inspected):
+    image = inspected.data.test.images[5]
+    found = Inspector(inspected.base, inspected.nofe)(image)
+    with torch.no_grad():
+        logits = inspected.nofe(image[None])[0].double()
+        base = inspected.base(image[None])[0].double()
+    assert found.nofe == pytest.approx(logits.softmax(0).numpy(), abs=1e-5)
+    assert found.base == pytest.approx(base.softmax(0).numpy(), abs=1e-5)
+    for n, k in enumerate(inspected.specialties.nonempty):
+        members = list(inspected.specialties.members(k))
+        assert found.mass[n] == pytest.approx(found.nofe[members].sum())
+        assert found.alone[members] == pytest.approx(logits[members].softmax(0).numpy(), abs=1e-5)
+        assert found.best[n] == members[found.alone[members].argmax()]
+    members = inspected.specialties.members(inspected.specialties.nonempty[found.expert])
+    assert found.nofe.argmax() in members
+    for where in (found.trunk_view, found.base_map, found.expert_map):
+        assert where.shape == (32, 32)
+        assert where.min() >= 0
+        assert where.max() <= 1
+    with pytest.raises(InvalidInput, match="needs a network of experts; got CNN"):
+        Inspector(inspected.base, inspected.base)
+
+
+def test_grad_cam_finds_the_place_that_an_answer_depends_on(inspected):
+    class Corner(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = torch.nn.Conv2d(3, 1, 1, bias=False)
+            torch.nn.init.ones_(self.map.weight)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen = self.map(x)[:, 0, :8, :8].mean((1, 2))
+            return torch.stack([seen, -seen], 1)
+
+    image = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    image[:, :8, :8] = 255
+    plain = Preprocess(torch.zeros(1), torch.ones(1))
+    found = Inspector(ImageNetwork(plain, Corner()), inspected.nofe)(image)
+    assert found.base_map[:7, :7].min() > 0.9
+    assert found.base_map[10:, 10:].max() < 0.1
+
+
+@pytest.fixture
+def inspector(inspected) -> PredictionInspector:
+    labels = inspected.data.test.labels.numpy()
+    before = np.eye(6, dtype=np.float32)[np.where(np.arange(24) < 3, (labels + 1) % 6, labels)]
+    after = np.eye(6, dtype=np.float32)[np.where(np.arange(24) == 9, (labels + 1) % 6, labels)]
+    return PredictionInspector(
+        inspected.data,
+        inspected.data.test,
+        inspected.base,
+        inspected.nofe,
+        Predictions(before, labels),
+        Predictions(after, labels),
+    )
+
+
+def test_inspector_steps_through_what_changed(inspector):
+    assert (inspector.which, inspector.index, inspector.size) == ("corrected", 0, 3)
+    inspector.place = 2
+    assert inspector.index == 2
+    assert inspector.detail["title"] == "image 2: class 2"
+    inspector.which = "introduced"
+    assert (inspector.place, inspector.index, inspector.size) == (0, 9, 1)
+    assert [row["right"] for row in inspector.detail["experts"]] == [False, False, True]
+    assert sum(row["answers"] for row in inspector.detail["experts"]) == 1
+    assert all(row["gate"] is not None for row in inspector.detail["experts"])
+    with pytest.raises(InvalidInput, match="no images of the kind 'wrong in both'"):
+        inspector.which = "wrong in both"
+    with pytest.raises(InvalidInput, match="place must be from 0 to 0; got 1"):
+        inspector.place = 1
+    assert "The gate would run specialty" in inspector.words
+    inspector.which = "corrected"
+    for by, place in ((1, 1), (1, 2), (1, 2), (-5, 0)):
+        inspector.step(by)
+        assert (inspector.place, inspector.index) == (place, place)
+    inspector.index = 20
+    assert not inspector.in_step
+    inspector.step(1)
+    assert (inspector.index, inspector.in_step) == (0, True)
+
+
+def test_inspector_where_nothing_was_wrong(inspected):
+    labels = inspected.data.test.labels.numpy()
+    right = Predictions(np.eye(6, dtype=np.float32)[labels], labels)
+    networks = inspected.base, inspected.nofe
+    found = PredictionInspector(inspected.data, inspected.data.test, *networks, right, right)
+    assert (found.which, found.size, found.index, found.in_step) == ("all", 24, 0, True)
+    none = Predictions(right.logits[:0], labels[:0])
+    with pytest.raises(InvalidInput, match="must have images"):
+        PredictionInspector(inspected.data, inspected.data.test[:0], *networks, none, none)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("inspector", {"which": "wrong in both"}),
+        ("inspector", {"place": 7}),
+        ("explorer", {"label": 99}),
+        ("matrix", {"row": -1}),
+        ("player", {"update": 9}),
+        ("board", {"label": 99}),
+        ("board", {"locked": [99]}),
+    ],
+)
+def test_the_browser_cannot_set_what_is_not_there(name, wrong, request):
+    widget = request.getfixturevalue(name)
+    before = {trait: getattr(widget, trait) for trait in wrong}
+    widget.set_state(wrong)
+    assert {trait: getattr(widget, trait) for trait in wrong} == before
+    assert widget.words  # says why
+
+
+def test_a_map_of_the_middle_is_laid_over_the_middle(inspected):
+    class Middle(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = torch.nn.Conv2d(3, 1, 1, bias=False)
+            torch.nn.init.ones_(self.map.weight)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([self.map(x)[:, 0].mean((1, 2))] * 2, 1)
+
+    image = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    image[:, 3:11, 3:11] = 255
+    plain = Preprocess(torch.zeros(1), torch.ones(1), (26, 26))
+    found = Inspector(ImageNetwork(plain, Middle()), inspected.nofe)(image).base_map
+    assert found[4:10, 4:10].min() > 0.9
+    assert found[:3].max() == found[12:].max() == 0
+
+
+def test_inspector_takes_an_image_of_ones_own(inspector, inspected):
+    file = io.BytesIO()
+    Image.new("RGB", (50, 40), "red").save(file, format="png")
+    inspector._obey(inspector, {"do": "upload", "name": "red.png"}, [file.getvalue()])
+    assert (inspector.index, inspector.detail["title"]) == (-1, "red.png")
+    assert not inspector.in_step
+    inspector._obey(inspector, {"do": "upload", "name": "x.png"}, [b"no image"])
+    assert inspector.problem == "'x.png' cannot be shown (no image, or of an unknown format)."
+    assert inspector.detail["title"] == "red.png"
+    inspector._obey(inspector, {"do": "step", "by": 1}, [])  # back to where it was
+    assert (inspector.index, inspector.place, inspector.problem) == (0, 0, "")
+    with pytest.raises(InvalidInput, match="index must be from 0 to 23; got -1"):
+        inspector.index = -1
+    with pytest.raises(InvalidInput, match=r"must be uint8 \[3, 32, 32\]"):
+        inspector.ask(inspected.data.test.images[0, :, :8])
+
+
+def test_live_training_follows_the_events(world, monkeypatch):
+    live = LiveTraining(world.data, K)
+    assert live.figures() == {}
+    assert live.png  # even of nothing
+    row = {"epoch": 1, "train_loss": 2.0, "train_accuracy": 0.25}
+    updated = {"moved": 8, "objective_before": 0.2, "objective_after": 0.4}
+    live(StageBegun("generalist", 4, 2))
+    live(StepDone(1, 4))
+    assert live.progress == [1, 4]
+    live(StepDone(2, 4))
+    assert live.progress == [1, 4]  # steps are told twice a second at most
+    live(MapUpdated(1, updated, world.specialties.of))
+    assert live.moved == []
+    live(EpochDone(1, 2, row))
+    live(MapUpdated(2, updated | {"moved": 1}, world.specialties.moved(6, 0).of))
+    assert live.moved == [6]
+    assert live.cards[0]["members"] == [0, 1, 2, 6]
+    live(StepDone(4, 4))
+    assert live.progress == [4, 4]
+    live(EpochDone(2, 2, row | {"epoch": 2}))
+    live(StageEnded("generalist", True))
+    assert [row["epoch"] for row in live.histories["generalist"]] == [1, 2]
+    assert live.stage == ""
+    assert set(live.figures()) == {"history", "specialties"}
+    # another of the same title begins its curves anew
+    live(StageBegun("generalist", 4, 2))
+    live(EpochDone(1, 2, row))
+    live(StageEnded("generalist", False))
+    assert [row["epoch"] for row in live.histories["generalist"]] == [1]
+    assert live.words.startswith("generalist was broken off.")
+
+
+def test_a_watcher_that_fails_does_no_harm(tiny_experiment, capsys):
+    def fail(event: object) -> None:
+        raise OSError("no room")
+
+    experiment = tiny_experiment()
+    (run,) = experiment.run(experiment.base(), watch=fail)
+    assert len(run.history) == 1
+    assert capsys.readouterr().out.count("goes on unwatched (OSError: no room)") == 1
+
+
+def test_live_training_shows_nothing_where_nobody_watches(world, monkeypatch):
+    shown: list[object] = []
+    monkeypatch.setattr(
+        "nofe_lab.views.widgets.base.display", lambda data, **options: shown.append(data)
+    )
+    for seen in (False, True):
+        monkeypatch.setattr("nofe_lab.views.widgets.live.watched", lambda seen=seen: seen)
+        LiveTraining(world.data, K)._ipython_display_()
+        assert bool(shown) == seen
+
+
+def test_live_training_hears_of_a_real_one(tiny_experiment):
+    experiment = tiny_experiment()
+    live = LiveTraining(experiment.data, experiment.K)
+    (run,) = experiment.run(experiment.nofe(), watch=live)
+    assert set(live.histories) == {experiment.generalist().title, experiment.nofe().title}
+    assert live.histories[experiment.nofe().title] == run.history.to_dict("records")
+    assert live.specialties == load_specialties(run)
+    told = dict(live.histories)
+    experiment.run(experiment.nofe(), watch=live)  # loaded: nothing to tell
+    assert live.histories == told
+
+
+def test_the_response_of_every_widget_is_measured():
+    found = response(synthetic(6, 3), 2, repeats=2)
+    assert set(found["widget"]) == {type_.__name__ for type_ in EVERY_WIDGET}
+    assert (found["median_ms"] >= 0).all()
+    assert (found["median_ms"] <= found["largest_ms"]).all()
+
+
+EVERY_WIDGET = (
+    ConfusionExplorer,
+    EvolutionPlayer,
+    LiveTraining,
+    PredictionInspector,
+    SpecialtyBoard,
+    SpecialtyExplorer,
+)

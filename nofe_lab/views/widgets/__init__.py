@@ -8,5 +8,14 @@ from nofe_lab.views.widgets.board import SpecialtyBoard
 from nofe_lab.views.widgets.confusion import ConfusionExplorer
 from nofe_lab.views.widgets.evolution import EvolutionPlayer
 from nofe_lab.views.widgets.explorer import SpecialtyExplorer
+from nofe_lab.views.widgets.inspector import PredictionInspector
+from nofe_lab.views.widgets.live import LiveTraining
 
-__all__ = ["ConfusionExplorer", "EvolutionPlayer", "SpecialtyBoard", "SpecialtyExplorer"]
+__all__ = [
+    "ConfusionExplorer",
+    "EvolutionPlayer",
+    "LiveTraining",
+    "PredictionInspector",
+    "SpecialtyBoard",
+    "SpecialtyExplorer",
+]

@@ -12,11 +12,13 @@ from __future__ import annotations
 import base64
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import anywidget
+import numpy as np
 import traitlets
 from IPython.display import display
 from matplotlib.colors import to_hex
@@ -34,6 +36,8 @@ from nofe_lab.views import plots
 STATIC = Path(__file__).parent / "static"
 DPI = 100
 """Of the pictures that stand for a widget where no kernel runs."""
+MOST_PIXELS = 6_000_000
+"""Of such a picture; larger ones are drawn more coarsely."""
 
 
 def script(*parts: str) -> str:
@@ -42,6 +46,30 @@ def script(*parts: str) -> str:
     One string, because the notebook loads it from one: its modules cannot import each other.
     """
     return "\n".join((STATIC / f"{part}.js").read_text("utf-8") for part in ("common", *parts))
+
+
+class InvalidTrait(InvalidInput, traitlets.TraitError):
+    """A trait was set to what is not there; traitlets takes it back, whoever set it."""
+
+
+def check(*traits: str) -> Callable[[Callable[[Any, Any], Any]], Any]:
+    """Marks the method of a widget that checks traits: it returns the value or raises InvalidInput.
+
+    As `traitlets.validate`, but the error is also one after which traitlets restores the old value
+    when the new one comes from the browser.
+    """
+
+    def marked(method: Callable[[Any, Any], Any]) -> Any:
+        @wraps(method)
+        def checked(widget: Any, proposal: Any) -> Any:
+            try:
+                return method(widget, proposal)
+            except InvalidInput as error:
+                raise InvalidTrait(str(error)) from None
+
+        return traitlets.validate(*traits)(checked)
+
+    return marked
 
 
 class View(anywidget.AnyWidget):  # type: ignore[misc]
@@ -54,6 +82,18 @@ class View(anywidget.AnyWidget):  # type: ignore[misc]
     what = "view"
     """What the picture shows, for the caption where no kernel runs."""
 
+    def __init__(self, **traits: Any) -> None:
+        self._stills: list[Any] = []
+        super().__init__(**traits)
+
+    def set_state(self, sync_data: dict[str, Any]) -> None:
+        """Take values from the browser; what cannot be is answered with what is."""
+        try:
+            super().set_state(sync_data)
+        except InvalidTrait as error:
+            self.words = str(error)
+            self.send_state(list(sync_data))
+
     def figures(self) -> dict[str, Figure]:
         """The current state, drawn: name -> figure, from top to bottom."""
         raise NotImplementedError
@@ -62,8 +102,8 @@ class View(anywidget.AnyWidget):  # type: ignore[misc]
     def png(self) -> bytes:
         """The figures below each other, and a caption that is true where no kernel runs."""
         caption = (
-            f"{self.words}  This is a picture of the {self.what} as it was when the page was "
-            "made; with a running kernel (JupyterLab) it can be used by mouse and keyboard."
+            f"{self.words}  This is a picture of the {self.what} as it was when this cell was run; "
+            "with a running kernel (JupyterLab) it can be used by mouse and keyboard."
         )
         return stacked([*self.figures().values(), _caption(caption)])
 
@@ -79,9 +119,20 @@ class View(anywidget.AnyWidget):  # type: ignore[misc]
         it, and shows nothing.  While the widget is alive, its style sheet hides the picture.
         """
         live, _ = self._repr_mimebundle_() or ({}, {})
-        still = {"text/plain": self.words, "image/png": base64.b64encode(self.png).decode()}
         display({**live, "text/plain": self.words}, raw=True)
-        display(still, metadata={"image/png": {"needs_background": "light"}}, raw=True)
+        data, metadata = self._picture()
+        self._stills.append(display(data, metadata=metadata, raw=True, display_id=True))
+
+    def refresh(self) -> None:
+        """Make the pictures that stand for the widget anew, of its state as it is now."""
+        if self._stills:
+            data, metadata = self._picture()
+            for still in self._stills:
+                still.update(data, metadata=metadata, raw=True)
+
+    def _picture(self) -> tuple[dict[str, str], dict[str, Any]]:
+        data = {"text/plain": self.words, "image/png": base64.b64encode(self.png).decode()}
+        return data, {"image/png": {"needs_background": "light"}}
 
 
 class ClassView(View):
@@ -98,7 +149,7 @@ class ClassView(View):
     may_be_none = False
     """Whether no class at all can be chosen."""
 
-    @traitlets.validate("label")
+    @check("label")
     def _check_label(self, proposal: Any) -> int:
         label: int = proposal["value"]
         C = len(self.class_names)
@@ -106,7 +157,7 @@ class ClassView(View):
             raise InvalidInput(f"label must be from 0 to {C - 1}; got {label}.")
         return label
 
-    @traitlets.validate("class_name")
+    @check("class_name")
     def _check_class_name(self, proposal: Any) -> str:
         name: str = proposal["value"]
         if name or not self.may_be_none:
@@ -130,10 +181,13 @@ def check_choice(proposal: Any, accepted: Sequence[str]) -> str:
     return value
 
 
-def check_shape(what: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
-    """Raise InvalidInput unless the array has that shape."""
+def check_table(what: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
+    """Raise InvalidInput unless the array has that shape and holds numbers."""
     if array.shape != shape:
         raise InvalidInput(f"{what} must be {list(shape)}; got {list(array.shape)}.")
+    if not np.isfinite(array).all():
+        place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise InvalidInput(f"{what} must hold finite numbers; at {place} it is {array[place]}.")
 
 
 def hex_colours(K: int) -> list[str]:
@@ -186,9 +240,11 @@ def thumbnails(dataset: Dataset) -> dict[str, Any]:
 def stacked(figures: Sequence[Figure]) -> bytes:
     """Figures below each other, as one PNG."""
     drawn = []
+    area = sum(float(np.prod(figure.get_size_inches())) for figure in figures)
+    dpi = min(DPI, (MOST_PIXELS / area) ** 0.5)
     for figure in figures:
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=DPI)
+        figure.savefig(buffer, format="png", dpi=dpi)
         drawn.append(Image.open(buffer).convert("RGB"))
     width = max(picture.width for picture in drawn)
     whole = Image.new("RGB", (width, sum(picture.height for picture in drawn)), "white")

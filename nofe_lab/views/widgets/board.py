@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import traitlets
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from nofe_lab.config import InvalidInput
+from nofe_lab.config import InvalidInput, whole_number
 from nofe_lab.data import Dataset
 from nofe_lab.evaluation import inside_by_chance, inside_share
 from nofe_lab.specialties import Specialties, best_objective, class_number
@@ -19,7 +21,8 @@ from nofe_lab.views import plots
 from nofe_lab.views.widgets.base import (
     ClassView,
     cards,
-    check_shape,
+    check,
+    check_table,
     hex_colours,
     script,
     thumbnails,
@@ -65,7 +68,8 @@ class SpecialtyBoard(ClassView):
 
     affinity: A[C, K] of the generalist, for the objective.  confusion: counts [C, C] of a base
     CNN, for the share of confusions inside.  `specialties` and `locked` (labels) can be read and
-    set; every change can be undone.  Raises InvalidInput if a class or specialty is unknown, a
+    set; every change of the specialties can be undone, except over a locked class.
+    Raises InvalidInput if a class or specialty is unknown, two specialties would have one name, a
     locked class is moved, or a specialty with classes is removed; the board stays as it was.
     """
 
@@ -96,9 +100,9 @@ class SpecialtyBoard(ClassView):
     ) -> None:
         specialties.check_classes(dataset.class_names)
         if affinity is not None:
-            check_shape("the affinity", affinity, (specialties.C, specialties.K))
+            check_table("the affinity", affinity, (specialties.C, specialties.K))
         if confusion is not None:
-            check_shape("the confusion", confusion, (specialties.C, specialties.C))
+            check_table("the confusion", confusion, (specialties.C, specialties.C))
         self.dataset = dataset
         self.start = specialties
         self.affinity = affinity
@@ -132,7 +136,7 @@ class SpecialtyBoard(ClassView):
         label = self._label_of(class_)
         if label in self.locked:
             raise InvalidInput(f"class {self.class_names[label]!r} is locked; unlock it first.")
-        moved = self.specialties.moved(label, k)
+        moved = self.specialties.moved(label, _plain(k))
         self.label = label
         if moved != self.specialties:
             self.specialties = moved
@@ -142,6 +146,11 @@ class SpecialtyBoard(ClassView):
         taken = {*self.specialties.names, *self.start.names}
         free = (str(n) for n in range(1, len(taken) + 2) if str(n) not in taken)
         self.specialties = self.specialties.with_one_more(next(free) if name is None else name)
+
+    def shift(self, class_: str | int, by: int) -> None:
+        """Put a class into the specialty so many places on, or at most into the last or first."""
+        label = self._label_of(class_)
+        self.move(label, min(max(self.specialties.of[label] + by, 0), self.specialties.K - 1))
 
     def remove(self, k: int) -> None:
         """Take away specialty k, which must have no classes."""
@@ -172,33 +181,38 @@ class SpecialtyBoard(ClassView):
     def _label_of(self, class_: str | int) -> int:
         if isinstance(class_, str):
             return class_number(class_, self.class_names)
-        if not 0 <= class_ < len(self.class_names):
-            raise InvalidInput(
-                f"label must be from 0 to {len(self.class_names) - 1}; got {class_}."
-            )
-        return int(class_)
+        return whole_number("label", _plain(class_), 0, len(self.class_names) - 1)
 
     def _travel(self, here: list[Specialties], there: list[Specialties]) -> None:
         if here:
             now, self._travelling = self.specialties, True
             try:
-                self.specialties = here.pop()
+                self.specialties = here[-1]
             finally:
                 self._travelling = False
+            here.pop()
             there.append(now)
-            self._tell()
+            self.can_undo, self.can_redo = bool(self._past), bool(self._future)
 
     _travelling = False
 
-    @traitlets.validate("specialties")
+    @check("specialties")
     def _check_specialties(self, proposal: Any) -> Specialties:
         found: Specialties = proposal["value"]
         self.start.check_classes(found.class_names)
-        for label in self.locked:
-            here = self.specialties.names[self.specialties.of[label]]
-            if found.names[found.of[label]] != here and not self._travelling:
-                raise InvalidInput(f"class {self.class_names[label]!r} is locked; unlock it first.")
+        twice = [name for name in found.names if found.names.count(name) > 1]
+        if twice:
+            raise InvalidInput(
+                f"a board's specialties need different names; got {twice[0]!r} twice."
+            )
+        locked = set(self.locked)
+        for label in locked.intersection(_moved(self.specialties, found) if locked else ()):
+            raise InvalidInput(f"class {self.class_names[label]!r} is locked; unlock it first.")
         return found
+
+    @check("locked")
+    def _check_locked(self, proposal: Any) -> list[int]:
+        return sorted({self._label_of(label) for label in proposal["value"]})
 
     @traitlets.observe("specialties")
     def _changed(self, change: Any) -> None:
@@ -217,10 +231,8 @@ class SpecialtyBoard(ClassView):
         judged = self.judge(now)
         worse = judged.worse_than(self._before)
         with self.hold_sync():
-            self.changed = [
-                c for c in range(now.C) if now.names[now.of[c]] != start.names[start.of[c]]
-            ]
-            self.cards = cards(now, hex_colours(max(now.K, start.K)))
+            self.changed = _moved(start, now)
+            self.cards = cards(now, self._colours())
             self.judgement = {
                 "columns": ["at first", "now"],
                 "rows": [
@@ -231,6 +243,13 @@ class SpecialtyBoard(ClassView):
             }
             self.can_undo, self.can_redo = bool(self._past), bool(self._future)
             self.words = self._in_words()
+
+    def _colours(self) -> list[str]:
+        """One for each specialty, which it keeps when others are added or removed."""
+        known = list(self.start.names)
+        known += [name for name in self.specialties.names if name not in known]
+        colours = hex_colours(len(known))
+        return [colours[known.index(name)] for name in self.specialties.names]
 
     def _in_words(self) -> str:
         if self.label < 0:
@@ -248,6 +267,7 @@ class SpecialtyBoard(ClassView):
         """A wish of the browser."""
         deeds: dict[str, Callable[[], None]] = {
             "move": lambda: self.move(int(what["label"]), int(what["k"])),
+            "shift": lambda: self.shift(int(what["label"]), int(what["by"])),
             "lock": lambda: self.lock(int(what["label"])),
             "remove": lambda: self.remove(int(what["k"])),
             "add": self.add,
@@ -261,7 +281,19 @@ class SpecialtyBoard(ClassView):
             self.words = str(error)
 
     def figures(self) -> dict[str, Figure]:
-        return {"board": plots.plot_specialties(self.dataset, self.specialties)}
+        colours = [to_rgb(colour) for colour in self._colours()]
+        return {"board": plots.plot_specialties(self.dataset, self.specialties, colours=colours)}
+
+
+def _moved(before: Specialties, after: Specialties) -> list[int]:
+    """The classes whose specialty has another name."""
+    names = zip(before.of, after.of, strict=True)
+    return [c for c, (old, new) in enumerate(names) if before.names[old] != after.names[new]]
+
+
+def _plain(number: Any) -> Any:
+    """NumPy's whole numbers as Python's; all else as it is, to be refused."""
+    return int(number) if isinstance(number, Integral) else number
 
 
 def _share(value: float | None) -> str:

@@ -15,7 +15,7 @@ from nofe_lab.data import Split
 from nofe_lab.evaluation import Predictions, inside_share
 from nofe_lab.specialties import Specialties
 from nofe_lab.views import plots
-from nofe_lab.views.widgets.base import View, check_choice, hex_colours, script, sprite
+from nofe_lab.views.widgets.base import View, check, check_choice, hex_colours, script, sprite
 
 IMAGES = 24
 
@@ -57,6 +57,8 @@ class ConfusionExplorer(View):
     ) -> None:
         if not predictions or not orders:
             raise InvalidInput("a confusion explorer needs a network and a partition or more.")
+        if not len(split):
+            raise InvalidInput("the split must have images; got one without.")
         first = next(iter(orders.values()))
         for partition in orders.values():
             first.check_classes(partition.class_names)
@@ -88,15 +90,15 @@ class ConfusionExplorer(View):
         self.row, self.column = int(row), int(column)
         self._show_cell()
 
-    @traitlets.validate("network")
+    @check("network")
     def _check_network(self, proposal: Any) -> str:
         return check_choice(proposal, list(self._pairs))
 
-    @traitlets.validate("order_by")
+    @check("order_by")
     def _check_order(self, proposal: Any) -> str:
         return check_choice(proposal, list(self.partitions))
 
-    @traitlets.validate("row", "column")
+    @check("row", "column")
     def _check_class(self, proposal: Any) -> int:
         value: int = proposal["value"]
         if not 0 <= value < len(self.class_names):
@@ -150,13 +152,14 @@ class ConfusionExplorer(View):
         found = self.predictions[self._pairs[self.network][0]]
         chosen = self._behind()
         shown = chosen[:IMAGES]
-        self.examples = sprite([self.split.images[i] for i in shown], 64)
-        self.detail = {
-            "title": f"{self.class_names[self.row]} → {self.class_names[self.column]}",
-            "where": self._cell_in_words(len(chosen), len(shown)),
-            "captions": [f"{found.probabilities[i, self.column]:.0%} sure" for i in shown],
-        }
-        self.words = self._in_words()
+        with self.hold_sync():
+            self.examples = sprite([self.split.images[i] for i in shown], 64)
+            self.detail = {
+                "title": f"{self.class_names[self.row]} → {self.class_names[self.column]}",
+                "where": self._cell_in_words(len(chosen), len(shown)),
+                "captions": [f"{found.probabilities[i, self.column]:.0%} sure" for i in shown],
+            }
+            self.words = self._in_words()
 
     def _behind(self) -> NDArray[np.int64]:
         """The images of the chosen cell, the surest answers first."""

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from nofe_lab.config import InvalidInput
 from nofe_lab.specialties import Specialties, maps_of, settling
 from nofe_lab.views import plots
-from nofe_lab.views.widgets.base import ClassView, hex_colours, script
+from nofe_lab.views.widgets.base import ClassView, check, hex_colours, script
 
 LISTED = 40
 """Classes that are listed by name at most."""
@@ -91,7 +91,7 @@ class EvolutionPlayer(ClassView):
         self.update = len(maps) - 1
         self._show_update()
 
-    @traitlets.validate("update")
+    @check("update")
     def _check_update(self, proposal: Any) -> int:
         update: int = proposal["value"]
         if not 0 <= update <= self.last_update:
@@ -134,5 +134,11 @@ class EvolutionPlayer(ClassView):
 
     def figures(self) -> dict[str, Figure]:
         return {
-            "evolution": plots.plot_evolution(self.map_history, self.specialties, self.map_updates)
+            "evolution": plots.plot_evolution(
+                self.map_history,
+                self.specialties,
+                self.map_updates,
+                update=self.update,
+                follow=self.label if self.label >= 0 else None,
+            )
         }

@@ -19,8 +19,9 @@ from nofe_lab.views import plots
 from nofe_lab.views.widgets.base import (
     ClassView,
     cards,
+    check,
     check_choice,
-    check_shape,
+    check_table,
     hex_colours,
     script,
     sprite,
@@ -76,11 +77,11 @@ class SpecialtyExplorer(ClassView):
         if not confusions:
             raise InvalidInput("confusions must hold the counts of a network or more; got none.")
         for network, confusion in confusions.items():
-            check_shape(f"the confusion of {network}", confusion, (C, C))
+            check_table(f"the confusion of {network}", confusion, (C, C))
         if affinity is not None:
-            check_shape("the affinity", affinity, (C, K))
+            check_table("the affinity", affinity, (C, K))
         if generalist is not None:
-            check_shape("the generalist's counts", generalist, (K, K))
+            check_table("the generalist's counts", generalist, (K, K))
         for other in (others or {}).values():
             specialties.check_classes(other.class_names)
         self.dataset = dataset
@@ -97,7 +98,7 @@ class SpecialtyExplorer(ClassView):
         self._show_cards()
         self.label = specialties.order[0]
 
-    @traitlets.validate("specialty")
+    @check("specialty")
     def _check_specialty(self, proposal: Any) -> int:
         k: int = proposal["value"]
         if k not in self.specialties.nonempty:
@@ -107,11 +108,11 @@ class SpecialtyExplorer(ClassView):
             )
         return k
 
-    @traitlets.validate("sort_by")
+    @check("sort_by")
     def _check_sort(self, proposal: Any) -> str:
         return check_choice(proposal, SORTS)
 
-    @traitlets.validate("compare_with")
+    @check("compare_with")
     def _check_other(self, proposal: Any) -> str:
         return check_choice(proposal, ["", *self.partitions])
 
@@ -155,20 +156,21 @@ class SpecialtyExplorer(ClassView):
         k = self.specialties.of[label]
         self.specialty = k
         images = self._images(label, EXAMPLES)
-        self.examples = sprite(images, 64)
         where = f"specialty {self.specialties.names[k]}: {self.specialties.sizes[k]} classes"
         if self.dataset.superclass_of:
             where += (
                 f"; superclass {self.dataset.superclass_names[self.dataset.superclass_of[label]]}"
             )
-        self.detail = {
-            "name": self.class_names[label],
-            "colour": hex_colours(self.specialties.K)[k],
-            "where": where,
-            "images": len(images),
-            "panels": [*self._rivals(label), *self._leanings(label)],
-        }
-        self.words = self._in_words(label)
+        with self.hold_sync():
+            self.examples = sprite(images, 64)
+            self.detail = {
+                "name": self.class_names[label],
+                "colour": hex_colours(self.specialties.K)[k],
+                "where": where,
+                "images": len(images),
+                "panels": [*self._rivals(label), *self._leanings(label)],
+            }
+            self.words = self._in_words(label)
 
     def card_order(self) -> list[int]:
         """The specialties in the order of their cards; empty ones come last."""
@@ -189,7 +191,7 @@ class SpecialtyExplorer(ClassView):
 
     def figures(self) -> dict[str, Figure]:
         notes = {
-            k: "; ".join(f"{name} {value}" for name, value in self._facts(k))
+            k: "; ".join(f"{name} {value}" for name, value in self._facts(k, "{} ({} in, {} out)"))
             for k in self.specialties.nonempty
         }
         order = [k for k in self.card_order() if self.specialties.sizes[k]]
@@ -210,12 +212,13 @@ class SpecialtyExplorer(ClassView):
         split = self.dataset.train
         return list(split.images[split.of_class(label)[:n]])
 
-    def _facts(self, k: int) -> list[tuple[str, str]]:
+    def _facts(self, k: int, form: str = "{}, mistakes {} in, {} out") -> list[tuple[str, str]]:
+        """What each network does on specialty k, in words."""
         facts = []
         for row in self.networks[self.networks["specialty"] == k].to_dict("records"):
             said = f"{row['accuracy']:.0%}"
             if not np.isnan(row["leaking"]):
-                said += f", mistakes {row['inside']:.0f} in, {row['leaking']:.0f} out"
+                said = form.format(said, round(row["inside"]), round(row["leaking"]))
             facts.append((str(row["network"]), said))
         return facts
 

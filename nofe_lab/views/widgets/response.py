@@ -13,12 +13,17 @@ import torch
 
 from nofe_lab.config import whole_number
 from nofe_lab.data import Dataset, Split
+from nofe_lab.data.batches import ImageNetwork, Preprocess
 from nofe_lab.evaluation import Predictions
+from nofe_lab.networks import CNN, NofE, backbone
 from nofe_lab.specialties import Specialties
+from nofe_lab.training import EpochDone, MapUpdated, StageBegun, StepDone
 from nofe_lab.views.widgets.board import SpecialtyBoard
 from nofe_lab.views.widgets.confusion import ConfusionExplorer
 from nofe_lab.views.widgets.evolution import EvolutionPlayer
 from nofe_lab.views.widgets.explorer import SpecialtyExplorer
+from nofe_lab.views.widgets.inspector import PredictionInspector
+from nofe_lab.views.widgets.live import LiveTraining
 
 UPDATES = 40
 Click = Callable[[int], object]
@@ -106,8 +111,24 @@ def _clicks(dataset: Dataset, K: int) -> Iterator[tuple[Any, str, Click]]:
     yield player, "move the slider", lambda i: setattr(player, "update", i % UPDATES)
     yield player, "follow a class", lambda i: setattr(player, "label", 7 * (i + 1) % C)
 
-    base = counts["base CNN"]
-    board = SpecialtyBoard(dataset, own, affinity=affinity, confusion=base)
+    confusion = counts["base CNN"]
+    board = SpecialtyBoard(dataset, own, affinity=affinity, confusion=confusion)
     yield board, "move a class", lambda i: board.move(i % C, (own.of[i % C] + 1) % K)
     yield board, "undo", lambda i: board.undo()
     yield board, "lock a class", lambda i: board.lock(i % C)
+
+    network = backbone("alexnet_quick")
+    preprocess = Preprocess.measure(dataset, "standardised")
+    base = ImageNetwork(preprocess, CNN(network, C, "kaiming", 0))
+    nofe = ImageNetwork(preprocess, NofE(network, own, "kaiming", 0))
+    inspector = PredictionInspector(dataset, dataset.test, base, nofe, *networks.values())
+    shown_images = len(inspector.images[inspector.which])
+    yield inspector, "the next image", lambda i: setattr(inspector, "place", (i + 1) % shown_images)
+
+    live = LiveTraining(dataset, K)
+    row = {"train_loss": 2.0, "train_accuracy": 0.2}
+    moved = {"moved": C, "objective_before": 0.2, "objective_after": 0.3}
+    live(StageBegun("network", 10**6, 100))
+    yield live, "(a step)", lambda i: live(StepDone(i + 1, 10**6))
+    yield live, "(an epoch)", lambda i: live(EpochDone(i + 1, 100, row | {"epoch": i + 1}))
+    yield live, "(a map update)", lambda i: live(MapUpdated(i + 1, moved, maps[i % UPDATES].of))

@@ -85,28 +85,27 @@ function render({ model, el }) {
     judged.replaceChildren(h("table", {},
       h("thead", {}, h("tr", {}, h("th", {}, ""), found.columns.map((name) => h("th", { scope: "col" }, name)))),
       h("tbody", {}, found.rows.map((row) => h("tr", {}, h("th", { scope: "row" }, row.name),
-        row.values.map((value, i) => h("td", { class: i && row.worse ? "nofe-worse" : "" }, value)))))));
+        row.values.map((value) => h("td", {}, value)))))));
     warning.textContent = found.warning;
     warning.hidden = !found.warning;
-    undo.disabled = !model.get("can_undo");
-    redo.disabled = !model.get("can_redo");
+    // a button that is disabled while it has the focus would lose it, and the keys with it
+    undo.setAttribute("aria-disabled", !model.get("can_undo"));
+    redo.setAttribute("aria-disabled", !model.get("can_redo"));
   };
   roam(root, () => [...cardsBox.querySelectorAll(".nofe-card")]);
   root.addEventListener("keydown", (event) => {
     if (event.target.matches("input, select")) return;
-    const k = model.get("cards").find((specialty) => specialty.members.includes(chosen()))?.k;
     const keys = event.ctrlKey || event.metaKey ? { z: { do: event.shiftKey ? "redo" : "undo" }, y: { do: "redo" } } : {
       l: { do: "lock", label: chosen() },
       ...(event.shiftKey ? {
-        arrowleft: { do: "move", label: chosen(), k: k - 1 },
-        arrowright: { do: "move", label: chosen(), k: k + 1 },
+        arrowleft: { do: "shift", label: chosen(), by: -1 },
+        arrowright: { do: "shift", label: chosen(), by: 1 },
       } : {}),
     };
     const what = keys[event.key.toLowerCase()];
     if (!what) return;
     event.preventDefault();
     event.stopPropagation();
-    if (what.do === "move" && (what.k < 0 || what.k >= model.get("cards").length)) return;
     tell(what);
   });
   pictures.load(model.get("thumbnails"));

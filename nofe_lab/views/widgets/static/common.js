@@ -56,14 +56,10 @@ function menu(model, trait, label, options, number = false) {
     "aria-label": label,
     onchange: () => send(model, { [trait]: number ? Number(select.value) : select.value }),
   });
-  const fillIn = (choices) => {
-    select.replaceChildren(...choices.map(([value, text]) => h("option", { value }, text)));
-    select.value = String(model.get(trait));
-  };
-  fillIn(options);
+  select.replaceChildren(...options.map(([value, text]) => h("option", { value }, text)));
+  select.value = String(model.get(trait));
   model.on(`change:${trait}`, () => { select.value = String(model.get(trait)); });
-  const box = h("label", { class: "nofe-menu" }, h("span", {}, label), select);
-  return Object.assign(box, { fillIn });
+  return h("label", { class: "nofe-menu" }, h("span", {}, label), select);
 }
 
 /** Many small images, of one: `piece(i, size)` is the i-th. */

@@ -63,13 +63,16 @@ function render({ model, el }) {
     canvas.style.width = canvas.style.height = `${cell * C / ratio}px`;
     const context = canvas.getContext("2d");
     const pixels = context.createImageData(C, C);
+    const [first, second] = shares, blank = [211, 228, 243, 255];
     for (let i = 0; i < C; i++) {
       const row = order[i];
-      const sums = shares.map((counts) => Math.max(totals(counts, row, C), 1));
+      const images = Math.max(totals(first, row, C), 1), others = signed ? Math.max(totals(second, row, C), 1) : 1;
       for (let j = 0; j < C; j++) {
-        const values = shares.map((counts, k) => counts[row * C + order[j]] / sums[k]);
-        const value = signed ? values[0] - values[1] : values[0];
-        pixels.data.set(row === order[j] ? [211, 228, 243, 255] : colour(value / top, signed), 4 * (i * C + j));
+        const at = row * C + order[j];
+        const value = first[at] / images - (signed ? second[at] / others : 0);
+        if (row === order[j]) pixels.data.set(blank, 4 * (i * C + j));
+        else if (value === 0) pixels.data.fill(255, 4 * (i * C + j), 4 * (i * C + j) + 4);
+        else pixels.data.set(colour(value / top, signed), 4 * (i * C + j));
       }
     }
     const small = new OffscreenCanvas(C, C);

@@ -69,8 +69,13 @@ function render({ model, el }) {
   const words = spoken(model);
   root.append(words);
 
+  const redraw = (box, ...children) => { // a chip that has the focus keeps it
+    const held = box.contains(document.activeElement) && document.activeElement.dataset.label;
+    box.replaceChildren(...children);
+    if (held) box.querySelector(`[data-label="${held}"]`)?.focus();
+  };
   const chips = (labels) => h("p", { class: "nofe-chips" }, labels.map((c) => h("button", {
-    class: "nofe-tool", type: "button", style: { "border-left": `5px solid ${colours[final[c]]}` },
+    class: "nofe-tool", type: "button", "data-label": c, style: { "border-left": `5px solid ${colours[final[c]]}` },
     "aria-pressed": c === model.get("label"), onclick: () => send(model, { label: c }),
   }, names()[c])));
   const drawObjective = () => {
@@ -100,7 +105,7 @@ function render({ model, el }) {
     curtain.setAttribute("width", Math.max(WIDE - at, 0));
     for (const end of ["x1", "x2"]) cursor.setAttribute(end, x(now));
     drawObjective();
-    moved.replaceChildren(h("h5", {}, found.title), chips(found.moved),
+    redraw(moved, h("h5", {}, found.title), chips(found.moved),
       found.more ? h("p", { class: "nofe-note" }, found.more) : "");
   };
   const drawLabel = () => {
@@ -112,9 +117,9 @@ function render({ model, el }) {
     }
     lines.querySelector(".nofe-followed")?.parentNode.append(lines.querySelector(".nofe-followed"));
     const { labels: list, title } = model.get("never_settled");
-    unsettled.replaceChildren(h("h5", {}, title), chips(list));
+    redraw(unsettled, h("h5", {}, title), chips(list));
   };
-  const stops = [follow(model, ["step"], drawUpdate), follow(model, ["label", "never_settled"], drawLabel), words.stop];
+  const stops = [follow(model, ["step", "label"], drawUpdate), follow(model, ["label", "never_settled"], drawLabel), words.stop];
   return () => { stop(); stops.forEach((end) => end()); };
 }
 

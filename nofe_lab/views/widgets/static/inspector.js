@@ -1,0 +1,73 @@
+// The prediction inspector: the pictures of one image, and what each expert says of it.
+
+function render({ model, el }) {
+  const root = frame(el, "inspector");
+  const pictures = sprites();
+  const step = (by) => model.send({ do: "step", by });
+  const button = (text, by, label) => h("button", { class: "nofe-tool", type: "button", "aria-label": label, onclick: () => step(by) }, text);
+  const before = button("◀", -1, "the image before"), after = button("▶", 1, "the next image");
+  const where = h("output", {});
+  const upload = h("input", {
+    type: "file", accept: "image/*", "aria-label": "an image of yours",
+    onchange: async () => {
+      const file = upload.files[0];
+      if (file) model.send({ do: "upload", name: file.name }, undefined, [await file.arrayBuffer()]);
+    },
+  });
+  const problem = h("p", { class: "nofe-problem", role: "alert" });
+  const shown = h("div", { class: "nofe-maps" });
+  const said = h("div", { class: "nofe-said" });
+  const words = spoken(model);
+  root.append(
+    h("div", { class: "nofe-toolbar" }, menu(model, "which", "Step through", model.get("choices")), before, where, after,
+      h("label", { class: "nofe-menu" }, h("span", {}, "or an image of yours"), upload)),
+    problem,
+    h("div", { class: "nofe-columns" }, shown, said), words);
+
+  const draw = () => {
+    pictures.load(model.get("pictures"));
+    const { title, captions, experts, networks } = model.get("detail");
+    shown.replaceChildren(h("h4", {}, title), h("div", { class: "nofe-examples" }, captions.map((caption, i) =>
+      h("figure", {}, pictures.piece(i, 160), h("figcaption", { title: caption }, caption)))),
+      h("div", { class: "nofe-pair" }, networks.map((network) => h("div", { class: "nofe-partition" },
+        h("h5", {}, network.name), bars(network.best)))));
+    const gated = experts.some((expert) => expert.gate !== null);
+    said.replaceChildren(h("table", {},
+      h("thead", {}, h("tr", {}, ["expert", "asked alone, it says", "", "common softmax", gated ? "gate" : null]
+        .filter((head) => head !== null).map((head) => h("th", { scope: "col" }, head)))),
+      h("tbody", {}, experts.map((expert) => h("tr", { class: expert.answers ? "nofe-answers" : "" },
+        h("th", { scope: "row", style: { "border-left-color": expert.colour }, title: expert.right ? "the class is one of its own" : "" },
+          expert.name + (expert.right ? " ✓" : "")),
+        h("td", { class: "nofe-name", title: expert.best }, expert.best), h("td", {}, percent(expert.alone)),
+        h("td", {}, h("span", { class: "nofe-track" },
+          h("span", { class: "nofe-bar", style: { width: `${Math.max(100 * expert.mass, 0.5)}%`, background: expert.colour, "border-color": expert.colour } }),
+          h("span", { class: "nofe-bar-text" }, percent(expert.mass)))),
+        gated ? h("td", {}, percent(expert.gate)) : null)))),
+      h("p", { class: "nofe-note" }, "✓: the expert of the right class. Bold: the expert that gives the answer." +
+        (gated ? " Gate: its belief in the expert's best class." : "")));
+  };
+  const drawPlace = () => {
+    const place = model.get("place"), index = model.get("index"), listed = model.get("in_step");
+    where.textContent = listed ? `${place + 1} of ${model.get("size")}` : index < 0 ? "an image of yours" : `image ${index}`;
+    // not `disabled`, which would take the focus and with it the arrow keys
+    before.setAttribute("aria-disabled", listed && place === 0);
+    after.setAttribute("aria-disabled", listed && place + 1 >= model.get("size"));
+    problem.textContent = model.get("problem");
+    problem.hidden = !model.get("problem");
+  };
+  root.addEventListener("keydown", (event) => {
+    if (event.target.matches("input, select")) return;
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!by) return;
+    event.preventDefault();
+    step(by);
+  });
+  const stops = [
+    follow(model, ["detail", "pictures"], draw),
+    follow(model, ["place", "size", "index", "in_step", "problem"], drawPlace),
+    words.stop,
+  ];
+  return () => { stops.forEach((stop) => stop()); pictures.free(); };
+}
+
+export default { render };
