@@ -27,7 +27,7 @@ BEST = 5
 class PredictionInspector(View):
     """Look at single predictions: the trunk, each expert before and after the common softmax, why.
 
-    >>> inspector = PredictionInspector(data, data.val, models["base CNN"], models["NofE"], answers)
+    >>> inspector = PredictionInspector(data, data.val, base, nofe, base_said, nofe_said)
     >>> inspector.which = "introduced"  # mistakes that the experts introduced
     >>> inspector.place = 3
     >>> inspector.index = 17  # an image of the split
