@@ -128,6 +128,7 @@ FEW = (
     "flat control",
     "flat control, both budgets",
     "flat control, generalist",
+    "small flat control, both budgets",
     *NARROW,
 )
 """Those, and how far size, depth and training time explain."""
