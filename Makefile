@@ -1,6 +1,8 @@
 # Every target makes what it needs; `make run` is the place to start.
 
 PYTHON ?= python3
+# processes that run tests at once; each of them computes with one thread
+TESTERS ?= 2
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
@@ -27,10 +29,10 @@ test: $(READY)  ## formatting, types and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup -m 'not slow'
 
 test-slow: $(READY)  ## the tests that need minutes, a browser or real data
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup -m slow
 
 bench: $(READY)  ## measure speed against the alternatives (13 minutes) into data/results/bench.csv
 	$(BIN)/python -m nofe_lab bench --output data/results/bench.csv

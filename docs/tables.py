@@ -74,15 +74,21 @@ def quick() -> pd.DataFrame:
     return table[table["study"] == next(iter(study.STUDIES))]
 
 
+TWO = f"{PAPER}, two experts"
+"""The same network with its gate, where two experts are run for an image."""
+
 QUESTIONS = {
-    OWN_RANDOM: "**primary:** do *learned* specialties help, against random ones?",
-    "NofE random, learned generalist": "... against random ones on the same trunk?",
-    "base CNN": "does it beat its base CNN?",
-    "flat control": "does it beat one flat branch of its depth, size and arithmetic?",
-    "flat control, both budgets": "... trained for as many epochs as both stages?",
-    "flat control, generalist": "... on the same generalist's trunk?",
+    (PAPER, OWN_RANDOM): "**primary:** do *learned* specialties help, against random ones?",
+    (PAPER, "NofE random, learned generalist"): "... against random ones on the same trunk?",
+    (PAPER, "base CNN"): "does it beat its base CNN?",
+    (PAPER, "flat control"): "does it beat one flat branch of its depth, size and arithmetic?",
+    (PAPER, "flat control, both budgets"): "... trained for as many epochs as both stages?",
+    (PAPER, "flat control, generalist"): "... on the same generalist's trunk?",
+    (TWO, "small flat control, both budgets"): "**two of ten experts:** do they beat one flat "
+    "branch of *their* arithmetic, trained for as many epochs?",
+    (TWO, "small flat control, generalist"): "... on the same generalist's trunk?",
 }
-"""What each opponent asks of the network of experts."""
+"""What each opponent asks of the network of experts, with all of them or with two."""
 
 
 def lead() -> str:
@@ -108,9 +114,16 @@ def _counted(n: int, what: str) -> str:
 
 def answer() -> str:
     """The questions, each with what the seeds so far say."""
-    differences = paired_differences(quick(), PAPER, "top1", "arm").set_index("arm")
+    few = curves()
+    two = few[(few["arm"] == PAPER) & (few["experts"] == 2)].assign(arm=TWO)
+    table = pd.concat([quick(), two])
+    of = {
+        each: paired_differences(table, each, "top1", "arm").set_index("arm")
+        for each in (PAPER, TWO)
+    }
     rows = []
-    for arm, question in QUESTIONS.items():
+    for (nofe, arm), question in QUESTIONS.items():
+        differences = of[nofe]
         if arm not in differences.index:
             rows.append([question, arm, "not measured yet", ""])
             continue
@@ -409,13 +422,17 @@ def study_figure() -> Figure:
 
 
 def conditional_figure() -> Figure:
-    """What a few experts do, for learned and for random specialties, beside flat networks."""
+    """What a few experts do, for learned and for random specialties.
+
+    Beside them the flat networks that were trained for as many epochs in all.
+    """
     table = curves()
     arms = [arm for arm in (PAPER, OWN_RANDOM) if arm in set(table["arm"])]
     kept = pd.concat([table[table["arm"] == arm] for arm in arms])
     flat = quick()
-    flat = flat[flat["seed"].isin(kept["seed"])]
-    return plots.plot_conditional(kept, flat[flat["specialties"].isna()])
+    epochs = flat.loc[flat["arm"] == PAPER, "total_epochs"].max()
+    alike = flat["specialties"].isna() & (flat["total_epochs"] == epochs)
+    return plots.plot_conditional(kept, flat[alike & flat["seed"].isin(kept["seed"])])
 
 
 PICTURES: dict[str, Callable[[], Figure]] = {

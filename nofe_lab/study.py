@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
@@ -69,6 +69,13 @@ SECONDARY = (
 )
 """The arms that come next: is it the specialties, or size, training time and trunk?"""
 
+LAST = (
+    "flat control, both budgets, NofE recipe",
+    "NofE random, base trunk",
+    "NofE random, scratch",
+    "NofE superclass pairs, learned generalist",
+)
+"""The arms that come last: they only explain the others."""
 
 GATED = (
     "NofE learned, generalist",
@@ -93,14 +100,21 @@ class Study:
     """The names of opponents; None: all of them."""
     tiers: tuple[tuple[str, ...], ...] = (PRIMARY, SECONDARY)
     """Those that come first, each of them with every seed, and those that come next."""
+    last: tuple[str, ...] = LAST
+    """Those that come when all others have every seed."""
 
-    def rows(self, stages: dict[str, Stage]) -> list[tuple[str, int]]:
+    def rows(self, opponents: Iterable[str]) -> list[tuple[str, int]]:
         """(arm, seed) of every row, in the order of the queue."""
-        arms = list(self.arms or stages)
-        tiers = [[arm for arm in tier if arm in arms] for tier in self.tiers]
-        known = {arm for tier in tiers for arm in tier}
-        tiers.append([arm for arm in arms if arm not in known])
-        return [(arm, seed) for tier in tiers for seed in range(self.seeds) for arm in tier]
+        arms = list(self.arms or opponents)
+        known = {arm for tier in (*self.tiers, self.last) for arm in tier}
+        others = [arm for arm in arms if arm not in known]
+        return [
+            (arm, seed)
+            for tier in (*self.tiers, others, self.last)
+            for seed in range(self.seeds)
+            for arm in tier
+            if arm in arms
+        ]
 
 
 CIFAR100, TINY = "parquet:$NOFE_DATA/cifar100", "parquet:$NOFE_DATA/tiny-imagenet-200-32px"
@@ -114,6 +128,7 @@ FEW = (
     "flat control",
     "flat control, both budgets",
     "flat control, generalist",
+    "small flat control, both budgets",
     *NARROW,
 )
 """Those, and how far size, depth and training time explain."""

@@ -50,6 +50,9 @@ from nofe_lab.training import Listener
 GATE_EPOCHS = 10
 """The longest training of a gate."""
 
+SMALL = 3
+"""Experts that a small flat control is as expensive as: the two that are run, and the gate."""
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -197,14 +200,20 @@ class Experiment:
         return self._flat(self._backbone, budget, "scratch")
 
     def control(
-        self, budget: str = "nofe", trunk: str = "scratch", recipe: str = "flat"
+        self,
+        budget: str = "nofe",
+        trunk: str = "scratch",
+        recipe: str = "flat",
+        experts: int | None = None,
     ) -> FlatStage:
         """The flat control of K experts: one branch, as deep as they are and as expensive.
 
         budget: as for `base`.  trunk: where it begins, as for `nofe`; on another stage's trunk it
         is trained as the network of experts is.  recipe: ``flat``, or ``nofe``'s from scratch too.
+        experts: as expensive as so many of them, instead of all.
         """
-        network = FlatControl(self._backbone, self.K, self.branch_width)
+        K = self.K if experts is None else experts
+        network = FlatControl(self._backbone, K, self.branch_width)
         return self._flat(network, budget, trunk, recipe)
 
     def _flat(
@@ -295,7 +304,8 @@ class Experiment:
         own: a partition of the user's, or the path of its .json file, as one more.
         Flat ones: the base CNN, and the control that is as deep and as large as the network of
         experts, each with the NofE stage's epochs, both stages' epochs, and both stages'
-        arithmetic; and the control on the generalist's trunk.
+        arithmetic; and the control on the generalist's trunk.  A *small* control has a branch as
+        expensive as two experts and the gate that chooses them.
         Networks of experts, named by the specialties and then the trunk.  Where the trunk is the
         learned generalist's, the partition alone differs; ``its generalist`` is one that was
         trained on, or learned, that very partition.  Superclasses are more than K, or fewer, and so
@@ -324,6 +334,13 @@ class Experiment:
             "flat control, equal arithmetic": partial(self.control, "arithmetic"),
             "flat control, generalist": partial(self.control, trunk="generalist"),
         }
+        if self.K > SMALL:
+            controls["small flat control, both budgets"] = partial(
+                self.control, "total", experts=SMALL
+            )
+            controls["small flat control, generalist"] = partial(
+                self.control, trunk="generalist", experts=SMALL
+            )
         if self.recipes.nofe != self.recipes.flat:
             controls["flat control, both budgets, NofE recipe"] = partial(
                 self.control, "total", recipe="nofe"

@@ -31,6 +31,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 TOKEN = "browser-test"
 NOTEBOOKS = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
 
+pytestmark = pytest.mark.xdist_group("browser")  # one JupyterLab, and its runs, for all of them
+
 EXECUTE = """
 async ([path, code]) => {
   const { sessions } = window.jupyterapp.serviceManager;

@@ -26,8 +26,8 @@ from nofe_lab import (
 from nofe_lab.data import Split
 from nofe_lab.data.batches import ImageNetwork
 from nofe_lab.machine import Machine
-from nofe_lab.networks import NofE
-from nofe_lab.networks.counting import count_parameters
+from nofe_lab.networks import NofE, backbone
+from nofe_lab.networks.counting import count_macs, count_parameters
 from nofe_lab.networks.paper import AlexNetQuick
 from nofe_lab.specialties import confusion_clusters
 from nofe_lab.stages import FlatStage, GeneralistStage, NofEStage, Stage
@@ -391,6 +391,21 @@ def test_flat_opponents_have_the_budgets_that_they_are_named_for(tiny_experiment
     parts = [count_parameters(stage.untrained_network()) for stage in (control, nofe, base)]
     assert parts[0] == pytest.approx(parts[1], rel=0.02)
     assert parts[0] > 2 * parts[2]
+
+
+def test_a_small_control_costs_what_two_experts_and_their_gate_do(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment(K=4, epochs=30)
+    opponents = experiment.opponents()
+    small = opponents["small flat control, both budgets"]
+    assert small.recipe.epochs == 60
+    network, C = backbone("alexnet_quick"), experiment.data.C
+    nofe = NofE(network, Specialties.random(experiment.data.class_names, 4, 0), "published", 0)
+    nofe.gate = network.make_branch(C)
+    cost = nofe.macs(network.input_shape)
+    few = cost.trunk + cost.gate + sum(cost.branches[:2])
+    spent = count_macs(small.untrained_network(), network.input_shape)
+    assert spent == pytest.approx(few, rel=0.02)
+    assert not any(name.startswith("small") for name in tiny_experiment(K=3).opponents())
 
 
 def test_the_control_on_the_generalist_s_trunk_begins_with_it(tiny_experiment: Make) -> None:

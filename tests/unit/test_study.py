@@ -11,7 +11,17 @@ import pytest
 
 from nofe_lab import Experiment, InvalidInput, Specialties
 from nofe_lab.__main__ import main
-from nofe_lab.study import PAIRS, STUDIES, Queue, Study, paper_rows, read
+from nofe_lab.study import (
+    LAST,
+    PAIRS,
+    PRIMARY,
+    SECONDARY,
+    STUDIES,
+    Queue,
+    Study,
+    paper_rows,
+    read,
+)
 from nofe_lab.training import TrainingDiverged
 
 ARMS = ("base CNN", "NofE random, learned generalist", "NofE learned, generalist")
@@ -43,6 +53,14 @@ def test_rows_come_in_the_order_of_the_queue_and_once(queue: Callable[[], Queue]
     assert not queue().work()
     table = queue().table
     assert list(zip(table["arm"], table["seed"], strict=True)) == expected
+
+
+def test_arms_that_only_explain_others_wait_for_every_seed_of_those() -> None:
+    study = next(iter(STUDIES.values()))
+    rows = study.rows([*LAST, "another", *SECONDARY, *PRIMARY])
+    seeds = range(study.seeds)
+    tiers = (PRIMARY, SECONDARY, ("another",), LAST)
+    assert rows == [(arm, seed) for tier in tiers for seed in seeds for arm in tier]
 
 
 def test_a_row_holds_what_was_measured(
