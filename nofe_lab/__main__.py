@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     study.add_argument("--rows", type=int, default=1, help="how many (default: 1)")
     study.add_argument("--list", action="store_true", help="only show which rows are missing")
     study.add_argument("--study", nargs="+", default=None, metavar="NAME", help="of these alone")
+    study.add_argument("--arm", default=None, metavar="NAME", help="of this network alone")
+    study.add_argument("--seed", type=int, default=None, help="of this seed alone")
     study.add_argument("--results", default=RESULTS, help="the table that rows go into")
     study.add_argument("--conditional", default=CONDITIONAL, help="the table of a few experts")
     study.add_argument("--runs-dir", default=None, help="folder of the runs (default: data/runs)")
@@ -66,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             answer(options.dataset, options.repeats, options.output, command)
             return 0
         if options.command == "study":
-            queue = Queue(options.study, options.results, options.conditional, options.runs_dir)
+            tables = (options.results, options.conditional)
+            which = {"arm": options.arm, "seed": options.seed}
+            queue = Queue(options.study, *tables, options.runs_dir, **which)
             if options.list:
                 missing = list(queue.missing())
                 for each, arm, seed in missing:

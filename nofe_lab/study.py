@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from nofe_lab.bench import expert_macs, in_turn, width_for
-from nofe_lab.config import InvalidInput, data_folder, derive_seed, one_of
+from nofe_lab.config import InvalidInput, data_folder, derive_seed, one_of, whole_number
 from nofe_lab.data.batches import ImageNetwork
 from nofe_lab.evaluation import conditional, oracle, per_specialty, predict
 from nofe_lab.files import write_text
@@ -177,7 +178,9 @@ def opponents(experiment: Experiment) -> dict[str, Stage]:
 class Queue:
     """The rows of some studies and the tables they go into, two CSV files.
 
-    Raises InvalidInput if there is no such study or a file is not a table of one.
+    arm, seed: of these rows alone.
+    Raises InvalidInput if there is no such study, seed or arm (that one not before its data have
+    been read), or a file is not a table of one.
     """
 
     def __init__(
@@ -186,12 +189,17 @@ class Queue:
         results: Path | str = RESULTS,
         conditional: Path | str = CONDITIONAL,
         runs_dir: str | None = None,
+        arm: str | None = None,
+        seed: int | None = None,
     ) -> None:
         names = studies or list(STUDIES)
         self.studies = [STUDIES[one_of("study", name, STUDIES)] for name in names]
+        self.arm, self.seed = arm, seed
+        if seed is not None:
+            whole_number("seed", seed, 0, max(study.seeds for study in self.studies) - 1)
         self.results, self.conditional = Path(results), Path(conditional)
         self.runs_dir = runs_dir
-        self.failed: list[tuple[str, str, int]] = []
+        self.failed: dict[str, set[tuple[str, int]]] = defaultdict(set)
         self.read()
 
     def read(self) -> None:
@@ -201,6 +209,7 @@ class Queue:
 
     def missing(self) -> Iterator[tuple[Study, str, int]]:
         """(study, arm, seed) of the rows that are yet to be made, the most telling first."""
+        arms: list[str] = []
         for study in self.studies:
             done = self.table[self.table["study"] == study.name]
             known = set(zip(done["arm"], done["seed"], strict=True))
@@ -209,9 +218,13 @@ class Queue:
             except InvalidInput as reason:  # its data are not there
                 print(f"{study.name}: left out ({reason})")
                 continue
-            for row in rows:
-                if row not in known and (study.name, *row) not in self.failed:
-                    yield study, *row
+            arms += [arm for arm, _ in rows]
+            for arm, seed in rows:
+                asked = self.arm in (None, arm) and self.seed in (None, seed)
+                if asked and (arm, seed) not in known | self.failed[study.name]:
+                    yield study, arm, seed
+        if self.arm is not None and arms:
+            one_of("arm", self.arm, dict.fromkeys(arms))
 
     def work(self) -> bool:
         """Make the next row, or pass by one that diverges; False if there is none left."""
@@ -222,7 +235,7 @@ class Queue:
             try:
                 self._add(study, arm, seed)
             except TrainingDiverged as reason:
-                self.failed.append((study.name, arm, seed))
+                self.failed[study.name].add((arm, seed))
                 print(f"{arm}, seed {seed}: no row ({reason})", flush=True)
         return row is not None
 
@@ -259,6 +272,7 @@ def measured(
     table = report.table.iloc[0]
     row: dict[str, Any] = {
         "dataset": table["dataset"],
+        "data": stage.dataset.fingerprint,
         "backbone": stage.backbone.name,
         "preset": experiment.preset,
         **_origins(stage),
@@ -320,8 +334,8 @@ def few_experts(experiment: Experiment, stage: NofEStage) -> pd.DataFrame:
 
     One row a number of experts: top1, top5, nll, found (see `conditional`), multiply-accumulates of
     an image with trunk and gate, and milliseconds an image of `predict`, at batches of BATCHES;
-    under "all" those of the network as it is, without a gate, and under "trunk" those before the
-    experts.
+    under "all" those of the network as it is, without a gate, under "trunk" those before the
+    experts, and under "gate alone" those of the gate in place of the network.
     """
     gate_stage = experiment.gate(stage)
     (run,) = experiment.run(gate_stage)
@@ -352,9 +366,12 @@ def few_experts(experiment: Experiment, stage: NofEStage) -> pd.DataFrame:
         table[f"ms_{batch}_all"], table[f"ms_{batch}_trunk"] = everything, before
     return table.assign(
         macs_all=cost.trunk + sum(branches),
+        macs_gate_alone=cost.trunk + cost.gate,
         gate_top1=gate.accuracy,
         gate_width=gate_stage.config.width,
         gate_macs=cost.gate,
+        gate_epochs=gate_stage.recipe.epochs,
+        gate_training_macs=gate_stage.training_macs,
         gate_seconds=run.seconds,
         hardware=machine.name,
         threads=torch.get_num_threads(),

@@ -49,6 +49,8 @@ LINE = 0.115
 """Height of a line of class names, in inches."""
 WIDTH = 10.0
 """Width of a full-width figure, in inches."""
+SAME_COST = 0.02
+"""Share by which costs may differ and count as equal."""
 MOST_MAPS = 12
 """How many updates of the map are drawn; of more, as many, evenly spaced."""
 DARK, GREY, LIGHT, BLANK = "#262626", "#8c8c8c", "#e4e4e4", "#d3e4f3"
@@ -662,13 +664,16 @@ def plot_front(
     """Mean accuracy of each network against what it costs; the front is what nothing beats.
 
     table: long, with the columns `by`, seed, test_accuracy and `cost`, which is in
-    multiply-accumulates: ``macs`` of one image, or ``total_training_macs``.  Grey bars are 95 %
-    intervals, cut where they leave the picture.
+    multiply-accumulates: ``macs`` of one image, or ``total_training_macs``.  Costs that differ by
+    up to SAME_COST count as equal.  Grey bars are 95 % intervals, cut where they leave the picture;
+    networks with fewer seeds than others say so.
     """
     means = over_seeds(table, by=by).set_index(by)
     means["cost"] = table.groupby(by)[cost].mean()
     means = means.sort_values(["cost", "mean"], ascending=[True, False])
-    best = means["mean"].cummax() <= means["mean"]
+    affordable = means["cost"].to_numpy() <= (1 + SAME_COST) * means["cost"].to_numpy()[:, None]
+    better = means["mean"].to_numpy() > means["mean"].to_numpy()[:, None]
+    best = pd.Series(~(affordable & better).any(1), means.index)
     height = 0.9 + 0.31 * max(len(means), 10)
     figure = _figure(WIDTH, height)
     figure.set_layout_engine("none")  # it would shrink the axes for the names beside them
@@ -694,8 +699,9 @@ def plot_front(
     for place, (name, row) in zip(
         places, means.sort_values("mean", ascending=False).iterrows(), strict=True
     ):
+        few = f" (n = {row['seeds']:.0f})" if row["seeds"] < means["seeds"].max() else ""
         axes.annotate(
-            _fit(f"{100 * row['mean']:.1f}% {name}", 3.0, 8),
+            _fit(f"{100 * row['mean']:.1f}%{few} {name}", 3.0, 8),
             (row["cost"], row["mean"]),
             (1.06, place),
             textcoords="axes fraction",
@@ -714,8 +720,11 @@ def plot_front(
         Line2D([], [], color=GREY, marker="o", linestyle=""),
         Line2D([], [], color=ACCENT, linewidth=1.2),
     ]
-    names = ["flat network", "network of experts", "more accurate than all that cost no more"]
-    figure.legend(handles, names, loc="upper left", ncols=3)
+    names = ["flat network", "network of experts"]
+    names += [f"more accurate than all that cost no more (to {SAME_COST:.0%})"]
+    handles += [Line2D([], [], color=LIGHT, linewidth=2)]
+    names += ["interval over seeds (95 %)"]
+    figure.legend(handles, names, loc="upper left", ncols=4)
     # intervals of two seeds are many times as wide as the differences: they may leave the picture
     low, high = means["mean"].min(), means["mean"].max()
     margin = 0.15 * (high - low) or 0.01
@@ -727,9 +736,10 @@ def plot_front(
 def plot_conditional(curves: pd.DataFrame, flat: pd.DataFrame | None = None) -> Figure:
     """What is left of a network of experts when only the most promising experts are run.
 
-    curves: long, with the columns arm, seed, experts, top1, macs and macs_all.  Left: accuracy lost
-    against the number of experts; right: accuracy against multiply-accumulates of an image.  Lines
-    are means over the seeds, bands their 95 % intervals (Student t).
+    curves: long, with the columns arm, seed, experts, top1, macs, gate_top1 and macs_gate_alone.
+    Left: accuracy lost against the number of experts; right: accuracy against multiply-accumulates
+    of an image, with the gate's, and where each dotted line begins, the gate's own answers.  Lines
+    are means over the seeds, bands and bars their 95 % intervals (Student t).
     flat: long, with the columns arm, seed, top1 and macs: flat networks, drawn as points on the
     right.
     """
@@ -748,6 +758,11 @@ def plot_conditional(curves: pd.DataFrame, flat: pd.DataFrame | None = None) -> 
             axes.plot(x, means["mean"], color=colours[arm], marker="o", markersize=3.5)
             if means["low"].notna().all():
                 axes.fill_between(x, means["low"], means["high"], color=colours[arm], alpha=0.15)
+        first = rows[rows["experts"] == rows["experts"].min()]
+        alone, one = ("macs_gate_alone", "gate_top1"), ("macs", "top1")
+        across, up = ([first[a].mean(), first[b].mean()] for a, b in zip(alone, one, strict=True))
+        right.plot(across, up, color=colours[arm], linestyle=":")
+        right.plot(across[:1], up[:1], color=colours[arm], marker="o", fillstyle="none")
     left.axhline(0, color=GREY, linewidth=0.8)
     left.set(xlabel=f"experts that are run for an image, of {last}", ylabel="change in accuracy")
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -755,10 +770,14 @@ def plot_conditional(curves: pd.DataFrame, flat: pd.DataFrame | None = None) -> 
     right.xaxis.set_major_formatter(EngFormatter())
     handles = [Line2D([], [], color=colours[arm], marker="o", markersize=3.5) for arm in arms]
     names = [_fit(arm, 3.0, 8) for arm in arms]
+    handles.append(Line2D([], [], color=DARK, marker="o", linestyle=":", fillstyle="none"))
+    names.append("the gate alone")
     if flat is not None and len(flat):
-        points = flat.groupby("arm", sort=False)[["macs", "top1"]].mean().reset_index()
-        for point, marker in zip(points.itertuples(), "sD^vPX*hd<>", strict=False):
-            right.scatter(point.macs, point.top1, 36, color=DARK, marker=marker, zorder=3)
+        points = over_seeds(flat, "top1", "arm").set_index("arm")
+        points["macs"] = flat.groupby("arm")["macs"].mean()
+        for point, marker in zip(points.reset_index().itertuples(), "sD^vPX*hd<>", strict=False):
+            right.scatter(point.macs, point.mean, 36, color=DARK, marker=marker, zorder=3)
+            right.vlines(point.macs, point.low, point.high, color=GREY, linewidth=1.2, zorder=2)
             handles.append(Line2D([], [], color=DARK, marker=marker, linestyle=""))
             names.append(_fit(str(point.arm), 3.0, 8))
     for axes in (left, right):

@@ -120,6 +120,31 @@ def test_the_command_line_makes_rows_lists_what_is_missing_and_commits(
     assert "A  other" in git("status", "--short")  # still only staged
 
 
+@pytest.mark.usefixtures("queue")
+def test_one_row_can_be_made_again_in_another_table(tmp_path: Path) -> None:
+    path = tmp_path / "again.csv"
+    tables = ["--results", str(path), "--conditional", str(tmp_path / "few.csv")]
+    assert main(["study", "--arm", "base CNN", "--seed", "1", "--rows", "5", *tables]) == 0
+    (row,) = read(path, ("arm", "seed", "data")).itertuples()
+    assert (row.arm, row.seed) == ("base CNN", 1)
+
+
+@pytest.mark.usefixtures("queue")
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("--arm", "base", "arm 'base' is unknown (did you mean 'base CNN'?); accepted: 'base CNN'"),
+        ("--seed", "2", "seed must be a whole number from 0 to 1; got 2"),
+    ],
+)
+def test_a_row_that_is_not_of_the_study_is_refused(
+    option: str, value: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = ["--results", str(tmp_path / "a.csv"), "--conditional", str(tmp_path / "b.csv")]
+    assert main(["study", option, value, *tables]) == 2
+    assert reason in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "\0"])
 def test_a_file_that_is_no_table_of_a_study_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(content)

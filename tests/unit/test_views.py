@@ -304,6 +304,7 @@ def test_the_front_names_every_network_inside_of_the_picture(cost: str) -> None:
     figure = plots.plot_front(study_rows(), cost)
     shown = render(figure)
     assert sum("% " in text for text in shown) == 6
+    assert not any("(n = " in text for text in shown)  # all have as many seeds
     canvas = figure.get_tightbbox()  # what notebooks cut the picture to
     for text in figure.findobj(Text):
         if "% " in text.get_text():
@@ -312,9 +313,20 @@ def test_the_front_names_every_network_inside_of_the_picture(cost: str) -> None:
             assert canvas.x0 <= box.x0 < box.x1 <= canvas.x1 + 1e-6
 
 
+def test_the_front_takes_costs_that_hardly_differ_for_equal_and_says_where_seeds_are_few() -> None:
+    table = study_rows().query("network.str.startswith('NofE')").copy()
+    table["macs"] = [1e6, 1e6, 1.01e6, 1.01e6, 1.5e6, 1.5e6, 2e6, 2e6]
+    figure = plots.plot_front(table.iloc[:-1], "macs")
+    (few,) = (text for text in render(figure) if "(n = 1)" in text)
+    assert few.startswith("45.0% (n = 1) NofE x")
+    (front,) = (line for line in figure.axes[0].lines if len(line.get_xdata()) > 1)
+    assert np.allclose(front.get_xdata(), [1.01e6, 1.5e6, 2e6])
+
+
 def test_few_experts_are_drawn_against_all_of_them() -> None:
     rows = [
         {"arm": arm, "seed": seed, "experts": m, "top1": 0.5 - 0.1 / m, "macs": 1e6 * m}
+        | {"gate_top1": 0.3, "macs_gate_alone": 1e5}
         for arm in ("a", "b")
         for seed in (0, 1)
         for m in (1, 2, 3, 4)
@@ -325,6 +337,8 @@ def test_few_experts_are_drawn_against_all_of_them() -> None:
     left, right = figure.axes
     assert np.allclose(left.lines[0].get_ydata(), [-0.075, -0.025, -0.1 / 12, 0])
     assert np.allclose(right.lines[0].get_xdata(), [1e6, 2e6, 3e6, 4e6])
+    alone = right.lines[1]
+    assert np.allclose(alone.get_xydata(), [[1e5, 0.3], [1e6, 0.4]])
     assert len(right.collections) >= 2  # the flat networks' points
 
 
