@@ -77,6 +77,9 @@ def quick() -> pd.DataFrame:
 TWO = f"{PAPER}, two experts"
 """The same network with its gate, where two experts are run for an image."""
 
+FLIPS = f"{PAPER}, flips"
+"""The same network, trained with flips in its second stage too."""
+
 QUESTIONS = {
     (PAPER, OWN_RANDOM): "**primary:** learned specialties on their generalist's trunk, against "
     "random ones on the trunk of theirs",
@@ -87,6 +90,8 @@ QUESTIONS = {
     "10 epochs from scratch",
     (PAPER, "flat control, both budgets"): "... 18 epochs from scratch",
     (PAPER, "flat control, generalist"): "... 8 + 10 epochs, on the same generalist's trunk",
+    (FLIPS, "flat control, both budgets"): "**with mirrored images in both stages**, against one "
+    "flat branch, 18 epochs from scratch",
     (TWO, "small flat control, both budgets"): "**two of ten experts**, against one flat branch of "
     "*their* arithmetic, 18 epochs from scratch",
     (TWO, "small flat control, generalist"): "... 8 + 10 epochs, on the same generalist's trunk",
@@ -122,12 +127,13 @@ def answer() -> str:
     table = pd.concat([quick(), two])
     of = {
         each: paired_differences(table, each, "top1", "arm").set_index("arm")
-        for each in (PAPER, TWO)
+        for each in (PAPER, FLIPS, TWO)
+        if each in set(table["arm"])
     }
     rows = []
     for (nofe, arm), question in QUESTIONS.items():
-        differences = of[nofe]
-        if arm not in differences.index:
+        differences = of.get(nofe)
+        if differences is None or arm not in differences.index:
             rows.append([question, arm, "not measured yet", ""])
             continue
         found = -differences.loc[arm, ["mean", "high", "low"]].set_axis(["mean", "low", "high"])

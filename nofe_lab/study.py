@@ -68,8 +68,9 @@ SECONDARY = (
     "base CNN, both budgets",
     "flat control, both budgets",
     "NofE random, learned generalist",
+    "NofE learned, generalist, flips",
 )
-"""The arms that come next: is it the specialties, or size, training time and trunk?"""
+"""The arms that come next: is it the specialties, or size, training time, trunk and flips?"""
 
 LAST = (
     "NofE random, base trunk",
