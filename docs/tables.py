@@ -28,7 +28,7 @@ FILES = ("README.md", "docs/results.md", "docs/widgets.md")
 PAPER = "NofE learned, generalist"
 """The paper's network (with the exact rule), which all others are compared with."""
 OWN_RANDOM = "NofE random, its generalist"
-SHOWN_EXPERTS = (1, 2, 3, 5)
+SHOWN_EXPERTS = (2, 1)
 CHOSEN_ON = 0
 """The seed on which the gate was chosen."""
 LEARNERS = ("learned", "greedy", "elastic", "confusion", "features")
@@ -77,18 +77,26 @@ def quick() -> pd.DataFrame:
 TWO = f"{PAPER}, two experts"
 """The same network with its gate, where two experts are run for an image."""
 
+FLIPS = f"{PAPER}, flips"
+"""The same network, trained with flips in its second stage too."""
+
 QUESTIONS = {
-    (PAPER, OWN_RANDOM): "**primary:** do *learned* specialties help, against random ones?",
-    (PAPER, "NofE random, learned generalist"): "... against random ones on the same trunk?",
-    (PAPER, "base CNN"): "does it beat its base CNN?",
-    (PAPER, "flat control"): "does it beat one flat branch of its depth, size and arithmetic?",
-    (PAPER, "flat control, both budgets"): "... trained for as many epochs as both stages?",
-    (PAPER, "flat control, generalist"): "... on the same generalist's trunk?",
-    (TWO, "small flat control, both budgets"): "**two of ten experts:** do they beat one flat "
-    "branch of *their* arithmetic, trained for as many epochs?",
-    (TWO, "small flat control, generalist"): "... on the same generalist's trunk?",
+    (PAPER, OWN_RANDOM): "**primary:** learned specialties on their generalist's trunk, against "
+    "random ones on the trunk of theirs",
+    (PAPER, "NofE random, learned generalist"): "... the partition alone: on one trunk",
+    (PAPER, "base CNN"): "its base CNN, trained for 10 epochs (the NofE: 8 + 10)",
+    (PAPER, "base CNN, both budgets"): "... for 18",
+    (PAPER, "flat control"): "one flat branch of the experts' depth, parameters and arithmetic, "
+    "10 epochs from scratch",
+    (PAPER, "flat control, both budgets"): "... 18 epochs from scratch",
+    (PAPER, "flat control, generalist"): "... 8 + 10 epochs, on the same generalist's trunk",
+    (FLIPS, "flat control, both budgets"): "**with mirrored images in both stages**, against one "
+    "flat branch, 18 epochs from scratch",
+    (TWO, "small flat control, both budgets"): "**two of ten experts**, against one flat branch of "
+    "*their* arithmetic, 18 epochs from scratch",
+    (TWO, "small flat control, generalist"): "... 8 + 10 epochs, on the same generalist's trunk",
 }
-"""What each opponent asks of the network of experts, with all of them or with two."""
+"""What each opponent is to the network of experts, with all of its experts or with two."""
 
 
 def lead() -> str:
@@ -101,10 +109,10 @@ def lead() -> str:
 
     base, nofe = PUBLISHED["alexnet_quick"]
     return (
-        f"So far: network of experts {mean(PAPER)}, base CNN {mean('base CNN')} (published: {nofe} "
-        f"and {base}); with random specialties {mean(OWN_RANDOM)}; one flat branch as large and "
-        f"deep {mean('flat control')}, and on the generalist's trunk "
-        f"{mean('flat control, generalist')}."
+        f"Network of experts {mean(PAPER)}, base CNN {mean('base CNN')} (published: {nofe} and "
+        f"{base}). But the base CNN reaches {mean('base CNN, both budgets')} when it is trained "
+        f"for as many epochs as the NofE's two stages, and one flat branch of the experts' depth, "
+        f"size and arithmetic {mean('flat control, both budgets')}."
     )
 
 
@@ -113,32 +121,33 @@ def _counted(n: int, what: str) -> str:
 
 
 def answer() -> str:
-    """The questions, each with what the seeds so far say."""
+    """What each opponent is, and what the seeds so far say."""
     few = curves()
     two = few[(few["arm"] == PAPER) & (few["experts"] == 2)].assign(arm=TWO)
     table = pd.concat([quick(), two])
     of = {
         each: paired_differences(table, each, "top1", "arm").set_index("arm")
-        for each in (PAPER, TWO)
+        for each in (PAPER, FLIPS, TWO)
+        if each in set(table["arm"])
     }
     rows = []
     for (nofe, arm), question in QUESTIONS.items():
-        differences = of[nofe]
-        if arm not in differences.index:
+        differences = of.get(nofe)
+        if differences is None or arm not in differences.index:
             rows.append([question, arm, "not measured yet", ""])
             continue
         found = -differences.loc[arm, ["mean", "high", "low"]].set_axis(["mean", "low", "high"])
         seeds, able = differences.loc[arm, ["seeds", "detectable"]]
-        if pd.isna(found["low"]):
-            verdict = "one seed: no interval"
-        elif found["low"] > 0:
-            verdict = "yes"
+        if found["low"] > 0:
+            verdict = "the NofE is better"
         elif found["high"] < 0:
-            verdict = "no, it is worse"
+            verdict = "the NofE is worse"
+        elif pd.isna(able):
+            verdict = "open: one seed"
         else:
-            verdict = f"open: {100 * able:.1f} would be found in 4 of 5 such studies"
+            verdict = f"open: up to {100 * able:.1f} points may be missed"
         rows.append([question, arm, f"{points(found)} ({seeds:.0f})", verdict])
-    head = ["question", "opponent", "NofE − opponent, points [95 %] (seeds)", "answer"]
+    head = ["against", "in the tables", "NofE − opponent, points [95 %] (seeds)", "so"]
     return markdown(head, rows)
 
 
@@ -155,12 +164,20 @@ def first_table() -> str:
             f"{first.loc[arm, 'parameters'] / 1e6:.2f} M",
             f"{first.loc[arm, 'macs'] / 1e6:.1f} M",
             f"{first.loc[arm, 'total_epochs']:.0f}",
+            f"{first.loc[arm, 'total_training_macs'] / 1e12:.0f} T",
         ]
-        for arm, found in means.sort_values("mean", ascending=False).iterrows()
+        for arm, found in ranked(table, means).iterrows()
         if arm in (*study.PRIMARY, *study.SECONDARY)
     ]
     head = ["network", "seeds", "top-1 %, mean ± 95 %", "parameters", "multiply-accumulates"]
-    return markdown([*head, "epochs in all"], rows)
+    return markdown([*head, "epochs in all", "multiply-accumulates of training"], rows)
+
+
+def ranked(table: pd.DataFrame, means: pd.DataFrame) -> pd.DataFrame:
+    """The arms' means, best first: by the difference from PAPER over the seeds that both have."""
+    wide = table.pivot(index="seed", columns="arm", values="top1")
+    order = wide.sub(wide[PAPER], axis=0).mean().sort_values(ascending=False)
+    return means.loc[order.index]
 
 
 def study_table() -> str:
@@ -170,7 +187,7 @@ def study_table() -> str:
     differences = paired_differences(table, PAPER, "top1", "arm").set_index("arm")
     first = table.groupby("arm").first()
     rows = []
-    for arm, found in means.sort_values("mean", ascending=False).iterrows():
+    for arm, found in ranked(table, means).iterrows():
         row = first.loc[arm]
         compared = ["", ""]
         if arm in differences.index:
@@ -250,7 +267,7 @@ def curves() -> pd.DataFrame:
 
 
 def conditional_table() -> str:
-    """Accuracy lost with few experts, and the time that they take."""
+    """Accuracy lost with few experts, and what that saves."""
     table = curves()
     rows = []
     for arm in dict.fromkeys(table["arm"]):
@@ -258,30 +275,62 @@ def conditional_table() -> str:
         everything = own[own["experts"] == own["experts"].max()].set_index("seed")["top1"]
         lost = own.assign(lost=own["top1"] - own["seed"].map(everything))
         means = over_seeds(lost, "lost", "experts").set_index("experts")
-        cells = [points(means.loc[m]) if m in means.index else "" for m in SHOWN_EXPERTS]
-        two = own[own["experts"] == 2]
-        of_experts = [
-            1 - ((two[f"ms_{b}"] - before) / (two[f"ms_{b}_all"] - before)).mean()
-            for b in study.BATCHES
-            for before in [two[f"ms_{b}_trunk"]]
+        cells = [points(means.loc[m]) for m in SHOWN_EXPERTS]
+        two = lost[lost["experts"] == 2]
+        gate = over_seeds(
+            two.assign(lost=two["gate_top1"] - two["top1"] + two["lost"]), "lost", "arm"
+        )
+        times = [
+            [two[f"ms_{batch}{of}"] for of in ("", "_all", "_trunk")] for batch in study.BATCHES
         ]
-        macs = 1 - (two["macs"] / two["macs_all"]).mean()
+        saved = {
+            "arithmetic": [two["macs"] / two["macs_all"]],
+            "experts": [(few - trunk) / (whole - trunk) for few, whole, trunk in times],
+            "network": [few / whole for few, whole, _ in times],
+        }
         rows.append(
             [
                 str(arm),
                 f"{own['seed'].nunique()}",
-                f"{own['experts'].max()}",
                 f"{100 * everything.mean():.2f}",
                 *cells,
-                f"{100 * macs:.0f}",
-                " / ".join(f"{100 * each:.0f}" for each in of_experts),
+                points(gate.iloc[0]),
+                *(
+                    " / ".join(f"{100 * (1 - each.median()):.0f}" for each in parts)
+                    for parts in saved.values()
+                ),
             ]
         )
-    head = ["network", "seeds", "experts", "all: top-1 %"]
-    head += [f"m = {m}: points" for m in SHOWN_EXPERTS]
+    head = ["network", "seeds", "all experts: top-1 %"]
+    head += [f"{m} of them: points" for m in SHOWN_EXPERTS]
     batches = " / ".join(map(str, study.BATCHES))
-    head += ["m = 2: arithmetic saved %", f"experts' time saved %, batch {batches}"]
+    head += ["none, the gate alone: points", "2 of them save: arithmetic %"]
+    head += [f"the experts' time %, batch {batches}", f"the whole network's time %, {batches}"]
     return markdown(head, rows)
+
+
+def precision_table() -> str:
+    """The published row in bf16 and in fp32."""
+    table = measured("cifar100_precision")
+    differences = paired_differences(table, "NofE in fp32").set_index("network")
+    rows = []
+    for _, found in over_seeds(table).iterrows():
+        name = found["network"]
+        compared = points(differences.loc[name]) if name in differences.index else ""
+        rows.append([name, f"{found['seeds']}", percent(found), compared])
+    return markdown(["network", "seeds", "top-1 %, mean ± 95 %", "minus fp32, points"], rows)
+
+
+def again_table() -> str:
+    """Runs that were trained more than once: same data, recipe and seed, but not the same bits."""
+    columns = ["run", "seed", "precision", "threads", "revision"]
+    once = measured("cifar100_precision").rename(columns={"test_accuracy": "top1"})
+    both = pd.concat([quick()[[*columns, "top1"]], once[[*columns, "top1"]]])
+    both = both[both["run"].isin(set(once["run"]) & set(quick()["run"]))]
+    how = both["precision"] + ", " + both["threads"].map(lambda n: _counted(n, "thread"))
+    wide = both.assign(how=how).pivot(index="seed", columns="how", values="top1")
+    rows = [[f"{seed}", *(f"{100 * each:.2f}" for each in row)] for seed, row in wide.iterrows()]
+    return markdown(["seed", *wide.columns], rows)
 
 
 def paper_table() -> str:
@@ -407,6 +456,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "quality": quality_table,
     "agreement": agreement_table,
     "conditional": conditional_table,
+    "precision": precision_table,
+    "again": again_table,
     "paper": paper_table,
     "glyphs": glyphs_table,
     "networks": networks_table,
@@ -424,7 +475,7 @@ def study_figure() -> Figure:
 def conditional_figure() -> Figure:
     """What a few experts do, for learned and for random specialties.
 
-    Beside them the flat networks that were trained for as many epochs in all.
+    Beside them the flat networks that were trained for as many epochs in all, with the same seeds.
     """
     table = curves()
     arms = [arm for arm in (PAPER, OWN_RANDOM) if arm in set(table["arm"])]
@@ -432,7 +483,9 @@ def conditional_figure() -> Figure:
     flat = quick()
     epochs = flat.loc[flat["arm"] == PAPER, "total_epochs"].max()
     alike = flat["specialties"].isna() & (flat["total_epochs"] == epochs)
-    return plots.plot_conditional(kept, flat[alike & flat["seed"].isin(kept["seed"])])
+    flat = flat[alike & flat["seed"].isin(kept["seed"])]
+    whole = flat.groupby("arm")["seed"].transform("nunique") == kept["seed"].nunique()
+    return plots.plot_conditional(kept, flat[whole])
 
 
 PICTURES: dict[str, Callable[[], Figure]] = {

@@ -12,6 +12,7 @@ and what that saves.
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -67,11 +68,11 @@ SECONDARY = (
     "base CNN, both budgets",
     "flat control, both budgets",
     "NofE random, learned generalist",
+    "NofE learned, generalist, flips",
 )
-"""The arms that come next: is it the specialties, or size, training time and trunk?"""
+"""The arms that come next: is it the specialties, or size, training time, trunk and flips?"""
 
 LAST = (
-    "flat control, both budgets, NofE recipe",
     "NofE random, base trunk",
     "NofE random, scratch",
     "NofE superclass pairs, learned generalist",
@@ -420,7 +421,9 @@ def paper_rows(results: Path | str = RESULTS.parent) -> pd.DataFrame:
     """Each published row beside what this code has measured so far, one row a network.
 
     Accuracies in per cent, means over `seeds`; published_epochs and epochs: of generalist + NofE
-    stage.  source: the file of `results` that the figures come from, empty where there is none yet.
+    stage; preset, rule, images_per_class: of the measured networks (the published ones are greedy,
+    and saw all images).  source: the file of `results` that the figures come from, whose first line
+    is their command; empty where there is none yet.
     """
     folder = Path(results)
     rows = []
@@ -454,15 +457,30 @@ def _measured(folder: Path, name: str) -> tuple[dict[str, Any], str]:
             stages = f"{last['total_epochs'] - last['epochs']} + {last['epochs']}"
             seeds = min(len(part) for part in parts.values())
             means = {key: 100 * part["top1"].mean() for key, part in parts.items()}
-            return {**means, "epochs": stages, "seeds": seeds}, path.name
+            recipe = {"preset": last["preset"], "rule": last["rule"], "images_per_class": "all"}
+            return {**means, "epochs": stages, "seeds": seeds, **recipe}, path.name
     path = folder / f"cifar100_{name}.csv"
     if path.is_file():
         single = pd.read_csv(path, comment="#").set_index("network")
         base, nofe = single.loc["base CNN"], single.loc["network of experts"]
         stages = f"{base['epochs']} + {nofe['epochs']}"
         accuracies = {"base": 100 * base["test_accuracy"], "nofe": 100 * nofe["test_accuracy"]}
-        return {**accuracies, "epochs": stages, "seeds": 1}, path.name
-    return {"base": np.nan, "nofe": np.nan, "epochs": "", "seeds": 0}, ""
+        return {**accuracies, "epochs": stages, "seeds": 1, **_asked(path, name)}, path.name
+    unknown = dict.fromkeys(["epochs", "preset", "rule", "images_per_class"], "")
+    return {"base": np.nan, "nofe": np.nan, "seeds": 0, **unknown}, ""
+
+
+def _asked(path: Path, name: str) -> dict[str, str]:
+    """What the command on a file's first line asked of notebook 3."""
+    with path.open(encoding="utf-8") as file:
+        words = shlex.split(file.readline())
+    asked = {words[i + 1]: words[i + 2] for i, word in enumerate(words) if word == "-p"}
+    recipes = preset(asked.get("preset", "quick"), PAPER[name]())
+    return {
+        "preset": asked.get("preset", "quick"),
+        "rule": asked.get("rule", recipes.rule),
+        "images_per_class": asked.get("train_per_class", "all"),
+    }
 
 
 def read(path: Path | str, columns: tuple[str, ...]) -> pd.DataFrame:

@@ -310,8 +310,10 @@ class Experiment:
         learned generalist's, the partition alone differs; ``its generalist`` is one that was
         trained on, or learned, that very partition.  Superclasses are more than K, or fewer, and so
         may one's own specialties be: their experts are then narrower, or wider, so that all
-        together cost the same.  What a network
-        does not admit, such as a control where widths are fixed, is left out and said.
+        together cost the same.  Where flat networks train with flips and the network of experts
+        does not, as AlexNet-Quick's published recipe has it, one with flips is there too.
+        What a network does not admit, such as a control where widths are fixed, is left out and
+        said.
         Raises InvalidInput for the rule `random`, which would make some of them the same.
         """
         scratch = self  # without a trained network there is no tail to start from
@@ -351,6 +353,10 @@ class Experiment:
             "NofE random, its generalist": self.nofe("learned", "generalist", rule="random"),
             "NofE random, learned generalist": self.nofe("random", "generalist"),
         }
+        if self.recipes.flat.flips and not self.recipes.nofe.flips:
+            learning["NofE learned, generalist, flips"] = replace(self, flips=True).nofe(
+                "learned", "generalist"
+            )
         partitions: dict[str, Callable[[], Stage]] = {
             f"NofE {each}, learned generalist": partial(self.nofe, each, "generalist")
             for each in CLUSTERED

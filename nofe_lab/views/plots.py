@@ -760,9 +760,11 @@ def plot_conditional(curves: pd.DataFrame, flat: pd.DataFrame | None = None) -> 
                 axes.fill_between(x, means["low"], means["high"], color=colours[arm], alpha=0.15)
         first = rows[rows["experts"] == rows["experts"].min()]
         alone, one = ("macs_gate_alone", "gate_top1"), ("macs", "top1")
-        across, up = ([first[a].mean(), first[b].mean()] for a, b in zip(alone, one, strict=True))
-        right.plot(across, up, color=colours[arm], linestyle=":")
-        right.plot(across[:1], up[:1], color=colours[arm], marker="o", fillstyle="none")
+        costs, accuracies = (
+            [first[a].mean(), first[b].mean()] for a, b in zip(alone, one, strict=True)
+        )
+        right.plot(costs, accuracies, color=colours[arm], linestyle=":")
+        right.plot(costs[:1], accuracies[:1], color=colours[arm], marker="o", fillstyle="none")
     left.axhline(0, color=GREY, linewidth=0.8)
     left.set(xlabel=f"experts that are run for an image, of {last}", ylabel="change in accuracy")
     left.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -393,6 +393,18 @@ def test_flat_opponents_have_the_budgets_that_they_are_named_for(tiny_experiment
     assert parts[0] > 2 * parts[2]
 
 
+def test_a_network_of_experts_with_flips_is_there_where_only_flat_ones_would_have_them(
+    tiny_experiment: Make,
+) -> None:
+    name = "NofE learned, generalist, flips"
+    opponents = tiny_experiment(preset="paper").opponents()
+    flipped, plain = opponents[name], opponents["NofE learned, generalist"]
+    assert flipped.recipe == replace(plain.recipe, flips=True)
+    assert flipped.parents["trunk"].id == plain.parents["trunk"].id
+    assert name not in tiny_experiment(preset="paper", flips=False).opponents()
+    assert name not in tiny_experiment().opponents()
+
+
 def test_a_small_control_costs_what_two_experts_and_their_gate_do(tiny_experiment: Make) -> None:
     experiment = tiny_experiment(K=4, epochs=30)
     opponents = experiment.opponents()

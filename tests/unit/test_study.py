@@ -186,7 +186,7 @@ def test_published_rows_are_beside_those_of_their_own_study_alone(tmp_path: Path
     first, *_, other = STUDIES
     rows = [
         {"study": name, "arm": arm, "seed": seed, "backbone": "alexnet_quick", "preset": "paper",
-         "top1": top1, "epochs": 10, "total_epochs": 18}
+         "rule": "optimal", "top1": top1, "epochs": 10, "total_epochs": 18}
         for name, arm, seed, top1 in (
             (first, "base CNN", 0, 0.4),
             (first, "NofE learned, generalist", 0, 0.5),
@@ -201,6 +201,14 @@ def test_published_rows_are_beside_those_of_their_own_study_alone(tmp_path: Path
     assert (row["base"], row["nofe"], row["seeds"]) == (40, pytest.approx(55), 1)
     assert (row["epochs"], row["published_epochs"]) == ("8 + 10", "8 + 10")
     assert found.loc["vgg11_c100", "source"] == ""
+
+
+def test_published_rows_say_what_was_asked_for_here() -> None:
+    found = paper_rows().set_index("network")[["preset", "rule", "images_per_class"]]
+    assert list(found.loc["alexnet_quick"]) == ["paper", "optimal", "all"]
+    assert list(found.loc["alexnet_c100"]) == ["paper", "greedy", "all"]
+    assert list(found.loc["vgg11_c100"]) == ["quick", "optimal", "40"]
+    assert list(found.loc["alexnet_imagenet"]) == ["", "", ""]
 
 
 def test_the_superclasses_in_pairs_are_ten_tens() -> None:
