@@ -81,19 +81,18 @@ FLIPS = f"{PAPER}, flips"
 """The same network, trained with flips in its second stage too."""
 
 QUESTIONS = {
-    (PAPER, OWN_RANDOM): "**primary:** learned specialties on their generalist's trunk, against "
-    "random ones on the trunk of theirs",
-    (PAPER, "NofE random, learned generalist"): "... the partition alone: on one trunk",
+    (PAPER, OWN_RANDOM): "**primary:** random specialties, on the trunk of their own generalist",
+    (PAPER, "NofE random, learned generalist"): "... on the same trunk",
     (PAPER, "base CNN"): "its base CNN, trained for 10 epochs (the NofE: 8 + 10)",
     (PAPER, "base CNN, both budgets"): "... for 18",
     (PAPER, "flat control"): "one flat branch of the experts' depth, parameters and arithmetic, "
     "10 epochs from scratch",
     (PAPER, "flat control, both budgets"): "... 18 epochs from scratch",
     (PAPER, "flat control, generalist"): "... 8 + 10 epochs, on the same generalist's trunk",
-    (FLIPS, "flat control, both budgets"): "**with mirrored images in both stages**, against one "
+    (FLIPS, "flat control, both budgets"): "**with mirrored images in both of its stages:** one "
     "flat branch, 18 epochs from scratch",
-    (TWO, "small flat control, both budgets"): "**two of ten experts**, against one flat branch of "
-    "*their* arithmetic, 18 epochs from scratch",
+    (TWO, "small flat control, both budgets"): "**with two of its ten experts** (and 10 epochs of "
+    "a gate, seed 0 left out): one flat branch of *their* arithmetic, 18 epochs from scratch",
     (TWO, "small flat control, generalist"): "... 8 + 10 epochs, on the same generalist's trunk",
 }
 """What each opponent is to the network of experts, with all of its experts or with two."""
@@ -134,7 +133,8 @@ def answer() -> str:
     for (nofe, arm), question in QUESTIONS.items():
         differences = of.get(nofe)
         if differences is None or arm not in differences.index:
-            rows.append([question, arm, "not measured yet", ""])
+            known = {nofe, arm} <= set(table["arm"])
+            rows.append([question, arm, "no common seed yet" if known else "not measured yet", ""])
             continue
         found = -differences.loc[arm, ["mean", "high", "low"]].set_axis(["mean", "low", "high"])
         seeds, able = differences.loc[arm, ["seeds", "detectable"]]
@@ -147,7 +147,8 @@ def answer() -> str:
         else:
             verdict = f"open: up to {100 * able:.1f} points may be missed"
         rows.append([question, arm, f"{points(found)} ({seeds:.0f})", verdict])
-    head = ["against", "in the tables", "NofE − opponent, points [95 %] (seeds)", "so"]
+    head = ["the NofE compared with", "in the tables", "NofE − it, points [95 %] (seeds)"]
+    head += ["verdict"]
     return markdown(head, rows)
 
 
@@ -275,7 +276,7 @@ def conditional_table() -> str:
         everything = own[own["experts"] == own["experts"].max()].set_index("seed")["top1"]
         lost = own.assign(lost=own["top1"] - own["seed"].map(everything))
         means = over_seeds(lost, "lost", "experts").set_index("experts")
-        cells = [points(means.loc[m]) for m in SHOWN_EXPERTS]
+        cells = [points(means.loc[m]) if m in means.index else "" for m in SHOWN_EXPERTS]
         two = lost[lost["experts"] == 2]
         gate = over_seeds(
             two.assign(lost=two["gate_top1"] - two["top1"] + two["lost"]), "lost", "arm"
@@ -292,6 +293,7 @@ def conditional_table() -> str:
             [
                 str(arm),
                 f"{own['seed'].nunique()}",
+                f"{own['experts'].max()}",
                 f"{100 * everything.mean():.2f}",
                 *cells,
                 points(gate.iloc[0]),
@@ -301,7 +303,7 @@ def conditional_table() -> str:
                 ),
             ]
         )
-    head = ["network", "seeds", "all experts: top-1 %"]
+    head = ["network", "seeds", "experts", "all of them: top-1 %"]
     head += [f"{m} of them: points" for m in SHOWN_EXPERTS]
     batches = " / ".join(map(str, study.BATCHES))
     head += ["none, the gate alone: points", "2 of them save: arithmetic %"]
@@ -323,13 +325,15 @@ def precision_table() -> str:
 
 def again_table() -> str:
     """Runs that were trained more than once: same data, recipe and seed, but not the same bits."""
-    columns = ["run", "seed", "precision", "threads", "revision"]
     once = measured("cifar100_precision").rename(columns={"test_accuracy": "top1"})
-    both = pd.concat([quick()[[*columns, "top1"]], once[[*columns, "top1"]]])
+    parts = {"study": quick(), "notebook 6": once}
+    both = pd.concat([part.assign(made=name) for name, part in parts.items()])
     both = both[both["run"].isin(set(once["run"]) & set(quick()["run"]))]
-    how = both["precision"] + ", " + both["threads"].map(lambda n: _counted(n, "thread"))
+    threads = both["threads"].map(lambda n: _counted(n, "thread"))
+    how = both["made"] + ": " + both["precision"] + ", " + threads
     wide = both.assign(how=how).pivot(index="seed", columns="how", values="top1")
-    rows = [[f"{seed}", *(f"{100 * each:.2f}" for each in row)] for seed, row in wide.iterrows()]
+    cells = (100 * wide).map(lambda each: "" if pd.isna(each) else f"{each:.2f}")
+    rows = [[f"{seed}", *row] for seed, row in cells.iterrows()]
     return markdown(["seed", *wide.columns], rows)
 
 

@@ -68,9 +68,19 @@ SECONDARY = (
     "base CNN, both budgets",
     "flat control, both budgets",
     "NofE random, learned generalist",
-    "NofE learned, generalist, flips",
 )
-"""The arms that come next: is it the specialties, or size, training time, trunk and flips?"""
+"""The arms that come next: is it the specialties, or size, training time and trunk?"""
+
+TERTIARY = (
+    "NofE learned, generalist, flips",
+    "small flat control, both budgets",
+    "small flat control, generalist",
+    "flat control, both budgets, NofE recipe",
+)
+"""Then: is it the flips, and would a flat network of two experts' cost do what two experts do?"""
+
+OTHERS = ()
+"""Stands for the arms that are named nowhere else."""
 
 LAST = (
     "NofE random, base trunk",
@@ -100,21 +110,19 @@ class Study:
     seeds: int
     arms: tuple[str, ...] | None = None
     """The names of opponents; None: all of them."""
-    tiers: tuple[tuple[str, ...], ...] = (PRIMARY, SECONDARY)
-    """Those that come first, each of them with every seed, and those that come next."""
-    last: tuple[str, ...] = LAST
-    """Those that come when all others have every seed."""
+    tiers: tuple[tuple[str, ...], ...] = (PRIMARY, SECONDARY, TERTIARY, OTHERS, LAST)
+    """Their order: a tier comes when those before it have every seed."""
 
     def rows(self, opponents: Iterable[str]) -> list[tuple[str, int]]:
         """(arm, seed) of every row, in the order of the queue."""
         arms = list(self.arms or opponents)
-        known = {arm for tier in (*self.tiers, self.last) for arm in tier}
+        known = {arm for tier in self.tiers for arm in tier}
         others = [arm for arm in arms if arm not in known]
         return [
             (arm, seed)
-            for tier in (*self.tiers, others, self.last)
+            for tier in self.tiers
             for seed in range(self.seeds)
-            for arm in tier
+            for arm in tier or others
             if arm in arms
         ]
 
@@ -241,14 +249,21 @@ class Queue:
         return row is not None
 
     def commit(self) -> None:
-        """Commit the tables, and nothing else, to the git repository that they are in."""
-        last = self.table.iloc[-1]
+        """Commit the tables, and nothing else, to the git repository that they are in.
+
+        Does nothing if they are as they were: a row may have diverged.
+        """
         paths = [path.resolve() for path in (self.results, self.conditional) if path.exists()]
+        if not paths:
+            return
         git = ["git", "-C", str(paths[0].parent)]
-        message = f"Study: {last['arm']}, seed {last['seed']}"
         names = [str(path) for path in paths]
         subprocess.run([*git, "add", *names], check=True)
-        subprocess.run([*git, "commit", "--quiet", "-m", message, "--", *names], check=True)
+        staged = subprocess.run([*git, "diff", "--cached", "--quiet", "--", *names])
+        if staged.returncode:
+            last = self.table.iloc[-1]
+            message = f"Study: {last['arm']}, seed {last['seed']}"
+            subprocess.run([*git, "commit", "--quiet", "-m", message, "--", *names], check=True)
 
     def _add(self, study: Study, arm: str, seed: int) -> None:
         experiment = study.make(self.runs_dir).with_seed(seed)
@@ -335,8 +350,9 @@ def few_experts(experiment: Experiment, stage: NofEStage) -> pd.DataFrame:
 
     One row a number of experts: top1, top5, nll, found (see `conditional`), multiply-accumulates of
     an image with trunk and gate, and milliseconds an image of `predict`, at batches of BATCHES;
-    under "all" those of the network as it is, without a gate, under "trunk" those before the
-    experts, and under "gate alone" those of the gate in place of the network.
+    under "all" those of the network as it is, without a gate, and under "trunk" those before the
+    experts.  gate_top1, macs_gate_alone: of the gate's own answers, without any expert;
+    gate_epochs, gate_training_macs, gate_seconds: of its training, beyond the network's.
     """
     gate_stage = experiment.gate(stage)
     (run,) = experiment.run(gate_stage)
@@ -447,7 +463,8 @@ def _measured(folder: Path, name: str) -> tuple[dict[str, Any], str]:
     """What is known of a published network: the study's rows, else a single run's."""
     path = folder / RESULTS.name
     if path.is_file():
-        table = read(path, ("study", "arm", "seed", "top1"))
+        needed = ("backbone", "preset", "rule", "epochs", "total_epochs")
+        table = read(path, (*KEYS, "top1", *needed))
         arms = {"base": "base CNN", "nofe": "NofE learned, generalist"}
         first = table["study"] == next(iter(STUDIES))  # others have another K, or other images
         rows = table[first & (table["backbone"] == name)]

@@ -50,7 +50,7 @@ from nofe_lab.training import Listener
 GATE_EPOCHS = 10
 """The longest training of a gate."""
 
-SMALL = 3
+TWO_AND_GATE = 3
 """Experts that a small flat control is as expensive as: the two that are run, and the gate."""
 
 
@@ -305,7 +305,7 @@ class Experiment:
         Flat ones: the base CNN, and the control that is as deep and as large as the network of
         experts, each with the NofE stage's epochs, both stages' epochs, and both stages'
         arithmetic; and the control on the generalist's trunk.  A *small* control has a branch as
-        expensive as two experts and the gate that chooses them.
+        expensive as two experts and the gate that chooses them (K > 3).
         Networks of experts, named by the specialties and then the trunk.  Where the trunk is the
         learned generalist's, the partition alone differs; ``its generalist`` is one that was
         trained on, or learned, that very partition.  Superclasses are more than K, or fewer, and so
@@ -336,12 +336,12 @@ class Experiment:
             "flat control, equal arithmetic": partial(self.control, "arithmetic"),
             "flat control, generalist": partial(self.control, trunk="generalist"),
         }
-        if self.K > SMALL:
+        if self.K > TWO_AND_GATE:
             controls["small flat control, both budgets"] = partial(
-                self.control, "total", experts=SMALL
+                self.control, "total", experts=TWO_AND_GATE
             )
             controls["small flat control, generalist"] = partial(
-                self.control, trunk="generalist", experts=SMALL
+                self.control, trunk="generalist", experts=TWO_AND_GATE
             )
         if self.recipes.nofe != self.recipes.flat:
             controls["flat control, both budgets, NofE recipe"] = partial(

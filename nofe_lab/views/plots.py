@@ -722,8 +722,9 @@ def plot_front(
     ]
     names = ["flat network", "network of experts"]
     names += [f"more accurate than all that cost no more (to {SAME_COST:.0%})"]
-    handles += [Line2D([], [], color=LIGHT, linewidth=2)]
-    names += ["interval over seeds (95 %)"]
+    if means["low"].notna().any():
+        handles += [Line2D([], [], color=LIGHT, linewidth=2)]
+        names += ["interval over seeds (95 %)"]
     figure.legend(handles, names, loc="upper left", ncols=4)
     # intervals of two seeds are many times as wide as the differences: they may leave the picture
     low, high = means["mean"].min(), means["mean"].max()
@@ -777,11 +778,12 @@ def plot_conditional(curves: pd.DataFrame, flat: pd.DataFrame | None = None) -> 
     if flat is not None and len(flat):
         points = over_seeds(flat, "top1", "arm").set_index("arm")
         points["macs"] = flat.groupby("arm")["macs"].mean()
-        for point, marker in zip(points.reset_index().itertuples(), "sD^vPX*hd<>", strict=False):
-            right.scatter(point.macs, point.mean, 36, color=DARK, marker=marker, zorder=3)
-            right.vlines(point.macs, point.low, point.high, color=GREY, linewidth=1.2, zorder=2)
+        for marker, (name, point) in zip("sD^vPX*hd<>", points.iterrows(), strict=False):
+            right.scatter(point["macs"], point["mean"], 36, color=DARK, marker=marker, zorder=3)
+            if point["seeds"] > 1:
+                right.vlines(point["macs"], point["low"], point["high"], color=GREY, zorder=2)
             handles.append(Line2D([], [], color=DARK, marker=marker, linestyle=""))
-            names.append(_fit(str(point.arm), 3.0, 8))
+            names.append(_fit(str(name), 3.0, 8))
     for axes in (left, right):
         axes.yaxis.set_major_formatter(FuncFormatter(_percent))
         axes.grid(alpha=0.4)

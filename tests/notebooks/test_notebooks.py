@@ -158,6 +158,7 @@ def test_names_that_are_html_are_shown_and_not_run(number: str, tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("data/runs")  # the only test that trains there, and clears up behind it
 @pytest.mark.parametrize("where", ["notebooks", "root", "elsewhere"])
 def test_03_works_from_anywhere_and_keeps_runs_in_one_place(where: str, tmp_path: Path) -> None:
     root = NOTEBOOKS[0].parents[1]

@@ -12,11 +12,15 @@ import pytest
 from nofe_lab import Experiment, InvalidInput, Specialties
 from nofe_lab.__main__ import main
 from nofe_lab.study import (
+    FEW,
+    GATED,
     LAST,
+    OTHERS,
     PAIRS,
     PRIMARY,
     SECONDARY,
     STUDIES,
+    TERTIARY,
     Queue,
     Study,
     paper_rows,
@@ -32,7 +36,7 @@ def queue(
     tiny_experiment: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[], Queue]:
     """Makes the queue of a toy study, as a new process would."""
-    study = Study("toy", lambda _: tiny_experiment(), 2, ARMS, (ARMS[:1] + ARMS[2:],))
+    study = Study("toy", lambda _: tiny_experiment(), 2, ARMS, (ARMS[:1] + ARMS[2:], OTHERS))
     monkeypatch.setattr("nofe_lab.study.STUDIES", {"toy": study})
     return lambda: Queue(None, tmp_path / "study.csv", tmp_path / "conditional.csv")
 
@@ -59,8 +63,13 @@ def test_arms_that_only_explain_others_wait_for_every_seed_of_those() -> None:
     study = next(iter(STUDIES.values()))
     rows = study.rows([*LAST, "another", *SECONDARY, *PRIMARY])
     seeds = range(study.seeds)
-    tiers = (PRIMARY, SECONDARY, ("another",), LAST)
+    tiers = (PRIMARY, SECONDARY, ("another",), LAST)  # in the order of the lists, not as given
     assert rows == [(arm, seed) for tier in tiers for seed in seeds for arm in tier]
+
+
+def test_every_name_is_an_opponent_s(tiny_experiment: Callable[..., Experiment]) -> None:
+    known = {*tiny_experiment(K=4, preset="paper").opponents(), LAST[-1]}
+    assert {*PRIMARY, *SECONDARY, *TERTIARY, *LAST, *GATED, *FEW} <= known
 
 
 def test_a_row_holds_what_was_measured(
@@ -178,6 +187,7 @@ def test_a_row_that_diverges_is_passed_by(
     with monkeypatch.context() as patch:
         patch.setattr("nofe_lab.study.measured", diverge)
         assert made.work()
+        made.commit()  # nothing, and that is no error
     assert "base CNN, seed 0: no row (training has diverged.)" in capsys.readouterr().out
     assert next(made.missing())[1:] == ("NofE learned, generalist", 0)
 

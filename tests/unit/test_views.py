@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from ipywidgets.widgets.widget import _remove_buffers
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
@@ -339,7 +340,23 @@ def test_few_experts_are_drawn_against_all_of_them() -> None:
     assert np.allclose(right.lines[0].get_xdata(), [1e6, 2e6, 3e6, 4e6])
     alone = right.lines[1]
     assert np.allclose(alone.get_xydata(), [[1e5, 0.3], [1e6, 0.4]])
-    assert len(right.collections) >= 2  # the flat networks' points
+    assert len(right.collections) == 2 + 2 * 2  # bands; a point and a bar for each flat network
+    points = [each for each in right.collections if isinstance(each, PathCollection)]
+    assert np.allclose(points[0].get_offsets(), [[1e6, 0.41]])
+    assert np.allclose(points[1].get_offsets(), [[2e6, 0.42]])
+
+
+def test_one_seed_is_drawn_without_intervals() -> None:
+    rows = [
+        {"arm": "a", "seed": 0, "experts": m, "top1": 0.5 - 0.1 / m, "macs": 1e6 * m}
+        | {"gate_top1": 0.3, "macs_gate_alone": 1e5}
+        for m in (1, 2)
+    ]
+    table = study_rows().query("seed == 0")
+    flat = table.rename(columns={"network": "arm", "test_accuracy": "top1"}).head(2)
+    assert render(plots.plot_conditional(pd.DataFrame(rows), flat))
+    assert not any("interval" in text for text in render(plots.plot_front(table)))
+    assert any("interval" in text for text in render(plots.plot_front(study_rows())))
 
 
 # --- widgets
