@@ -28,6 +28,7 @@ FILES = ("README.md", "docs/results.md", "docs/widgets.md")
 PAPER = "NofE learned, generalist"
 """The paper's network (with the exact rule), which all others are compared with."""
 OWN_RANDOM = "NofE random, its generalist"
+OTHER_RANDOM = "NofE random, learned generalist"
 SHOWN_EXPERTS = (2, 1)
 CHOSEN_ON = 0
 """The seed on which the gate was chosen."""
@@ -82,7 +83,9 @@ FLIPS = f"{PAPER}, flips"
 
 QUESTIONS = {
     (PAPER, OWN_RANDOM): "**primary:** random specialties, on the trunk of their own generalist",
-    (PAPER, "NofE random, learned generalist"): "... on the same trunk",
+    (PAPER, OTHER_RANDOM): "... on the same trunk",
+    (OTHER_RANDOM, OWN_RANDOM): "... the trunk alone: random ones on the paper's network's trunk, "
+    "compared with random ones on their own generalist's",
     (PAPER, "base CNN"): "its base CNN, trained for 10 epochs (the NofE: 8 + 10)",
     (PAPER, "base CNN, both budgets"): "... for 18",
     (PAPER, "flat control"): "one flat branch of the experts' depth, parameters and arithmetic, "
@@ -126,7 +129,7 @@ def answer() -> str:
     table = pd.concat([quick(), two])
     of = {
         each: paired_differences(table, each, "top1", "arm").set_index("arm")
-        for each in (PAPER, FLIPS, TWO)
+        for each in dict.fromkeys(nofe for nofe, _ in QUESTIONS)
         if each in set(table["arm"])
     }
     rows = []
