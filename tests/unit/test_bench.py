@@ -28,6 +28,8 @@ from nofe_lab.bench import (
 from nofe_lab.machine import Machine
 from nofe_lab.networks.counting import count_macs
 
+pytestmark = pytest.mark.xdist_group("bench")  # half a minute is measured once, for all of them
+
 COLUMNS = {
     *("name", "network", "K", "batch", "precision", "device"),
     *("ratio", "ours_s", "theirs_s", "hardware", "torch", "date"),
