@@ -58,9 +58,13 @@ def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def points(found: pd.Series) -> str:
     """A difference with its interval, in points."""
-    if pd.isna(found["low"]):
-        return f"{100 * found['mean']:+.2f}"
-    return f"{100 * found['mean']:+.2f} [{100 * found['low']:+.2f}, {100 * found['high']:+.2f}]"
+    return between(found, 2, 100)
+
+
+def between(found: pd.Series, digits: int, unit: float) -> str:
+    """A difference with its interval, `unit` times what it is, with so many digits."""
+    mean, low, high = (f"{unit * found[name]:+.{digits}f}" for name in ("mean", "low", "high"))
+    return mean if pd.isna(found["low"]) else f"{mean} [{low}, {high}]"
 
 
 def percent(found: pd.Series) -> str:
@@ -142,9 +146,9 @@ def answer() -> str:
         found = -differences.loc[arm, ["mean", "high", "low"]].set_axis(["mean", "low", "high"])
         seeds, able = differences.loc[arm, ["seeds", "detectable"]]
         if found["low"] > 0:
-            verdict = "the NofE is better"
+            verdict = "better"
         elif found["high"] < 0:
-            verdict = "the NofE is worse"
+            verdict = "worse"
         elif pd.isna(able):
             verdict = "open: one seed"
         else:
@@ -220,6 +224,10 @@ def quality_table() -> str:
     """Every arm: what else than top-1 was measured, means over the seeds."""
     table = quick()
     means = table.groupby("arm", sort=False).mean(numeric_only=True)
+    differences = {
+        name: paired_differences(table, PAPER, name, "arm").set_index("arm")
+        for name in ("nll", "calibration_error")
+    }
     columns = {
         "top5": "top-5 %",
         "nll": "negative log-likelihood",
@@ -240,15 +248,21 @@ def quality_table() -> str:
             digits = 0 if "seconds" in name else 3 if name == "nll" else 1
             shown = value if plain else 100 * value
             cells.append("" if pd.isna(value) else f"{shown:.{digits}f}")
-        rows.append([str(arm), *cells])
-    return markdown(["network", *columns.values()], rows)
+        compared = []
+        for name, digits, unit in (("nll", 3, 1), ("calibration_error", 1, 100)):
+            found = differences[name].loc[arm] if arm != PAPER else None
+            compared.append("" if found is None else between(found, digits, unit))
+        rows.append([str(arm), *cells, *compared])
+    head = ["network", *columns.values(), f"negative log-likelihood − that of {PAPER} [95 %]"]
+    return markdown([*head, "calibration error − its, points"], rows)
 
 
 def agreement_table() -> str:
     """How alike the maps of different seeds are, for every arm that makes its own."""
     table = quick()
     own = table["arm"].str.removeprefix("NofE ").str.split(" |,", regex=True).str[0].isin(LEARNERS)
-    same = table["arm"].str.contains("random generalist|base trunk|scratch")  # maps of another arm
+    maps_of_another_arm = "random generalist|base trunk|scratch|flips"
+    same = table["arm"].str.contains(maps_of_another_arm)
     found = study.agreement(table[own & ~same])
     rows = [
         [row.arm, f"{row.pairs}", f"{row.ari:.2f}", f"{row.nmi:.2f}", f"{row.chance_nmi:.2f}"]

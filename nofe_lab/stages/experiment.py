@@ -212,7 +212,7 @@ class Experiment:
         is trained as the network of experts is.  recipe: ``flat``, or ``nofe``'s from scratch too.
         experts: as expensive as so many of them, instead of all.
         """
-        K = self.K if experts is None else experts
+        K = self.K if experts is None else whole_number("experts", experts, 1, self.K)
         network = FlatControl(self._backbone, K, self.branch_width)
         return self._flat(network, budget, trunk, recipe)
 

@@ -127,14 +127,14 @@ def test_verdicts_are_those_of_the_differences(
         for line, (nofe, _) in zip(lines, tables.QUESTIONS, strict=True)
         if nofe == tables.PAPER
     }
-    assert found[tables.OWN_RANDOM] == ["+2.00 [+1.75, +2.25] (3)", "the NofE is better"]
-    assert found["base CNN"] == ["-2.00 [-2.25, -1.75] (3)", "the NofE is worse"]
+    assert found[tables.OWN_RANDOM] == ["+2.00 [+1.75, +2.25] (3)", "better"]
+    assert found["base CNN"] == ["-2.00 [-2.25, -1.75] (3)", "worse"]
     assert found["flat control"][0] == "-0.03 [-5.00, +4.94] (3)"
     assert re.fullmatch(r"open: up to \d\.\d points may be missed", found["flat control"][1])
     assert found["flat control, both budgets"] == ["-1.00 (1)", "open: one seed"]
     assert found["base CNN, both budgets"] == ["not measured yet"]
     (small,) = (line for line in lines if line[1].strip() == "small flat control, both budgets")
-    assert small[2:] == ["-4.00 [-4.00, -4.00] (2)", "the NofE is worse"]
+    assert small[2:] == ["-4.00 [-4.00, -4.00] (2)", "worse"]
 
 
 def test_every_table_and_picture_is_shown(tables: ModuleType) -> None:

@@ -418,6 +418,8 @@ def test_a_small_control_costs_what_two_experts_and_their_gate_do(tiny_experimen
     spent = count_macs(small.untrained_network(), network.input_shape)
     assert spent == pytest.approx(few, rel=0.02)
     assert not any(name.startswith("small") for name in tiny_experiment(K=3).opponents())
+    with pytest.raises(InvalidInput, match="experts must be a whole number from 1 to 4; got 5"):
+        experiment.control(experts=5)
 
 
 def test_the_control_on_the_generalist_s_trunk_begins_with_it(tiny_experiment: Make) -> None:
