@@ -73,11 +73,13 @@ SECONDARY = (
 
 TERTIARY = (
     "NofE learned, generalist, flips",
+    "flat control, base trunk",
     "small flat control, both budgets",
     "small flat control, generalist",
     "flat control, both budgets, NofE recipe",
 )
-"""Then: is it the flips, and would a flat network of two experts' cost do what two experts do?"""
+"""Then: is it the flips, or the base CNN's trunk, and would a flat network of two experts' cost do
+what two experts do?"""
 
 OTHERS = ()
 """Stands for the arms that are named nowhere else."""
