@@ -142,8 +142,12 @@ FEW = (
     "flat control, generalist",
     "small flat control, both budgets",
     *NARROW,
+    "base CNN, equal arithmetic",
+    "flat control, base trunk",
+    "NofE learned, base trunk",
+    "NofE random, base trunk",
 )
-"""Those, and how far size, depth and training time explain."""
+"""Those, and how far size, depth, training time and trunk explain."""
 
 
 def _quick(runs_dir: str | None, dataset: str = CIFAR100, **changes: Any) -> Experiment:

@@ -371,7 +371,7 @@ def test_ones_own_specialties_are_one_more_opponent(tiny_experiment: Make, tmp_p
 
 def test_opponents_differ_in_specialties_and_trunk_alone(tiny_experiment: Make) -> None:
     opponents = tiny_experiment(epochs=30).opponents()
-    assert len({stage.id for stage in opponents.values()}) == len(opponents) == 20
+    assert len({stage.id for stage in opponents.values()}) == len(opponents) == 21
     nofes = [stage for stage in opponents.values() if isinstance(stage, NofEStage)]
     assert len(nofes) == 13
     assert len({(stage.recipe, stage.network_config, stage.seed, stage.K) for stage in nofes}) == 1
