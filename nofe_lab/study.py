@@ -73,11 +73,13 @@ SECONDARY = (
 
 TERTIARY = (
     "NofE learned, generalist, flips",
+    "flat control, base trunk",
     "small flat control, both budgets",
     "small flat control, generalist",
     "flat control, both budgets, NofE recipe",
 )
-"""Then: is it the flips, and would a flat network of two experts' cost do what two experts do?"""
+"""Then: is it the flips, or the base CNN's trunk, and would a flat network of two experts' cost do
+what two experts do?"""
 
 OTHERS = ()
 """Stands for the arms that are named nowhere else."""
@@ -140,8 +142,12 @@ FEW = (
     "flat control, generalist",
     "small flat control, both budgets",
     *NARROW,
+    "base CNN, equal arithmetic",
+    "flat control, base trunk",
+    "NofE learned, base trunk",
+    "NofE random, base trunk",
 )
-"""Those, and how far size, depth and training time explain."""
+"""Those, and how far size, depth, training time and trunk explain."""
 
 
 def _quick(runs_dir: str | None, dataset: str = CIFAR100, **changes: Any) -> Experiment:

@@ -304,8 +304,8 @@ class Experiment:
         own: a partition of the user's, or the path of its .json file, as one more.
         Flat ones: the base CNN, and the control that is as deep and as large as the network of
         experts, each with the NofE stage's epochs, both stages' epochs, and both stages'
-        arithmetic; and the control on the generalist's trunk.  A *small* control has a branch as
-        expensive as two experts and the gate that chooses them (K > 3).
+        arithmetic; and the control on the trunks that networks of experts start from.  A *small*
+        control has a branch as expensive as two experts and the gate that chooses them (K > 3).
         Networks of experts, named by the specialties and then the trunk.  Where the trunk is the
         learned generalist's, the partition alone differs; ``its generalist`` is one that was
         trained on, or learned, that very partition.  Superclasses are more than K, or fewer, and so
@@ -335,6 +335,7 @@ class Experiment:
             "flat control, both budgets": partial(self.control, "total"),
             "flat control, equal arithmetic": partial(self.control, "arithmetic"),
             "flat control, generalist": partial(self.control, trunk="generalist"),
+            "flat control, base trunk": partial(self.control, trunk="base"),
         }
         if self.K > TWO_AND_GATE:
             controls["small flat control, both budgets"] = partial(

@@ -371,7 +371,7 @@ def test_ones_own_specialties_are_one_more_opponent(tiny_experiment: Make, tmp_p
 
 def test_opponents_differ_in_specialties_and_trunk_alone(tiny_experiment: Make) -> None:
     opponents = tiny_experiment(epochs=30).opponents()
-    assert len({stage.id for stage in opponents.values()}) == len(opponents) == 20
+    assert len({stage.id for stage in opponents.values()}) == len(opponents) == 21
     nofes = [stage for stage in opponents.values() if isinstance(stage, NofEStage)]
     assert len(nofes) == 13
     assert len({(stage.recipe, stage.network_config, stage.seed, stage.K) for stage in nofes}) == 1
@@ -422,11 +422,16 @@ def test_a_small_control_costs_what_two_experts_and_their_gate_do(tiny_experimen
         experiment.control(experts=5)
 
 
-def test_the_control_on_the_generalist_s_trunk_begins_with_it(tiny_experiment: Make) -> None:
+@pytest.mark.parametrize("trunk", ["generalist", "base"])
+def test_the_control_on_another_stage_s_trunk_begins_with_it(
+    tiny_experiment: Make, trunk: str
+) -> None:
     experiment = tiny_experiment(learning_rate=1e-9)
-    control = experiment.control(trunk="generalist")
-    run, generalist = experiment.run(control, experiment.generalist())
-    trunks = [part_of(each, "trunk") for each in (run, generalist)]
+    control = experiment.opponents()[f"flat control, {'base trunk' * (trunk == 'base') or trunk}"]
+    assert control.recipe == experiment.nofe("random", trunk).recipe
+    assert control.parents["trunk"].id == experiment.nofe("random", trunk).parents["trunk"].id
+    run, before = experiment.run(control, control.parents["trunk"])
+    trunks = [part_of(each, "trunk") for each in (run, before)]
     for name, tensor in trunks[0].items():
         assert torch.allclose(tensor, trunks[1][name], atol=1e-6)
 
