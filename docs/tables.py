@@ -29,6 +29,8 @@ PAPER = "NofE learned, generalist"
 """The paper's network (with the exact rule), which all others are compared with."""
 OWN_RANDOM = "NofE random, its generalist"
 OTHER_RANDOM = "NofE random, learned generalist"
+BASE_TRUNK = "NofE learned, base trunk"
+"""The same specialties on the trunk of a base CNN."""
 SHOWN_EXPERTS = (2, 1)
 CHOSEN_ON = 0
 """The seed on which the gate was chosen."""
@@ -85,24 +87,43 @@ TWO = f"{PAPER}, two experts"
 FLIPS = f"{PAPER}, flips"
 """The same network, trained with flips in its second stage too."""
 
-QUESTIONS = {
+QUESTIONS: dict[tuple[str, str], str] = {
     (PAPER, OWN_RANDOM): "**primary:** random specialties, on the trunk of their own generalist",
     (PAPER, OTHER_RANDOM): "... on the same trunk",
     (OTHER_RANDOM, OWN_RANDOM): "... the trunk alone: random ones on the paper's network's trunk, "
     "compared with random ones on their own generalist's",
+    ("NofE learned, random generalist", OWN_RANDOM): "... the partition alone, both on the trunk "
+    "of the random one's generalist",
     (PAPER, "base CNN"): "its base CNN, trained for 10 epochs (the NofE: 8 + 10)",
     (PAPER, "base CNN, both budgets"): "... for 18",
+    (
+        PAPER,
+        "base CNN, equal arithmetic",
+    ): "... for 32, as much arithmetic as the NofE's two stages",
     (PAPER, "flat control"): "one flat branch of the experts' depth, parameters and arithmetic, "
     "10 epochs from scratch",
     (PAPER, "flat control, both budgets"): "... 18 epochs from scratch",
     (PAPER, "flat control, generalist"): "... 8 + 10 epochs, on the same generalist's trunk",
     (FLIPS, "flat control, both budgets"): "**with mirrored images in both of its stages:** one "
     "flat branch, 18 epochs from scratch",
-    (TWO, "small flat control, both budgets"): "**with two of its ten experts** (and 10 epochs of "
-    "a gate, seed 0 left out): one flat branch of *their* arithmetic, 18 epochs from scratch",
-    (TWO, "small flat control, generalist"): "... 8 + 10 epochs, on the same generalist's trunk",
+    (BASE_TRUNK, PAPER): "**on the trunk of a base CNN (8 + 10 epochs), with the same "
+    "specialties:** the paper's network, on its generalist's trunk",
+    (BASE_TRUNK, "NofE random, base trunk"): "... random specialties on that trunk",
+    ("NofE random, base trunk", OTHER_RANDOM): "... the trunk alone: random specialties on it, "
+    "compared with random ones on the paper's network's trunk",
+    (BASE_TRUNK, "flat control, base trunk"): "... one flat branch on that trunk",
+    (BASE_TRUNK, "flat control, both budgets"): "... one flat branch, 18 epochs from scratch",
+    (BASE_TRUNK, "base CNN, equal arithmetic"): "... its base CNN, trained for 32 epochs",
 }
-"""What each opponent is to the network of experts, with all of its experts or with two."""
+"""What each opponent is to the network of experts."""
+
+FEW_QUESTIONS: dict[tuple[str, str], str] = {
+    (TWO, "small flat control, both budgets"): "one flat branch of their arithmetic, 18 epochs "
+    "from scratch",
+    (TWO, "small flat control, generalist"): "... 8 + 10 epochs, on the same generalist's trunk",
+    (TWO, "base CNN, equal arithmetic"): "its base CNN, which is smaller still, 32 epochs",
+}
+"""What each opponent is to the network of experts of which two are run."""
 
 
 def lead() -> str:
@@ -117,8 +138,10 @@ def lead() -> str:
     return (
         f"Network of experts {mean(PAPER)}, base CNN {mean('base CNN')} (published: {nofe} and "
         f"{base}). But the base CNN reaches {mean('base CNN, both budgets')} when it is trained "
-        f"for as many epochs as the NofE's two stages, and one flat branch of the experts' depth, "
-        f"size and arithmetic {mean('flat control, both budgets')}."
+        f"for as many epochs as the NofE's two stages and {mean('base CNN, equal arithmetic')} for "
+        f"as much arithmetic, and one flat branch of the experts' depth, size and arithmetic "
+        f"{mean('flat control, both budgets')}. The best experts, {mean(BASE_TRUNK)}, stand on the "
+        f"trunk of an ordinary base CNN."
     )
 
 
@@ -128,16 +151,25 @@ def _counted(n: int, what: str) -> str:
 
 def answer() -> str:
     """What each opponent is, and what the seeds so far say."""
+    return compared(quick(), QUESTIONS)
+
+
+def few_answer() -> str:
+    """The same where two experts are run."""
     few = curves()
     two = few[(few["arm"] == PAPER) & (few["experts"] == 2)].assign(arm=TWO)
-    table = pd.concat([quick(), two])
+    return compared(pd.concat([quick(), two]), FEW_QUESTIONS)
+
+
+def compared(table: pd.DataFrame, questions: dict[tuple[str, str], str]) -> str:
+    """Differences of top-1 between two arms, each pair with its question and a verdict."""
     of = {
         each: paired_differences(table, each, "top1", "arm").set_index("arm")
-        for each in dict.fromkeys(nofe for nofe, _ in QUESTIONS)
+        for each in dict.fromkeys(nofe for nofe, _ in questions)
         if each in set(table["arm"])
     }
     rows = []
-    for (nofe, arm), question in QUESTIONS.items():
+    for (nofe, arm), question in questions.items():
         differences = of.get(nofe)
         if differences is None or arm not in differences.index:
             known = {nofe, arm} <= set(table["arm"])
@@ -159,26 +191,47 @@ def answer() -> str:
     return markdown(head, rows)
 
 
+FIRST = [
+    *study.PRIMARY,
+    *study.SECONDARY,
+    *study.TERTIARY[:2],
+    "base CNN, equal arithmetic",
+    BASE_TRUNK,
+    "NofE random, base trunk",
+]
+"""The arms that the README shows."""
+
+
 def first_table() -> str:
-    """The arms that decide: accuracy, size and budget."""
+    """The arms that decide: accuracy, what two networks of experts make of it, size and budget."""
     table = quick()
     means = over_seeds(table, "top1", "arm").set_index("arm")
+    differences = {
+        nofe: paired_differences(table, nofe, "top1", "arm").set_index("arm")
+        for nofe in (PAPER, BASE_TRUNK)
+    }
     first = table.groupby("arm").first()
-    rows = [
-        [
-            str(arm),
-            f"{found['seeds']:.0f}",
-            percent(found),
-            f"{first.loc[arm, 'parameters'] / 1e6:.2f} M",
-            f"{first.loc[arm, 'macs'] / 1e6:.1f} M",
-            f"{first.loc[arm, 'total_epochs']:.0f}",
-            f"{first.loc[arm, 'total_training_macs'] / 1e12:.0f} T",
-        ]
-        for arm, found in ranked(table, means).iterrows()
-        if arm in (*study.PRIMARY, *study.SECONDARY)
-    ]
-    head = ["network", "seeds", "top-1 %, mean ± 95 %", "parameters", "multiply-accumulates"]
-    return markdown([*head, "epochs in all", "multiply-accumulates of training"], rows)
+    shown = ranked(table, means)
+    shown = shown[shown.index.isin(FIRST)]
+    rows = []
+    for arm, found in shown.iterrows():
+        row = first.loc[arm]
+        rows.append(
+            [
+                f"**{arm}**" if arm in differences else str(arm),
+                percent(found),
+                *("" if arm == nofe else points(of.loc[arm]) for nofe, of in differences.items()),
+                f"{row['parameters'] / 1e6:.2f} M",
+                f"{row['macs'] / 1e6:.1f} M",
+                f"{row['total_epochs']:.0f}",
+                f"{row['total_training_macs'] / 1e12:.0f} T",
+            ]
+        )
+    seeds = " to ".join(f"{n}" for n in sorted({shown["seeds"].min(), shown["seeds"].max()}))
+    head = ["network", f"top-1 %, mean ± 95 % over {seeds} seeds"]
+    head += [f"it − {nofe}" for nofe in differences]
+    head += ["parameters", "multiply-accumulates an image", "epochs", "... of its training"]
+    return markdown(head, rows)
 
 
 def ranked(table: pd.DataFrame, means: pd.DataFrame) -> pd.DataFrame:
@@ -223,6 +276,9 @@ def study_table() -> str:
 def quality_table() -> str:
     """Every arm: what else than top-1 was measured, means over the seeds."""
     table = quick()
+    machine = table.loc[table["arm"] == PAPER, "hardware"].iloc[0]
+    times = ["seconds", "total_seconds"]  # of one machine, or nobody could compare them
+    table[times] = table[times].where(table["hardware"] == machine)
     means = table.groupby("arm", sort=False).mean(numeric_only=True)
     differences = {
         name: paired_differences(table, PAPER, name, "arm").set_index("arm")
@@ -354,6 +410,54 @@ def again_table() -> str:
     return markdown(["seed", *wide.columns], rows)
 
 
+def machines_table() -> str:
+    """Rows of the study that were trained once more, on the GPU."""
+    once, again = quick(), measured("study_again")
+    here, there = (part["hardware"].mode()[0] for part in (once[once["arm"] == PAPER], again))
+    keys = ["arm", "seed"]
+    both = again.merge(once, on=[*keys, "run"], suffixes=("", "_once"), validate="one_to_one")
+    both["difference"] = both["top1"] - both["top1_once"]
+    rows = []
+    for arm, found in over_seeds(both, "difference", "arm").set_index("arm").iterrows():
+        own = both[both["arm"] == arm]
+        means = [f"{100 * own[name].mean():.2f}" for name in ("top1_once", "top1")]
+        rows.append([str(arm), f"{found['seeds']:.0f}", *means, points(found)])
+    together = both.groupby("seed", as_index=False)["difference"].mean().assign(arm="all of these")
+    (found,) = over_seeds(together, "difference", "arm").to_dict("records")
+    rows.append([found["arm"], f"{found['seeds']}", "", "", points(pd.Series(found))])
+    return markdown(["network", "seeds", here, there, "difference, points [95 %]"], rows)
+
+
+def settings_table() -> str:
+    """The other parts of the study, with the same networks under other recipes, K and images."""
+    rows = []
+    for name, table in measured("study").groupby("study", sort=False):
+        if name == next(iter(study.STUDIES)):
+            continue
+        means = over_seeds(table, "top1", "arm").set_index("arm")
+        known = PAPER in means.index
+        if known:
+            means = ranked(table, means)
+            differences = paired_differences(table, PAPER, "top1", "arm").set_index("arm")
+        for arm, found in means.iterrows():
+            row = table[table["arm"] == arm].iloc[0]
+            difference = points(differences.loc[arm]) if known and arm in differences.index else ""
+            rows.append(
+                [
+                    str(name),
+                    str(arm),
+                    f"{found['seeds']:.0f}",
+                    percent(found),
+                    difference,
+                    f"{row['total_epochs']:.0f}",
+                    f"{row['total_training_macs'] / 1e12:.0f} T",
+                ]
+            )
+    head = ["part of the study", "network", "seeds", "top-1 %, mean ± 95 %"]
+    head += [f"it − {PAPER} [95 %]", "epochs in all", "multiply-accumulates of training"]
+    return markdown(head, rows)
+
+
 def paper_table() -> str:
     """Each published row beside what this code gets: single runs, by notebook 03."""
     greedy = measured("cifar100_paper_greedy").set_index("network")
@@ -472,6 +576,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "widgets": widgets_table,
     "lead": lead,
     "answer": answer,
+    "few": few_answer,
     "first": first_table,
     "study": study_table,
     "quality": quality_table,
@@ -479,6 +584,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "conditional": conditional_table,
     "precision": precision_table,
     "again": again_table,
+    "machines": machines_table,
+    "settings": settings_table,
     "paper": paper_table,
     "glyphs": glyphs_table,
     "networks": networks_table,
@@ -496,14 +603,15 @@ def study_figure() -> Figure:
 def conditional_figure() -> Figure:
     """What a few experts do, for learned and for random specialties.
 
-    Beside them the flat networks that were trained for as many epochs in all, with the same seeds.
+    Beside them the flat networks that were trained for as many epochs in all, or more, with the
+    same seeds.
     """
     table = curves()
     arms = [arm for arm in (PAPER, OWN_RANDOM) if arm in set(table["arm"])]
     kept = pd.concat([table[table["arm"] == arm] for arm in arms])
     flat = quick()
     epochs = flat.loc[flat["arm"] == PAPER, "total_epochs"].max()
-    alike = flat["specialties"].isna() & (flat["total_epochs"] == epochs)
+    alike = flat["specialties"].isna() & (flat["total_epochs"] >= epochs)
     flat = flat[alike & flat["seed"].isin(kept["seed"])]
     whole = flat.groupby("arm")["seed"].transform("nunique") == kept["seed"].nunique()
     return plots.plot_conditional(kept, flat[whole])

@@ -15,14 +15,15 @@ from PIL import Image
 
 from nofe_lab.bench import TARGETS, against_targets, read
 from nofe_lab.evaluation import paired_differences
-from nofe_lab.study import GATED, STUDIES
+from nofe_lab.study import GATED, LAST, PRIMARY, SECONDARY, STUDIES, TERTIARY
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "data" / "results"
-BENCH, STUDY, CONDITIONAL, WIDGETS = (
-    RESULTS / f"{name}.csv" for name in ("bench", "study", "study_conditional", "widgets")
+STUDY, AGAIN, CONDITIONAL, BENCH, WIDGETS = (
+    RESULTS / f"{name}.csv"
+    for name in ("study", "study_again", "study_conditional", "bench", "widgets")
 )
-REPORTS = sorted(set(RESULTS.glob("*.csv")) - {BENCH, STUDY, CONDITIONAL, WIDGETS})
+REPORTS = sorted(set(RESULTS.glob("*.csv")) - {STUDY, AGAIN, CONDITIONAL, BENCH, WIDGETS})
 
 
 def measured(path: Path) -> pd.DataFrame:
@@ -38,7 +39,7 @@ def test_a_result_says_where_it_comes_from(path: Path) -> None:
     assert table.test_accuracy.between(0.01, 1).all()
 
 
-@pytest.mark.parametrize("path", [STUDY, CONDITIONAL], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [STUDY, AGAIN, CONDITIONAL], ids=lambda path: path.stem)
 def test_a_row_of_the_study_says_where_it_comes_from(path: Path) -> None:
     assert path.read_text().startswith("# python -m nofe_lab study\n")
     table = measured(path)
@@ -68,6 +69,22 @@ def test_every_network_with_a_gate_has_its_curve() -> None:
     last = curves[curves.groupby(keys).experts.transform("max") == curves.experts]
     both = last.merge(rows, on=keys, suffixes=("_curve", ""))
     assert (both.top1_curve == both.top1).all()  # with all experts it is the network itself
+
+
+def test_rows_made_again_are_of_the_same_networks_on_another_machine() -> None:
+    keys = ["study", "arm", "seed"]
+    both = measured(AGAIN).merge(measured(STUDY), on=keys, suffixes=("", "_once"))
+    assert len(both) == len(measured(AGAIN))
+    assert (both.run == both.run_once).all()
+    assert (both.hardware != both.hardware_once).all()
+
+
+def test_the_first_part_of_the_study_is_complete() -> None:
+    first = next(iter(STUDIES.values()))
+    rows = measured(STUDY)
+    rows = rows[rows.study == first.name]
+    assert set(PRIMARY + SECONDARY + TERTIARY + LAST + GATED) <= set(rows.arm)
+    assert (rows.groupby("arm").seed.agg(set) == set(range(first.seeds))).all()
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +150,8 @@ def test_verdicts_are_those_of_the_differences(
     assert re.fullmatch(r"open: up to \d\.\d points may be missed", found["flat control"][1])
     assert found["flat control, both budgets"] == ["-1.00 (1)", "open: one seed"]
     assert found["base CNN, both budgets"] == ["not measured yet"]
-    (small,) = (line for line in lines if line[1].strip() == "small flat control, both budgets")
+    few = [line.strip("| ").split(" | ") for line in tables.few_answer().splitlines()[2:]]
+    (small,) = (line for line in few if line[1].strip() == "small flat control, both budgets")
     assert small[2:] == ["-4.00 [-4.00, -4.00] (2)", "worse"]
 
 
