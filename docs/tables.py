@@ -72,7 +72,7 @@ def between(found: pd.Series, digits: int, unit: float) -> str:
 def percent(found: pd.Series) -> str:
     """A mean with half of its interval's width, in per cent."""
     half = "" if pd.isna(found["high"]) else f" ± {100 * (found['high'] - found['mean']):.2f}"
-    return f"**{100 * found['mean']:.2f}**{half}"
+    return f"{100 * found['mean']:.2f}{half}"
 
 
 def quick() -> pd.DataFrame:
@@ -103,6 +103,9 @@ QUESTIONS: dict[tuple[str, str], str] = {
     (PAPER, "flat control"): "one flat branch of the experts' depth, parameters and arithmetic, "
     "10 epochs from scratch",
     (PAPER, "flat control, both budgets"): "... 18 epochs from scratch",
+    (PAPER, "flat control, both budgets, NofE recipe"): "... without mirrored images",
+    (PAPER, "flat control, equal arithmetic"): "... 14 epochs from scratch, with mirrored images, "
+    "as much arithmetic as the NofE's two stages",
     (PAPER, "flat control, generalist"): "... 8 + 10 epochs, on the same generalist's trunk",
     (FLIPS, "flat control, both budgets"): "**with mirrored images in both of its stages:** one "
     "flat branch, 18 epochs from scratch",
@@ -127,21 +130,25 @@ FEW_QUESTIONS: dict[tuple[str, str], str] = {
 
 
 def lead() -> str:
-    """The answer in a sentence: means of the first arms over the seeds so far."""
+    """The answer in a few sentences: means over the seeds."""
     means = over_seeds(quick(), "top1", "arm").set_index("arm")
 
     def mean(arm: str) -> str:
         found = means.loc[arm]
-        return f"{100 * found['mean']:.1f} % ({_counted(int(found['seeds']), 'seed')})"
+        return f"{100 * found['mean']:.1f} %"
 
     base, nofe = PUBLISHED["alexnet_quick"]
+    spent = quick().groupby("arm")["total_training_macs"].first()
+    more = spent["flat control, both budgets"] / spent[PAPER]
     return (
-        f"Network of experts {mean(PAPER)}, base CNN {mean('base CNN')} (published: {nofe} and "
-        f"{base}). But the base CNN reaches {mean('base CNN, both budgets')} when it is trained "
-        f"for as many epochs as the NofE's two stages and {mean('base CNN, equal arithmetic')} for "
-        f"as much arithmetic, and one flat branch of the experts' depth, size and arithmetic "
-        f"{mean('flat control, both budgets')}. The best experts, {mean(BASE_TRUNK)}, stand on the "
-        f"trunk of an ordinary base CNN."
+        f"The published gain is there: network of experts {mean(PAPER)}, base CNN "
+        f"{mean('base CNN')} (published: {nofe} and {base}). But the base CNN reaches "
+        f"{mean('base CNN, both budgets')} when it is trained for as many epochs as the NofE's two "
+        f"stages, and {mean('base CNN, equal arithmetic')} when it is trained with as much "
+        f"arithmetic; the flat control {mean('flat control, both budgets')} for as many epochs "
+        f"({more:.1f} times the arithmetic) and {mean('flat control, equal arithmetic')} for as "
+        f"much arithmetic. The best experts, {mean(BASE_TRUNK)}, stand on the trunk of an ordinary "
+        f"base CNN."
     )
 
 
@@ -155,10 +162,12 @@ def answer() -> str:
 
 
 def few_answer() -> str:
-    """The same where two experts are run."""
-    few = curves()
+    """The same where two experts are run, whose gate was trained too."""
+    few, table = curves(), quick()
     two = few[(few["arm"] == PAPER) & (few["experts"] == 2)].assign(arm=TWO)
-    return compared(pd.concat([quick(), two]), FEW_QUESTIONS)
+    spent = table.loc[table["arm"] == PAPER, "total_training_macs"].iloc[0]
+    two["total_training_macs"] = spent + two["gate_training_macs"]
+    return compared(pd.concat([table, two]), FEW_QUESTIONS)
 
 
 def compared(table: pd.DataFrame, questions: dict[tuple[str, str], str]) -> str:
@@ -168,12 +177,14 @@ def compared(table: pd.DataFrame, questions: dict[tuple[str, str], str]) -> str:
         for each in dict.fromkeys(nofe for nofe, _ in questions)
         if each in set(table["arm"])
     }
+    spent = table.groupby("arm")["total_training_macs"].first()
     rows = []
     for (nofe, arm), question in questions.items():
         differences = of.get(nofe)
         if differences is None or arm not in differences.index:
             known = {nofe, arm} <= set(table["arm"])
-            rows.append([question, arm, "no common seed yet" if known else "not measured yet", ""])
+            missing = "no common seed yet" if known else "not measured yet"
+            rows.append([question, arm, "", missing, ""])
             continue
         found = -differences.loc[arm, ["mean", "high", "low"]].set_axis(["mean", "low", "high"])
         seeds, able = differences.loc[arm, ["seeds", "detectable"]]
@@ -185,17 +196,23 @@ def compared(table: pd.DataFrame, questions: dict[tuple[str, str], str]) -> str:
             verdict = "open: one seed"
         else:
             verdict = f"open: up to {100 * able:.1f} points may be missed"
-        rows.append([question, arm, f"{points(found)} ({seeds:.0f})", verdict])
-    head = ["the NofE compared with", "in the tables", "NofE − it, points [95 %] (seeds)"]
-    head += ["verdict"]
-    return markdown(head, rows)
+        budgets = " / ".join(f"{spent[each] / 1e12:.0f}" for each in (nofe, arm))
+        rows.append([question, arm, budgets, f"{points(found)} ({seeds:.0f})", verdict])
+    head = [
+        "the NofE compared with",
+        "in the tables",
+        "training, NofE / it: T multiply-accumulates",
+    ]
+    return markdown([*head, "NofE − it, points [95 %] (seeds)", "verdict"], rows)
 
 
 FIRST = [
     *study.PRIMARY,
     *study.SECONDARY,
-    *study.TERTIARY[:2],
+    FLIPS,
     "base CNN, equal arithmetic",
+    "flat control, equal arithmetic",
+    "flat control, base trunk",
     BASE_TRUNK,
     "NofE random, base trunk",
 ]
@@ -219,6 +236,7 @@ def first_table() -> str:
         rows.append(
             [
                 f"**{arm}**" if arm in differences else str(arm),
+                f"{found['seeds']:.0f}",
                 percent(found),
                 *("" if arm == nofe else points(of.loc[arm]) for nofe, of in differences.items()),
                 f"{row['parameters'] / 1e6:.2f} M",
@@ -227,10 +245,10 @@ def first_table() -> str:
                 f"{row['total_training_macs'] / 1e12:.0f} T",
             ]
         )
-    seeds = " to ".join(f"{n}" for n in sorted({shown["seeds"].min(), shown["seeds"].max()}))
-    head = ["network", f"top-1 %, mean ± 95 % over {seeds} seeds"]
-    head += [f"it − {nofe}" for nofe in differences]
-    head += ["parameters", "multiply-accumulates an image", "epochs", "... of its training"]
+    head = ["network", "seeds", "top-1 %, mean ± 95 %"]
+    head += [f"minus {nofe} [95 %]" for nofe in differences]
+    head += ["parameters", "multiply-accumulates an image", "epochs in all"]
+    head += ["multiply-accumulates of training"]
     return markdown(head, rows)
 
 
@@ -250,17 +268,17 @@ def study_table() -> str:
     rows = []
     for arm, found in ranked(table, means).iterrows():
         row = first.loc[arm]
-        compared = ["", ""]
+        cells = ["", ""]
         if arm in differences.index:
             difference = differences.loc[arm]
             able = difference["detectable"]
-            compared = [points(difference), "" if pd.isna(able) else f"{100 * able:.2f}"]
+            cells = [points(difference), "" if pd.isna(able) else f"{100 * able:.2f}"]
         rows.append(
             [
                 str(arm),
                 f"{found['seeds']:.0f}",
                 percent(found),
-                *compared,
+                *cells,
                 f"{row['parameters'] / 1e6:.2f} M",
                 f"{row['macs'] / 1e6:.1f} M",
                 f"{row['total_epochs']:.0f}",
@@ -304,11 +322,11 @@ def quality_table() -> str:
             digits = 0 if "seconds" in name else 3 if name == "nll" else 1
             shown = value if plain else 100 * value
             cells.append("" if pd.isna(value) else f"{shown:.{digits}f}")
-        compared = []
+        apart = []
         for name, digits, unit in (("nll", 3, 1), ("calibration_error", 1, 100)):
             found = differences[name].loc[arm] if arm != PAPER else None
-            compared.append("" if found is None else between(found, digits, unit))
-        rows.append([str(arm), *cells, *compared])
+            apart.append("" if found is None else between(found, digits, unit))
+        rows.append([str(arm), *cells, *apart])
     head = ["network", *columns.values(), f"negative log-likelihood − that of {PAPER} [95 %]"]
     return markdown([*head, "calibration error − its, points"], rows)
 
@@ -340,14 +358,19 @@ def curves() -> pd.DataFrame:
     return others if len(others) else table
 
 
+def changes(own: pd.DataFrame) -> tuple[pd.DataFrame, float]:
+    """The curves of an arm with what a number of experts changes, and the mean with all of them."""
+    everything = own[own["experts"] == own["experts"].max()].set_index("seed")["top1"]
+    return own.assign(lost=own["top1"] - own["seed"].map(everything)), everything.mean()
+
+
 def conditional_table() -> str:
     """Accuracy lost with few experts, and what that saves."""
     table = curves()
     rows = []
     for arm in dict.fromkeys(table["arm"]):
         own = table[table["arm"] == arm]
-        everything = own[own["experts"] == own["experts"].max()].set_index("seed")["top1"]
-        lost = own.assign(lost=own["top1"] - own["seed"].map(everything))
+        lost, whole = changes(own)
         means = over_seeds(lost, "lost", "experts").set_index("experts")
         cells = [points(means.loc[m]) if m in means.index else "" for m in SHOWN_EXPERTS]
         two = lost[lost["experts"] == 2]
@@ -359,15 +382,15 @@ def conditional_table() -> str:
         ]
         saved = {
             "arithmetic": [two["macs"] / two["macs_all"]],
-            "experts": [(few - trunk) / (whole - trunk) for few, whole, trunk in times],
-            "network": [few / whole for few, whole, _ in times],
+            "experts": [(few - trunk) / (ten - trunk) for few, ten, trunk in times],
+            "network": [few / ten for few, ten, _ in times],
         }
         rows.append(
             [
                 str(arm),
                 f"{own['seed'].nunique()}",
                 f"{own['experts'].max()}",
-                f"{100 * everything.mean():.2f}",
+                f"{100 * whole:.2f}",
                 *cells,
                 points(gate.iloc[0]),
                 *(
@@ -391,8 +414,8 @@ def precision_table() -> str:
     rows = []
     for _, found in over_seeds(table).iterrows():
         name = found["network"]
-        compared = points(differences.loc[name]) if name in differences.index else ""
-        rows.append([name, f"{found['seeds']}", percent(found), compared])
+        apart = points(differences.loc[name]) if name in differences.index else ""
+        rows.append([name, f"{found['seeds']}", percent(found), apart])
     return markdown(["network", "seeds", "top-1 %, mean ± 95 %", "minus fp32, points"], rows)
 
 
@@ -451,11 +474,29 @@ def settings_table() -> str:
                     difference,
                     f"{row['total_epochs']:.0f}",
                     f"{row['total_training_macs'] / 1e12:.0f} T",
+                    " and ".join(table.loc[table["arm"] == arm, "hardware"].unique()),
                 ]
             )
     head = ["part of the study", "network", "seeds", "top-1 %, mean ± 95 %"]
     head += [f"it − {PAPER} [95 %]", "epochs in all", "multiply-accumulates of training"]
-    return markdown(head, rows)
+    return markdown([*head, "trained on"], rows)
+
+
+def few_elsewhere() -> str:
+    """Accuracy lost with few experts in the other parts of the study."""
+    everything = measured("study_conditional")
+    rows = []
+    for name in list(study.STUDIES)[1:]:
+        table = everything[everything["study"] == name]
+        for arm, own in table.groupby("arm", sort=False):
+            lost, whole = changes(own)
+            means = over_seeds(lost, "lost", "experts").set_index("experts")
+            cells = [points(means.loc[m]) for m in SHOWN_EXPERTS]
+            label = name.removeprefix("cifar100 alexnet_quick, ")
+            seeds, last = own["seed"].nunique(), own["experts"].max()
+            rows.append([label, str(arm), f"{seeds}", f"{last}", f"{100 * whole:.2f}", *cells])
+    head = ["part of the study", "network", "seeds", "experts", "all of them: top-1 %"]
+    return markdown([*head, *(f"{m} of them: points" for m in SHOWN_EXPERTS)], rows)
 
 
 def paper_table() -> str:
@@ -493,8 +534,8 @@ def glyphs_table() -> str:
     rows = []
     for found in over_seeds(table).itertuples():
         known = found.network in differences.index
-        compared = points(differences.loc[found.network]) if known else ""
-        rows.append([found.network, f"{found.seeds}", f"**{found.mean:.2%}**", compared])
+        apart = points(differences.loc[found.network]) if known else ""
+        rows.append([found.network, f"{found.seeds}", f"**{found.mean:.2%}**", apart])
     return markdown(["network", "seeds", "test accuracy", f"minus {PAPER}, points [95 %]"], rows)
 
 
@@ -586,6 +627,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "again": again_table,
     "machines": machines_table,
     "settings": settings_table,
+    "elsewhere": few_elsewhere,
     "paper": paper_table,
     "glyphs": glyphs_table,
     "networks": networks_table,

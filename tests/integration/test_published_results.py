@@ -128,12 +128,23 @@ def test_verdicts_are_those_of_the_differences(
         "small flat control, both budgets": [-0.01, 0.03, 0.03],
     }
     rows = [
-        {"arm": arm, "seed": seed, "top1": 0.5 + 0.01 * seed + each}
+        {
+            "arm": arm,
+            "seed": seed,
+            "top1": 0.5 + 0.01 * seed + each,
+            "total_training_macs": 2e12 if arm == tables.PAPER else 1e12,
+        }
         for arm, values in apart.items()
         for seed, each in enumerate(values)
     ]
     two = [
-        {"arm": tables.PAPER, "seed": s, "experts": 2, "top1": 0.5 + 0.01 * s - 0.01}
+        {
+            "arm": tables.PAPER,
+            "seed": s,
+            "experts": 2,
+            "top1": 0.5 + 0.01 * s - 0.01,
+            "gate_training_macs": 3e12,
+        }
         for s in (1, 2)
     ]
     monkeypatch.setattr(tables, "quick", lambda: pd.DataFrame(rows))
@@ -144,15 +155,15 @@ def test_verdicts_are_those_of_the_differences(
         for line, (nofe, _) in zip(lines, tables.QUESTIONS, strict=True)
         if nofe == tables.PAPER
     }
-    assert found[tables.OWN_RANDOM] == ["+2.00 [+1.75, +2.25] (3)", "better"]
-    assert found["base CNN"] == ["-2.00 [-2.25, -1.75] (3)", "worse"]
-    assert found["flat control"][0] == "-0.03 [-5.00, +4.94] (3)"
-    assert re.fullmatch(r"open: up to \d\.\d points may be missed", found["flat control"][1])
-    assert found["flat control, both budgets"] == ["-1.00 (1)", "open: one seed"]
-    assert found["base CNN, both budgets"] == ["not measured yet"]
+    assert found[tables.OWN_RANDOM] == ["2 / 1", "+2.00 [+1.75, +2.25] (3)", "better"]
+    assert found["base CNN"] == ["2 / 1", "-2.00 [-2.25, -1.75] (3)", "worse"]
+    assert found["flat control"][1] == "-0.03 [-5.00, +4.94] (3)"
+    assert re.fullmatch(r"open: up to \d\.\d points may be missed", found["flat control"][2])
+    assert found["flat control, both budgets"] == ["2 / 1", "-1.00 (1)", "open: one seed"]
+    assert found["base CNN, both budgets"] == ["", "not measured yet"]
     few = [line.strip("| ").split(" | ") for line in tables.few_answer().splitlines()[2:]]
     (small,) = (line for line in few if line[1].strip() == "small flat control, both budgets")
-    assert small[2:] == ["-4.00 [-4.00, -4.00] (2)", "worse"]
+    assert small[2:] == ["5 / 1", "-4.00 [-4.00, -4.00] (2)", "worse"]
 
 
 def test_every_table_and_picture_is_shown(tables: ModuleType) -> None:
