@@ -29,6 +29,8 @@ PAPER = "NofE learned, generalist"
 """The paper's network (with the exact rule), which all others are compared with."""
 OWN_RANDOM = "NofE random, its generalist"
 OTHER_RANDOM = "NofE random, learned generalist"
+BASE_TRUNK = "NofE learned, base trunk"
+"""The same specialties on the trunk of a base CNN."""
 SHOWN_EXPERTS = (2, 1)
 CHOSEN_ON = 0
 """The seed on which the gate was chosen."""
@@ -70,7 +72,7 @@ def between(found: pd.Series, digits: int, unit: float) -> str:
 def percent(found: pd.Series) -> str:
     """A mean with half of its interval's width, in per cent."""
     half = "" if pd.isna(found["high"]) else f" ± {100 * (found['high'] - found['mean']):.2f}"
-    return f"**{100 * found['mean']:.2f}**{half}"
+    return f"{100 * found['mean']:.2f}{half}"
 
 
 def quick() -> pd.DataFrame:
@@ -85,40 +87,68 @@ TWO = f"{PAPER}, two experts"
 FLIPS = f"{PAPER}, flips"
 """The same network, trained with flips in its second stage too."""
 
-QUESTIONS = {
+QUESTIONS: dict[tuple[str, str], str] = {
     (PAPER, OWN_RANDOM): "**primary:** random specialties, on the trunk of their own generalist",
     (PAPER, OTHER_RANDOM): "... on the same trunk",
     (OTHER_RANDOM, OWN_RANDOM): "... the trunk alone: random ones on the paper's network's trunk, "
     "compared with random ones on their own generalist's",
+    ("NofE learned, random generalist", OWN_RANDOM): "... the partition alone, both on the trunk "
+    "of the random one's generalist",
     (PAPER, "base CNN"): "its base CNN, trained for 10 epochs (the NofE: 8 + 10)",
     (PAPER, "base CNN, both budgets"): "... for 18",
+    (
+        PAPER,
+        "base CNN, equal arithmetic",
+    ): "... for 32, as much arithmetic as the NofE's two stages",
     (PAPER, "flat control"): "one flat branch of the experts' depth, parameters and arithmetic, "
     "10 epochs from scratch",
     (PAPER, "flat control, both budgets"): "... 18 epochs from scratch",
+    (PAPER, "flat control, both budgets, NofE recipe"): "... without mirrored images",
+    (PAPER, "flat control, equal arithmetic"): "... 14 epochs from scratch, with mirrored images, "
+    "as much arithmetic as the NofE's two stages",
     (PAPER, "flat control, generalist"): "... 8 + 10 epochs, on the same generalist's trunk",
     (FLIPS, "flat control, both budgets"): "**with mirrored images in both of its stages:** one "
     "flat branch, 18 epochs from scratch",
-    (TWO, "small flat control, both budgets"): "**with two of its ten experts** (and 10 epochs of "
-    "a gate, seed 0 left out): one flat branch of *their* arithmetic, 18 epochs from scratch",
-    (TWO, "small flat control, generalist"): "... 8 + 10 epochs, on the same generalist's trunk",
+    (BASE_TRUNK, PAPER): "**on the trunk of a base CNN (8 + 10 epochs), with the same "
+    "specialties:** the paper's network, on its generalist's trunk",
+    (BASE_TRUNK, "NofE random, base trunk"): "... random specialties on that trunk",
+    ("NofE random, base trunk", OTHER_RANDOM): "... the trunk alone: random specialties on it, "
+    "compared with random ones on the paper's network's trunk",
+    (BASE_TRUNK, "flat control, base trunk"): "... one flat branch on that trunk",
+    (BASE_TRUNK, "flat control, both budgets"): "... one flat branch, 18 epochs from scratch",
+    (BASE_TRUNK, "base CNN, equal arithmetic"): "... its base CNN, trained for 32 epochs",
 }
-"""What each opponent is to the network of experts, with all of its experts or with two."""
+"""What each opponent is to the network of experts."""
+
+FEW_QUESTIONS: dict[tuple[str, str], str] = {
+    (TWO, "small flat control, both budgets"): "one flat branch of their arithmetic, 18 epochs "
+    "from scratch",
+    (TWO, "small flat control, generalist"): "... 8 + 10 epochs, on the same generalist's trunk",
+    (TWO, "base CNN, equal arithmetic"): "its base CNN, which is smaller still, 32 epochs",
+}
+"""What each opponent is to the network of experts of which two are run."""
 
 
 def lead() -> str:
-    """The answer in a sentence: means of the first arms over the seeds so far."""
+    """The answer in a few sentences: means over the seeds."""
     means = over_seeds(quick(), "top1", "arm").set_index("arm")
 
     def mean(arm: str) -> str:
         found = means.loc[arm]
-        return f"{100 * found['mean']:.1f} % ({_counted(int(found['seeds']), 'seed')})"
+        return f"{100 * found['mean']:.1f} %"
 
     base, nofe = PUBLISHED["alexnet_quick"]
+    spent = quick().groupby("arm")["total_training_macs"].first()
+    more = spent["flat control, both budgets"] / spent[PAPER]
     return (
-        f"Network of experts {mean(PAPER)}, base CNN {mean('base CNN')} (published: {nofe} and "
-        f"{base}). But the base CNN reaches {mean('base CNN, both budgets')} when it is trained "
-        f"for as many epochs as the NofE's two stages, and one flat branch of the experts' depth, "
-        f"size and arithmetic {mean('flat control, both budgets')}."
+        f"The published gain is there: network of experts {mean(PAPER)}, base CNN "
+        f"{mean('base CNN')} (published: {nofe} and {base}). But the base CNN reaches "
+        f"{mean('base CNN, both budgets')} when it is trained for as many epochs as the NofE's two "
+        f"stages, and {mean('base CNN, equal arithmetic')} when it is trained with as much "
+        f"arithmetic; the flat control {mean('flat control, both budgets')} for as many epochs "
+        f"({more:.1f} times the arithmetic) and {mean('flat control, equal arithmetic')} for as "
+        f"much arithmetic. The best experts, {mean(BASE_TRUNK)}, stand on the trunk of an ordinary "
+        f"base CNN."
     )
 
 
@@ -128,20 +158,33 @@ def _counted(n: int, what: str) -> str:
 
 def answer() -> str:
     """What each opponent is, and what the seeds so far say."""
-    few = curves()
+    return compared(quick(), QUESTIONS)
+
+
+def few_answer() -> str:
+    """The same where two experts are run, whose gate was trained too."""
+    few, table = curves(), quick()
     two = few[(few["arm"] == PAPER) & (few["experts"] == 2)].assign(arm=TWO)
-    table = pd.concat([quick(), two])
+    spent = table.loc[table["arm"] == PAPER, "total_training_macs"].iloc[0]
+    two["total_training_macs"] = spent + two["gate_training_macs"]
+    return compared(pd.concat([table, two]), FEW_QUESTIONS)
+
+
+def compared(table: pd.DataFrame, questions: dict[tuple[str, str], str]) -> str:
+    """Differences of top-1 between two arms, each pair with its question and a verdict."""
     of = {
         each: paired_differences(table, each, "top1", "arm").set_index("arm")
-        for each in dict.fromkeys(nofe for nofe, _ in QUESTIONS)
+        for each in dict.fromkeys(nofe for nofe, _ in questions)
         if each in set(table["arm"])
     }
+    spent = table.groupby("arm")["total_training_macs"].first()
     rows = []
-    for (nofe, arm), question in QUESTIONS.items():
+    for (nofe, arm), question in questions.items():
         differences = of.get(nofe)
         if differences is None or arm not in differences.index:
             known = {nofe, arm} <= set(table["arm"])
-            rows.append([question, arm, "no common seed yet" if known else "not measured yet", ""])
+            missing = "no common seed yet" if known else "not measured yet"
+            rows.append([question, arm, "", missing, ""])
             continue
         found = -differences.loc[arm, ["mean", "high", "low"]].set_axis(["mean", "low", "high"])
         seeds, able = differences.loc[arm, ["seeds", "detectable"]]
@@ -153,32 +196,60 @@ def answer() -> str:
             verdict = "open: one seed"
         else:
             verdict = f"open: up to {100 * able:.1f} points may be missed"
-        rows.append([question, arm, f"{points(found)} ({seeds:.0f})", verdict])
-    head = ["the NofE compared with", "in the tables", "NofE − it, points [95 %] (seeds)"]
-    head += ["verdict"]
-    return markdown(head, rows)
+        budgets = " / ".join(f"{spent[each] / 1e12:.0f}" for each in (nofe, arm))
+        rows.append([question, arm, budgets, f"{points(found)} ({seeds:.0f})", verdict])
+    head = [
+        "the NofE compared with",
+        "in the tables",
+        "training, NofE / it: T multiply-accumulates",
+    ]
+    return markdown([*head, "NofE − it, points [95 %] (seeds)", "verdict"], rows)
+
+
+FIRST = [
+    *study.PRIMARY,
+    *study.SECONDARY,
+    FLIPS,
+    "base CNN, equal arithmetic",
+    "flat control, equal arithmetic",
+    "flat control, base trunk",
+    BASE_TRUNK,
+    "NofE random, base trunk",
+]
+"""The arms that the README shows."""
 
 
 def first_table() -> str:
-    """The arms that decide: accuracy, size and budget."""
+    """The arms that decide: accuracy, what two networks of experts make of it, size and budget."""
     table = quick()
     means = over_seeds(table, "top1", "arm").set_index("arm")
+    differences = {
+        nofe: paired_differences(table, nofe, "top1", "arm").set_index("arm")
+        for nofe in (PAPER, BASE_TRUNK)
+    }
     first = table.groupby("arm").first()
-    rows = [
-        [
-            str(arm),
-            f"{found['seeds']:.0f}",
-            percent(found),
-            f"{first.loc[arm, 'parameters'] / 1e6:.2f} M",
-            f"{first.loc[arm, 'macs'] / 1e6:.1f} M",
-            f"{first.loc[arm, 'total_epochs']:.0f}",
-            f"{first.loc[arm, 'total_training_macs'] / 1e12:.0f} T",
-        ]
-        for arm, found in ranked(table, means).iterrows()
-        if arm in (*study.PRIMARY, *study.SECONDARY)
-    ]
-    head = ["network", "seeds", "top-1 %, mean ± 95 %", "parameters", "multiply-accumulates"]
-    return markdown([*head, "epochs in all", "multiply-accumulates of training"], rows)
+    shown = ranked(table, means)
+    shown = shown[shown.index.isin(FIRST)]
+    rows = []
+    for arm, found in shown.iterrows():
+        row = first.loc[arm]
+        rows.append(
+            [
+                f"**{arm}**" if arm in differences else str(arm),
+                f"{found['seeds']:.0f}",
+                percent(found),
+                *("" if arm == nofe else points(of.loc[arm]) for nofe, of in differences.items()),
+                f"{row['parameters'] / 1e6:.2f} M",
+                f"{row['macs'] / 1e6:.1f} M",
+                f"{row['total_epochs']:.0f}",
+                f"{row['total_training_macs'] / 1e12:.0f} T",
+            ]
+        )
+    head = ["network", "seeds", "top-1 %, mean ± 95 %"]
+    head += [f"minus {nofe} [95 %]" for nofe in differences]
+    head += ["parameters", "multiply-accumulates an image", "epochs in all"]
+    head += ["multiply-accumulates of training"]
+    return markdown(head, rows)
 
 
 def ranked(table: pd.DataFrame, means: pd.DataFrame) -> pd.DataFrame:
@@ -197,17 +268,17 @@ def study_table() -> str:
     rows = []
     for arm, found in ranked(table, means).iterrows():
         row = first.loc[arm]
-        compared = ["", ""]
+        cells = ["", ""]
         if arm in differences.index:
             difference = differences.loc[arm]
             able = difference["detectable"]
-            compared = [points(difference), "" if pd.isna(able) else f"{100 * able:.2f}"]
+            cells = [points(difference), "" if pd.isna(able) else f"{100 * able:.2f}"]
         rows.append(
             [
                 str(arm),
                 f"{found['seeds']:.0f}",
                 percent(found),
-                *compared,
+                *cells,
                 f"{row['parameters'] / 1e6:.2f} M",
                 f"{row['macs'] / 1e6:.1f} M",
                 f"{row['total_epochs']:.0f}",
@@ -223,6 +294,9 @@ def study_table() -> str:
 def quality_table() -> str:
     """Every arm: what else than top-1 was measured, means over the seeds."""
     table = quick()
+    machine = table.loc[table["arm"] == PAPER, "hardware"].iloc[0]
+    times = ["seconds", "total_seconds"]  # of one machine, or nobody could compare them
+    table[times] = table[times].where(table["hardware"] == machine)
     means = table.groupby("arm", sort=False).mean(numeric_only=True)
     differences = {
         name: paired_differences(table, PAPER, name, "arm").set_index("arm")
@@ -248,11 +322,11 @@ def quality_table() -> str:
             digits = 0 if "seconds" in name else 3 if name == "nll" else 1
             shown = value if plain else 100 * value
             cells.append("" if pd.isna(value) else f"{shown:.{digits}f}")
-        compared = []
+        apart = []
         for name, digits, unit in (("nll", 3, 1), ("calibration_error", 1, 100)):
             found = differences[name].loc[arm] if arm != PAPER else None
-            compared.append("" if found is None else between(found, digits, unit))
-        rows.append([str(arm), *cells, *compared])
+            apart.append("" if found is None else between(found, digits, unit))
+        rows.append([str(arm), *cells, *apart])
     head = ["network", *columns.values(), f"negative log-likelihood − that of {PAPER} [95 %]"]
     return markdown([*head, "calibration error − its, points"], rows)
 
@@ -284,14 +358,19 @@ def curves() -> pd.DataFrame:
     return others if len(others) else table
 
 
+def changes(own: pd.DataFrame) -> tuple[pd.DataFrame, float]:
+    """The curves of an arm with what a number of experts changes, and the mean with all of them."""
+    everything = own[own["experts"] == own["experts"].max()].set_index("seed")["top1"]
+    return own.assign(lost=own["top1"] - own["seed"].map(everything)), everything.mean()
+
+
 def conditional_table() -> str:
     """Accuracy lost with few experts, and what that saves."""
     table = curves()
     rows = []
     for arm in dict.fromkeys(table["arm"]):
         own = table[table["arm"] == arm]
-        everything = own[own["experts"] == own["experts"].max()].set_index("seed")["top1"]
-        lost = own.assign(lost=own["top1"] - own["seed"].map(everything))
+        lost, whole = changes(own)
         means = over_seeds(lost, "lost", "experts").set_index("experts")
         cells = [points(means.loc[m]) if m in means.index else "" for m in SHOWN_EXPERTS]
         two = lost[lost["experts"] == 2]
@@ -303,15 +382,15 @@ def conditional_table() -> str:
         ]
         saved = {
             "arithmetic": [two["macs"] / two["macs_all"]],
-            "experts": [(few - trunk) / (whole - trunk) for few, whole, trunk in times],
-            "network": [few / whole for few, whole, _ in times],
+            "experts": [(few - trunk) / (ten - trunk) for few, ten, trunk in times],
+            "network": [few / ten for few, ten, _ in times],
         }
         rows.append(
             [
                 str(arm),
                 f"{own['seed'].nunique()}",
                 f"{own['experts'].max()}",
-                f"{100 * everything.mean():.2f}",
+                f"{100 * whole:.2f}",
                 *cells,
                 points(gate.iloc[0]),
                 *(
@@ -335,8 +414,8 @@ def precision_table() -> str:
     rows = []
     for _, found in over_seeds(table).iterrows():
         name = found["network"]
-        compared = points(differences.loc[name]) if name in differences.index else ""
-        rows.append([name, f"{found['seeds']}", percent(found), compared])
+        apart = points(differences.loc[name]) if name in differences.index else ""
+        rows.append([name, f"{found['seeds']}", percent(found), apart])
     return markdown(["network", "seeds", "top-1 %, mean ± 95 %", "minus fp32, points"], rows)
 
 
@@ -352,6 +431,72 @@ def again_table() -> str:
     cells = (100 * wide).map(lambda each: "" if pd.isna(each) else f"{each:.2f}")
     rows = [[f"{seed}", *row] for seed, row in cells.iterrows()]
     return markdown(["seed", *wide.columns], rows)
+
+
+def machines_table() -> str:
+    """Rows of the study that were trained once more, on the GPU."""
+    once, again = quick(), measured("study_again")
+    here, there = (part["hardware"].mode()[0] for part in (once[once["arm"] == PAPER], again))
+    keys = ["arm", "seed"]
+    both = again.merge(once, on=[*keys, "run"], suffixes=("", "_once"), validate="one_to_one")
+    both["difference"] = both["top1"] - both["top1_once"]
+    rows = []
+    for arm, found in over_seeds(both, "difference", "arm").set_index("arm").iterrows():
+        own = both[both["arm"] == arm]
+        means = [f"{100 * own[name].mean():.2f}" for name in ("top1_once", "top1")]
+        rows.append([str(arm), f"{found['seeds']:.0f}", *means, points(found)])
+    together = both.groupby("seed", as_index=False)["difference"].mean().assign(arm="all of these")
+    (found,) = over_seeds(together, "difference", "arm").to_dict("records")
+    rows.append([found["arm"], f"{found['seeds']}", "", "", points(pd.Series(found))])
+    return markdown(["network", "seeds", here, there, "difference, points [95 %]"], rows)
+
+
+def settings_table() -> str:
+    """The other parts of the study, with the same networks under other recipes, K and images."""
+    rows = []
+    everything = measured("study")
+    for name in list(study.STUDIES)[1:]:
+        table = everything[everything["study"] == name]
+        means = over_seeds(table, "top1", "arm").set_index("arm")
+        known = PAPER in means.index
+        if known:
+            means = ranked(table, means)
+            differences = paired_differences(table, PAPER, "top1", "arm").set_index("arm")
+        for arm, found in means.iterrows():
+            row = table[table["arm"] == arm].iloc[0]
+            difference = points(differences.loc[arm]) if known and arm in differences.index else ""
+            rows.append(
+                [
+                    name.removeprefix("cifar100 alexnet_quick, "),
+                    str(arm),
+                    f"{found['seeds']:.0f}",
+                    percent(found),
+                    difference,
+                    f"{row['total_epochs']:.0f}",
+                    f"{row['total_training_macs'] / 1e12:.0f} T",
+                    " and ".join(table.loc[table["arm"] == arm, "hardware"].unique()),
+                ]
+            )
+    head = ["part of the study", "network", "seeds", "top-1 %, mean ± 95 %"]
+    head += [f"it − {PAPER} [95 %]", "epochs in all", "multiply-accumulates of training"]
+    return markdown([*head, "trained on"], rows)
+
+
+def few_elsewhere() -> str:
+    """Accuracy lost with few experts in the other parts of the study."""
+    everything = measured("study_conditional")
+    rows = []
+    for name in list(study.STUDIES)[1:]:
+        table = everything[everything["study"] == name]
+        for arm, own in table.groupby("arm", sort=False):
+            lost, whole = changes(own)
+            means = over_seeds(lost, "lost", "experts").set_index("experts")
+            cells = [points(means.loc[m]) for m in SHOWN_EXPERTS]
+            label = name.removeprefix("cifar100 alexnet_quick, ")
+            seeds, last = own["seed"].nunique(), own["experts"].max()
+            rows.append([label, str(arm), f"{seeds}", f"{last}", f"{100 * whole:.2f}", *cells])
+    head = ["part of the study", "network", "seeds", "experts", "all of them: top-1 %"]
+    return markdown([*head, *(f"{m} of them: points" for m in SHOWN_EXPERTS)], rows)
 
 
 def paper_table() -> str:
@@ -389,8 +534,8 @@ def glyphs_table() -> str:
     rows = []
     for found in over_seeds(table).itertuples():
         known = found.network in differences.index
-        compared = points(differences.loc[found.network]) if known else ""
-        rows.append([found.network, f"{found.seeds}", f"**{found.mean:.2%}**", compared])
+        apart = points(differences.loc[found.network]) if known else ""
+        rows.append([found.network, f"{found.seeds}", f"**{found.mean:.2%}**", apart])
     return markdown(["network", "seeds", "test accuracy", f"minus {PAPER}, points [95 %]"], rows)
 
 
@@ -472,6 +617,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "widgets": widgets_table,
     "lead": lead,
     "answer": answer,
+    "few": few_answer,
     "first": first_table,
     "study": study_table,
     "quality": quality_table,
@@ -479,6 +625,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "conditional": conditional_table,
     "precision": precision_table,
     "again": again_table,
+    "machines": machines_table,
+    "settings": settings_table,
+    "elsewhere": few_elsewhere,
     "paper": paper_table,
     "glyphs": glyphs_table,
     "networks": networks_table,
@@ -496,14 +645,15 @@ def study_figure() -> Figure:
 def conditional_figure() -> Figure:
     """What a few experts do, for learned and for random specialties.
 
-    Beside them the flat networks that were trained for as many epochs in all, with the same seeds.
+    Beside them the flat networks that were trained for as many epochs in all, or more, with the
+    same seeds.
     """
     table = curves()
     arms = [arm for arm in (PAPER, OWN_RANDOM) if arm in set(table["arm"])]
     kept = pd.concat([table[table["arm"] == arm] for arm in arms])
     flat = quick()
     epochs = flat.loc[flat["arm"] == PAPER, "total_epochs"].max()
-    alike = flat["specialties"].isna() & (flat["total_epochs"] == epochs)
+    alike = flat["specialties"].isna() & (flat["total_epochs"] >= epochs)
     flat = flat[alike & flat["seed"].isin(kept["seed"])]
     whole = flat.groupby("arm")["seed"].transform("nunique") == kept["seed"].nunique()
     return plots.plot_conditional(kept, flat[whole])

@@ -471,7 +471,7 @@ def _measured(folder: Path, name: str) -> tuple[dict[str, Any], str]:
     if path.is_file():
         needed = ("backbone", "preset", "rule", "epochs", "total_epochs")
         table = read(path, (*KEYS, "top1", *needed))
-        arms = {"base": "base CNN", "nofe": "NofE learned, generalist"}
+        arms = {"base": "base CNN", "nofe": "NofE greedy, its generalist"}  # the paper's rule
         first = table["study"] == next(iter(STUDIES))  # others have another K, or other images
         rows = table[first & (table["backbone"] == name)]
         parts = {key: rows[rows["arm"] == arm] for key, arm in arms.items()}

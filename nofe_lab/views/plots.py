@@ -767,7 +767,9 @@ def plot_conditional(curves: pd.DataFrame, flat: pd.DataFrame | None = None) -> 
         right.plot(costs, accuracies, color=colours[arm], linestyle=":")
         right.plot(costs[:1], accuracies[:1], color=colours[arm], marker="o", fillstyle="none")
     left.axhline(0, color=GREY, linewidth=0.8)
-    left.set(xlabel=f"experts that are run for an image, of {last}", ylabel="change in accuracy")
+    left.set(xlabel=f"experts that are run for an image, of {last}")
+    left.set_ylabel("change in accuracy, points")
+    left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}"))
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.set(xlabel="multiply-accumulates of an image", ylabel="test accuracy")
     right.xaxis.set_major_formatter(EngFormatter())
@@ -784,8 +786,8 @@ def plot_conditional(curves: pd.DataFrame, flat: pd.DataFrame | None = None) -> 
                 right.vlines(point["macs"], point["low"], point["high"], color=GREY, zorder=2)
             handles.append(Line2D([], [], color=DARK, marker=marker, linestyle=""))
             names.append(_fit(str(name), 3.0, 8))
+    right.yaxis.set_major_formatter(FuncFormatter(_percent))
     for axes in (left, right):
-        axes.yaxis.set_major_formatter(FuncFormatter(_percent))
         axes.grid(alpha=0.4)
     figure.legend(handles, names, loc="outside lower center", ncols=3)
     return figure

@@ -15,14 +15,15 @@ from PIL import Image
 
 from nofe_lab.bench import TARGETS, against_targets, read
 from nofe_lab.evaluation import paired_differences
-from nofe_lab.study import GATED, STUDIES
+from nofe_lab.study import GATED, LAST, PRIMARY, SECONDARY, STUDIES, TERTIARY
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "data" / "results"
-BENCH, STUDY, CONDITIONAL, WIDGETS = (
-    RESULTS / f"{name}.csv" for name in ("bench", "study", "study_conditional", "widgets")
+STUDY, AGAIN, CONDITIONAL, BENCH, WIDGETS = (
+    RESULTS / f"{name}.csv"
+    for name in ("study", "study_again", "study_conditional", "bench", "widgets")
 )
-REPORTS = sorted(set(RESULTS.glob("*.csv")) - {BENCH, STUDY, CONDITIONAL, WIDGETS})
+REPORTS = sorted(set(RESULTS.glob("*.csv")) - {STUDY, AGAIN, CONDITIONAL, BENCH, WIDGETS})
 
 
 def measured(path: Path) -> pd.DataFrame:
@@ -38,7 +39,7 @@ def test_a_result_says_where_it_comes_from(path: Path) -> None:
     assert table.test_accuracy.between(0.01, 1).all()
 
 
-@pytest.mark.parametrize("path", [STUDY, CONDITIONAL], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [STUDY, AGAIN, CONDITIONAL], ids=lambda path: path.stem)
 def test_a_row_of_the_study_says_where_it_comes_from(path: Path) -> None:
     assert path.read_text().startswith("# python -m nofe_lab study\n")
     table = measured(path)
@@ -68,6 +69,22 @@ def test_every_network_with_a_gate_has_its_curve() -> None:
     last = curves[curves.groupby(keys).experts.transform("max") == curves.experts]
     both = last.merge(rows, on=keys, suffixes=("_curve", ""))
     assert (both.top1_curve == both.top1).all()  # with all experts it is the network itself
+
+
+def test_rows_made_again_are_of_the_same_networks_on_another_machine() -> None:
+    keys = ["study", "arm", "seed"]
+    both = measured(AGAIN).merge(measured(STUDY), on=keys, suffixes=("", "_once"))
+    assert len(both) == len(measured(AGAIN))
+    assert (both.run == both.run_once).all()
+    assert (both.hardware != both.hardware_once).all()
+
+
+def test_the_first_part_of_the_study_is_complete() -> None:
+    first = next(iter(STUDIES.values()))
+    rows = measured(STUDY)
+    rows = rows[rows.study == first.name]
+    assert set(PRIMARY + SECONDARY + TERTIARY + LAST + GATED) <= set(rows.arm)
+    assert (rows.groupby("arm").seed.agg(set) == set(range(first.seeds))).all()
 
 
 @pytest.fixture(scope="module")
@@ -111,12 +128,23 @@ def test_verdicts_are_those_of_the_differences(
         "small flat control, both budgets": [-0.01, 0.03, 0.03],
     }
     rows = [
-        {"arm": arm, "seed": seed, "top1": 0.5 + 0.01 * seed + each}
+        {
+            "arm": arm,
+            "seed": seed,
+            "top1": 0.5 + 0.01 * seed + each,
+            "total_training_macs": 2e12 if arm == tables.PAPER else 1e12,
+        }
         for arm, values in apart.items()
         for seed, each in enumerate(values)
     ]
     two = [
-        {"arm": tables.PAPER, "seed": s, "experts": 2, "top1": 0.5 + 0.01 * s - 0.01}
+        {
+            "arm": tables.PAPER,
+            "seed": s,
+            "experts": 2,
+            "top1": 0.5 + 0.01 * s - 0.01,
+            "gate_training_macs": 3e12,
+        }
         for s in (1, 2)
     ]
     monkeypatch.setattr(tables, "quick", lambda: pd.DataFrame(rows))
@@ -127,14 +155,15 @@ def test_verdicts_are_those_of_the_differences(
         for line, (nofe, _) in zip(lines, tables.QUESTIONS, strict=True)
         if nofe == tables.PAPER
     }
-    assert found[tables.OWN_RANDOM] == ["+2.00 [+1.75, +2.25] (3)", "better"]
-    assert found["base CNN"] == ["-2.00 [-2.25, -1.75] (3)", "worse"]
-    assert found["flat control"][0] == "-0.03 [-5.00, +4.94] (3)"
-    assert re.fullmatch(r"open: up to \d\.\d points may be missed", found["flat control"][1])
-    assert found["flat control, both budgets"] == ["-1.00 (1)", "open: one seed"]
-    assert found["base CNN, both budgets"] == ["not measured yet"]
-    (small,) = (line for line in lines if line[1].strip() == "small flat control, both budgets")
-    assert small[2:] == ["-4.00 [-4.00, -4.00] (2)", "worse"]
+    assert found[tables.OWN_RANDOM] == ["2 / 1", "+2.00 [+1.75, +2.25] (3)", "better"]
+    assert found["base CNN"] == ["2 / 1", "-2.00 [-2.25, -1.75] (3)", "worse"]
+    assert found["flat control"][1] == "-0.03 [-5.00, +4.94] (3)"
+    assert re.fullmatch(r"open: up to \d\.\d points may be missed", found["flat control"][2])
+    assert found["flat control, both budgets"] == ["2 / 1", "-1.00 (1)", "open: one seed"]
+    assert found["base CNN, both budgets"] == ["", "not measured yet"]
+    few = [line.strip("| ").split(" | ") for line in tables.few_answer().splitlines()[2:]]
+    (small,) = (line for line in few if line[1].strip() == "small flat control, both budgets")
+    assert small[2:] == ["5 / 1", "-4.00 [-4.00, -4.00] (2)", "worse"]
 
 
 def test_every_table_and_picture_is_shown(tables: ModuleType) -> None:
