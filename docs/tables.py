@@ -33,7 +33,7 @@ BASE_TRUNK = "NofE learned, base trunk"
 """The same specialties on the trunk of a base CNN."""
 SAME_BASE = f"{BASE_TRUNK}, made again"
 """The same, trained where the flat control on such a trunk was, and so on the same one."""
-SHOWN_EXPERTS = (2, 1)
+SHOWN_EXPERTS = (2, 1, 0)
 CHOSEN_ON = 0
 """The seed on which the gate was chosen."""
 LEARNERS = ("learned", "greedy", "elastic", "confusion", "features")
@@ -60,15 +60,21 @@ def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+INTERVAL = "[95 %] (detectable)"
+"""What `points` and `between` write behind a difference."""
+
+
 def points(found: pd.Series) -> str:
-    """A difference with its interval, in points."""
+    """A difference with its interval and what could have been seen, in points."""
     return between(found, 2, 100)
 
 
 def between(found: pd.Series, digits: int, unit: float) -> str:
-    """A difference with its interval, `unit` times what it is, with so many digits."""
+    """A row of `paired_differences`, `unit` times what it is, with so many digits."""
     mean, low, high = (f"{unit * found[name]:+.{digits}f}" for name in ("mean", "low", "high"))
-    return mean if pd.isna(found["low"]) else f"{mean} [{low}, {high}]"
+    if pd.isna(found["low"]):
+        return mean
+    return f"{mean} [{low}, {high}] ({unit * found['detectable']:.{digits}f})"
 
 
 def percent(found: pd.Series) -> str:
@@ -195,22 +201,21 @@ def compared(table: pd.DataFrame, questions: dict[tuple[str, str], str]) -> str:
         if differences is None or arm not in differences.index:
             known = {nofe, arm} <= set(table["arm"])
             missing = "no common seed yet" if known else "not measured yet"
-            rows.append([question, nofe, arm, "", missing, ""])
+            rows.append([question, nofe, arm, "", "", missing, ""])
             continue
-        found = -differences.loc[arm, ["mean", "high", "low"]].set_axis(["mean", "low", "high"])
-        seeds, able = differences.loc[arm, ["seeds", "detectable"]]
-        if found["low"] > 0:
-            verdict = "better"
-        elif found["high"] < 0:
-            verdict = "worse"
-        elif pd.isna(able):
+        found = differences.loc[arm].copy()
+        found[["mean", "low", "high"]] = -found[["mean", "high", "low"]].to_numpy()
+        if pd.isna(found["low"]):
             verdict = "open: one seed"
+        elif found["low"] > 0:
+            verdict = "better"
         else:
-            verdict = f"open: up to {100 * able:.1f} points may be missed"
+            verdict = "worse" if found["high"] < 0 else "open"
         budgets = " / ".join(f"{spent[each] / 1e12:.0f}" for each in (nofe, arm))
-        rows.append([question, nofe, arm, budgets, f"{points(found)} ({seeds:.0f})", verdict])
-    head = ["", "A", "B", "training, A / B: T multiply-accumulates"]
-    return markdown([*head, "A − B, points [95 %] (seeds)", "A is"], rows)
+        seeds = f"{found['seeds']:.0f}"
+        rows.append([question, nofe, arm, budgets, seeds, points(found), verdict])
+    head = ["A compared with", "A", "B", "training, A / B: T multiply-accumulates", "seeds"]
+    return markdown([*head, f"A − B, points {INTERVAL}", "A is"], rows)
 
 
 FIRST = [
@@ -249,7 +254,7 @@ def first_table() -> str:
             ]
         )
     head = ["network", "seeds", "top-1 %, mean ± 95 %"]
-    head += [f"it − {nofe} [95 %]" for nofe in differences]
+    head += [f"it − {nofe} {INTERVAL}" for nofe in differences]
     return markdown([*head, *BUDGET], rows)
 
 
@@ -286,21 +291,10 @@ def study_table() -> str:
     first = table.groupby("arm").first()
     rows = []
     for arm, found in ranked(table, means).iterrows():
-        cells = ["", ""]
-        if arm in differences.index:
-            difference = differences.loc[arm]
-            able = difference["detectable"]
-            cells = [points(difference), "" if pd.isna(able) else f"{100 * able:.2f}"]
-        rows.append(
-            [
-                str(arm),
-                f"{found['seeds']:.0f}",
-                percent(found),
-                *cells,
-                *budget(first.loc[arm]),
-            ]
-        )
-    head = ["network", "seeds", "top-1 %, mean ± 95 %", f"it − {PAPER} [95 %]", "detectable"]
+        apart = points(differences.loc[arm]) if arm in differences.index else ""
+        seeds = f"{found['seeds']:.0f}"
+        rows.append([str(arm), seeds, percent(found), apart, *budget(first.loc[arm])])
+    head = ["network", "seeds", "top-1 %, mean ± 95 %", f"it − {PAPER} {INTERVAL}"]
     return markdown([*head, *BUDGET], rows)
 
 
@@ -340,7 +334,7 @@ def quality_table() -> str:
             found = differences[name].loc[arm] if arm != PAPER else None
             apart.append("" if found is None else between(found, digits, unit))
         rows.append([str(arm), *cells, *apart])
-    head = ["network", *columns.values(), f"negative log-likelihood − that of {PAPER} [95 %]"]
+    head = ["network", *columns.values(), f"negative log-likelihood − that of {PAPER} {INTERVAL}"]
     return markdown([*head, "calibration error − its, points"], rows)
 
 
@@ -372,9 +366,15 @@ def curves() -> pd.DataFrame:
 
 
 def changes(own: pd.DataFrame) -> tuple[pd.DataFrame, float]:
-    """The curves of an arm with what a number of experts changes, and the mean with all of them."""
-    everything = own[own["experts"] == own["experts"].max()].set_index("seed")["top1"]
-    return own.assign(lost=own["top1"] - own["seed"].map(everything)), everything.mean()
+    """What a number of experts changes (see `paired_differences`), and the mean with all of them.
+
+    own: the curves of an arm.  0 experts: the gate's own answers.
+    """
+    last = own["experts"].max()
+    gate = own[own["experts"] == last].assign(experts=0, top1=lambda rows: rows["gate_top1"])
+    every = pd.concat([gate, own])
+    differences = paired_differences(every, last, "top1", "experts").set_index("experts")
+    return differences, own.loc[own["experts"] == last, "top1"].mean()
 
 
 def conditional_table() -> str:
@@ -384,12 +384,7 @@ def conditional_table() -> str:
     for arm in dict.fromkeys(table["arm"]):
         own = table[table["arm"] == arm]
         lost, whole = changes(own)
-        means = over_seeds(lost, "lost", "experts").set_index("experts")
-        cells = [points(means.loc[m]) if m in means.index else "" for m in SHOWN_EXPERTS]
-        two = lost[lost["experts"] == 2]
-        gate = over_seeds(
-            two.assign(lost=two["gate_top1"] - two["top1"] + two["lost"]), "lost", "arm"
-        )
+        two = own[own["experts"] == 2]
         times = [
             [two[f"ms_{batch}{of}"] for of in ("", "_all", "_trunk")] for batch in study.BATCHES
         ]
@@ -404,8 +399,7 @@ def conditional_table() -> str:
                 f"{own['seed'].nunique()}",
                 f"{own['experts'].max()}",
                 f"{100 * whole:.2f}",
-                *cells,
-                points(gate.iloc[0]),
+                *(points(lost.loc[m]) for m in SHOWN_EXPERTS),
                 *(
                     " / ".join(f"{100 * (1 - each.median()):.0f}" for each in parts)
                     for parts in saved.values()
@@ -413,9 +407,9 @@ def conditional_table() -> str:
             ]
         )
     head = ["network", "seeds", "experts", "all of them: top-1 %"]
-    head += [f"{m} of them: points" for m in SHOWN_EXPERTS]
+    head += [f"{m or 'none'} of them: points {INTERVAL}" for m in SHOWN_EXPERTS]
     batches = " / ".join(map(str, study.BATCHES))
-    head += ["none, the gate alone: points", "2 of them save: arithmetic %"]
+    head += ["2 of them save: arithmetic %"]
     head += [f"the experts' time %, batch {batches}", f"the whole network's time %, {batches}"]
     return markdown(head, rows)
 
@@ -429,7 +423,9 @@ def precision_table() -> str:
         name = found["network"]
         apart = points(differences.loc[name]) if name in differences.index else ""
         rows.append([name, f"{found['seeds']}", percent(found), apart])
-    return markdown(["network", "seeds", "top-1 %, mean ± 95 %", "minus fp32, points"], rows)
+    return markdown(
+        ["network", "seeds", "top-1 %, mean ± 95 %", f"minus fp32, points {INTERVAL}"], rows
+    )
 
 
 def again_table() -> str:
@@ -450,19 +446,16 @@ def machines_table() -> str:
     """Rows of the study that were trained twice, on the CPU and on the GPU."""
     once, again = quick(), made_again()
     both = pd.concat([once[once["run"].isin(again["run"])], again])
-    machines = both["hardware"].unique()
-    wide = both.pivot(index=["arm", "seed"], columns="hardware", values="top1").reset_index()
-    here, there = sorted(machines, key=lambda name: "cores" not in name)
-    wide["difference"] = wide[there] - wide[here]
+    here, there = sorted(both["hardware"].unique(), key=lambda name: "cores" not in name)
+    together = both.groupby(["seed", "hardware"], as_index=False)["top1"].mean()
+    both = pd.concat([both, together.assign(arm="all of these")])
     rows = []
-    for arm, found in over_seeds(wide, "difference", "arm").set_index("arm").iterrows():
-        own = wide[wide["arm"] == arm]
-        means = [f"{100 * own[name].mean():.2f}" for name in (here, there)]
-        rows.append([str(arm), f"{found['seeds']:.0f}", *means, points(found)])
-    together = wide.groupby("seed", as_index=False)["difference"].mean().assign(arm="all of these")
-    (found,) = over_seeds(together, "difference", "arm").to_dict("records")
-    rows.append([found["arm"], f"{found['seeds']}", "", "", points(pd.Series(found))])
-    return markdown(["network", "seeds", here, there, "difference, points [95 %]"], rows)
+    for arm, own in both.groupby("arm", sort=False):
+        (found,) = paired_differences(own, here, "top1", "hardware").to_dict("records")
+        means = own.groupby("hardware")["top1"].mean()
+        cells = [f"{100 * means[name]:.2f}" for name in (here, there)]
+        rows.append([str(arm), f"{found['seeds']}", *cells, points(pd.Series(found))])
+    return markdown(["network", "seeds", here, there, f"difference, points {INTERVAL}"], rows)
 
 
 def settings_table() -> str:
@@ -491,7 +484,7 @@ def settings_table() -> str:
                 ]
             )
     head = ["part of the study", "network", "seeds", "top-1 %, mean ± 95 %"]
-    head += [f"it − {PAPER} [95 %]", *BUDGET[2:], "trained on"]
+    head += [f"it − {PAPER} {INTERVAL}", *BUDGET[2:], "trained on"]
     return markdown(head, rows)
 
 
@@ -503,13 +496,13 @@ def few_elsewhere() -> str:
         table = everything[everything["study"] == name]
         for arm, own in table.groupby("arm", sort=False):
             lost, whole = changes(own)
-            means = over_seeds(lost, "lost", "experts").set_index("experts")
-            cells = [points(means.loc[m]) for m in SHOWN_EXPERTS]
+            cells = [points(lost.loc[m]) if m in lost.index else "" for m in SHOWN_EXPERTS]
             label = name.removeprefix("cifar100 alexnet_quick, ")
             seeds, last = own["seed"].nunique(), own["experts"].max()
             rows.append([label, str(arm), f"{seeds}", f"{last}", f"{100 * whole:.2f}", *cells])
     head = ["part of the study", "network", "seeds", "experts", "all of them: top-1 %"]
-    return markdown([*head, *(f"{m} of them: points" for m in SHOWN_EXPERTS)], rows)
+    head += [f"{m or 'none'} of them: points {INTERVAL}" for m in SHOWN_EXPERTS]
+    return markdown(head, rows)
 
 
 def paper_table() -> str:
@@ -549,7 +542,9 @@ def glyphs_table() -> str:
         known = found.network in differences.index
         apart = points(differences.loc[found.network]) if known else ""
         rows.append([found.network, f"{found.seeds}", f"**{found.mean:.2%}**", apart])
-    return markdown(["network", "seeds", "test accuracy", f"minus {PAPER}, points [95 %]"], rows)
+    return markdown(
+        ["network", "seeds", "test accuracy", f"minus {PAPER}, points {INTERVAL}"], rows
+    )
 
 
 RECIPES = {

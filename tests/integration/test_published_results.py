@@ -159,16 +159,16 @@ def test_verdicts_are_those_of_the_differences(
         for line in lines
         if line[1].strip() == tables.PAPER
     }
-    assert found[tables.OWN_RANDOM] == ["2 / 1", "+2.00 [+1.75, +2.25] (3)", "better"]
-    assert found["base CNN"] == ["2 / 1", "-2.00 [-2.25, -1.75] (3)", "worse"]
-    assert found["flat control"][1] == "-0.03 [-5.00, +4.94] (3)"
-    assert re.fullmatch(r"open: up to \d\.\d points may be missed", found["flat control"][2])
-    assert found["flat control, both budgets"] == ["2 / 1", "-1.00 (1)", "open: one seed"]
-    assert found["base CNN, both budgets"] == ["", "not measured yet"]
+    assert found[tables.OWN_RANDOM] == ["2 / 1", "3", "+2.00 [+1.75, +2.25] (0.31)", "better"]
+    assert found["base CNN"] == ["2 / 1", "3", "-2.00 [-2.25, -1.75] (0.31)", "worse"]
+    assert re.fullmatch(r"-0.03 \[-5.00, \+4.94\] \(\d\.\d\d\)", found["flat control"][2])
+    assert found["flat control"][3] == "open"
+    assert found["flat control, both budgets"] == ["2 / 1", "1", "-1.00", "open: one seed"]
+    assert found["base CNN, both budgets"] == ["", "", "not measured yet"]
     few = [line.strip("| ").split(" | ") for line in tables.few_answer().splitlines()[2:]]
     (small,) = (line for line in few if line[2].strip() == "small flat control, both budgets")
     assert small[1] == tables.TWO
-    assert small[3:] == ["5 / 1", "-4.00 [-4.00, -4.00] (2)", "worse"]
+    assert small[3:] == ["5 / 1", "2", "-4.00 [-4.00, -4.00] (0.00)", "worse"]
 
 
 def test_every_table_and_picture_is_shown(tables: ModuleType) -> None:
