@@ -159,8 +159,8 @@ def test_verdicts_are_those_of_the_differences(
         for line in lines
         if line[1].strip() == tables.PAPER
     }
-    assert found[tables.OWN_RANDOM] == ["2 / 1", "3", "+2.00 [+1.75, +2.25] (0.31)", "better"]
-    assert found["base CNN"] == ["2 / 1", "3", "-2.00 [-2.25, -1.75] (0.31)", "worse"]
+    assert found[tables.OWN_RANDOM] == ["2 / 1", "3", "+2.00 [+1.75, +2.25] (0.33)", "better"]
+    assert found["base CNN"] == ["2 / 1", "3", "-2.00 [-2.25, -1.75] (0.33)", "worse"]
     assert re.fullmatch(r"-0.03 \[-5.00, \+4.94\] \(\d\.\d\d\)", found["flat control"][2])
     assert found["flat control"][3] == "open"
     assert found["flat control, both budgets"] == ["2 / 1", "1", "-1.00", "open: one seed"]
