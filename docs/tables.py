@@ -31,6 +31,8 @@ OWN_RANDOM = "NofE random, its generalist"
 OTHER_RANDOM = "NofE random, learned generalist"
 BASE_TRUNK = "NofE learned, base trunk"
 """The same specialties on the trunk of a base CNN."""
+SAME_BASE = f"{BASE_TRUNK}, made again"
+"""The same, trained where the flat control on such a trunk was, and so on the same one."""
 SHOWN_EXPERTS = (2, 1)
 CHOSEN_ON = 0
 """The seed on which the gate was chosen."""
@@ -81,6 +83,11 @@ def quick() -> pd.DataFrame:
     return table[table["study"] == next(iter(study.STUDIES))]
 
 
+def made_again() -> pd.DataFrame:
+    """The rows of it that were trained once more, on another machine."""
+    return measured("study_again")
+
+
 TWO = f"{PAPER}, two experts"
 """The same network with its gate, where two experts are run for an image."""
 
@@ -114,7 +121,9 @@ QUESTIONS: dict[tuple[str, str], str] = {
     (BASE_TRUNK, "NofE random, base trunk"): "... random specialties on that trunk",
     ("NofE random, base trunk", OTHER_RANDOM): "... the trunk alone: random specialties on it, "
     "compared with random ones on the paper's network's trunk",
-    (BASE_TRUNK, "flat control, base trunk"): "... one flat branch on that trunk",
+    (BASE_TRUNK, "flat control, base trunk"): "... one flat branch on such a trunk, which was "
+    "trained for it on another machine",
+    (SAME_BASE, "flat control, base trunk"): "... one flat branch on the very same trunk",
     (BASE_TRUNK, "flat control, both budgets"): "... one flat branch, 18 epochs from scratch",
     (BASE_TRUNK, "base CNN, equal arithmetic"): "... its base CNN, trained for 32 epochs",
 }
@@ -148,7 +157,7 @@ def lead() -> str:
         f"arithmetic; the flat control {mean('flat control, both budgets')} for as many epochs "
         f"({more:.1f} times the arithmetic) and {mean('flat control, equal arithmetic')} for as "
         f"much arithmetic. The best experts, {mean(BASE_TRUNK)}, stand on the trunk of an ordinary "
-        f"base CNN."
+        f"base CNN, where the flat control reaches {mean('flat control, base trunk')}."
     )
 
 
@@ -157,8 +166,10 @@ def _counted(n: int, what: str) -> str:
 
 
 def answer() -> str:
-    """What each opponent is, and what the seeds so far say."""
-    return compared(quick(), QUESTIONS)
+    """What each comparison asks, and what the seeds say."""
+    again = made_again()
+    twin = again[again["arm"] == BASE_TRUNK].assign(arm=SAME_BASE)
+    return compared(pd.concat([quick(), twin]), QUESTIONS)
 
 
 def few_answer() -> str:
@@ -184,7 +195,7 @@ def compared(table: pd.DataFrame, questions: dict[tuple[str, str], str]) -> str:
         if differences is None or arm not in differences.index:
             known = {nofe, arm} <= set(table["arm"])
             missing = "no common seed yet" if known else "not measured yet"
-            rows.append([question, arm, "", missing, ""])
+            rows.append([question, nofe, arm, "", missing, ""])
             continue
         found = -differences.loc[arm, ["mean", "high", "low"]].set_axis(["mean", "low", "high"])
         seeds, able = differences.loc[arm, ["seeds", "detectable"]]
@@ -197,13 +208,9 @@ def compared(table: pd.DataFrame, questions: dict[tuple[str, str], str]) -> str:
         else:
             verdict = f"open: up to {100 * able:.1f} points may be missed"
         budgets = " / ".join(f"{spent[each] / 1e12:.0f}" for each in (nofe, arm))
-        rows.append([question, arm, budgets, f"{points(found)} ({seeds:.0f})", verdict])
-    head = [
-        "the NofE compared with",
-        "in the tables",
-        "training, NofE / it: T multiply-accumulates",
-    ]
-    return markdown([*head, "NofE − it, points [95 %] (seeds)", "verdict"], rows)
+        rows.append([question, nofe, arm, budgets, f"{points(found)} ({seeds:.0f})", verdict])
+    head = ["", "A", "B", "training, A / B: T multiply-accumulates"]
+    return markdown([*head, "A − B, points [95 %] (seeds)", "A is"], rows)
 
 
 FIRST = [
@@ -232,24 +239,36 @@ def first_table() -> str:
     shown = shown[shown.index.isin(FIRST)]
     rows = []
     for arm, found in shown.iterrows():
-        row = first.loc[arm]
         rows.append(
             [
                 f"**{arm}**" if arm in differences else str(arm),
                 f"{found['seeds']:.0f}",
                 percent(found),
                 *("" if arm == nofe else points(of.loc[arm]) for nofe, of in differences.items()),
-                f"{row['parameters'] / 1e6:.2f} M",
-                f"{row['macs'] / 1e6:.1f} M",
-                f"{row['total_epochs']:.0f}",
-                f"{row['total_training_macs'] / 1e12:.0f} T",
+                *budget(first.loc[arm]),
             ]
         )
     head = ["network", "seeds", "top-1 %, mean ± 95 %"]
-    head += [f"minus {nofe} [95 %]" for nofe in differences]
-    head += ["parameters", "multiply-accumulates an image", "epochs in all"]
-    head += ["multiply-accumulates of training"]
-    return markdown(head, rows)
+    head += [f"it − {nofe} [95 %]" for nofe in differences]
+    return markdown([*head, *BUDGET], rows)
+
+
+BUDGET = [
+    "parameters",
+    "multiply-accumulates an image",
+    "epochs in all",
+    "multiply-accumulates of training",
+]
+
+
+def budget(row: pd.Series) -> list[str]:
+    """The cells below BUDGET of a row of the study."""
+    return [
+        f"{row['parameters'] / 1e6:.2f} M",
+        f"{row['macs'] / 1e6:.1f} M",
+        f"{row['total_epochs']:.0f}",
+        f"{row['total_training_macs'] / 1e12:.0f} T",
+    ]
 
 
 def ranked(table: pd.DataFrame, means: pd.DataFrame) -> pd.DataFrame:
@@ -267,7 +286,6 @@ def study_table() -> str:
     first = table.groupby("arm").first()
     rows = []
     for arm, found in ranked(table, means).iterrows():
-        row = first.loc[arm]
         cells = ["", ""]
         if arm in differences.index:
             difference = differences.loc[arm]
@@ -279,16 +297,11 @@ def study_table() -> str:
                 f"{found['seeds']:.0f}",
                 percent(found),
                 *cells,
-                f"{row['parameters'] / 1e6:.2f} M",
-                f"{row['macs'] / 1e6:.1f} M",
-                f"{row['total_epochs']:.0f}",
-                f"{row['total_training_macs'] / 1e12:.0f} T",
+                *budget(first.loc[arm]),
             ]
         )
-    head = ["network", "seeds", "top-1 %, mean ± 95 %", "it − NofE learned, generalist [95 %]"]
-    head += ["detectable", "parameters", "multiply-accumulates", "epochs in all"]
-    head += ["multiply-accumulates of training"]
-    return markdown(head, rows)
+    head = ["network", "seeds", "top-1 %, mean ± 95 %", f"it − {PAPER} [95 %]", "detectable"]
+    return markdown([*head, *BUDGET], rows)
 
 
 def quality_table() -> str:
@@ -297,7 +310,7 @@ def quality_table() -> str:
     machine = table.loc[table["arm"] == PAPER, "hardware"].iloc[0]
     times = ["seconds", "total_seconds"]  # of one machine, or nobody could compare them
     table[times] = table[times].where(table["hardware"] == machine)
-    means = table.groupby("arm", sort=False).mean(numeric_only=True)
+    means = ranked(table, table.groupby("arm").mean(numeric_only=True))
     differences = {
         name: paired_differences(table, PAPER, name, "arm").set_index("arm")
         for name in ("nll", "calibration_error")
@@ -434,18 +447,19 @@ def again_table() -> str:
 
 
 def machines_table() -> str:
-    """Rows of the study that were trained once more, on the GPU."""
-    once, again = quick(), measured("study_again")
-    here, there = (part["hardware"].mode()[0] for part in (once[once["arm"] == PAPER], again))
-    keys = ["arm", "seed"]
-    both = again.merge(once, on=[*keys, "run"], suffixes=("", "_once"), validate="one_to_one")
-    both["difference"] = both["top1"] - both["top1_once"]
+    """Rows of the study that were trained twice, on the CPU and on the GPU."""
+    once, again = quick(), made_again()
+    both = pd.concat([once[once["run"].isin(again["run"])], again])
+    machines = both["hardware"].unique()
+    wide = both.pivot(index=["arm", "seed"], columns="hardware", values="top1").reset_index()
+    here, there = sorted(machines, key=lambda name: "cores" not in name)
+    wide["difference"] = wide[there] - wide[here]
     rows = []
-    for arm, found in over_seeds(both, "difference", "arm").set_index("arm").iterrows():
-        own = both[both["arm"] == arm]
-        means = [f"{100 * own[name].mean():.2f}" for name in ("top1_once", "top1")]
+    for arm, found in over_seeds(wide, "difference", "arm").set_index("arm").iterrows():
+        own = wide[wide["arm"] == arm]
+        means = [f"{100 * own[name].mean():.2f}" for name in (here, there)]
         rows.append([str(arm), f"{found['seeds']:.0f}", *means, points(found)])
-    together = both.groupby("seed", as_index=False)["difference"].mean().assign(arm="all of these")
+    together = wide.groupby("seed", as_index=False)["difference"].mean().assign(arm="all of these")
     (found,) = over_seeds(together, "difference", "arm").to_dict("records")
     rows.append([found["arm"], f"{found['seeds']}", "", "", points(pd.Series(found))])
     return markdown(["network", "seeds", here, there, "difference, points [95 %]"], rows)
@@ -472,14 +486,13 @@ def settings_table() -> str:
                     f"{found['seeds']:.0f}",
                     percent(found),
                     difference,
-                    f"{row['total_epochs']:.0f}",
-                    f"{row['total_training_macs'] / 1e12:.0f} T",
+                    *budget(row)[2:],
                     " and ".join(table.loc[table["arm"] == arm, "hardware"].unique()),
                 ]
             )
     head = ["part of the study", "network", "seeds", "top-1 %, mean ± 95 %"]
-    head += [f"it − {PAPER} [95 %]", "epochs in all", "multiply-accumulates of training"]
-    return markdown([*head, "trained on"], rows)
+    head += [f"it − {PAPER} [95 %]", *BUDGET[2:], "trained on"]
+    return markdown(head, rows)
 
 
 def few_elsewhere() -> str:

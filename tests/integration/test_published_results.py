@@ -79,11 +79,14 @@ def test_rows_made_again_are_of_the_same_networks_on_another_machine() -> None:
     assert (both.hardware != both.hardware_once).all()
 
 
-def test_the_first_part_of_the_study_is_complete() -> None:
+def test_the_first_part_of_the_study_is_complete(tables: ModuleType) -> None:
     first = next(iter(STUDIES.values()))
     rows = measured(STUDY)
     rows = rows[rows.study == first.name]
     assert set(PRIMARY + SECONDARY + TERTIARY + LAST + GATED) <= set(rows.arm)
+    asked = {arm for pair in (*tables.QUESTIONS, *tables.FEW_QUESTIONS) for arm in pair}
+    assert asked - {tables.TWO, tables.SAME_BASE} <= set(rows.arm)
+    assert rows.arm.nunique() == 26
     assert (rows.groupby("arm").seed.agg(set) == set(range(first.seeds))).all()
 
 
@@ -148,12 +151,13 @@ def test_verdicts_are_those_of_the_differences(
         for s in (1, 2)
     ]
     monkeypatch.setattr(tables, "quick", lambda: pd.DataFrame(rows))
+    monkeypatch.setattr(tables, "made_again", lambda: pd.DataFrame(rows[:0], columns=["arm"]))
     monkeypatch.setattr(tables, "curves", lambda: pd.DataFrame(two))
     lines = [line.strip("| ").split(" | ") for line in tables.answer().splitlines()[2:]]
     found = {
-        line[1].strip(): [cell.strip(" |") for cell in line[2:]]
-        for line, (nofe, _) in zip(lines, tables.QUESTIONS, strict=True)
-        if nofe == tables.PAPER
+        line[2].strip(): [cell.strip(" |") for cell in line[3:]]
+        for line in lines
+        if line[1].strip() == tables.PAPER
     }
     assert found[tables.OWN_RANDOM] == ["2 / 1", "+2.00 [+1.75, +2.25] (3)", "better"]
     assert found["base CNN"] == ["2 / 1", "-2.00 [-2.25, -1.75] (3)", "worse"]
@@ -162,8 +166,9 @@ def test_verdicts_are_those_of_the_differences(
     assert found["flat control, both budgets"] == ["2 / 1", "-1.00 (1)", "open: one seed"]
     assert found["base CNN, both budgets"] == ["", "not measured yet"]
     few = [line.strip("| ").split(" | ") for line in tables.few_answer().splitlines()[2:]]
-    (small,) = (line for line in few if line[1].strip() == "small flat control, both budgets")
-    assert small[2:] == ["5 / 1", "-4.00 [-4.00, -4.00] (2)", "worse"]
+    (small,) = (line for line in few if line[2].strip() == "small flat control, both budgets")
+    assert small[1] == tables.TWO
+    assert small[3:] == ["5 / 1", "-4.00 [-4.00, -4.00] (2)", "worse"]
 
 
 def test_every_table_and_picture_is_shown(tables: ModuleType) -> None:

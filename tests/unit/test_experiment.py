@@ -422,12 +422,15 @@ def test_a_small_control_costs_what_two_experts_and_their_gate_do(tiny_experimen
         experiment.control(experts=5)
 
 
-@pytest.mark.parametrize("trunk", ["generalist", "base"])
+@pytest.mark.parametrize(
+    ("trunk", "arm"),
+    [("generalist", "flat control, generalist"), ("base", "flat control, base trunk")],
+)
 def test_the_control_on_another_stage_s_trunk_begins_with_it(
-    tiny_experiment: Make, trunk: str
+    tiny_experiment: Make, trunk: str, arm: str
 ) -> None:
     experiment = tiny_experiment(learning_rate=1e-9)
-    control = experiment.opponents()[f"flat control, {'base trunk' * (trunk == 'base') or trunk}"]
+    control = experiment.opponents()[arm]
     assert control.recipe == experiment.nofe("random", trunk).recipe
     assert control.parents["trunk"].id == experiment.nofe("random", trunk).parents["trunk"].id
     run, before = experiment.run(control, control.parents["trunk"])
