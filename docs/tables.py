@@ -109,10 +109,7 @@ QUESTIONS: dict[tuple[str, str], str] = {
     "of the random one's generalist",
     (PAPER, "base CNN"): "its base CNN, trained for 10 epochs (the NofE: 8 + 10)",
     (PAPER, "base CNN, both budgets"): "... for 18",
-    (
-        PAPER,
-        "base CNN, equal arithmetic",
-    ): "... for 32, as much arithmetic as the NofE's two stages",
+    (PAPER, "base CNN, equal arithmetic"): "... for 32, as much arithmetic as both stages",
     (PAPER, "flat control"): "one flat branch of the experts' depth, parameters and arithmetic, "
     "10 epochs from scratch",
     (PAPER, "flat control, both budgets"): "... 18 epochs from scratch",
@@ -149,8 +146,7 @@ def lead() -> str:
     means = over_seeds(quick(), "top1", "arm").set_index("arm")
 
     def mean(arm: str) -> str:
-        found = means.loc[arm]
-        return f"{100 * found['mean']:.1f} %"
+        return f"{100 * means.loc[arm, 'mean']:.1f} %"
 
     base, nofe = PUBLISHED["alexnet_quick"]
     spent = quick().groupby("arm")["total_training_macs"].first()

@@ -83,11 +83,12 @@ def test_the_first_part_of_the_study_is_complete(tables: ModuleType) -> None:
     first = next(iter(STUDIES.values()))
     rows = measured(STUDY)
     rows = rows[rows.study == first.name]
-    assert set(PRIMARY + SECONDARY + TERTIARY + LAST + GATED) <= set(rows.arm)
+    seeds = rows.groupby("arm").seed.agg(set)
+    complete = set(seeds[seeds == set(range(first.seeds))].index)  # later arms may be under way
+    assert len(complete) >= 26
+    assert set(PRIMARY + SECONDARY + TERTIARY + LAST + GATED) <= complete
     asked = {arm for pair in (*tables.QUESTIONS, *tables.FEW_QUESTIONS) for arm in pair}
-    assert asked - {tables.TWO, tables.SAME_BASE} <= set(rows.arm)
-    assert rows.arm.nunique() == 26
-    assert (rows.groupby("arm").seed.agg(set) == set(range(first.seeds))).all()
+    assert asked - {tables.TWO, tables.SAME_BASE} <= complete
 
 
 @pytest.fixture(scope="module")
