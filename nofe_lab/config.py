@@ -10,9 +10,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
+import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +42,8 @@ BRANCH_STARTS = ("fresh", "tail")
 """How a branch begins: with weights of its own, or with those of the network its trunk is from."""
 
 
+MAX_INT, MAX_FLOAT = 2**63 - 1, sys.float_info.max
+
 MAX_VAL_FRACTION = 0.9
 """The largest share of the training images that may be set aside as validation images."""
 
@@ -63,16 +67,30 @@ class InvalidInput(ValueError):
 
 
 def printable(text: str) -> str:
-    """The text with control characters and halves of characters written out, as ``\\x1b``.
+    """The text with characters written out that nobody sees, as ``\\x1b`` or ``\\u202e``.
 
-    Names of strangers come in messages; a terminal must not take a part of them for a command.
+    Names of strangers come in messages; a terminal must not take a part of them for a command, nor
+    show them in another order than they have.
     """
     if text.isprintable():
         return text
     return "".join(
-        ch.encode("unicode_escape").decode() if unicodedata.category(ch) in ("Cc", "Cs") else ch
-        for ch in text
+        ch.encode("unicode_escape").decode() if _is_unseen(text, i) else ch
+        for i, ch in enumerate(text)
     )
+
+
+def _is_unseen(text: str, i: int) -> bool:
+    """Whether a character is a control, a half of one, or changes what is seen of its neighbours.
+
+    Persian, Indic scripts and emoji are written with zero-width joiners between their letters.
+    """
+    if text[i] in "\u200c\u200d":
+        around = (text[max(i - 1, 0)], text[min(i + 1, len(text) - 1)])
+        return not (
+            0 < i < len(text) - 1 and all(ord(ch) > 127 and ch.isprintable() for ch in around)
+        )
+    return unicodedata.category(text[i]) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def check_names(what: str, names: Iterable[str]) -> None:
@@ -80,8 +98,30 @@ def check_names(what: str, names: Iterable[str]) -> None:
     for name in names:
         if printable(name) != name:
             raise InvalidInput(
-                f"{what} must be text without control characters; got {name!r}, which may be the "
-                "name of a folder or a file in another encoding: rename it."
+                f"{what} must be text without control or invisible characters; got {name!r}, which "
+                "may be the name of a folder or a file in another encoding: rename it."
+            )
+
+
+def composed(name: str) -> str:
+    """The name with its accents as most systems write them (NFC); macOS takes them apart."""
+    return unicodedata.normalize("NFC", name)
+
+
+def check_distinct(what: str, names: Sequence[str]) -> None:
+    """Raise InvalidInput for names that are equal, or equal to the eye."""
+    seen: dict[str, str] = {}
+    for name in names:
+        bare = "".join(ch for ch in composed(name) if unicodedata.category(ch) != "Cf")
+        bare = " ".join(bare.split())
+        if bare not in seen:
+            seen[bare] = name
+        elif composed(seen[bare]) == composed(name):
+            raise InvalidInput(f"{what} must differ; {name!r} repeats.")
+        else:
+            raise InvalidInput(
+                f"{what} must differ in more than blanks; got {seen[bare]!r} and {name!r}: rename "
+                "one."
             )
 
 
@@ -93,43 +133,74 @@ def first_line(error: BaseException) -> str:
 def one_of(what: str, value: Any, options: Iterable[str], also: str = "") -> str:
     """Return `value` if it is one of `options`; otherwise raise, naming the nearest one."""
     options = tuple(options)
-    if value in options:
+    if isinstance(value, (str, Path)) and str(value) in options:
         return str(value)
-    nearest = difflib.get_close_matches(str(value), options, n=1)
+    written = shown(value)
+    nearest = difflib.get_close_matches(written.strip("'\""), options, n=1)
     hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
     accepted = ", ".join(repr(option) for option in options) + (f" or {also}" if also else "")
-    raise InvalidInput(f"{what} {value!r} is unknown{hint}; accepted: {accepted}.")
+    raise InvalidInput(f"{what} {written} is unknown{hint}; accepted: {accepted}.")
 
 
 def text(what: str, value: Any, may_be_none: bool = False) -> None:
     """Raise unless `value` is text or a path."""
     if not isinstance(value, (str, Path)) and not (may_be_none and value is None):
-        raise InvalidInput(f"{what} must be text; got {value!r}.")
+        raise InvalidInput(f"{what} must be text; got {shown(value)}.")
+
+
+def true_or_false(what: str, value: Any) -> bool:
+    """Return `value` if it is a bool; otherwise raise."""
+    if not isinstance(value, bool):
+        raise InvalidInput(f"{what} must be true or false; got {shown(value)}.")
+    return value
 
 
 def whole_number(what: str, value: Any, low: int, high: int | None = None) -> int:
-    """Return `value` if it is an int in [low, high]; otherwise raise."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or _above(value, high):
+    """Return `value` as an int if it is a whole number in [low, high]; otherwise raise.
+
+    NumPy's integers are whole numbers too.  Without `high` the limit is that of 64 bits.
+    """
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not is_whole or not low <= value <= (MAX_INT if high is None else high):
         limits = f"from {low} to {high}" if high is not None else f"of at least {low}"
-        raise InvalidInput(f"{what} must be a whole number {limits}; got {value!r}.")
-    return value
+        limits += ", in 64 bits" * (high is None and is_whole and value > MAX_INT)
+        raise InvalidInput(f"{what} must be a whole number {limits}; got {shown(value)}.")
+    return int(value)
 
 
 def whole_numbers(what: str, value: str) -> list[int]:
     """The numbers of a text like "5,20"; "" is none.  Raises unless each is a whole one, from 1."""
     parts = [part.strip() for part in str(value).split(",") if part.strip()]
-    if not all(part.isdecimal() and part.isascii() and int(part) for part in parts):
-        raise InvalidInput(f"{what} must be whole numbers from 1, like '5,20'; got {value!r}.")
+    # of so few digits that none is too large
+    if not all(
+        part.isdecimal() and part.isascii() and len(part) < 10 and int(part) for part in parts
+    ):
+        raise InvalidInput(f"{what} must be whole numbers from 1, like '5,20'; got {shown(value)}.")
     return list(map(int, parts))
 
 
 def real_number(what: str, value: Any, low: float, high: float = math.inf) -> float:
     """Return `value` as a float if low <= value <= high and it is finite; otherwise raise."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not low <= value <= high:
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not abs(value) < math.inf or not low <= value <= min(high, MAX_FLOAT):
         limits = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
-        raise InvalidInput(f"{what} must be a number {limits}; got {value!r}.")
+        raise InvalidInput(f"{what} must be a number {limits}; got {shown(value)}.")
     return float(value)
+
+
+def shown(value: object) -> str:
+    """A value as messages show it, whatever it is and however long."""
+    try:
+        written = repr(value)
+    except ValueError:  # Python does not write whole numbers of thousands of digits
+        return "a number of thousands of digits"
+    return written if len(written) <= 200 else f"{written[:120]}... ({len(written)} characters)"
+
+
+def _as_ints(config: Any, **lows: int) -> None:
+    """Check fields of a frozen dataclass and turn NumPy's whole numbers into Python's."""
+    for name, low in lows.items():
+        object.__setattr__(config, name, whole_number(name, getattr(config, name), low))
 
 
 def _as_floats(config: Any, **limits: tuple[float, float]) -> None:
@@ -145,10 +216,6 @@ def identity_of(config: Any) -> dict[str, Any]:
         if each.metadata == ADDED_LATER and known[each.name] == each.default:
             del known[each.name]
     return known
-
-
-def _above(value: int, high: int | None) -> bool:
-    return high is not None and value > high
 
 
 def data_folder() -> Path:
@@ -199,11 +266,8 @@ class Recipe:
     """Use the backbone's published learning-rate and decay multipliers."""
 
     def __post_init__(self) -> None:
-        whole_number("epochs", self.epochs, 1)
-        whole_number("batch_size", self.batch_size, 1)
-        whole_number("padding", self.padding, 0)
-        if not isinstance(self.flips, bool):
-            raise InvalidInput(f"flips must be true or false; got {self.flips!r}.")
+        _as_ints(self, epochs=1, batch_size=1, padding=0)
+        true_or_false("flips", self.flips)
         _as_floats(self, learning_rate=(0, math.inf), momentum=(0, 1), weight_decay=(0, math.inf))
         if self.learning_rate == 0:
             raise InvalidInput("learning_rate must be a number above 0; got 0.")
@@ -255,7 +319,7 @@ class FlatConfig:
     """Whose trunk it starts from: scratch, or the generalist's or the base CNN's."""
 
     def __post_init__(self) -> None:
-        whole_number("seed", self.seed, 0)
+        _as_ints(self, seed=0)
         one_of("trunk", self.trunk, TRUNKS)
 
 
@@ -290,8 +354,7 @@ class GeneralistConfig:
     """Of the first map, the weights, the order of the images and their augmentation."""
 
     def __post_init__(self) -> None:
-        whole_number("seed", self.seed, 0)
-        whole_number("K", self.K, 2)
+        _as_ints(self, seed=0, K=2)
         one_of("rule", self.rule, RULES)
         _as_floats(self, update_every=(0, math.inf), elastic_lambda=(0, math.inf))
         if self.update_every == 0:
@@ -299,7 +362,7 @@ class GeneralistConfig:
         one_of("update_unit", self.update_unit, ("epochs", "iterations"))
         one_of("affinity", self.affinity, ("counts", "probability"))
         if self.affinity_images is not None:
-            whole_number("affinity_images", self.affinity_images, 1)
+            _as_ints(self, affinity_images=1)
         one_of("affinity_from", self.affinity_from, ("evaluation", "training"))
         if self.affinity_from == "training" and self.affinity_images is not None:
             raise InvalidInput(
@@ -335,7 +398,7 @@ class NofEConfig:
     """How many specialties confusion and features make; None for all others, which know it."""
 
     def __post_init__(self) -> None:
-        whole_number("seed", self.seed, 0)
+        _as_ints(self, seed=0)
         _as_floats(self, branch_width=(0, MAX_BRANCH_WIDTH))
         if self.branch_width == 0:
             raise InvalidInput("branch_width must be a number above 0; got 0.")
@@ -365,7 +428,7 @@ class GateConfig:
     """Of the gate's weights, the order of the images and their augmentation."""
 
     def __post_init__(self) -> None:
-        whole_number("seed", self.seed, 0)
+        _as_ints(self, seed=0)
         _as_floats(self, width=(0, MAX_BRANCH_WIDTH))
         if self.width == 0:
             raise InvalidInput("the width of a gate must be a number above 0; got 0.")

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
+import re
 import secrets
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,9 @@ from nofe_lab.config import InvalidInput, first_line
 
 MAX_TEXT = 256 * 2**20
 """Bytes of the largest text or JSON file that is read."""
+
+VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+"""An environment variable in a path."""
 
 
 class UnreadableFile(InvalidInput):
@@ -87,9 +93,8 @@ def read_text(path: Path, limit: int = MAX_TEXT, *, links: bool = False) -> str:
 
     links: whether a symbolic link is followed; only where the reader's own user chose the path.
     """
-    check_regular(path, limit, links=links)
     try:
-        with path.open("rb") as file:
+        with open_regular(path, limit, links=links) as file:
             content = file.read(limit + 1)
         return content[:limit].decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -125,28 +130,46 @@ def read_tensors(path: Path, *, links: bool = False) -> tuple[dict[str, Tensor],
         raise UnreadableFile(f"{path.name!r} holds no tensors ({first_line(error)}).") from error
 
 
-def check_regular(path: Path, limit: int, *, links: bool = False) -> None:
-    """Raise UnreadableFile unless `path` is a regular file of at most `limit` bytes.
+def open_regular(path: Path, limit: int, *, links: bool = False) -> io.BufferedReader:
+    """Open a regular file of at most `limit` bytes for reading.  Raises UnreadableFile.
 
-    A device or a pipe could be read for ever; a link could lead anywhere.
+    A device or a pipe could be read for ever; a link could lead anywhere.  What is checked is the
+    open file itself, so that nothing can take its place in between.
     """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    flags |= 0 if links else getattr(os, "O_NOFOLLOW", 0)
+    irregular = UnreadableFile(f"{path.name!r} is not a regular file.")
     try:
-        status = path.stat() if links else path.lstat()
+        if not stat.S_ISREG((path.stat() if links else path.lstat()).st_mode):
+            raise irregular  # even to open a device may do something
+        file = os.fdopen(os.open(path, flags), "rb")
     except (OSError, ValueError) as error:  # ValueError: a null character
+        if error is irregular:
+            raise
         raise UnreadableFile(f"{path.name!r} cannot be opened ({error}).") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise UnreadableFile(f"{path.name!r} is not a regular file.")
-    if status.st_size > limit:
-        raise UnreadableFile(
-            f"{path.name!r} is too large: {status.st_size:,} bytes; accepted: up to {limit:,}."
-        )
+    try:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise irregular
+        if status.st_size > limit:
+            raise UnreadableFile(
+                f"{path.name!r} is too large: {status.st_size:,} bytes; accepted: up to {limit:,}."
+            )
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def check_regular(path: Path, limit: int, *, links: bool = False) -> None:
+    """Raise UnreadableFile unless `open_regular` can open it: for libraries that take paths."""
+    open_regular(path, limit, links=links).close()
 
 
 def sha256(path: Path) -> str:
     """Checksum of a regular file, hexadecimal.  Raises UnreadableFile."""
-    check_regular(path, memory())
     try:
-        with path.open("rb") as file:
+        with open_regular(path, memory()) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UnreadableFile(f"{path.name!r} cannot be opened ({error}).") from error
@@ -162,11 +185,66 @@ def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def memory() -> int:
-    """Bytes of the machine's memory: no file that is to be loaded can sensibly be larger."""
+    """Bytes of memory that this process may use: no file that is loaded can sensibly be larger.
+
+    The machine's, or less where a container or a limit of the process grants less.
+    """
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     except (AttributeError, OSError, ValueError):  # not on this system
-        return 2**40
+        limits = [2**40]
+    with suppress(ImportError):
+        import resource  # not on Windows
+
+        limits += [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit > 0]
+    return min(*limits, *_container_limits(), 2**62)
+
+
+def _container_limits(root: Path = Path("/")) -> list[int]:
+    """What Linux's control groups grant this process: version 2, or the memory group of version 1.
+
+    A group cannot use more than those around it may, so all on the way up count.
+    """
+    found = []
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    for line in groups:
+        _, controllers, place = [*line.split(":", 2), "", ""][:3]
+        if controllers not in ("", "memory"):
+            continue
+        mount = root / "sys/fs/cgroup" / controllers
+        file = "memory.limit_in_bytes" if controllers else "memory.max"
+        inside = mount / place.strip("/")
+        for folder in (inside, *inside.parents):
+            with suppress(OSError, ValueError):  # "max": no limit here
+                found.append(int((folder / file).read_text()))
+            if folder == mount:
+                break
+    return [limit for limit in found if limit > 0]
+
+
+def user_path(text: str | Path) -> Path:
+    """A path as its user wrote it, with ``~`` and environment variables expanded.
+
+    What exists under its literal name is that, whatever the name would expand to.  Raises
+    InvalidInput, without the value of any variable, if one is not set or there is no such home.
+    """
+    written = str(text)
+    if os.path.lexists(written):
+        return Path(written)
+    try:
+        expanded = str(Path(os.path.expandvars(written)).expanduser())
+    except RuntimeError as error:  # ~nobody
+        raise InvalidInput(f"the path {written!r} cannot be expanded ({error}).") from error
+    for name in (braced or plain for braced, plain in VARIABLE.findall(written)):
+        if name not in os.environ:
+            raise InvalidInput(
+                f"the path {written!r} does not exist in {os.getcwd()} and names an environment "
+                f"variable that is not set, {name!r}: set it, or write the path out."
+            )
+    return Path(expanded)
 
 
 def is_scratch(path: Path) -> bool:

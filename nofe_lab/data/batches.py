@@ -21,6 +21,10 @@ Window = tuple[int, int]
 """(height, width) of the part of an image that a network sees, in pixels."""
 
 
+MEASURED_VALUES = 2**20
+"""Values of the training images whose statistics are taken at once, in float64."""
+
+
 class Augmentation(NamedTuple):
     """What was drawn for the images of a batch."""
 
@@ -57,8 +61,8 @@ class Preprocess(nn.Module):
         images = dataset.train.images
         total = torch.zeros(images.shape[1:], dtype=torch.float64)
         squares = torch.zeros_like(total)
-        for chunk in images.split(4096):
-            pixels = chunk.double()
+        for chunk in images.split(max(MEASURED_VALUES // images[0].numel(), 1)):
+            pixels = chunk.double()  # whole numbers, whose sums are exact in any order
             total += pixels.sum(0)
             squares += pixels.square().sum(0)
         mean = total / len(images)

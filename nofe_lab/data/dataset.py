@@ -8,6 +8,7 @@ one, and guides the eye while a network trains.  *test* is touched only by final
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +20,9 @@ from torch import Tensor
 from nofe_lab.config import (
     MAX_VAL_FRACTION,
     InvalidInput,
+    check_distinct,
     check_names,
+    composed,
     derive_seed,
     real_number,
     whole_number,
@@ -34,11 +37,14 @@ class Split:
     """Images and labels, resident in memory.
 
     images: uint8 [N, channels, height, width].  labels: int64 [N], from 0 to C - 1.
+    groups: int64 [N], equal for images that must not be parted, such as photographs of one object;
+    None: each stands alone.
     ``split[index]`` gives a smaller Split for an index tensor, a slice or a mask.
     """
 
     images: Tensor
     labels: Tensor
+    groups: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -59,7 +65,8 @@ class Split:
         return len(self.labels)
 
     def __getitem__(self, index: Tensor | slice) -> Split:
-        return Split(self.images[index], self.labels[index])
+        groups = None if self.groups is None else self.groups[index]
+        return Split(self.images[index], self.labels[index], groups)
 
     def of_class(self, label: int) -> Tensor:
         """Indices int64 [n] of the images of one class."""
@@ -98,12 +105,19 @@ def draw_of_each_class(labels: Tensor, size_of: Callable[[int], int], seed: int)
 
 
 def share_of_each_class(
-    labels: Tensor, class_names: Sequence[str], fraction: float, seed: int, needed: str
+    labels: Tensor,
+    class_names: Sequence[str],
+    fraction: float,
+    seed: int,
+    needed: str,
+    groups: Tensor | None = None,
 ) -> Tensor:
     """A stratified choice, bool [N], of `fraction` of every class's images, drawn by `seed`.
 
-    Every class keeps at least one image on either side.  Raises InvalidInput if a class has fewer
-    than two; the sentence ends with `needed`, which says what for.
+    Every class keeps at least one image on either side.  groups: int64 [N]; all images of a group
+    are on one side, and the share is then met as nearly as they allow.  Raises InvalidInput if a
+    class has fewer than two images, or groups, for that; the sentence ends with `needed`, which
+    says what for.
     """
     for class_name, count in zip(
         class_names, labels.bincount(minlength=len(class_names)).tolist(), strict=True
@@ -112,13 +126,53 @@ def share_of_each_class(
             raise InvalidInput(
                 f"class {class_name!r} has {count} training image, too few to split; {needed}."
             )
+    if groups is not None:
+        return _whole_groups(labels, class_names, fraction, seed, needed, groups)
     return draw_of_each_class(labels, lambda n: min(max(round(fraction * n), 1), n - 1), seed)
 
 
-def fifth_of_each_class(labels: Tensor, class_names: Sequence[str], seed: int) -> Tensor:
+def _whole_groups(
+    labels: Tensor,
+    class_names: Sequence[str],
+    fraction: float,
+    seed: int,
+    needed: str,
+    groups: Tensor,
+) -> Tensor:
+    """`share_of_each_class` where groups stay together, by scikit-learn's stratified folds."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    fewest = min((len(groups[labels == c].unique()), name) for c, name in enumerate(class_names))
+    if fewest[0] < 2:
+        raise InvalidInput(
+            f"all images of class {fewest[1]!r} are in one group, which cannot be split; {needed}, "
+            "in whole groups."
+        )
+    smaller = min(fraction, 1 - fraction)
+    parts = max(min(round(1 / smaller), fewest[0]), 2)
+    folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed % 2**32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes with fewer images than folds
+        drawn = [torch.from_numpy(fold) for _, fold in folds.split(labels, labels, groups)]
+    for fold in drawn:
+        chosen = torch.zeros(len(labels), dtype=torch.bool)
+        chosen[fold] = True
+        sides = (labels[chosen], labels[~chosen])
+        if all(len(side.unique()) == len(class_names) for side in sides):
+            return chosen if fraction <= 0.5 else ~chosen
+    raise InvalidInput(
+        f"no share of about {smaller:.0%} of the images has every class on either side and parts "
+        f"no group; {needed}: larger shares, or smaller groups, can be split."
+    )
+
+
+def fifth_of_each_class(
+    labels: Tensor, class_names: Sequence[str], seed: int, groups: Tensor | None = None
+) -> Tensor:
     """Which images, bool [N], become the test split of data that come without one."""
     needed = "a fifth of every class becomes test where there is no test split"
-    return share_of_each_class(labels, class_names, 0.2, derive_seed(seed, "test"), needed)
+    drawn = derive_seed(seed, "test")
+    return share_of_each_class(labels, class_names, 0.2, drawn, needed, groups)
 
 
 def few_of_each_class(labels: Tensor, train_per_class: int, seed: int) -> Tensor:
@@ -144,14 +198,16 @@ class Dataset:
     """The superclass of each class, an index into superclass_names; empty if there are none."""
     notes: tuple[str, ...] = ()
     """What was done to the data on the way in, in plain sentences; not part of the fingerprint."""
+    bit_depth: int = 16
+    """Bits of the values in 16-bit images, as they were scaled to 8 (see `pictures.decode`)."""
 
     def __post_init__(self) -> None:
         if self.C < 2:
             raise InvalidInput(f"{self.name} has {self.C} class; at least 2 are needed.")
+        for each in ("class_names", "superclass_names"):
+            object.__setattr__(self, each, tuple(map(composed, getattr(self, each))))
         check_names(f"class names of {self.name}", (*self.class_names, *self.superclass_names))
-        if len(set(self.class_names)) < self.C:
-            twice = sorted({n for n in self.class_names if self.class_names.count(n) > 1})
-            raise InvalidInput(f"class names of {self.name} must differ; {twice} repeat.")
+        check_distinct(f"class names of {self.name}", self.class_names)
         for split_name in ("train", "val", "test"):
             split = getattr(self, split_name)
             if split.images.shape[1:] != self.train.images.shape[1:]:
@@ -220,6 +276,7 @@ class Dataset:
             fraction,
             derive_seed(seed, "val"),
             "val_fraction > 0 needs at least 2 of every class, val_fraction=0 takes any",
+            self.train.groups,
         )
         return replace(self, train=self.train[~in_val], val=self.train[in_val])
 

@@ -1,189 +1,402 @@
-"""The Hugging Face Hub's parquet layout: ``data/<split>-0000i-of-0000n.parquet``.
+"""The Hugging Face Hub's parquet layouts: ``data/<split>-0000i-of-0000n.parquet`` and the like.
 
 Images are struct{bytes, path}, labels integers, and the schema's metadata holds the labels' names.
+What a label means is read from each file's own metadata, and nothing that comes from a file is ever
+opened as a path.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from nofe_lab.config import InvalidInput, first_line
+from nofe_lab.config import InvalidInput, composed, first_line
 from nofe_lab.data.dataset import Dataset, superclass_of
-from nofe_lab.data.folders import VAL_NAMES, Listed, decoded, files_in, folder_of
+from nofe_lab.data.folders import (
+    LeftOut,
+    Listed,
+    Reading,
+    decoded,
+    few,
+    files_in,
+    folder_of,
+    split_of,
+)
 from nofe_lab.files import UnreadableFile, check_regular, memory, parse_json, read_text
 
 NAMES_FILE = "class_names.tsv"
 """Readable class names: lines of id, tab, names separated by ", "; without a header."""
 
+FINE, COARSE = ("fine_label", "label"), "coarse_label"
+"""Names of the columns that are preferred as classes, and of the one that holds superclasses."""
+
 _ROWS = 32
 """Rows that are unpacked at once: few, because a small file may unpack to huge ones."""
 
-_SHARD = re.compile(r"(?P<split>[A-Za-z_]+)-\d+-of-\d+.*\.parquet$")
+_NUMBERED = re.compile(r"(?P<split>.*[^\W\d_])[-_](?P<k>\d+)-of-(?P<n>\d+)(?![\d]).*")
+_BARE_NUMBER = re.compile(r"\d+")
+_UNKNOWN = (-1, None)
+"""The labels of images that have none, where a test split's labels are kept secret."""
 
 
-def read_parquet(
-    name: str, directory: str, image_size: int | None, train_per_class: int | None, seed: int
-) -> Dataset:
-    """Read a folder in the Hub's parquet layout.
+@dataclass(frozen=True)
+class _Columns:
+    """Which columns of the tables are read, and what their labels mean."""
 
-    image_size: side in pixels that images are resized to; None: as stored, all of one size.
-    train_per_class: training images of a class to decode, drawn by `seed`; None for all.  Class
-    names that `NAMES_FILE` in the folder lists as ids become readable.  Raises InvalidInput if
-    files, columns, labels or images are missing or not as the layout wants them.
+    image: str
+    label: str
+    coarse: str | None
+    names: Mapping[str, tuple[str, ...]]
+    """Of the labels in the columns label and coarse."""
+    notes: tuple[str, ...]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.names[self.label]
+
+
+def read_parquet(name: str, directory: str, reading: Reading) -> Dataset:
+    """Read a folder in one of the Hub's parquet layouts.
+
+    These are ``data/train-00000-of-00001.parquet``, ``train.parquet`` and
+    ``default/train/0000.parquet``, for train beside test, validation or both.  Class names that
+    `NAMES_FILE` in the folder lists as ids become readable.  Raises InvalidInput if files, columns,
+    labels or images are missing or not as the layout wants them, if files disagree about what
+    labels mean, or if the folder holds several data sets.
     """
     folder = folder_of(name, directory)
-    shards, test_name = _shards(name, folder)
-    tables = {split: _read_shards(name, shards[split]) for split in ("train", test_name)}
-    ids, superclass_names, label, superclass, image = _columns(name, tables["train"])
-    for split, table in tables.items():
-        if missing := {image, label, superclass or label} - set(table.column_names):
-            raise InvalidInput(
-                f"dataset {name!r}: the split {split!r} has no column {sorted(missing)[0]!r}; "
-                f"found {table.column_names}."
-            )
-    train, test = (
-        _listed(name, split, table[image], _labels(name, split, table, label, len(ids)))
-        for split, table in tables.items()
-    )
-    notes = [] if test_name == "test" else [f"No test split: {test_name} is the test split."]
-    listed = {"train": train.few(train_per_class, seed), "test": test}
-    dataset = decoded(name, _readable(name, folder, ids), listed, image_size, notes)
-    if superclass:
-        coarse = _labels(name, "train", tables["train"], superclass, len(superclass_names))
-        if of := superclass_of(train.labels.numpy(), coarse, len(ids)):
-            return replace(dataset, superclass_names=superclass_names, superclass_of=of)
-    return dataset
-
-
-def _shards(name: str, folder: Path) -> tuple[dict[str, list[Path]], str]:
-    """The files of each split, and which split is the test split."""
-    shards: dict[str, list[Path]] = {}
-    for path in files_in(folder, (".parquet",)):
-        if match := _SHARD.match(path.name):
-            shards.setdefault(match["split"], []).append(path)
-    test_name = next((split for split in ("test", *VAL_NAMES) if split in shards), None)
-    if "train" not in shards or test_name is None:
+    if reading.groups is not None:
         raise InvalidInput(
-            f"dataset {name!r}: {folder} must hold train-*.parquet and test-*.parquet (or valid-*, "
-            f"validation-*) in the Hub's layout; found the splits {sorted(shards)}."
+            f"groups is for 'folder:DIR', where images are files; got {reading.groups!r} for "
+            f"dataset {name!r}."
         )
-    return shards, test_name
+    try:
+        shards, notes = _shards(folder)
+        if "train" not in shards or not {"test", "val"} & set(shards):
+            raise InvalidInput(
+                f"{folder} must hold train-*.parquet and test-*.parquet (or valid-*, "
+                f"validation-*) in the Hub's layout; found the splits {sorted(shards)}."
+            )
+        columns = _columns(folder, shards["train"][0])
+        splits = {split: _Table(folder, paths, columns) for split, paths in shards.items()}
+        if {"test", "val"} <= set(splits) and splits["test"].has_no_labels:
+            secret = splits.pop("test")
+            notes.append(
+                f"The labels of the split {secret.name!r} are missing (-1 or null): it is not read."
+            )
+        if "test" not in splits:
+            splits["test"] = splits.pop("val")
+            notes.append(f"No test split: {splits['test'].name} is the test split.")
+        elif "val" in splits:
+            notes.append(
+                f"The split {splits['val'].name} is the val split: val_fraction is not applied."
+            )
+        listed = {split: table.listed() for split, table in splits.items()}
+        of: tuple[int, ...] = ()
+        if columns.coarse:
+            fine, coarse = listed["train"].labels.numpy(), splits["train"].labels(columns.coarse)
+            of = superclass_of(fine, coarse, len(columns.class_names))
+        names = _readable(folder, columns.class_names)
+    except InvalidInput as error:
+        raise InvalidInput(f"dataset {name!r}: {error}") from error
+    listed["train"] = listed["train"].few(reading.train_per_class, reading.seed)
+    dataset = decoded(name, names, listed, reading, (*columns.notes, *notes))
+    if not of:
+        return dataset
+    return replace(dataset, superclass_names=columns.names[str(columns.coarse)], superclass_of=of)
 
 
-def _read_shards(name: str, paths: list[Path]) -> Any:
+def _split_name(path: Path) -> str:
+    """What a file calls its split."""
+    return _stem(path) if split_of(_stem(path)) is not None else path.parent.name
+
+
+def _stem(path: Path) -> str:
+    """The part of a file's name that may speak of a split."""
+    match = _NUMBERED.fullmatch(path.stem)
+    return match["split"] if match else path.stem
+
+
+def _shards(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
+    """The files of each split, in order, and what is to be said about others.
+
+    Raises InvalidInput if they are of several data sets, or if one of them is missing or double.
+    """
+    by_place: dict[Path, dict[str, list[Path]]] = {}
+    left = LeftOut()
+    others = []
+    for path in files_in(folder, (".parquet",), left):
+        split, place = split_of(_stem(path)), path.parent
+        if split is None and _BARE_NUMBER.fullmatch(path.stem):
+            split, place = split_of(place.name), place.parent
+        elif split is not None and split_of(place.name) == split and place != folder:
+            place = place.parent  # train/train-00000-of-00001.parquet
+        if split is None:
+            others.append(str(path.relative_to(folder)))
+        else:
+            by_place.setdefault(place, {}).setdefault(split, []).append(path)
+    if len(by_place) > 1:
+        listed = ", ".join(_inside(folder, place) for place in sorted(by_place))
+        raise InvalidInput(
+            f"{folder} holds several data sets, in {listed}; accepted: the folder of one of them."
+        )
+    found: dict[str, list[Path]] = {}
+    for split, paths in next(iter(by_place.values()), {}).items():
+        kinds = {_split_name(path) for path in paths}
+        if len(kinds) > 1:
+            raise InvalidInput(
+                f"{folder} holds the splits {', '.join(sorted(kinds))}; accepted: one of them, as "
+                f"{split}."
+            )
+        found[split] = _in_order(folder, paths)
+    notes = [f"Parquet files of no known split, not read: {few(others)}."] if others else []
+    if found:
+        left.endings.clear()  # licences and the like
+    return found, [*notes, *left.notes]
+
+
+def _inside(folder: Path, path: Path) -> str:
+    inside = os.path.relpath(path, folder)
+    return "DIR itself" if inside == "." else inside
+
+
+def _in_order(folder: Path, paths: list[Path]) -> list[Path]:
+    """The shards of a split, first to last.  Raises InvalidInput if not all are there, once."""
+    numbers: dict[int, list[Path]] = {}
+    totals = set()
+    for path in paths:
+        match = _NUMBERED.fullmatch(path.stem)
+        if match:
+            totals.add(int(match["n"][:9]))
+            numbers.setdefault(int(match["k"][:9]), []).append(path)
+        else:
+            bare = _BARE_NUMBER.fullmatch(path.stem)
+            totals.add(-1)
+            numbers.setdefault(int(path.stem[:9]) if bare else 0, []).append(path)
+    listed = few([_inside(folder, path) for path in sorted(paths)])
+    if len(totals) > 1 or any(len(same) > 1 for same in numbers.values()):
+        raise InvalidInput(
+            f"the files {listed} are not the shards of one split; accepted: each of them once."
+        )
+    total = max(totals.pop(), len(numbers))
+    if missing := [str(k) for k in range(min(total, len(numbers) + 5)) if k not in numbers]:
+        raise InvalidInput(
+            f"of the shards 0 to {total - 1} of a split, {few(missing)} "
+            f"{'are' if len(missing) > 1 else 'is'} missing; found {listed}."
+        )
+    return [numbers[k][0] for k in sorted(numbers)]
+
+
+def _features(path: Path) -> dict[str, Any]:
+    """What a file's metadata says of its columns; empty if it says nothing."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    tables, unpacked = [], 0
+    check_regular(path, memory(), links=True)
     try:
-        for path in paths:
-            check_regular(path, memory(), links=True)
-            with pq.ParquetFile(path) as file:
-                rows = []
-                for batch in file.iter_batches(_ROWS):
-                    rows.append(batch)
-                    unpacked += batch.nbytes
-                    _check_memory(name, path, unpacked)
-                tables.append(pa.Table.from_batches(rows, file.schema_arrow))
-        return pa.concat_tables(tables)
+        metadata = (pq.read_schema(path).metadata or {}).get(b"huggingface", b"{}")
     except (pa.ArrowException, OSError) as error:
         raise InvalidInput(
-            f"dataset {name!r}: {paths[0].parent} holds a parquet file that cannot be read "
+            f"{path.parent} holds a parquet file that cannot be read, {path.name} "
             f"({first_line(error)})."
         ) from error
+    try:
+        features = dict(parse_json(metadata.decode())["info"]["features"])
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return {key: value for key, value in features.items() if isinstance(value, dict)}
 
 
-def _check_memory(name: str, path: Path, unpacked: int) -> None:
+def _label_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The names of the labels in each ClassLabel column."""
+    return {
+        column: tuple(composed(str(each)) for each in feature["names"])
+        for column, feature in features.items()
+        if feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list)
+    }
+
+
+def _columns(folder: Path, path: Path) -> _Columns:
+    """Which columns are read, by what the first file says; said where there was a choice."""
+    features = _features(path)
+    labels = _label_names(features)
+    images = [column for column, feature in features.items() if feature.get("_type") == "Image"]
+    label = next((c for c in FINE if c in labels), next(iter(labels), None))
+    if label is None or not images:
+        raise InvalidInput(
+            "its 'huggingface' metadata must name an Image column and a ClassLabel column; found "
+            f"{sorted(features) or 'none'} in {_inside(folder, path)}."
+        )
+    coarse = COARSE if COARSE in labels and label != COARSE else None
+    notes = []
+    if others := [column for column in labels if column not in (label, coarse)]:
+        notes.append(f"The labels are those of the column {label!r}, not {few(others)}.")
+    if len(images) > 1:
+        notes.append(f"The images are those of the column {images[0]!r}, not {few(images[1:])}.")
+    names = {column: labels[column] for column in (label, coarse) if column}
+    return _Columns(images[0], label, coarse, names, tuple(notes))
+
+
+class _Table:
+    """The rows of one split: what is stored of its images, and its labels file by file.
+
+    Raises InvalidInput if a file cannot be read or its columns are not of the types that they need.
+    """
+
+    def __init__(self, folder: Path, paths: Sequence[Path], columns: _Columns) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.folder = folder
+        self.columns = columns
+        self.name = _split_name(paths[0])
+        self.paths = paths
+        self.own_names = [_label_names(_features(path)) for path in paths]
+        wanted = [columns.image, *columns.names]
+        self.tables = []
+        unpacked = 0
+        for path in paths:
+            try:
+                with pq.ParquetFile(path) as file:
+                    self._check_columns(path, file.schema_arrow)
+                    rows = []
+                    for batch in file.iter_batches(_ROWS, columns=wanted):
+                        rows.append(batch)
+                        unpacked += batch.nbytes
+                        _check_memory(path, unpacked)
+                    table = pa.Table.from_batches(rows) if rows else file.schema_arrow.empty_table()
+                    self.tables.append(table.select(wanted))
+            except (pa.ArrowException, OSError, OverflowError) as error:
+                raise InvalidInput(
+                    f"{path.parent} holds a parquet file that cannot be read, {path.name} "
+                    f"({first_line(error)})."
+                ) from error
+        if not sum(map(len, self.tables)):
+            raise InvalidInput(f"the split {self.name!r} holds no images.")
+
+    def _check_columns(self, path: Path, schema: Any) -> None:
+        import pyarrow as pa
+
+        for column in (self.columns.image, *self.columns.names):
+            if len(schema.get_all_field_indices(column)) != 1:
+                raise InvalidInput(
+                    f"the split {self.name!r} has no column {column!r} in "
+                    f"{_inside(self.folder, path)}; found {schema.names}."
+                )
+        for column in self.columns.names:
+            kind = schema.field(column).type
+            if not (pa.types.is_integer(kind) or pa.types.is_null(kind)):
+                raise InvalidInput(
+                    f"labels in the column {column!r} of the split {self.name!r} must be whole "
+                    f"numbers, one an image; got {kind}."
+                )
+        kind = schema.field(self.columns.image).type
+        fields = {each.name: each.type for each in kind} if pa.types.is_struct(kind) else {}
+        binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_null)
+        if "bytes" not in fields or not any(is_kind(fields["bytes"]) for is_kind in binary):
+            raise InvalidInput(
+                f"images of the split {self.name!r} must be stored as struct<bytes: binary, path>; "
+                f"got {kind}."
+            )
+
+    @property
+    def has_no_labels(self) -> bool:
+        """Whether no image has a label."""
+        known = {v for t in self.tables for v in t[self.columns.label].unique().to_pylist()}
+        return known <= set(_UNKNOWN)
+
+    def labels(self, column: str) -> np.ndarray:
+        """The labels int64 [N] in a column, by the names that the first file of train gives them.
+
+        Raises InvalidInput if a label is none, or means what is not among these names.
+        """
+        names = self.columns.names[column]
+        found = []
+        for path, table, own in zip(self.paths, self.tables, self.own_names, strict=True):
+            if not len(table):
+                continue
+            if column not in own:
+                raise InvalidInput(
+                    f"{_inside(self.folder, path)} does not say what the labels in its column "
+                    f"{column!r} mean; accepted: a ClassLabel in its 'huggingface' metadata."
+                )
+            if len(set(own[column])) < len(own[column]):
+                raise InvalidInput(
+                    f"names of the labels in {_inside(self.folder, path)} must differ; got "
+                    f"{own[column][:60]}."
+                )
+            self._check_labels(table[column], column, len(own[column]))
+            labels = np.array(table[column].to_numpy(), dtype=np.int64)
+            for label in np.unique(labels):
+                if (called := own[column][label]) not in names:
+                    raise InvalidInput(
+                        f"the files disagree about what labels mean: in "
+                        f"{_inside(self.folder, path)} label {label} of the column {column!r} is "
+                        f"{called!r}, which is none of the {len(names)} names that the first file "
+                        "of train gives."
+                    )
+            number = {each: i for i, each in enumerate(names)}
+            found.append(np.array([number.get(each, -1) for each in own[column]])[labels])
+        return np.concatenate(found)
+
+    def _check_labels(self, values: Any, column: str, count: int) -> None:
+        odd = [v for v in values.unique().to_pylist() if type(v) is not int or not 0 <= v < count]
+        if odd:
+            listed = ", ".join("null" if value is None else repr(value) for value in odd[:5])
+            more = f" and {len(odd) - 5} others" if len(odd) > 5 else ""
+            raise InvalidInput(
+                f"labels in the column {column!r} of the split {self.name!r} must be whole numbers "
+                f"from 0 to {count - 1}; got {listed}{more}."
+            )
+
+    def listed(self) -> Listed:
+        """Its images and labels."""
+        import pyarrow.compute as pc
+
+        labels = self.labels(self.columns.label)
+        encoded: list[bytes | None] = []
+        names: list[str] = []
+        for table in self.tables:
+            column = table[self.columns.image]
+            fields = [field.name for field in column.type]
+            contents = pc.struct_field(column, "bytes").to_pylist()
+            paths = pc.struct_field(column, "path").to_pylist() if "path" in fields else []
+            for i, content in enumerate(contents):
+                path = f" ({paths[i]})" if paths and paths[i] else ""
+                names.append(f"image {len(encoded)} of {self.name}{path}")
+                encoded.append(content)
+        if not any(encoded):
+            raise InvalidInput(
+                f"images of the split {self.name!r} are stored by path alone; accepted: images "
+                "whose contents are in the file (datasets: cast to Image(), then push_to_hub or "
+                "to_parquet, embeds them)."
+            )
+        return Listed(encoded, names, torch.from_numpy(labels))
+
+
+def _check_memory(path: Path, unpacked: int) -> None:
     """Raise InvalidInput for a small file that unpacks to more than fits into memory."""
     if unpacked > memory():
         raise InvalidInput(
-            f"dataset {name!r}: {path} does not fit into memory: it unpacks to more than "
-            f"{memory():,} bytes."
+            f"{path} does not fit into memory: it unpacks to more than {memory():,} bytes."
         )
 
 
-def _columns(
-    name: str, table: Any
-) -> tuple[tuple[str, ...], tuple[str, ...], str, str | None, str]:
-    """The names of classes and superclasses; the columns of both labels and of the image."""
-    try:
-        metadata = (table.schema.metadata or {}).get(b"huggingface", b"{}")
-        features = dict(parse_json(metadata.decode())["info"]["features"])
-    except (ValueError, KeyError, TypeError):
-        features = {}
-    labels = {
-        column: tuple(map(str, feature["names"]))
-        for column, feature in features.items()
-        if isinstance(feature, dict)
-        and feature.get("_type") == "ClassLabel"
-        and isinstance(feature.get("names"), list)
-    }
-    images = [
-        column
-        for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "Image"
-    ]
-    fine = next((c for c in ("fine_label", "label") if c in labels), next(iter(labels), None))
-    if fine is None or not images:
-        raise InvalidInput(
-            f"dataset {name!r}: its 'huggingface' metadata must name an Image column and a "
-            f"ClassLabel column; found {sorted(features) or 'none'}."
-        )
-    coarse = "coarse_label" if "coarse_label" in labels and fine != "coarse_label" else None
-    return labels[fine], labels.get(coarse or "", ()), fine, coarse, images[0]
-
-
-def _labels(name: str, split: str, table: Any, column: str, count: int) -> np.ndarray:
-    """The labels int64 [N] of a split, all of them from 0 to `count` - 1."""
-    found = table[column].unique().to_pylist()
-    odd = [value for value in found if type(value) is not int or not 0 <= value < count]
-    if odd:
-        listed = ", ".join("null" if value is None else repr(value) for value in odd[:5])
-        more = f" and {len(odd) - 5} others" if len(odd) > 5 else ""
-        raise InvalidInput(
-            f"dataset {name!r}: labels in the column {column!r} of the split {split!r} must be "
-            f"whole numbers from 0 to {count - 1}; got {listed}{more}."
-        )
-    return np.array(table[column].to_numpy(), dtype=np.int64)
-
-
-def _listed(name: str, split: str, column: Any, labels: np.ndarray) -> Listed:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if not len(column):
-        raise InvalidInput(f"dataset {name!r}: the split {split!r} holds no images.")
-    fields = [field.name for field in column.type] if pa.types.is_struct(column.type) else []
-    if "bytes" not in fields:
-        raise InvalidInput(
-            f"dataset {name!r}: images of the split {split!r} must be stored as "
-            f"struct<bytes, path>; got {column.type}."
-        )
-    encoded = pc.struct_field(column, "bytes").to_pylist()
-    no_paths = [None] * len(encoded)
-    paths = pc.struct_field(column, "path").to_pylist() if "path" in fields else no_paths
-    names = [
-        f"image {index} of {split}" + (f" ({path})" if path else "")
-        for index, path in enumerate(paths)
-    ]
-    return Listed(encoded, names, torch.from_numpy(labels))
-
-
-def _readable(name: str, folder: Path, ids: Sequence[str]) -> tuple[str, ...]:
+def _readable(folder: Path, ids: Sequence[str]) -> tuple[str, ...]:
     """Class names for ids: the first of an id's names if no other class has it, else all of them.
 
     An id stays what it is if the names' file does not list it, or if all of its names are another
     class's as well.
     """
-    texts = _names_by_id(name, folder / NAMES_FILE)
+    texts = _names_by_id(folder / NAMES_FILE)
     wholes = [texts.get(each, each) for each in ids]
     firsts = [texts[each].split(", ")[0] if each in texts else each for each in ids]
     uses_of_first, uses_of_whole = Counter(firsts), Counter(wholes)
@@ -193,13 +406,13 @@ def _readable(name: str, folder: Path, ids: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _names_by_id(name: str, path: Path) -> dict[str, str]:
+def _names_by_id(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
         lines = read_text(path, links=True).removeprefix("\ufeff").split("\n")
     except UnreadableFile as error:
-        raise InvalidInput(f"dataset {name!r}: {path} cannot be read: {error}") from error
+        raise InvalidInput(f"{path} cannot be read: {error}") from error
     texts = {}
     for number, line in enumerate(lines, 1):
         each, _, text = (part.strip() for part in line.partition("\t"))
@@ -207,7 +420,6 @@ def _names_by_id(name: str, path: Path) -> dict[str, str]:
             texts[each] = text
         elif line.strip():
             raise InvalidInput(
-                f"dataset {name!r}: line {number} of {path} must be an id, a tab and names; got "
-                f"{line!r}."
+                f"line {number} of {path} must be an id, a tab and names; got {line!r}."
             )
     return texts

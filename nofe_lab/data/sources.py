@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,20 @@ from nofe_lab.config import (
     first_line,
     one_of,
     real_number,
+    true_or_false,
     whole_number,
 )
 from nofe_lab.data.dataset import SET_ASIDE, Dataset, Split, fifth_of_each_class, superclass_of
-from nofe_lab.data.folders import files_in, folder_of, read_image_folder
+from nofe_lab.data.folders import (
+    BY_FOLDER,
+    Reading,
+    files_in,
+    folder_of,
+    read_image_folder,
+)
 from nofe_lab.data.parquet import NAMES_FILE, read_parquet
 from nofe_lab.data.pictures import ENDINGS, MAX_IMAGE_SIZE
+from nofe_lab.files import read_text, user_path
 
 READY_MADE = ("glyphs", "cifar100", "cifar10", "digits")
 """Data sets that have a name of their own; their images are 32 x 32."""
@@ -36,6 +45,9 @@ ACCEPTED = (
     "'folder:DIR' or 'parquet:DIR'"
 )
 GLYPHS_PER_CLASS = 160
+
+MAX_GLYPHS = 10_000
+"""Of a class: a million training images, which take three gigabytes."""
 
 _READERS = {"folder": read_image_folder, "parquet": read_parquet}
 _FILES = {"folder": ENDINGS, "parquet": (".parquet", NAMES_FILE)}
@@ -49,6 +61,8 @@ def load_dataset(
     seed: int = 0,
     image_size: int | None = None,
     train_per_class: int | None = None,
+    skip_unreadable: bool = False,
+    groups: str | None = None,
     download_dir: Path | str | None = None,
 ) -> Dataset:
     """Load a data set by name and carve its val split from its train split.
@@ -76,6 +90,10 @@ def load_dataset(
     stored for parquet, where all must have one size then.
     train_per_class: use only so many training images of every class, for a quick look at a large
     data set; chosen before val is carved from them.  Classes with fewer keep all; test stays whole.
+    skip_unreadable: go on without images that cannot be decoded; the notes name them.
+    groups: pictures that belong together, above all of one object, stay on one side where val or
+    test is drawn from train: ``folder`` where each folder inside a class folder of ``folder:DIR``
+    holds those of one object, or the path of a CSV with the columns file (seen from DIR) and group.
 
     >>> load_dataset("glyphs:20").train
     1,800 images
@@ -89,12 +107,20 @@ def load_dataset(
         whole_number("image_size", image_size, 1, MAX_IMAGE_SIZE)
     if train_per_class is not None:
         whole_number("train_per_class", train_per_class, 1)
-    source, _, argument = str(name).partition(":")
+    true_or_false("skip_unreadable", skip_unreadable)
+    source, argument = _parts(name)
     if source in _READERS and argument:
-        dataset = _READERS[source](name, argument, image_size, train_per_class, seed)
+        reading = Reading(image_size, train_per_class, seed, skip_unreadable, groups)
+        with _variables_hidden(argument):
+            dataset = _READERS[source](f"{source}:{argument}", argument, reading)
     else:
+        if groups is not None:
+            raise InvalidInput(
+                f"groups is for 'folder:DIR', where images are files; got {groups!r} for dataset "
+                f"{name!r}."
+            )
         if not (source == "glyphs" and argument):
-            one_of("dataset", name, READY_MADE, also="'glyphs:N', 'folder:DIR' or 'parquet:DIR'")
+            _check_ready_made(name)
         if image_size is not None:
             raise InvalidInput(
                 f"image_size is for 'folder:DIR' and 'parquet:DIR'; got image_size={image_size} "
@@ -107,21 +133,58 @@ def load_dataset(
     return dataset if len(dataset.val) else dataset.with_val(val_fraction, seed)
 
 
-def source_state(name: str) -> str:
+def _parts(name: object) -> tuple[str, str]:
+    """(source, argument) of a name; blanks and quotes around them and capitals do not count."""
+    source, _, argument = str(name).strip().partition(":")
+    argument = argument.strip()
+    if len(argument) > 1 and argument[0] == argument[-1] and argument[0] in "'\"":
+        argument = argument[1:-1]
+    known = source.strip().lower()
+    return (known, argument) if known in _READERS else (source, argument)
+
+
+def _check_ready_made(name: object) -> None:
+    """Raise InvalidInput unless it is the name of a ready-made data set; paths get a hint."""
+    if name not in READY_MADE and (os.sep in str(name) or os.path.isdir(str(name).strip() or "?")):
+        raise InvalidInput(
+            f"dataset {name!r} is a path; a folder of class folders is written as 'folder:{name}', "
+            f"one of parquet files as 'parquet:{name}'."
+        )
+    one_of("dataset", name, READY_MADE, also="'glyphs:N', 'folder:DIR' or 'parquet:DIR'")
+
+
+@contextmanager
+def _variables_hidden(directory: str) -> Iterator[None]:
+    """Messages show a path as it was written: a variable's value may be nobody's business."""
+    try:
+        yield
+    except InvalidInput as error:
+        folder = directory
+        with suppress(InvalidInput):
+            folder = str(user_path(directory))
+        if folder == directory:
+            raise
+        raise InvalidInput(str(error).replace(folder, directory)) from None
+
+
+def source_state(name: str, groups: str | None = None) -> str:
     """A short digest that changes when the files behind ``folder:DIR`` or ``parquet:DIR`` do.
 
-    Of the files' relative paths, sizes and times of change; "" for other data sets and for folders
-    that are not there.  Never raises.
+    Of the files' relative paths, sizes and times of change, and of the file of `groups`; "" for
+    other data sets and for folders that are not there.  Never raises.
     """
-    source, _, argument = str(name).partition(":")
+    source, argument = _parts(name)
     if source not in _FILES or not argument:
         return ""
+    digest = hashlib.sha256()
     try:
         folder = folder_of(name, argument)
+        files = files_in(folder, _FILES[source])
+        if groups is not None and groups != BY_FOLDER:
+            digest.update(read_text(user_path(groups), links=True).encode())
     except InvalidInput:
         return ""
-    digest = hashlib.sha256()
-    for path in files_in(folder, _FILES[source]):
+    for path in files:
         try:
             status = path.stat()
         except OSError:  # it has gone since it was listed, or it is a link to nowhere
@@ -135,7 +198,7 @@ def _ready_made(name: str, argument: str, seed: int, download_dir: Path | str | 
     if name == "digits":
         return _digits(seed)
     if name in _CIFAR_FOLDERS:
-        return _cifar(name, Path(download_dir or data_folder() / "raw").expanduser())
+        return _cifar(name, user_path(download_dir or data_folder() / "raw"))
     return _glyphs(name, argument, seed)
 
 
@@ -150,9 +213,15 @@ def _empty(like: Split) -> Split:
 def _glyphs(name: str, argument: str, seed: int) -> Dataset:
     from nofe_lab.data import glyphs  # its fonts take a moment that other sources need not spend
 
-    if argument and not (argument.isdecimal() and int(argument) > 0):
-        raise InvalidInput(f"dataset {name!r} names no number of images; accepted: {ACCEPTED}.")
-    per_class = int(argument) if argument else GLYPHS_PER_CLASS
+    per_class = GLYPHS_PER_CLASS
+    if argument:
+        digits = argument if argument.isascii() and argument.isdecimal() else "0"
+        per_class = int(digits[:9]) if len(digits) < 10 else MAX_GLYPHS + 1
+        if not 1 <= per_class <= MAX_GLYPHS:
+            raise InvalidInput(
+                f"dataset {name!r} names no number of images from 1 to {MAX_GLYPHS}; accepted: "
+                f"{ACCEPTED}."
+            )
     train = _split(*glyphs.render_glyphs(per_class, seed, "train"))
     test = _split(*glyphs.render_glyphs(max(per_class // 4, 1), seed, "test"))
     return Dataset(

@@ -10,14 +10,23 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from nofe_lab.config import InvalidInput, check_names, derive_seed, whole_number
-from nofe_lab.files import UnreadableFile, parse_json, read_text
+from nofe_lab.config import (
+    InvalidInput,
+    check_distinct,
+    check_names,
+    composed,
+    derive_seed,
+    whole_number,
+)
+from nofe_lab.files import parse_json, read_text, user_path
 
 
 @dataclass(frozen=True)
@@ -39,13 +48,14 @@ class Specialties:
     names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "class_names", tuple(str(name) for name in self.class_names))
+        named = tuple(composed(str(name)) for name in self.class_names)
+        object.__setattr__(self, "class_names", named)
         if any(int(k) != k for k in self.of):
             raise InvalidInput(f"specialties must be whole numbers; got {self.of}.")
         object.__setattr__(self, "of", tuple(int(k) for k in self.of))
         if not self.class_names:
             raise InvalidInput("a partition needs at least 1 class; got none.")
-        whole_number("K", self.K, 1, self.C)
+        object.__setattr__(self, "K", whole_number("K", self.K, 1, self.C))
         default = tuple(str(k + 1) for k in range(self.K))
         object.__setattr__(self, "names", tuple(str(name) for name in self.names) or default)
         if len(self.of) != self.C:
@@ -53,8 +63,7 @@ class Specialties:
                 f"a partition of {self.C} classes needs {self.C} specialties; got {len(self.of)}."
             )
         check_names("names of a partition", (*self.class_names, *self.names))
-        if len(set(self.class_names)) != self.C:
-            raise InvalidInput("class names of a partition must differ.")
+        check_distinct("class names of a partition", self.class_names)
         if len(self.names) != self.K:
             raise InvalidInput(f"{self.K} specialties need {self.K} names; got {len(self.names)}.")
         for class_name, k in zip(self.class_names, self.of, strict=True):
@@ -75,7 +84,13 @@ class Specialties:
 
     def members(self, k: int) -> tuple[int, ...]:
         """The classes of specialty k, in class order."""
-        return tuple(c for c, specialty in enumerate(self.of) if specialty == k)
+        return self._members[k]
+
+    @cached_property
+    def _members(self) -> tuple[tuple[int, ...], ...]:
+        """Of all specialties at once, which is linear in the classes."""
+        ends = np.cumsum(self.sizes)[:-1]
+        return tuple(tuple(part.tolist()) for part in np.split(np.array(self.order), ends))
 
     def class_names_of(self, k: int) -> tuple[str, ...]:
         """The names of the classes of specialty k, in class order."""
@@ -89,7 +104,7 @@ class Specialties:
     @property
     def order(self) -> tuple[int, ...]:
         """All classes, specialty by specialty: the order that makes confusion blocks visible."""
-        return tuple(c for k in range(self.K) for c in self.members(k))
+        return tuple(np.argsort(self.of, kind="stable").tolist())
 
     def moved(self, label: int, k: int) -> Specialties:
         """The partition with class `label` in specialty k.
@@ -156,11 +171,12 @@ class Specialties:
 
     def check_classes(self, class_names: Sequence[str]) -> None:
         """Raise InvalidInput unless this partition is one of exactly these classes, in order."""
-        names = tuple(class_names)
+        names = tuple(map(composed, class_names))
         if names == self.class_names:
             return
-        unknown = [name for name in self.class_names if name not in names]
-        missing = [name for name in names if name not in self.class_names]
+        theirs, ours = set(names), set(self.class_names)
+        unknown = [name for name in self.class_names if name not in theirs]
+        missing = [name for name in names if name not in ours]
         raise InvalidInput(
             f"the specialties' {self.C} classes are not the data set's {len(names)}: "
             f"{_some(unknown)} not in the data set, {_some(missing)} not in the specialties"
@@ -195,16 +211,16 @@ class Specialties:
         """The inverse of `to_json`; ``class_names`` may be left out.  Raises InvalidInput."""
         try:
             content = parse_json(text)
-            groups = [(str(g["name"]), _strings(g["classes"])) for g in content["specialties"]]
+            groups = [(_text(g["name"]), _names(g["classes"])) for g in content["specialties"]]
             listed = [name for _, classes in groups for name in classes]
-            class_names = tuple(_strings(content.get("class_names", listed)))
+            class_names = tuple(_names(content.get("class_names", listed)))
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidInput(
                 "specialties must be JSON like "
                 '{"specialties": [{"name": "pets", "classes": ["cat", "dog"]}, ...]}; '
                 f"got {text[:60]!r} ({type(error).__name__}: {error})."
             ) from error
-        twice = sorted({name for name in listed if listed.count(name) > 1})
+        twice = sorted(name for name, count in Counter(listed).items() if count > 1)
         if twice:
             raise InvalidInput(f"each class belongs to one specialty; {_some(twice)} to several.")
         specialty_of = {name: k for k, (_, classes) in enumerate(groups) for name in classes}
@@ -221,23 +237,23 @@ class Specialties:
         Raises InvalidInput if the file cannot be read or its classes are not `class_names`.
         """
         try:
-            text = read_text(Path(path).expanduser(), links=True)
-        except (UnreadableFile, RuntimeError) as error:
+            text = read_text(user_path(path), links=True)
+        except InvalidInput as error:
             raise InvalidInput(
                 f"specialties file {str(path)!r} cannot be read ({error})."
             ) from error
         found = cls.from_json(text)
-        if set(found.class_names) != set(class_names):
+        if set(found.class_names) != set(map(composed, class_names)):
             found.check_classes(class_names)
         specialty_of = dict(zip(found.class_names, found.of, strict=True))
-        of = tuple(specialty_of[name] for name in class_names)
+        of = tuple(specialty_of[composed(name)] for name in class_names)
         return cls(tuple(class_names), of, found.K, found.names)
 
 
 def class_number(name: str, class_names: Sequence[str]) -> int:
     """Where a class stands among the class names; raises InvalidInput with the nearest name."""
-    if name in class_names:
-        return list(class_names).index(name)
+    if composed(name) in class_names:
+        return list(class_names).index(composed(name))
     nearest = difflib.get_close_matches(name, class_names, n=1)
     hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
     raise InvalidInput(f"class {name!r} is none of the {len(class_names)} classes{hint}.")
@@ -265,10 +281,17 @@ def read_moves(text: str, class_names: Sequence[str], K: int) -> list[tuple[int,
     return found
 
 
-def _strings(value: object) -> list[str]:
+def _names(value: object) -> list[str]:
     if not isinstance(value, list):
         raise TypeError(f"{value!r} is not a list of names")
-    return [str(name) for name in value]
+    return [composed(_text(name)) for name in value]
+
+
+def _text(value: object) -> str:
+    """A name; numbers are taken as they are written, but null, true and lists are none."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise TypeError(f"{value!r} is not a name")
+    return str(value)
 
 
 def _some(names: list[str]) -> str:

@@ -11,6 +11,7 @@ from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from nofe_lab.checkpoint import SECONDS
@@ -29,6 +30,7 @@ from nofe_lab.config import (
     derive_seed,
     one_of,
     text,
+    true_or_false,
     whole_number,
 )
 from nofe_lab.data import Dataset, load_dataset, source_state
@@ -113,6 +115,10 @@ class Experiment:
     """Side in pixels that images of a folder are resized to."""
     train_per_class: int | None = None
     """Use only so many training images of every class."""
+    skip_unreadable: bool = False
+    """Go on without images that cannot be decoded."""
+    groups: str | None = None
+    """folder, or the path of a CSV: images that no split may part (see `load_dataset`)."""
     data_seed: int = 0
     """Of the choice of val and of the pixels of glyphs; runs of all seeds share it."""
     update_every: float | None = None
@@ -134,8 +140,11 @@ class Experiment:
 
     def __post_init__(self) -> None:
         for each in fields(self):
+            value = getattr(self, each.name, None)
             if each.type in ("str", "str | None"):
-                text(each.name, getattr(self, each.name), each.default is None)
+                text(each.name, value, each.default is None)
+            elif isinstance(value, np.integer):
+                object.__setattr__(self, each.name, int(value))
         network = _backbone(self.backbone, self.split, self.stem, self.weights)
         object.__setattr__(self, "_backbone", network)
         recipes = preset(self.preset, network).override(
@@ -150,6 +159,7 @@ class Experiment:
         self._generalist_config(self.rule)
         self._nofe_config(self.specialties, self.trunk)
         whole_number("data_seed", self.data_seed, 0)
+        true_or_false("skip_unreadable", self.skip_unreadable)
         self.workshop  # noqa: B018  folder, device, precision and seconds are refused there
 
     @property
@@ -171,11 +181,13 @@ class Experiment:
         """The data set; loaded once for all experiments on the same data."""
         return _load(
             self.dataset,
-            source_state(self.dataset),
+            source_state(self.dataset, self.groups),
             val_fraction=self.recipes.val_fraction,
             seed=self.data_seed,
             image_size=self.image_size,
             train_per_class=self.train_per_class,
+            skip_unreadable=self.skip_unreadable,
+            groups=self.groups,
         )
 
     @property

@@ -61,6 +61,11 @@ class GeneralistStage(Stage):
             raise InvalidInput(
                 f"K must be at most the {dataset.C} classes of {dataset.name}; got {config.K}."
             )
+        if config.rule != "random" and self.steps < 2:
+            raise InvalidInput(
+                f"epochs must be more, or batch_size smaller, for an update of the map amid the "
+                f"training; got {self.steps} step in all."
+            )
         if config.rule != "random" and not self.updates:
             raise InvalidInput(
                 f"update_every must leave room for an update within {self.recipe.epochs} epochs; "
@@ -90,6 +95,7 @@ class GeneralistStage(Stage):
         interval = self.config.update_every
         if self.config.update_unit == "epochs":
             interval *= self.steps_per_epoch
+        interval = max(interval, 1)  # more often than after each step is no more often
         ends = np.arange(1, int(self.steps / interval) + 1) * interval
         return sorted({int(end) for end in ends.round() if 0 < end < self.steps})
 

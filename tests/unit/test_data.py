@@ -112,7 +112,11 @@ def test_a_subset_has_an_image_of_every_class_and_changes_the_plain_draw_as_litt
     ("labels", "changes", "sentence"),
     [
         ([0, 1, 2], {"class_names": ("a",)}, "some has 1 class; at least 2 are needed"),
-        ([0, 1, 2], {"class_names": ("a", "b", "a")}, r"must differ; \['a'\] repeat"),
+        (
+            [0, 1, 2],
+            {"class_names": ("a", "b", "a")},
+            "class names of some must differ; 'a' repeats",
+        ),
         ([0, 1, 3], {}, "labels of the train split of some must be 0 to 2; got 0 to 3"),
         ([0, 1, 2], {"test": split_of([-1])}, "labels of the test split .* got -1 to -1"),
         ([0, 2, 2], {}, "class 'b' of some has no training image"),
@@ -269,7 +273,7 @@ def test_a_fingerprint_can_be_taken_of_every_second_image() -> None:
         ("folder:", "dataset 'folder:' is unknown"),
         ("cifar10:5", "dataset 'cifar10:5' is unknown"),
         ("glyphs:", "dataset 'glyphs:' is unknown"),
-        ("glyphs:many", "dataset 'glyphs:many' names no number of images; accepted"),
+        ("glyphs:many", "'glyphs:many' names no number of images from 1 to 10000; accepted"),
         ("glyphs:0", "dataset 'glyphs:0' names no number of images"),
         (None, "dataset None is unknown"),
     ],
@@ -348,7 +352,7 @@ def test_an_environment_variable_that_is_not_set_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("NOWHERE", raising=False)
-    with pytest.raises(InvalidInput, match=r"'parquet:\$NOWHERE/x' names an environment variable"):
+    with pytest.raises(InvalidInput, match=r"'parquet:\$NOWHERE/x': .* not set, 'NOWHERE'"):
         load_dataset("parquet:$NOWHERE/x")
 
 
@@ -460,7 +464,7 @@ def write_fruit(folder: Path) -> None:
     pictures = [png(picture(number)) for number in range(4)]
     write_shard(folder, "train-00000-of-00002", pictures[:3], [2, 0, 1], [0, 0, 1])
     write_shard(folder, "train-00001-of-00002", pictures[3:], [1], [1])
-    write_shard(folder, "test-00000-of-00001", pictures[:1], [2], [0])
+    write_shard(folder, "test-00000-of-00001", [png(picture(4))], [2], [0])
 
 
 def test_a_parquet_folder_is_read_with_its_names_and_superclasses(tmp_path: Path) -> None:
@@ -533,7 +537,7 @@ def test_a_damaged_image_is_named(tmp_path: Path, index: int, content: bytes | N
 
 def test_images_of_unequal_size_are_refused(tmp_path: Path) -> None:
     write_fruit(tmp_path)
-    contents = [png(picture(0)), png(picture(1, width=5))]
+    contents = [png(picture(7)), png(picture(1, width=5))]
     write_shard(tmp_path, "test-00000-of-00001", contents, [0, 1], [0, 1])
     sentence = "image 0 of train has 3 x 2 pixels, image 1 of test has 5 x 2; image_size=N would"
     with pytest.raises(InvalidInput, match=sentence):
@@ -594,7 +598,9 @@ def test_images_that_are_not_stored_as_the_hub_stores_them_are_refused(tmp_path:
     table = pa.table({"img": [png(picture(0))], "label": [0]}, schema=schema)
     for split in ("train", "test"):
         pq.write_table(table, tmp_path / f"{split}-0-of-1.parquet")
-    with pytest.raises(InvalidInput, match="must be stored as struct<bytes, path>; got binary"):
+    with pytest.raises(
+        InvalidInput, match="must be stored as struct<bytes: binary, path>; got binary"
+    ):
         load_dataset(f"parquet:{tmp_path}")
 
 

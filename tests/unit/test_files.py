@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from pathlib import Path
@@ -118,7 +119,11 @@ def test_what_is_too_large_is_refused_without_reading_it(tmp_path: Path) -> None
 def test_a_small_parquet_file_that_unpacks_to_too_much_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bomb = pa.table({"image": pa.array([bytes(10**6)] * 400), "label": pa.array([0] * 400)})
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["a", "b"]}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    images = pa.array([{"bytes": bytes(10**6), "path": None}] * 400)
+    bomb = pa.table({"image": images, "label": pa.array([0] * 400)})
+    bomb = bomb.replace_schema_metadata(metadata)
     for split in ("train", "test"):
         path = tmp_path / f"{split}-0-of-1.parquet"
         pq.write_table(bomb, path, compression="zstd")

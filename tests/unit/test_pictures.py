@@ -14,11 +14,11 @@ from zlib import compress, crc32
 import numpy as np
 import pytest
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from nofe_lab import Dataset, InvalidInput, load_dataset
 from nofe_lab.data import source_state
-from nofe_lab.data.pictures import Pictures, decode
+from nofe_lab.data.pictures import Pictures, Unreadable, decode
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -133,7 +133,7 @@ def test_a_picture_that_is_a_program_is_not_run(tmp_path: Path) -> None:
     program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
     (tmp_path / "cat.png").write_bytes(program)
     for eps in (program, tmp_path / "cat.png"):
-        with pytest.raises(UnidentifiedImageError):
+        with pytest.raises(Unreadable, match="no image, or of an unknown format"):
             decode(eps)
 
 
@@ -197,11 +197,11 @@ def write(path: Path, colour: Any = RED, mode: str = "RGB", size: tuple[int, int
     Image.new(mode, size, colour).save(path)
 
 
-def write_classes(folder: Path, count: int = 5, classes: str = "ab") -> None:
+def write_classes(folder: Path, count: int = 5, classes: str = "ab", blue: int = 0) -> None:
     """`count` images a class: the first channel is the class's index, the second the image's."""
     for label, name in enumerate(classes):
         for index in range(count):
-            write(folder / name / f"{index:02}.png", (label, index, 0))
+            write(folder / name / f"{index:02}.png", (label, index, blue))
 
 
 def load(folder: Path, **options: Any) -> Dataset:
@@ -216,7 +216,7 @@ def numbers(dataset: Dataset, split: str) -> list[tuple[int, ...]]:
 
 def test_a_folder_with_train_and_test_is_read(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", 3)
-    write_classes(tmp_path / "test", 2)
+    write_classes(tmp_path / "test", 2, blue=1)
     data = load(tmp_path)
     assert (data.name, data.class_names) == (f"folder:{tmp_path}", ("a", "b"))
     assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
@@ -232,11 +232,11 @@ def test_a_val_folder_is_test_where_there_is_none_and_val_where_there_is(
     tmp_path: Path, name: str
 ) -> None:
     write_classes(tmp_path / "train", 4)
-    write_classes(tmp_path / name, 1)
+    write_classes(tmp_path / name, 1, blue=1)
     data = load(tmp_path, val_fraction=0.5)
     assert [len(split) for split in (data.train, data.val, data.test)] == [4, 4, 2]
     assert data.notes == (f"No test folder: the folder {name} is the test split.",)
-    write_classes(tmp_path / "test", 3)
+    write_classes(tmp_path / "test", 3, blue=2)
     data = load(tmp_path, val_fraction=0.5)
     assert [len(split) for split in (data.train, data.val, data.test)] == [8, 2, 6]
     assert data.notes == (f"The folder {name} is the val split: val_fraction is not applied.",)
@@ -316,9 +316,9 @@ def test_the_home_folder_and_variables_are_expanded(
 
 def test_what_was_done_to_the_images_is_said(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", 4)
-    write_classes(tmp_path / "test", 1)
+    write_classes(tmp_path / "test", 1, blue=1)
     write(tmp_path / "train/a/grey.png", 3, "L")
-    write(tmp_path / "test/b/grey.png", 3, "L")
+    write(tmp_path / "test/b/grey.png", 4, "L")
     write(tmp_path / "train/b/clear.png", (1, 2, 3, 0), "RGBA", (16, 8))
     data = load(tmp_path)
     assert data.notes == (
@@ -346,7 +346,7 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
         InvalidInput, match=f"^dataset 'folder:.*': there is no folder {tmp_path}/x"
     ):
         load(tmp_path / "x")
-    with pytest.raises(InvalidInput, match=r"'folder:\$NOWHERE' names an environment variable"):
+    with pytest.raises(InvalidInput, match=r"'folder:\$NOWHERE': .* not set, 'NOWHERE'"):
         load_dataset("folder:$NOWHERE")
 
 
@@ -536,8 +536,8 @@ def test_a_link_to_nowhere_does_not_keep_the_state_from_being_told(tmp_path: Pat
     write_classes(tmp_path)
     (tmp_path / "a" / "gone.png").symlink_to(tmp_path / "nowhere")
     assert source_state(f"folder:{tmp_path}")
-    with pytest.raises(InvalidInput, match=r"a/gone\.png cannot be decoded .*No such file"):
-        load(tmp_path)
+    (note,) = [note for note in load(tmp_path).notes if "gone.png" in note]
+    assert note.startswith("Links that lead nowhere or back to where they lie, not read: ")
 
 
 def test_a_folder_whose_images_changed_is_another_data_set(tmp_path: Path) -> None:
@@ -549,7 +549,8 @@ def test_a_folder_whose_images_changed_is_another_data_set(tmp_path: Path) -> No
 
 def test_images_are_decoded_in_their_order_however_many_threads_there_are(tmp_path: Path) -> None:
     contents = [encoded(pixels("RGB", (i // 256, i % 256, 0))) for i in range(300)]
-    found = Pictures("d", None).read(contents, [str(i) for i in range(300)])
+    found, kept = Pictures("d", None).read(contents, [str(i) for i in range(300)])
+    assert bool(kept.all())
     assert found.shape == (300, 3, 1, 1)
     assert found.dtype == torch.uint8
     assert found.is_contiguous()

@@ -338,7 +338,7 @@ def test_a_run_that_only_cannot_be_read_now_is_not_set_aside(
         raise OSError(errno.EMFILE, "Too many open files")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", too_many)
+        patch.setattr("nofe_lab.files.os.open", too_many)
         with pytest.raises(InvalidInput, match=r"cannot be read \(.*Too many open files"):
             store.find(run.id)
     found = store.find(run.id)

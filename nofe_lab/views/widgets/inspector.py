@@ -14,7 +14,7 @@ from torch import Tensor
 from nofe_lab.config import InvalidInput
 from nofe_lab.data import Dataset, Split
 from nofe_lab.data.batches import ImageNetwork
-from nofe_lab.data.pictures import decode, reason_of
+from nofe_lab.data.pictures import Unreadable, decode
 from nofe_lab.evaluation import Predictions
 from nofe_lab.inspection import Inspection, Inspector
 from nofe_lab.views import plots
@@ -227,10 +227,11 @@ class PredictionInspector(View):
             self.step(int(what["by"]))
             return
         name = str(what.get("name", "the file"))
+        depth = self.dataset.bit_depth
         try:
-            picture = Image.fromarray(decode(bytes(buffers[0])).pixels)
-        except Exception as error:  # whatever Pillow makes of a stranger's file
-            self.problem = f"{name!r} cannot be shown ({reason_of(error)})."
+            picture = Image.fromarray(decode(bytes(buffers[0]), bit_depth=depth).pixels)
+        except Unreadable as error:
+            self.problem = f"{name!r} cannot be shown ({error})."
             return
         channels, height, width = self.split.images.shape[1:]
         pixels = np.array(ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR))
