@@ -20,6 +20,7 @@ import pandas as pd
 from nofe_lab.bench import NETWORKS, Bench, against_targets
 from nofe_lab.config import InvalidInput, printable, whole_number
 from nofe_lab.data import load_dataset
+from nofe_lab.log import give_up, log, write_line
 from nofe_lab.machine import Machine
 from nofe_lab.runs import Run, RunStore, default_runs_dir, provenance
 from nofe_lab.stages import Experiment
@@ -74,12 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.list:
                 missing = list(queue.missing())
                 for each, arm, seed in missing:
-                    print(f"{each.name}: {arm}, seed {seed}")
-                print(f"{len(missing)} rows missing")
+                    log.info(f"{each.name}: {arm}, seed {seed}")
+                log.info(f"{len(missing)} rows missing")
                 return 0
             for _ in range(whole_number("rows", options.rows, 1)):
                 if not queue.work():
-                    print("no rows missing")
+                    log.info("no rows missing")
                     break
                 if options.commit:
                     queue.commit()
@@ -89,12 +90,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InvalidInput(f"there is no folder {str(folder)!r}; accepted: a folder of runs.")
         store = RunStore(folder)
         if options.remove:
-            print(f"removed {store.remove(options.remove)}")
+            log.info(f"removed {store.remove(options.remove)}")
         else:
-            print(listing(store))
+            log.info(listing(store))
     except InvalidInput as error:
-        print(error, file=sys.stderr)
+        write_line(str(error), sys.stderr)
         return 2
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                give_up(stream)
     return 0
 
 
@@ -105,7 +112,7 @@ def measure(bench: Bench, output: str | None, command: str) -> None:
     """
     _check_output(output)
     try:
-        print(against_targets(bench.run()).to_string(index=False))
+        log.info(against_targets(bench.run()).to_string(index=False))
     finally:
         if output is not None and bench.rows:
             text = f"# {command}\n{bench.table.to_csv(index=False)}"
@@ -122,7 +129,7 @@ def answer(dataset: str, repeats: int, output: str | None, command: str) -> None
     found = pd.concat(parts)
     about = provenance(Machine.pick("cpu"), 0.0)
     found = found.assign(hardware=about["device"], revision=about["revision"])
-    print(found.to_string(index=False))
+    log.info(found.to_string(index=False))
     if output is not None:
         Path(output).write_text(f"# {command}\n{found.to_csv(index=False)}", "utf-8")
 
@@ -167,17 +174,32 @@ def _check_output(output: str | None) -> None:
 
 def listing(store: RunStore) -> str:
     """A table of the runs: data, network, K, accuracy, age and disk use."""
-    runs = list(store)
+    runs, problems = store.opened()
     aside = sorted(path.name for path in store.folder.glob("*.damaged-*"))
     note = f"\nset aside as damaged, delete them by hand: {', '.join(aside)}" if aside else ""
     if names := [path.name for path in store.unfinished]:
         note += f"\nunfinished, go on when they are asked for again: {', '.join(names)}"
-    note = "\n".join(map(printable, note.split("\n")))
-    if not runs:
+    rows, total = [], 0
+    for run in runs:
+        try:
+            rows.append(_row(run))
+            total += run.bytes_on_disk
+            if problem := run.reports_problem:
+                note += f"\n{run.path.name}: {problem}"
+        except (InvalidInput, OSError) as error:
+            problems[run.path] = str(error)
+    for path, problem in problems.items():
+        note += f"\n{path.name} cannot be used: {problem}"
+    if not rows:
         return f"no runs in {store.folder}{note}"
-    table = pd.DataFrame([_row(run) for run in runs]).to_string(index=False)
-    total = sum(run.bytes_on_disk for run in runs)
-    return f"{table}\n{len(runs)} runs, {total / 1e6:.1f} MB{note}"
+    table = pd.DataFrame(rows).to_string(index=False)
+    return f"{table}\n{len(rows)} runs, {total / 1e6:.1f} MB{note}"
+
+
+def _short(text: str, length: int = 60) -> str:
+    """A text for a column: printable, and cut in its middle."""
+    text = printable(text)
+    return text if len(text) <= length else f"{text[: length // 2]}…{text[-length // 2 + 1 :]}"
 
 
 def _row(run: Run) -> dict[str, str]:
@@ -194,9 +216,9 @@ def _row(run: Run) -> dict[str, str]:
     hours = age.total_seconds() / 3600
     return {
         "id": run.id,
-        "stage": printable(about["title"]),
-        "data": printable(about["dataset"]),
-        "network": printable(about["backbone"]),
+        "stage": _short(about["title"]),
+        "data": _short(about["dataset"]),
+        "network": _short(about["backbone"]),
         "K": str(about["K"] or ""),
         "epochs": str(about["epochs"]),
         "seed": str(about["seed"]),

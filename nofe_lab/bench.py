@@ -38,6 +38,7 @@ from nofe_lab.compat import import_torchvision
 from nofe_lab.config import InvalidInput, Recipe, data_folder, one_of, whole_number
 from nofe_lab.data import Dataset, Split
 from nofe_lab.data.batches import Batches, ImageNetwork, Preprocess
+from nofe_lab.log import log
 from nofe_lab.machine import Machine, autocast, exact_float32
 from nofe_lab.networks import CNN, Backbone, NofE, backbone
 from nofe_lab.networks.counting import count_macs
@@ -331,7 +332,9 @@ class Bench:
             "date": time.strftime("%Y-%m-%d"),
         }
         self.rows.append(row)
-        print(f"{name:24}{row['network']:15}{ratio:7.3f}  {ours:8.4f} s  {theirs:8.4f} s  {note}")
+        log.info(
+            f"{name:24}{row['network']:15}{ratio:7.3f}  {ours:8.4f} s  {theirs:8.4f} s  {note}"
+        )
 
     def _ready(self, network: Any) -> Any:
         """A network on the device, as ImageNetwork lays it out, in training."""

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from nofe_lab.config import InvalidInput, first_line
+from nofe_lab.config import InvalidInput, first_line, real_number, shown, whole_number
 from nofe_lab.files import (
     UnreadableFile,
     digest_of_tensors,
@@ -34,6 +34,7 @@ from nofe_lab.files import (
     read_tensors,
     write_tensors,
 )
+from nofe_lab.log import log
 
 FORMAT = 1
 """Version of what a checkpoint holds."""
@@ -44,6 +45,9 @@ SECONDS = 60.0
 SHARE = 0.02
 """The largest share of its time that a training spends on the checkpoints at the ends of epochs."""
 
+MAX_SECONDS = 1e9
+"""More than any training has taken."""
+
 KEPT = 2
 """The last one, and the one before in case the last is damaged."""
 
@@ -53,6 +57,10 @@ class State(NamedTuple):
 
     tensors: Mapping[str, Tensor]
     record: Mapping[str, Any]
+
+
+class OtherFormat(InvalidInput):
+    """A run or a checkpoint is of a format that this version cannot read."""
 
 
 class Misfit(UnreadableFile):
@@ -109,7 +117,9 @@ class Checkpoints:
                 state, seconds, interruptions, conditions = self._read(path)
                 restore(state)
             except UnreadableFile as reason:
-                print(f"checkpoint {path.name} of {self.folder.name} cannot be used: {reason}")
+                log.warning(
+                    f"checkpoint {path.name} of {self.folder.name} cannot be used: {reason}"
+                )
                 continue
             self.seconds_before = seconds
             self.interruptions = interruptions + 1
@@ -117,7 +127,7 @@ class Checkpoints:
             self.used = [path]
             return True
         if self.folder.is_dir() and any(self._files()):
-            print(f"no checkpoint of {self.folder.name} can be used: training begins anew.")
+            log.warning(f"no checkpoint of {self.folder.name} can be used: training begins anew.")
         return False
 
     def due(self, epoch_ended: bool) -> bool:
@@ -146,10 +156,9 @@ class Checkpoints:
             write_tensors(path, state.tensors, texts)
         except OSError as error:
             if not self.fails:
-                print(
+                log.warning(
                     f"the checkpoint of step {step} cannot be saved ({first_line(error)}); "
                     "training goes on, and the next one is tried when it is due.",
-                    flush=True,
                 )
             self.fails = True
         else:
@@ -184,7 +193,7 @@ class Checkpoints:
         """Say so if training goes on under other conditions than before."""
         now = [each for each in self.conditions if each not in before[-1:]]
         if before and now:
-            print(
+            log.warning(
                 f"begun under {before[-1]}; goes on under {now[0]}: not bit for bit what it would "
                 "have been uninterrupted."
             )
@@ -209,24 +218,25 @@ class Checkpoints:
         try:
             content = parse_json(text)
             if (found := content["format"]) != FORMAT:  # of which only the checksum is the same
-                raise InvalidInput(
+                raise OtherFormat(
                     f"the unfinished run {self.folder.name} is of format {found!r}, this library "
                     f"goes on with format {FORMAT}: finish it with the version that began it, or "
                     f"remove it (python -m nofe_lab runs --remove {self.run_id})."
                 )
-            seconds, origin = float(content["seconds"]), content.get("origin", [])
-            interruptions = int(content["interruptions"])
-            conditions = [str(each) for each in content["conditions"]]
+            origin, conditions = content.get("origin", []), [*map(str, content["conditions"])]
+            seconds = real_number("its time in seconds", content["seconds"], 0, MAX_SECONDS)
+            interruptions = whole_number("its interruptions", content["interruptions"], 0)
             state = State(tensors, content["record"])
             run_id, step = content["id"], content["step"]
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
-            if isinstance(error, InvalidInput):
+            told = content["record"].get("step", step)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            if isinstance(error, OtherFormat):
                 raise
             raise UnreadableFile(
                 f"it is not one of nofe_lab's ({type(error).__name__}: {error})."
             ) from error
-        if (run_id, step) != (self.run_id, _step_of(path)):
-            raise Misfit(f"it is step {step!r} of the run {run_id!r}.")
+        if (run_id, step, told) != (self.run_id, _step_of(path), _step_of(path)):
+            raise Misfit(f"it is step {shown(step)} ({shown(told)}) of the run {shown(run_id)}.")
         if origin != self.origin:
             raise Misfit("the runs that it builds on have been trained anew since.")
         return state, seconds, interruptions, conditions

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import platform
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -48,7 +49,8 @@ class Machine:
             available.insert(0, "mps")
         if torch.cuda.is_available():
             available[:0] = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        one_of("device", device, ["auto", *available])
+        named = re.sub(r"^gpu(?=$|:)", "cuda", str(device))  # what people call it
+        device = named if named in available else one_of("device", device, ["auto", *available])
         found = torch.device(available[0] if device == "auto" else device)
         if one_of("precision", precision, ["auto", *PRECISIONS]) == "auto":
             precision = "bf16" if _has_bf16(found) else "fp32"

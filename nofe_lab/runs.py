@@ -25,9 +25,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -49,8 +49,16 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from nofe_lab.checkpoint import SECONDS, Checkpoints
-from nofe_lab.config import InvalidInput, data_folder, first_line, printable
+from nofe_lab.checkpoint import MAX_SECONDS, SECONDS, Checkpoints, OtherFormat
+from nofe_lab.config import (
+    MAX_FLOAT,
+    MAX_INT,
+    InvalidInput,
+    data_folder,
+    first_line,
+    printable,
+    shown,
+)
 from nofe_lab.files import (
     UnreadableFile,
     check_regular,
@@ -60,9 +68,11 @@ from nofe_lab.files import (
     read_tensors,
     read_text,
     sha256,
+    user_path,
     write_tensors,
     write_text,
 )
+from nofe_lab.log import log
 from nofe_lab.machine import Machine
 
 FORMAT = 2
@@ -71,16 +81,18 @@ FORMAT = 2
 IDENTITY_FORMAT = 1
 """Version of what an id is made of; runs keep their ids when only the layout changes."""
 
+_ASIDE = re.compile(r"\.damaged-\d+$")
+"""The ending of a damaged run's folder that was set aside."""
+
+MAX_NAME = 255
+"""Bytes of the longest name that file systems take."""
+
 UNFINISHED, LOCKS = ".unfinished", ".locks"
 """The ending of an unfinished run's folder, and the folder of the locks."""
 
 
 class DamagedRun(InvalidInput):
     """A run's directory is not what its run.json says; the message says how."""
-
-
-class OtherFormat(InvalidInput):
-    """A run is of a format that this version cannot read; the message names both."""
 
 
 @dataclass(frozen=True)
@@ -159,12 +171,28 @@ class Run:
             ) from error
 
     def text(self, file: str) -> str:
-        """The content of one of the run's text files.  Raises UnreadableFile."""
-        return read_text(self.path / _plain_name(file))
+        """The content of one of the run's text files.  Raises DamagedRun or UnreadableFile."""
+        return read_text(self._listed(file))
 
     def weights(self) -> dict[str, Tensor]:
-        """All tensors of the network and its preprocessing, by name.  Raises UnreadableFile."""
-        return read_tensors(self.path / "weights.safetensors")[0]
+        """All tensors of the network and its preprocessing, by name.
+
+        Raises DamagedRun or UnreadableFile, also if one holds a value that is not finite.
+        """
+        found = read_tensors(self._listed("weights.safetensors"))[0]
+        for name, tensor in found.items():
+            if not tensor.isfinite().all():
+                raise DamagedRun(
+                    f"weights.safetensors of {self.path.name}: {name!r} holds values that are not "
+                    "finite."
+                )
+        return found
+
+    def _listed(self, file: str) -> Path:
+        """The path of a file of the run, of which run.json has the checksum."""
+        if file not in self.record["files"]:
+            raise DamagedRun(f"{file!r} is not among the files of {self.path.name}.")
+        return self.path / _plain_name(file)
 
     @property
     def reports(self) -> dict[str, Any]:
@@ -172,12 +200,26 @@ class Run:
 
         Empty if there was none yet, or if the file is damaged: a new report can make it again.
         """
+        return self._reports()[0]
+
+    @property
+    def reports_problem(self) -> str:
+        """What is wrong with the file of the reports; "" if nothing is."""
+        return self._reports()[1]
+
+    def _reports(self) -> tuple[dict[str, Any], str]:
+        path = self.path / "reports.json"
+        if not os.path.lexists(path):
+            return {}, ""
         try:
-            content = read_json(self.path / "reports.json")
-        except UnreadableFile:
-            return {}
-        found = content.items() if isinstance(content, dict) else ()
-        return {name: value for name, value in found if _is_number(value)}
+            content = read_json(path)
+        except UnreadableFile as error:
+            return {}, str(error)
+        if not isinstance(content, dict):
+            return {}, f"reports.json holds {shown(content)}, no figures by name."
+        found = {name: value for name, value in content.items() if _is_number(value)}
+        odd = sorted(set(content) - set(found))
+        return found, f"in reports.json {shown(odd[0])} is no number." if odd else ""
 
     def report(self, **figures: float) -> None:
         """Add figures of a final report; with a message instead where the run is read-only."""
@@ -185,7 +227,7 @@ class Run:
         try:
             write_text(self.path / "reports.json", text)
         except OSError as error:
-            print(f"reports.json of {self.path.name} was not written ({first_line(error)}).")
+            log.warning(f"reports.json of {self.path.name} was not written ({first_line(error)}).")
 
     def save_figure(self, figure: Any, name: str) -> Path | None:
         """Keep a matplotlib figure as `name`.png and `name`.svg in the run's folder ``figures``.
@@ -202,7 +244,7 @@ class Run:
                 path.unlink(missing_ok=True)  # it could be a link
                 figure.savefig(path, dpi=150)
         except OSError as error:
-            print(f"{png.name} of {self.path.name} was not written ({first_line(error)}).")
+            log.warning(f"{png.name} of {self.path.name} was not written ({first_line(error)}).")
             return None
         return png
 
@@ -224,20 +266,30 @@ class RunStore:
 
     def __init__(self, folder: Path | str) -> None:
         try:
-            self.folder = Path(folder).expanduser().resolve()
+            if not str(folder).strip():
+                raise ValueError("it is empty")
+            self.folder = user_path(folder).resolve()
             self.folder.mkdir(parents=True, exist_ok=True)
             os.scandir(self.folder).close()
         except (OSError, RuntimeError, ValueError) as error:
             raise _cannot_be_written(folder, error) from error
 
     def __iter__(self) -> Iterator[Run]:
-        """The whole runs, oldest first; damaged ones and other formats are left out."""
-        found = []
-        for path in self.folder.iterdir():
-            if not is_scratch(path) and (path / "run.json").is_file():
-                with suppress(DamagedRun, OtherFormat):
+        """The whole runs, oldest first; those that cannot be opened are left out."""
+        return iter(self.opened()[0])
+
+    def opened(self) -> tuple[list[Run], dict[Path, str]]:
+        """The whole runs, oldest first; and what is wrong with each other folder of a run."""
+        found, problems = [], {}
+        for path in sorted(self.folder.iterdir()):
+            if is_scratch(path) or _ASIDE.search(path.name) or path.name.endswith(UNFINISHED):
+                continue
+            try:
+                if os.path.lexists(path / "run.json"):
                     found.append(self._open(path))
-        return iter(sorted(found, key=lambda run: str(run.provenance["finished"])))
+            except (InvalidInput, OSError) as error:
+                problems[path] = str(error)
+        return sorted(found, key=lambda run: str(run.provenance["finished"])), problems
 
     def check_writable(self) -> None:
         """Raise InvalidInput if nothing can be written here."""
@@ -264,7 +316,7 @@ class RunStore:
         self,
         name: str,
         run_id: str,
-        wait: Callable[[str], None] | None = print,
+        wait: Callable[[str], None] | None = log.info,
         seconds: float = SECONDS,
     ) -> Iterator[Checkpoints]:
         """The sole right to train a run, and its checkpoints.
@@ -371,31 +423,37 @@ class RunStore:
         return sorted(self.folder.glob(f"*{UNFINISHED}"))
 
     def remove(self, run_id: str) -> Path:
-        """Delete the run, finished or not, whose id begins with `run_id`.
+        """Delete the run, finished, unfinished or damaged, whose id begins with `run_id`.
 
         Raises InvalidInput unless there is exactly one.
         """
-        by_path = {run.path: run.id for run in self}
-        for path in self.unfinished:
+        runs, problems = self.opened()
+        by_path = {run.path: run.id for run in runs}
+        for path in (*problems, *self.unfinished):
             by_path[path] = path.name.removesuffix(UNFINISHED).rpartition("-")[2]
-        matches = [path for path, known in by_path.items() if run_id and known.startswith(run_id)]
-        if len(matches) != 1:
-            known = ", ".join(by_path.values()) or "none"
+        ids = sorted({known for known in by_path.values() if run_id and known.startswith(run_id)})
+        if len(ids) != 1:
+            known = ", ".join(dict.fromkeys(by_path.values())) or "none"
             raise InvalidInput(
-                f"{run_id!r} names {len(matches)} runs of {self.folder}; known ids: {known}."
+                f"{run_id!r} names {len(ids)} runs of {self.folder}; known ids: {known}."
             )
-        path = matches[0]
+        # a process that was killed between its last two deeds leaves a run and its checkpoints
+        paths = [path for path, known in by_path.items() if known == ids[0]]
+        for path in paths:
+            self._remove(path, ids[0])
+        return paths[0]
+
+    def _remove(self, path: Path, run_id: str) -> None:
         try:
             if path.is_symlink():
                 path.unlink()
             elif path in self.unfinished:
-                with self.training("", by_path[path], None):
+                with self.training("", run_id, None):
                     shutil.rmtree(path)
             else:
                 shutil.rmtree(path)
         except OSError as error:
             raise InvalidInput(f"{path.name!r} cannot be removed ({first_line(error)}).") from error
-        return path
 
     def _open(self, path: Path) -> Run:
         try:
@@ -429,7 +487,7 @@ class RunStore:
             what = f"set aside as {aside.name}"
         except OSError as error:  # the folder is read-only, or another process was faster
             what = f"not set aside, {first_line(error)}"
-        print(printable(f"{path.name} is damaged ({str(damage).rstrip('.')}); {what}."))
+        log.warning(f"{path.name} is damaged ({str(damage).rstrip('.')}); {what}.")
 
 
 def identity_hash(identity: Mapping[str, Any]) -> str:
@@ -453,11 +511,14 @@ _ABOUT = {
 _MADE = {
     "finished": str,
     "seconds": (int, float),
+    "lineage": dict,
     "revision": str,
+    "precision": str,
     "device": str,
     "threads": int,
     "versions": dict,
 }
+_VERSIONS = {"torch": str, "python": str}
 
 
 def _checked(record: Any, path: Path) -> dict[str, Any]:
@@ -482,15 +543,13 @@ def _checked(record: Any, path: Path) -> dict[str, Any]:
         raise DamagedRun(f"it is the run {run_id}")
     _check_fields("about", record["about"], _ABOUT)
     _check_fields("provenance", record["provenance"], _MADE)
+    _check_fields("versions", record["provenance"]["versions"], _VERSIONS)
     if datetime.fromisoformat(record["provenance"]["finished"]).tzinfo is None:
         raise DamagedRun("the time at which it was finished is in no time zone")
-    numbers = [
-        record["provenance"]["seconds"],
-        *record["provenance"].get("lineage", {}).values(),
-        *record["result"].values(),
-    ]
-    if not all(map(_is_number, numbers)):
-        raise DamagedRun(f"one of its figures is no number: {numbers}")
+    seconds = [record["provenance"]["seconds"], *record["provenance"]["lineage"].values()]
+    numbers = [*seconds, *record["result"].values()]
+    if not all(map(_is_number, numbers)) or not all(0 <= s <= MAX_SECONDS for s in seconds):
+        raise DamagedRun(f"one of its figures is none: {shown(numbers)}")
     for file, expected in record["files"].items():
         inside = path / _plain_name(file)
         try:
@@ -525,19 +584,24 @@ def _from_format_1(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_fields(what: str, found: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
     for name, kind in kinds.items():
-        if not isinstance(found[name], kind):
-            raise DamagedRun(f"{name} of {what} is {found[name]!r}")
+        if name not in found:
+            raise DamagedRun(f"its {what} lack {name!r}")
+        value = found[name]
+        is_whole = isinstance(value, int)
+        if not isinstance(value, kind) or (is_whole and not 0 <= value <= MAX_INT):
+            raise DamagedRun(f"{name} of {what} is {shown(value)}")
 
 
 def _is_number(value: object) -> bool:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)  # type: ignore[arg-type]
+    return is_number and abs(value) <= MAX_FLOAT  # type: ignore[arg-type]
 
 
 def _plain_name(file: str) -> str:
     """The name of a file of the run itself.  Raises InvalidInput if it leads out of its folder."""
-    if Path(file).name != file or "\\" in file or file.startswith("."):
-        raise DamagedRun(f"{file!r} is not the name of a file of its own")
+    is_plain = Path(file).name == file and "\\" not in file and not file.startswith(".")
+    if not is_plain or len(os.fsencode(file)) > MAX_NAME:
+        raise DamagedRun(f"{shown(file)} is not the name of a file of its own")
     return file
 
 
@@ -570,24 +634,42 @@ def default_runs_dir() -> Path:
     return data_folder() / "runs"
 
 
+LIBRARY = Path(__file__).resolve().parent
+
+
 @cache
 def code_revision() -> str:
-    """The library's git revision ("-dirty" where files differ from it), or its version."""
-    root = Path(__file__).resolve().parents[1]
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=10"]
+    """The git revision, with "-dirty" where the library's files differ from it; or the version."""
+    root = LIBRARY.parent
     if (root / ".git").exists():
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        git = ["git", "-C", str(root)]
+        named = [*git, "describe", "--always", "--abbrev=10"]
+        done = subprocess.run(named, capture_output=True, text=True, check=False)
         if done.returncode == 0:
-            return done.stdout.strip()
+            changed = [*git, "diff", "--quiet", "HEAD", "--", LIBRARY.name]
+            is_dirty = subprocess.run(changed, capture_output=True, check=False).returncode != 0
+            return done.stdout.strip() + "-dirty" * is_dirty
     return metadata.version("nofe_lab")
 
 
+@cache
+def code_digest() -> str:
+    """A digest of the library's Python files: what a run was made with, whatever else changes."""
+    digest = hashlib.sha256()
+    for path in sorted(LIBRARY.rglob("*.py")):
+        digest.update(f"{path.relative_to(LIBRARY).as_posix()}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:10]
+
+
 def provenance(machine: Machine, seconds: float) -> dict[str, Any]:
-    """Revision, versions, hardware, seconds and the time of day."""
+    """Revision, versions, hardware, seconds and the time of day, of a run that builds on none."""
     return {
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seconds": round(seconds, 2),
+        "lineage": {},
         "revision": code_revision(),
+        "code": code_digest(),
         "precision": machine.precision,
         "device": machine.name,
         "threads": torch.get_num_threads(),

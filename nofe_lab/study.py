@@ -32,6 +32,7 @@ from nofe_lab.config import InvalidInput, data_folder, derive_seed, one_of, whol
 from nofe_lab.data.batches import ImageNetwork
 from nofe_lab.evaluation import conditional, oracle, per_specialty, predict
 from nofe_lab.files import write_text
+from nofe_lab.log import log
 from nofe_lab.networks import PAPER, NofE, backbone, preset
 from nofe_lab.networks.paper import PUBLISHED
 from nofe_lab.runs import code_revision
@@ -231,7 +232,7 @@ class Queue:
             try:
                 rows = study.rows(opponents(study.make(self.runs_dir)))
             except InvalidInput as reason:  # its data are not there
-                print(f"{study.name}: left out ({reason})")
+                log.info(f"{study.name}: left out ({reason})")
                 continue
             arms += [arm for arm, _ in rows]
             for arm, seed in rows:
@@ -246,12 +247,12 @@ class Queue:
         row = next(self.missing(), None)
         if row is not None:
             study, arm, seed = row
-            print(f"--- {study.name}: {arm}, seed {seed}", flush=True)
+            log.info(f"--- {study.name}: {arm}, seed {seed}")
             try:
                 self._add(study, arm, seed)
             except TrainingDiverged as reason:
                 self.failed[study.name].add((arm, seed))
-                print(f"{arm}, seed {seed}: no row ({reason})", flush=True)
+                log.info(f"{arm}, seed {seed}: no row ({reason})")
         return row is not None
 
     def commit(self) -> None:
@@ -282,7 +283,7 @@ class Queue:
             _write(self.conditional, self.curves)
         self.table = _appended(self.table, pd.DataFrame([{**keys, **row}]))
         _write(self.results, self.table)
-        print(f"{arm}, seed {seed}: {row['top1']:.2%}", flush=True)
+        log.info(f"{arm}, seed {seed}: {row['top1']:.2%}")
 
 
 def measured(

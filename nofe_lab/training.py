@@ -14,6 +14,7 @@ checkpoint (`nofe_lab.checkpoint`).
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -24,8 +25,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from types import FrameType
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, NoReturn, Protocol, cast
 
 import numpy as np
 import torch
@@ -33,9 +35,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from nofe_lab.checkpoint import Checkpoints, Misfit, State
+from nofe_lab.checkpoint import MAX_SECONDS, Checkpoints, Misfit, State
 from nofe_lab.config import InvalidInput, Recipe, derive_seed
 from nofe_lab.data.batches import Batches
+from nofe_lab.log import log
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,13 @@ class StageEnded:
 
     title: str
     finished: bool
+
+
+@dataclass(frozen=True)
+class StageLoaded:
+    """The stage was trained before: its run is loaded."""
+
+    title: str
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,12 @@ class Memory(Protocol):
         """
 
 
-Event = StageBegun | StepDone | EpochDone | MapUpdated | StageEnded
+STOPPING = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+"""Signals that ask a training to stop; a terminal that is closed sends SIGHUP."""
+
+Event = StageLoaded | StageBegun | StepDone | EpochDone | MapUpdated | StageEnded
 Listener = Callable[[Event], None]
 ParameterGroups = list[dict[str, Any]]
 
@@ -178,6 +193,8 @@ class _Place:
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
     """Of the epoch under way."""
+    is_unready: bool = False
+    """Whether what belongs behind the last step, an update of the table, is yet to be done."""
 
     def __post_init__(self) -> None:
         self.table = self.table.to(self.device)
@@ -214,7 +231,11 @@ def _fit(
     steps = recipe.epochs * len(batches)
 
     def after_step() -> None:
-        found = new_table(place.step) if new_table is not None else None
+        try:
+            found = new_table(place.step) if new_table is not None else None
+        except _StopNow:
+            place.is_unready = True
+            stop.end(place.step, steps, keep())
         if found is not None:
             place.table = found.to(device)
             model.train()
@@ -227,8 +248,11 @@ def _fit(
         resumable = (model, optimiser, place, memory)
         checkpoints.resume(lambda state: _restore(state, *resumable, steps, len(batches)))
         if place.step:
-            print(f"{checkpoints.label}: goes on from step {place.step} of {steps}", flush=True)
+            log.info(f"{checkpoints.label}: goes on from step {place.step} of {steps}")
             tell(listeners, StepDone(place.step, steps))
+            if place.is_unready:
+                place.is_unready = False
+                after_step()
     for epoch in range(place.step // len(batches), recipe.epochs):
         started = time.perf_counter() - place.seconds
         model.train()
@@ -295,6 +319,7 @@ def _state_of(
         "step": place.step,
         "history": place.history,
         "seconds": place.seconds,
+        "unready": place.is_unready,
         "memory": remembered.record,
     }
     return State(tensors, record)
@@ -329,8 +354,12 @@ def _restore(
         epochs = [int(row.get("epoch", 0)) for row in rows]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise Misfit(f"its record is not one ({type(error).__name__}: {error}).") from error
-    if not 0 < step <= steps or len(rows) != step // steps_per_epoch:
+    if not 0 < step <= steps or epochs != [*range(1, step // steps_per_epoch + 1)]:
         raise Misfit(f"it is of step {step} and {len(rows)} epochs; this training has {steps}.")
+    if not 0 <= seconds <= MAX_SECONDS or not all(
+        map(math.isfinite, chain(*map(dict.values, rows)))
+    ):
+        raise Misfit("its history holds what is no number.")
     if memory is not None:
         place.table = memory.restore(State(remembered, record)).to(place.device)
     with torch.no_grad():
@@ -341,6 +370,7 @@ def _restore(
             buffer = torch.empty_like(own[name], memory_format=torch.preserve_format)
             optimiser.state[own[name]]["momentum_buffer"] = buffer.copy_(value)
     place.step, place.seconds = step, seconds
+    place.is_unready = state.record.get("unready") is True
     place.history = [{**row, "epoch": n} for row, n in zip(rows, epochs, strict=True)]
     place.loss_sum = placed["loss_sum"].to(place.device)
     place.correct = placed["correct"].to(place.device)
@@ -362,27 +392,59 @@ def _check_alike(what: str, found: Mapping[str, Tensor], expected: Mapping[str, 
                 f"its {what} are another network's: {name!r} is {tensor.dtype} "
                 f"{list(tensor.shape)}, not {here.dtype} {list(here.shape)}."
             )
+        if not tensor.isfinite().all():
+            raise Misfit(f"its {what} hold values that are not finite, in {name!r}.")
+
+
+class _StopNow(BaseException):
+    """A request to stop has come where nothing is lost by breaking off."""
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Marks work of a hook, such as an update of the map, that a request to stop breaks off.
+
+    It must change nothing that the hook remembers: it is done anew when the training goes on.
+    """
+    stop = _StopRequests.listening
+    if stop is None:
+        yield
+        return
+    stop.may_raise = True
+    try:
+        if stop.requested is not None:
+            raise _StopNow
+        yield
+    finally:
+        stop.may_raise = False
 
 
 class _StopRequests:
-    """SIGINT and SIGTERM, noted instead of obeyed, so that training stops between two steps.
+    """SIGINT, SIGTERM and SIGHUP, noted instead of obeyed, so that training stops between steps.
 
     A second SIGINT is obeyed at once.  In another thread than the main one, where Python delivers
     no signals, nothing is listened to.
     """
 
+    listening: ClassVar[_StopRequests | None] = None
+
     def __init__(self, listen: bool) -> None:
         self.listens = listen and threading.current_thread() is threading.main_thread()
         self.requested: int | None = None
+        self.may_raise = False
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> _StopRequests:
-        for number in (signal.SIGINT, signal.SIGTERM) if self.listens else ():
+        for number in STOPPING if self.listens else ():
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self.before[number] = signal.signal(number, self._note)
+        if self.listens:
+            _StopRequests.listening = self
         return self
 
     def __exit__(self, kind: object = None, *_: object) -> None:
+        if self.listens:
+            _StopRequests.listening = None
         for number, handler in self.before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self.before = {}
@@ -396,13 +458,16 @@ class _StopRequests:
                 handler(number, frame)
             raise KeyboardInterrupt
         self.requested = number
+        if self.may_raise:
+            self.may_raise = False
+            raise _StopNow
 
-    def end(self, step: int, steps: int, kept: bool) -> None:
+    def end(self, step: int, steps: int, kept: bool) -> NoReturn:
         """Stop, now that all is kept: by the signal that asks for it, or with a sentence."""
         number, self.requested = self.requested, None
         self.__exit__()
-        if number == signal.SIGTERM:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if number is not None and number != signal.SIGINT:
+            os.kill(os.getpid(), number)
             # whoever handles that signal lets us live: then the cell ends here
         state = "all of it is kept" if kept else "what was saved before is kept"
         raise Interrupted(
@@ -489,6 +554,13 @@ def tell(listeners: Sequence[Listener], event: Event) -> None:
         listener(event)
 
 
+SILENCE = 60.0
+"""Seconds after which a training says how far it is, if nothing else was said meanwhile."""
+
+LITTLE = 30.0
+"""Seconds that are left, of which nothing is said."""
+
+
 class Progress:
     """Shows a stage's events: a bar where somebody watches, plain lines in a log.
 
@@ -498,12 +570,19 @@ class Progress:
 
     def __init__(self, title: str, steps: int) -> None:
         self.title = title
+        self.steps = steps
+        self.began: tuple[int, float] | None = None
+        self.last_said = time.perf_counter()
         self.bar = tqdm(total=steps, desc=title, unit="step", leave=False) if watched() else None
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, StepDone):
             if self.bar is not None:
                 self.bar.update(event.step - self.bar.n)
+            now = time.perf_counter()
+            self.began = self.began or (event.step, now)
+            if now - self.last_said > SILENCE and (left := self._left(event.step)):
+                self._line(f"step {event.step} of {event.steps}{left}")
         elif isinstance(event, MapUpdated):
             self._line(
                 f"map update {event.update}: {event.row['moved']} classes moved, objective "
@@ -511,11 +590,20 @@ class Progress:
             )
         elif isinstance(event, EpochDone):
             row = event.row
+            left = self._left(event.epoch * self.steps // event.epochs)
             val = f", val {row['val_accuracy']:.1%}" if "val_accuracy" in row else ""
             self._line(
                 f"epoch {event.epoch}/{event.epochs}: loss {row['train_loss']:.3f}, "
-                f"train {row['train_accuracy']:.1%}{val}, {row['seconds']:.0f} s"
+                f"train {row['train_accuracy']:.1%}{val}, {row['seconds']:.0f} s{left}"
             )
+
+    def _left(self, step: int) -> str:
+        """How long it will take from here, by the time that it has taken; "" at the end."""
+        first, began = self.began or (step, 0.0)
+        if step >= self.steps or step <= first:
+            return ""
+        seconds = (time.perf_counter() - began) / (step - first) * (self.steps - step)
+        return f", about {seconds / 60:.1f} min left" if seconds > LITTLE else ""
 
     def close(self) -> None:
         """Take the bar away."""
@@ -523,10 +611,11 @@ class Progress:
             self.bar.close()
 
     def _line(self, text: str) -> None:
+        self.last_said = time.perf_counter()
         if self.bar is not None:
             self.bar.set_postfix_str(text)
         else:
-            print(f"{self.title}: {text}", flush=True)
+            log.info(f"{self.title}: {text}")
 
 
 def watched() -> bool:

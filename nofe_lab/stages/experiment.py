@@ -35,6 +35,7 @@ from nofe_lab.config import (
 )
 from nofe_lab.data import Dataset, load_dataset, source_state
 from nofe_lab.data.batches import ImageNetwork
+from nofe_lab.log import log
 from nofe_lab.machine import PRECISIONS
 from nofe_lab.networks import Backbone, FlatControl, backbone, preset
 from nofe_lab.networks.catalogue import Network
@@ -574,7 +575,7 @@ def _those_possible(stages: Mapping[str, Callable[[], Stage]]) -> dict[str, Stag
         try:
             found[name] = make()
         except InvalidInput as reason:
-            print(f"{name} is left out: {reason}")
+            log.warning(f"{name} is left out: {reason}")
     return found
 
 

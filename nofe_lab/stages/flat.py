@@ -18,7 +18,7 @@ from nofe_lab.machine import Machine
 from nofe_lab.networks import CNN, Backbone, FlatControl
 from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties
-from nofe_lab.stages.stage import Stage, Trained, part_of
+from nofe_lab.stages.stage import Stage, Trained, load_model
 from nofe_lab.training import Listener
 
 
@@ -53,7 +53,9 @@ class FlatStage(Stage):
     ) -> Trained:
         network = self.network()
         if "trunk" in parents:
-            network.get_submodule("trunk").load_state_dict(part_of(parents["trunk"], "trunk"))
+            origin = load_model(self.parents["trunk"], parents["trunk"]).network
+            trunk = origin.get_submodule("trunk").state_dict()
+            network.get_submodule("trunk").load_state_dict(trunk)
         model = self.image_network(network, machine)
         history = self.fit(model, machine, torch.arange(self.dataset.C), listeners, checkpoints)
         return Trained(model, history)

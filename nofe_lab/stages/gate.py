@@ -27,7 +27,7 @@ from nofe_lab.networks.backbone import fresh
 from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties
 from nofe_lab.stages.nofe import NofEStage
-from nofe_lab.stages.stage import Stage, Trained, load_model, load_specialties
+from nofe_lab.stages.stage import Stage, Trained, load_model, specialties_of
 from nofe_lab.training import Listener, ParameterGroups
 
 
@@ -93,7 +93,7 @@ class GateStage(Stage):
         listeners: Sequence[Listener],
         checkpoints: Checkpoints | None = None,
     ) -> Trained:
-        specialties = load_specialties(parents["nofe"])
+        specialties = specialties_of(self.nofe, parents["nofe"])
         teacher = load_model(self.nofe, parents["nofe"], machine.device)
         table = torch.from_numpy(self.predict(teacher, self.dataset.train).logits).softmax(1)
         network = self.network(specialties)

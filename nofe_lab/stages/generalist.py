@@ -34,7 +34,7 @@ from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties, affinity_matrix, assign, objective
 from nofe_lab.specialties.assignment import Affinity
 from nofe_lab.stages.stage import Stage, Trained
-from nofe_lab.training import Listener, MapUpdated, check_finite
+from nofe_lab.training import Listener, MapUpdated, check_finite, interruptible
 
 MAP_UPDATE_COLUMNS = (
     "update",
@@ -198,7 +198,7 @@ class MapLearning:
         if self.seen is None:
             return self.stage.affinity(self.model, len(self.maps))
         check_finite(self.stage.recipe, "predictions", [self.seen.total])
-        return self.seen.take()
+        return self.seen.affinity
 
     def update(self, step: int) -> Tensor | None:
         """Update the map, if an update is due after `step` steps, and return the new table."""
@@ -206,14 +206,17 @@ class MapLearning:
         if step not in stage.updates:
             return None
         number, old = len(self.maps), self.maps[-1]
-        affinity = self.affinity()
-        new = assign(
-            config.rule,
-            affinity,
-            old,
-            seed=derive_seed(stage.seed, "update", number),
-            elastic_lambda=config.elastic_lambda,
-        )
+        with interruptible():
+            affinity = self.affinity()
+            new = assign(
+                config.rule,
+                affinity,
+                old,
+                seed=derive_seed(stage.seed, "update", number),
+                elastic_lambda=config.elastic_lambda,
+            )
+        if self.seen is not None:
+            self.seen.begin_anew()
         self.maps.append(new)
         sizes = self.specialties.sizes
         row = {
@@ -302,9 +305,12 @@ class RunningAffinity:
         self.total.index_add_(0, classes, votes)
         self.images.index_add_(0, classes, torch.ones_like(classes, dtype=votes.dtype))
 
-    def take(self) -> Affinity:
-        """The affinity since the last time; counting begins anew."""
-        found = (self.total / self.images.clamp(min=1)[:, None]).cpu().double().numpy()
+    @property
+    def affinity(self) -> Affinity:
+        """Of all that was added since counting began."""
+        return (self.total / self.images.clamp(min=1)[:, None]).cpu().double().numpy()
+
+    def begin_anew(self) -> None:
+        """Forget what was counted."""
         self.total.zero_()
         self.images.zero_()
-        return found

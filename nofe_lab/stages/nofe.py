@@ -27,7 +27,7 @@ from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties, confusion_clusters, feature_clusters
 from nofe_lab.stages.flat import FlatStage
 from nofe_lab.stages.generalist import GeneralistStage
-from nofe_lab.stages.stage import Stage, Trained, load_model, load_specialties, part_of
+from nofe_lab.stages.stage import Stage, Trained, load_model, specialties_of
 from nofe_lab.training import Listener
 
 
@@ -144,7 +144,7 @@ class NofEStage(Stage):
             return self.given
         learner, run = self.parents["specialties"], parents["specialties"]
         if self.config.specialties not in CLUSTERED:
-            return load_specialties(run)
+            return specialties_of(learner, run)
         base = load_model(learner, run, machine.device)
         train, names, K = self.dataset.train, self.dataset.class_names, self._K
         if self.config.specialties == "confusion":
@@ -155,9 +155,10 @@ class NofEStage(Stage):
     def start_from(self, run: Run, network: nn.Module) -> None:
         """Copy a finished run's trunk into `network`, and its tail into the branches if asked."""
         assert isinstance(network, NofE)
-        network.trunk.load_state_dict(part_of(run, "trunk"))
+        origin = load_model(self.parents["trunk"], run).network
+        network.trunk.load_state_dict(origin.get_submodule("trunk").state_dict())
         if self.config.branch_start == "tail":
-            head = part_of(run, "head")
+            head = origin.get_submodule("head").state_dict()
             tail = {name: head[name] for name in self.backbone.tail or ()}
             for branch in network.branches.values():
                 branch.load_state_dict(tail, strict=False)

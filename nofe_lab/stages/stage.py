@@ -32,16 +32,24 @@ from nofe_lab.config import (
     Recipe,
     first_line,
     identity_of,
-    printable,
     real_number,
 )
 from nofe_lab.data import Dataset, Split
 from nofe_lab.data.batches import Batches, ImageNetwork, Preprocess, Window, steps_per_epoch
 from nofe_lab.evaluation import Predictions, predict
+from nofe_lab.log import log
 from nofe_lab.machine import Machine, exact_float32
 from nofe_lab.networks import Backbone
 from nofe_lab.networks.counting import count_macs
-from nofe_lab.runs import DamagedRun, Run, RunStore, code_revision, identity_hash, provenance
+from nofe_lab.runs import (
+    DamagedRun,
+    Run,
+    RunStore,
+    code_digest,
+    code_revision,
+    identity_hash,
+    provenance,
+)
 from nofe_lab.specialties import Specialties
 from nofe_lab.training import (
     Event,
@@ -50,6 +58,7 @@ from nofe_lab.training import (
     Progress,
     StageBegun,
     StageEnded,
+    StageLoaded,
     TrainingDiverged,
     check_finite,
     fit,
@@ -311,7 +320,7 @@ class _Guarded:
             self.listener(event)
         except Exception as error:
             self.listener = None
-            print(f"The training goes on unwatched ({type(error).__name__}: {error}).", flush=True)
+            log.warning(f"The training goes on unwatched ({type(error).__name__}: {error}).")
 
 
 _UNSAVED: dict[tuple[Path, str], _Unsaved] = {}
@@ -361,18 +370,23 @@ class Workshop:
 
         for stage in stages:
             visit(stage)
-        self._announce(ordered, runs)
+        watch = _Guarded(watch) if watch is not None else None
+        self._announce(ordered, runs, watch)
         for run_id, stage in ordered.items():
             if run_id not in runs:
                 parents = {role: runs[parent.id] for role, parent in stage.parents.items()}
                 runs[run_id] = self._train(stage, parents, watch)
         return [runs[stage.id] for stage in stages]
 
-    def _announce(self, ordered: Mapping[str, Stage], runs: Mapping[str, Run]) -> None:
+    def _announce(
+        self, ordered: Mapping[str, Stage], runs: Mapping[str, Run], watch: Listener | None
+    ) -> None:
         for run_id, stage in ordered.items():
             if run_id in runs:
                 made = runs[run_id].provenance
-                here = {"revision": code_revision(), "precision": self.machine.precision}
+                here = {"precision": self.machine.precision}
+                if made.get("code") != code_digest():  # older runs do not say
+                    here["revision"] = code_revision()
                 other = [
                     f"{what} {made[what]}, now {now}"
                     for what, now in here.items()
@@ -380,7 +394,9 @@ class Workshop:
                 ]
                 note = f" (trained under {'; '.join(other)})" if other else ""
                 name = runs[run_id].path.name
-                print(printable(f"{stage.label}: loaded {name}{note}"))
+                log.info(f"{stage.label}: loaded {name}{note}")
+                if watch is not None:
+                    watch(StageLoaded(stage.title))
         missing = [stage for run_id, stage in ordered.items() if run_id not in runs]
         if not missing:
             return
@@ -389,8 +405,8 @@ class Workshop:
         known: dict[tuple[object, ...], tuple[float, tuple[str, ...]]] = {}
         total = 0.0
         for note in dict.fromkeys(note for stage in missing for note in stage.backbone.notes):
-            print(note)
-        print(f"To train, on {self.machine}:")
+            log.info(note)
+        log.info(f"To train, on {self.machine}:")
         for stage in missing:
             network = json.dumps(stage.backbone.identity)
             alike = (stage.kind, stage.K, network, stage.recipe, stage.dataset.name)
@@ -400,19 +416,19 @@ class Workshop:
             done = self.store.checkpoints(stage.run_name, stage.id).step / stage.steps
             seconds = known[alike][0] * max(1 - done, 0)
             total += seconds
-            print(f"  {stage.label}: about {seconds / 60:.1f} min")
+            log.info(f"  {stage.label}: about {seconds / 60:.1f} min")
         for note in dict.fromkeys(note for _, notes in known.values() for note in notes):
-            print(f"  {note}")
-        print(f"  together about {total / 60:.1f} min", flush=True)
+            log.info(f"  {note}")
+        log.info(f"  together about {total / 60:.1f} min")
 
     def _train(self, stage: Stage, parents: Mapping[str, Run], watch: Listener | None) -> Run:
         def wait(who: str) -> None:
-            print(f"{stage.label}: {who} is training it; waiting for the result.", flush=True)
+            log.info(f"{stage.label}: {who} is training it; waiting for the result.")
 
         key = (self.store.folder, stage.id)
         with self.store.training(stage.run_name, stage.id, wait, self.seconds) as checkpoints:
             if (run := self.store.find(stage.id)) is not None:
-                print(f"{stage.label}: loaded {run.path.name}, which has been trained meanwhile")
+                log.info(f"{stage.label}: loaded {run.path.name}, which has been trained meanwhile")
                 _UNSAVED.pop(key, None)
                 return run
             if key not in _UNSAVED:
@@ -425,7 +441,7 @@ class Workshop:
             for name in ("train_accuracy", "val_accuracy")
             if name in run.result
         )
-        print(f"{stage.label}: {figures}, {run.seconds:.0f} s; saved {run.path.name}")
+        log.info(f"{stage.label}: {figures}, {run.seconds:.0f} s; saved {run.path.name}")
         return run
 
     def _trained(
@@ -436,12 +452,12 @@ class Workshop:
         watch: Listener | None,
     ) -> _Unsaved:
         made = provenance(self.machine, 0.0)
-        told = [f"{name} {made[name]}" for name in ("revision", "device", "precision", "threads")]
+        told = [f"{name} {made[name]}" for name in ("code", "device", "precision", "threads")]
         checkpoints.conditions = [", ".join([*told, f"torch {made['versions']['torch']}"])]
         checkpoints.label = stage.label
         checkpoints.origin = [f"{role} {run.digest}" for role, run in sorted(parents.items())]
         progress = Progress(stage.title, stage.steps)
-        listeners: list[Listener] = [progress, *([_Guarded(watch)] if watch is not None else [])]
+        listeners: list[Listener] = [_Guarded(each) for each in (progress, watch) if each]
         finished = False
         tell(listeners, StageBegun(stage.title, stage.steps, stage.recipe.epochs))
         try:
@@ -512,28 +528,44 @@ def load_model(
     It answers in fp32, whatever it was trained in, unless another precision is asked for.  Raises
     DamagedRun if the run's tensors are not those of the network.
     """
-    specialties = load_specialties(run) if stage.K is not None else None
-    if specialties is not None:
-        specialties.check_classes(stage.dataset.class_names)
+    specialties = specialties_of(stage, run) if stage.K is not None else None
     weights = run.weights()
-    network = stage.network(specialties)
-    try:
-        mean, scale = weights["preprocess.mean"], weights["preprocess.scale"]
-        model = ImageNetwork(Preprocess(mean, scale, stage.window), network, precision)
-        model.load_state_dict(weights)
-    except (KeyError, RuntimeError) as error:
-        raise DamagedRun(
-            f"weights.safetensors of {run.path.name} are not those of {stage.label} "
-            f"({first_line(error)})."
-        ) from error
+    channels, height, width = stage.dataset.image_shape
+    mean, scale = (channels, 1, 1), (channels, 1, 1)
+    if stage.network_config.inputs == "mean_image":
+        mean, scale = (channels, height, width), (1, 1, 1)
+    preprocess = Preprocess(torch.zeros(mean), torch.ones(scale), stage.window)
+    model = ImageNetwork(preprocess, stage.network(specialties), precision)
+    expected = model.state_dict()
+    for name in sorted(set(weights) | set(expected)):
+        here, there = (
+            f"{each[name].dtype} {list(each[name].shape)}" if name in each else "missing"
+            for each in (weights, expected)
+        )
+        if here != there:
+            raise DamagedRun(
+                f"weights.safetensors of {run.path.name} are not those of {stage.label}: {name!r} "
+                f"is {here}, in the network {there}; remove the run to train it anew (python -m "
+                f"nofe_lab runs --remove {run.id})."
+            )
+    model.load_state_dict(weights)
     return model.to(device).eval()
 
 
-def part_of(run: Run, part: str) -> dict[str, Tensor]:
-    """The tensors of one part ("trunk", "head") of a finished run's network, by name."""
-    prefix = f"network.{part}."
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in run.weights().items()
-        if name.startswith(prefix)
-    }
+def specialties_of(stage: Stage, run: Run) -> Specialties:
+    """The partition of a stage's finished run.
+
+    Raises DamagedRun unless it is one of the data set's classes into as many specialties as the
+    stage has.
+    """
+    found = load_specialties(run)
+    try:
+        found.check_classes(stage.dataset.class_names)
+        if found.K != stage.K:
+            raise InvalidInput(f"it has {found.K} specialties, not {stage.K}.")
+    except InvalidInput as error:
+        raise DamagedRun(
+            f"specialties.json of {run.path.name} does not fit {stage.label}: {error} Remove the "
+            f"run to train it anew (python -m nofe_lab runs --remove {run.id})."
+        ) from error
+    return found

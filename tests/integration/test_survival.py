@@ -35,7 +35,7 @@ from nofe_lab.checkpoint import _digest
 from nofe_lab.files import read_tensors, write_tensors
 from nofe_lab.machine import Machine, OutOfMemory
 from nofe_lab.runs import Run, RunStore
-from nofe_lab.stages import Stage
+from nofe_lab.stages import Stage, generalist
 
 STAGES = ("base", "generalist", "nofe")
 
@@ -272,11 +272,42 @@ def test_an_interrupted_gate_learns_the_same_answers(
     assert bits(only_run(runs_dir, "gate")) == bits(only_run(tmp_path / "other", "gate"))
 
 
-def test_a_polite_end_is_kept_too(runs_dir: Path) -> None:
+@pytest.mark.parametrize("affinity_from", ["evaluation", "training"])
+def test_an_update_of_the_map_is_broken_off_and_done_when_training_goes_on(
+    affinity_from: str, runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request to stop was only noted, and an update that does not end could not be ended."""
+    train("generalist", tmp_path / "other", affinity_from=affinity_from)
+    real, updates = generalist.assign, []
+
+    def stopped_once(*given: Any, **options: Any) -> Any:
+        updates.append(given)
+        if len(updates) == 3:
+            signal.raise_signal(signal.SIGTERM)
+            pytest.fail("the update went on")
+        return real(*given, **options)
+
+    monkeypatch.setattr(generalist, "assign", stopped_once)
+    ends: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: ends.append(number))
+    try:
+        with pytest.raises(training.Interrupted, match="all of it is kept"):
+            train("generalist", runs_dir, affinity_from=affinity_from)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ends == [signal.SIGTERM]
+    train("generalist", runs_dir, affinity_from=affinity_from)
+    found = [next(iter(RunStore(folder))) for folder in (runs_dir, tmp_path / "other")]
+    assert len(updates) == len(found[0].table("map_updates")) + 1
+    assert bits(found[0]) == bits(found[1])
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_polite_end_is_kept_too(runs_dir: Path, name: str) -> None:
     process = subprocess.Popen(ask(runs_dir, checkpoint_seconds=3600.0, epochs=400))
     wait_until(lambda: list(runs_dir.glob("*.unfinished/step-*")))
-    process.send_signal(signal.SIGTERM)
-    assert process.wait() == -signal.SIGTERM
+    process.send_signal(getattr(signal, name))
+    assert process.wait() == -getattr(signal, name)
     assert len(list(runs_dir.glob("*.unfinished/step-*"))) == 2
 
 

@@ -217,6 +217,47 @@ def test_optimal_balances_classes_that_lean_nowhere(C: int, K: int, value: float
     check_best(np.full((C, K), value))
 
 
+def confident(C: int, K: int, scale: float, seed: int) -> np.ndarray:
+    """Outputs of a network that is sure of itself and favours a few of them."""
+    rng = np.random.default_rng(seed)
+    logits = scale * (2 * rng.normal(size=(1, K)) + 0.5 * rng.normal(size=(C, K)))
+    shares: np.ndarray = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shares / shares.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("C", "K", "scale", "seed"),
+    [(100, 50, 3, 3), (100, 50, 5, 1), (100, 20, 5, 35), (200, 20, 5, 14), (1200, 40, 8, 1)],
+)
+def test_optimal_ends_where_many_classes_are_sure_of_the_same(
+    C: int, K: int, scale: float, seed: int
+) -> None:
+    """It walked round trips that gained less than a rounding error, for ever."""
+    check_best(confident(C, K, scale, seed))
+
+
+@pytest.mark.parametrize("count", [pytest.param(3000, marks=pytest.mark.slow), 100])
+def test_optimal_is_as_good_on_confident_outputs(count: int) -> None:
+    rng = np.random.default_rng(0)
+    for seed in range(count):
+        K = int(rng.integers(2, 40))
+        check_best(
+            confident(int(rng.integers(K, 120)), K, float(rng.choice([0.5, 3, 8, 20])), seed)
+        )
+
+
+@pytest.mark.parametrize(("C", "K"), [(200, 100), (207, 100), (150, 61), (130, 129)])
+def test_optimal_is_as_good_for_many_small_specialties(C: int, K: int) -> None:
+    check_best(confident(C, K, 2.0, 0))
+    check_best(np.random.default_rng(0).dirichlet([0.2] * K, C))
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-3, 1.0, 40.0, 1e12])
+def test_optimal_does_not_depend_on_the_unit(factor: float) -> None:
+    A = np.random.default_rng(1).dirichlet([0.2] * 7, 40)
+    assert optimal(factor * A).tolist() == optimal(A).tolist()
+
+
 def test_optimal_moves_classes_along_a_chain() -> None:
     # specialty 0 has a class too many; the cheapest way to 2 is over 1, whose own class makes room
     A = np.array([[0.9, 0.0, 0.0], [0.8, 0.7, 0.0], [0.0, 0.6, 0.5]])

@@ -32,7 +32,6 @@ from nofe_lab.networks.paper import AlexNetQuick
 from nofe_lab.specialties import confusion_clusters
 from nofe_lab.stages import FlatStage, GeneralistStage, NofEStage, Stage
 from nofe_lab.stages.gate import GateAlone
-from nofe_lab.stages.stage import part_of
 from nofe_lab.study import few_experts
 
 Make = Callable[..., Experiment]
@@ -434,7 +433,7 @@ def test_the_control_on_another_stage_s_trunk_begins_with_it(
     assert control.recipe == experiment.nofe("random", trunk).recipe
     assert control.parents["trunk"].id == experiment.nofe("random", trunk).parents["trunk"].id
     run, before = experiment.run(control, control.parents["trunk"])
-    trunks = [part_of(each, "trunk") for each in (run, before)]
+    trunks = [tensors_of(each, "network.trunk.") for each in (run, before)]
     for name, tensor in trunks[0].items():
         assert torch.allclose(tensor, trunks[1][name], atol=1e-6)
 
@@ -793,6 +792,12 @@ def test_a_nofe_begins_with_the_trunk_of_its_generalist_and_fresh_branches(
     for name in trunk:
         assert torch.equal(begun[name], trunk[name])
         assert not torch.equal(trunk[name], fresh[name])
+
+
+def tensors_of(run: Run, prefix: str) -> dict[str, torch.Tensor]:
+    """Those of a part of a run's network, by their names in it."""
+    found = run.weights().items()
+    return {name.removeprefix(prefix): t for name, t in found if name.startswith(prefix)}
 
 
 def test_a_trunk_is_adopted_without_its_head(tiny_experiment: Make) -> None:

@@ -176,7 +176,7 @@ def test_folders_that_systems_make_are_hidden(tmp_path: Path, name: str) -> None
 def test_links_that_make_a_folder_part_of_two_classes_are_refused(tmp_path: Path) -> None:
     make(tmp_path, *PETS)
     (tmp_path / "cat" / "others").symlink_to(tmp_path / "dog")
-    with pytest.raises(InvalidInput, match="part of the classes '(cat|dog)' and '(cat|dog)'"):
+    with pytest.raises(InvalidInput, match=r"part of the classes '(cat|dog)' and '(cat|dog)'"):
         load(tmp_path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from datetime import datetime
@@ -14,11 +15,13 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from nofe_lab import InvalidInput, Run
+from nofe_lab import InvalidInput, Run, checkpoint
 from nofe_lab.__main__ import main
 from nofe_lab.checkpoint import State
+from nofe_lab.files import read_tensors, write_tensors
 from nofe_lab.machine import Machine
 from nofe_lab.runs import (
+    DamagedRun,
     OtherFormat,
     RunStore,
     _digest,
@@ -166,7 +169,9 @@ def test_provenance_says_where_when_and_with_what() -> None:
     assert set(found) == {
         "finished",
         "seconds",
+        "lineage",
         "revision",
+        "code",
         "precision",
         "device",
         "threads",
@@ -310,7 +315,7 @@ def test_a_link_out_of_the_run_s_folder_is_not_followed(store: RunStore, target:
 
 @pytest.mark.parametrize("file", ["../secret", "/etc/passwd", "..", ".hidden", "a/b"])
 def test_a_file_outside_of_the_run_s_folder_is_not_read(store: RunStore, file: str) -> None:
-    with pytest.raises(InvalidInput, match="is not the name of a file of its own"):
+    with pytest.raises(InvalidInput, match="is not among the files of"):
         save(store).text(file)
 
 
@@ -525,3 +530,133 @@ def test_damaged_reports_are_no_reports_and_can_be_made_again(
     assert run.reports == {}
     run.report(test_accuracy=0.5)
     assert run.reports == {"test_accuracy": 0.5}
+
+
+# --- one bad folder among others; each test failed while it ended the listing of all
+
+
+def spoil_with_a_huge_report(run: Run) -> str:
+    (run.path / "reports.json").write_text('{"test_accuracy": 1' + "0" * 400 + "}")
+    return "is no number"
+
+
+def spoil_with_a_huge_number(run: Run) -> str:
+    rewrite(run, about={**ABOUT, "K": 10**400})
+    return "K of about is 1000"
+
+
+def spoil_with_huge_seconds(run: Run) -> str:
+    rewrite(run, provenance={**run.provenance, "seconds": 10**400})
+    return "seconds of provenance is 1000"
+
+
+def spoil_with_a_long_name(run: Run) -> str:
+    rewrite(run, files={"x" * 5000: {"bytes": 1, "sha256": "0"}})
+    return "is not the name of a file of its own"
+
+
+def spoil_with_a_link(run: Run) -> str:
+    (run.path / "run.json").unlink()
+    (run.path / "run.json").symlink_to("/dev/zero")
+    return "is not a regular file"
+
+
+def spoil_without_lineage(run: Run) -> str:
+    made = {name: value for name, value in run.provenance.items() if name != "lineage"}
+    rewrite(run, provenance=made)
+    return "its provenance lack 'lineage'"
+
+
+def spoil_without_precision(run: Run) -> str:
+    made = {name: value for name, value in run.provenance.items() if name != "precision"}
+    rewrite(run, provenance=made)
+    return "its provenance lack 'precision'"
+
+
+def spoil_without_versions(run: Run) -> str:
+    rewrite(run, provenance={**run.provenance, "versions": {}})
+    return "its versions lack 'torch'"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [spoil_with_a_huge_report, spoil_with_a_huge_number, spoil_with_huge_seconds,
+     spoil_with_a_long_name, spoil_with_a_link, spoil_without_lineage, spoil_without_precision,
+     spoil_without_versions],
+)  # fmt: skip
+def test_a_bad_run_is_said_and_hides_no_other(
+    store: RunStore, capsys: pytest.CaptureFixture[str], spoil: Callable[[Run], str]
+) -> None:
+    sound, bad = save(store), save(store, stage="nofe")
+    said = spoil(bad)
+    assert main(["runs", "--runs-dir", str(store.folder)]) == 0
+    shown = capsys.readouterr().out
+    assert sound.id in shown
+    assert said in shown
+    assert main(["runs", "--runs-dir", str(store.folder), "--remove", bad.id]) == 0
+    assert [path.name for path in store.folder.iterdir()] == [sound.path.name]
+
+
+def test_a_folder_of_another_user_is_said_and_hides_no_other(
+    store: RunStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound, bad = save(store), save(store, stage="nofe")
+    real = Path.lstat
+
+    def lstat(path: Path) -> os.stat_result:
+        if bad.id in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+    assert main(["runs", "--runs-dir", str(store.folder)]) == 0
+    shown = capsys.readouterr().out
+    assert sound.id in shown
+    assert "Permission denied" in shown
+
+
+def test_removing_a_run_removes_what_is_left_of_its_training_too(store: RunStore) -> None:
+    run = save(store)
+    kept = store.checkpoints("flat-tiny", run.id)
+    assert kept.save(7, State({"w": torch.ones(1)}, {}))
+    assert main(["runs", "--runs-dir", str(store.folder), "--remove", run.id]) == 0
+    assert [path.name for path in store.folder.iterdir()] == [".locks"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(store: RunStore, value: float) -> None:
+    run = save(store)
+    write_tensors(run.path / "weights.safetensors", {"w": torch.tensor([1.0, value])})
+    with pytest.raises(DamagedRun, match="'w' holds values that are not finite"):
+        run.weights()
+
+
+def test_a_file_that_the_run_does_not_list_is_not_read(store: RunStore) -> None:
+    run = save(store)
+    (run.path / "specialties.json").write_text("{}")
+    with pytest.raises(DamagedRun, match=r"'specialties\.json' is not among the files of"):
+        run.text("specialties.json")
+
+
+@pytest.mark.parametrize("folder", ["", "  "])
+def test_an_empty_name_is_no_folder_of_runs(folder: str) -> None:
+    with pytest.raises(InvalidInput, match=r"runs_dir .* cannot be written \(it is empty"):
+        RunStore(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seconds": -1.0}, {"seconds": float("nan")}, {"seconds": 1e300}, {"seconds": "9"},
+     {"interruptions": -1}, {"interruptions": 1e9}, {"step": 8}, {"record": {"step": 3}},
+     {"record": []}, {"conditions": 3}],
+)  # fmt: skip
+def test_a_checkpoint_that_lies_is_not_used(store: RunStore, change: dict[str, Any]) -> None:
+    kept = store.checkpoints("flat-tiny", "0123456789ab")
+    assert kept.save(7, State({"w": torch.ones(1)}, {"step": 7}))
+    (path,) = kept.folder.iterdir()
+    tensors, texts = read_tensors(path)
+    text = json.dumps({**json.loads(texts["nofe_lab"]), **change})
+    write_tensors(path, tensors, {"nofe_lab": text, "digest": checkpoint._digest(tensors, text)})
+    used: list[State] = []
+    assert not kept.resume(used.append)
+    assert not used

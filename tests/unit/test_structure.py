@@ -25,7 +25,7 @@ FLOORS = (
     ("views", "stages", "bench", "study"),
     ("training", "evaluation", "inspection"),
     ("checkpoint", "runs", "specialties", "networks", "data"),
-    ("config", "compat", "files", "machine"),
+    ("config", "compat", "log", "files", "machine"),
 )
 """Top to bottom; a part imports from floors below it, and from parts to its left on its own."""
 

@@ -463,7 +463,8 @@ def test_batches_add_up_to_the_affinity_of_all_their_images(kind: str) -> None:
             seen.add(*batch)
         logits, classes = (torch.cat(parts) for parts in zip(*batches, strict=True))
         expected = affinity_matrix(logits.softmax(1).numpy(), classes.numpy(), 5, kind)
-        found = seen.take()
+        found = seen.affinity
+        seen.begin_anew()
         np.testing.assert_allclose(found, expected, atol=1e-6)
         np.testing.assert_allclose(found[:4].sum(axis=1), 1, atol=1e-6)
 
@@ -471,26 +472,27 @@ def test_batches_add_up_to_the_affinity_of_all_their_images(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["counts", "probability"])
 def test_a_class_that_training_has_not_seen_leans_nowhere(kind: str) -> None:
     seen = RunningAffinity(5, 3, kind, CPU)
-    assert not seen.take().any()
+    assert not seen.affinity.any()
     seen.add(*outputs(0))
-    assert seen.take().any(axis=1).tolist() == [True] * 4 + [False]
-    assert not seen.take().any()
+    assert seen.affinity.any(axis=1).tolist() == [True] * 4 + [False]
+    seen.begin_anew()
+    assert not seen.affinity.any()
 
 
 def test_the_map_can_be_learned_without_an_evaluation(
     tiny: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[float] = []
-    take = RunningAffinity.take
+    measured = RunningAffinity.affinity.fget
 
     def watch(self: RunningAffinity) -> Any:
         taken.append(self.images.sum().item())
-        return take(self)
+        return measured(self)  # type: ignore[misc]
 
     def refuse(*_: object) -> None:
         pytest.fail("the affinity is measured by a pass of its own")
 
-    monkeypatch.setattr(RunningAffinity, "take", watch)
+    monkeypatch.setattr(RunningAffinity, "affinity", property(watch))
     monkeypatch.setattr(GeneralistStage, "affinity", refuse)
     monkeypatch.setattr(GeneralistStage, "predict", refuse)
     events: list[Event] = []
@@ -549,6 +551,6 @@ def test_training_that_diverges_stops_with_a_sentence_and_keeps_nothing(
 def test_predictions_that_are_no_numbers_stay_so(kind: str) -> None:
     seen = RunningAffinity(2, 3, kind, CPU)
     seen.add(torch.tensor([[0.0, 1.0, 2.0], [0.0, float("nan"), 1.0]]), torch.tensor([0, 1]))
-    found = seen.take()
+    found = seen.affinity
     assert np.isfinite(found[0]).all()
     assert np.isnan(found[1]).any()

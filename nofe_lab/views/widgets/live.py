@@ -16,6 +16,7 @@ from nofe_lab.training import (
     MapUpdated,
     StageBegun,
     StageEnded,
+    StageLoaded,
     StepDone,
     watched,
 )
@@ -41,6 +42,7 @@ class LiveTraining(View):
     what = "training"
 
     stage = traitlets.Unicode(help="What is being trained; '' between stages.").tag(sync=True)
+    loaded = traitlets.List(traitlets.Unicode(), help="What was trained before.").tag(sync=True)
     progress = traitlets.List(traitlets.Int(), [0, 0], help="Steps done, and in all.").tag(
         sync=True
     )
@@ -61,12 +63,15 @@ class LiveTraining(View):
         super().__init__(
             class_names=list(dataset.class_names),
             colours=hex_colours(10),
-            words="Nothing has been trained yet; what was trained before is loaded.",
+            words="Nothing has been trained yet.",
         )
 
     def __call__(self, event: Event) -> None:
         """Take note of what the training loop tells."""
         match event:
+            case StageLoaded():
+                self.loaded = [*self.loaded, event.title]
+                self.words = f"{event.title} was trained before: its run is loaded."
             case StageBegun():
                 self.stage, self.progress = event.title, [0, event.steps]
                 self.words = f"{event.title}: {event.epochs} epochs."

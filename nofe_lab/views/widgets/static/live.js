@@ -14,7 +14,8 @@ function render({ model, el }) {
   const drawProgress = () => {
     const [step, steps] = model.get("progress");
     const stage = model.get("stage");
-    title.textContent = stage || (!steps ? "nothing trained yet" : step < steps ? "broken off" : "trained");
+    const idle = model.get("loaded").length ? "loaded" : "nothing trained yet";
+    title.textContent = stage || (!steps ? idle : step < steps ? "broken off" : "trained");
     bar.max = Math.max(steps, 1);
     bar.value = step;
     said.textContent = steps ? `step ${step.toLocaleString()} of ${steps.toLocaleString()}` : "";
@@ -37,7 +38,7 @@ function render({ model, el }) {
       }))));
   };
   const stops = [
-    follow(model, ["progress", "stage"], drawProgress),
+    follow(model, ["progress", "stage", "loaded"], drawProgress),
     follow(model, ["histories"], drawCurves),
     follow(model, ["cards", "thumbnails"], drawCards),
     words.stop,
