@@ -7,7 +7,7 @@ before, so a run that is taken up in the middle, or another process, sees the sa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,17 +42,25 @@ class Preprocess(nn.Module):
     Its statistics come from the training images and travel with the network's weights, so that a
     saved network takes raw images.  `inputs` is ``standardised`` (mean 0 and deviation 1 for each
     channel) or ``mean_image`` (0..255 minus the mean of each pixel, as Caffe does it).
-    window: (height, width) that is cut out; None: the whole image.
+    window: (height, width) that is cut out; None: the whole image.  image_shape:
+    (channels, height, width) of the images that it takes; None: any.
     """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, mean: Tensor, scale: Tensor, window: Window | None = None) -> None:
+    def __init__(
+        self,
+        mean: Tensor,
+        scale: Tensor,
+        window: Window | None = None,
+        image_shape: tuple[int, int, int] | None = None,
+    ) -> None:
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("scale", scale)
         self.window = window
+        self.image_shape = image_shape
 
     @classmethod
     def measure(cls, dataset: Dataset, inputs: str, window: Window | None = None) -> Preprocess:
@@ -71,14 +79,38 @@ class Preprocess(nn.Module):
             mean = mean.mean((1, 2), keepdim=True)
             variance = (squares / len(images)).mean((1, 2), keepdim=True) - mean.square()
             scale = variance.clamp(min=1.0).rsqrt()
-        return cls(mean.float(), scale.float(), window)
+        channels, height, width = images.shape[1:]
+        return cls(mean.float(), scale.float(), window, (channels, height, width))
+
+    def check(self, images: object) -> None:
+        """Raise InvalidInput unless these are raw images as a trained network takes them.
+
+        Looks at types and shapes alone, so that a network can be exported with its preprocessing.
+        """
+        shape = self.image_shape or ("channels", "height", "width")
+        wanted = f"images uint8 [N, {', '.join(map(str, shape))}] with values from 0 to 255"
+        if not isinstance(images, Tensor):
+            raise InvalidInput(f"a network takes {wanted}; got {type(images).__name__}.")
+        if self.mean.dtype != torch.float32:
+            raise InvalidInput(
+                f"a network's weights and statistics must be torch.float32; got {self.mean.dtype}: "
+                "precision='bf16' computes in bfloat16 without changing them."
+            )
+        fits = images.ndim == 4 and (
+            self.image_shape is None or tuple(images.shape[1:]) == self.image_shape
+        )
+        if images.dtype != torch.uint8 or not fits:
+            raise InvalidInput(
+                f"a network takes {wanted}; got {images.dtype} {list(images.shape)}."
+            )
 
     def forward(self, images: Tensor, drawn: Augmentation | None = None) -> Tensor:
-        """uint8 [N, c, H, W] -> float32 [N, c, h, w].
+        """uint8 [N, c, H, W] -> float32 [N, c, h, w].  Raises InvalidInput for anything else.
 
         Padding, cropping and flipping come after the subtraction, as in Caffe: zeros are then the
         mean, and the mean image is not mirrored.
         """
+        self.check(images)
         drawn = drawn or Augmentation()
         x = (images.to(self.mean.device).float() - self.mean) * self.scale
         height, width = self.window or (x.shape[2], x.shape[3])
@@ -180,6 +212,15 @@ class Batches:
         return torch.rand(len(self.labels), generator=generator, dtype=torch.float64)
 
 
+def _is_frozen(network: nn.Module, path: str) -> bool:
+    """Whether no parameter of a module learns; of the module around it, if it has none itself."""
+    while True:
+        parameters = list(network.get_submodule(path).parameters())
+        if parameters or not path:
+            return bool(parameters) and not any(p.requires_grad for p in parameters)
+        path = path.rpartition(".")[0]
+
+
 class ImageNetwork(nn.Module):
     """A network together with the preprocessing it was trained with: raw images -> logits.
 
@@ -198,8 +239,30 @@ class ImageNetwork(nn.Module):
         return self._run(self.network, images, drawn)
 
     def predict(self, images: Tensor, experts: int | None = None) -> Tensor:
-        """Logits of the network's own `predict`: a network of experts runs a few of them alone."""
-        return self._run(self.network.predict, images, None, experts)  # type: ignore[arg-type]
+        """Logits [N, n] of raw images; a network of experts with a gate can run a few of them.
+
+        Raises InvalidInput if the network cannot choose among experts.
+        """
+        chooses: Any = getattr(self.network, "predict", None)
+        if chooses is not None:
+            return self._run(chooses, images, None, experts)
+        if experts is not None:
+            raise InvalidInput(
+                f"experts can be chosen (experts={experts}) by a network of experts with a gate; "
+                f"got {type(self.network).__name__}, which has no experts."
+            )
+        logits: Tensor = self(images)
+        return logits
+
+    def train(self, mode: bool = True) -> ImageNetwork:
+        """Training mode, except for frozen batch normalisations: their statistics stay as well."""
+        super().train(mode)
+        for path, module in self.network.named_modules() if mode else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and _is_frozen(
+                self.network, path
+            ):
+                module.eval()
+        return self
 
     def _run(
         self,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import inspect
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +32,10 @@ from nofe_lab.config import (
     quick_preset,
 )
 from nofe_lab.files import digest_of_tensors
+from nofe_lab.log import log
 from nofe_lab.networks.counting import count_macs
+from nofe_lab.networks.digests import CannotDigest, Digest, code_of
+from nofe_lab.networks.tracing import is_known
 
 
 class Backbone(ABC):
@@ -143,18 +146,28 @@ class Backbone(ABC):
         with seeded(0):
             parts = (self.make_trunk(), self.make_shared(), self.make_head(7), self.make_branch(7))
         layers = [(repr(part), [tuple(p.shape) for p in part.parameters()]) for part in parts]
-        if not _is_known(type(self)):
-            own = (code_of(type(self)), [digest_of(part) for part in parts])
+        if not is_known(type(self)):
+            own = (code_of(type(self)), *_digests(parts))
             layers.append((repr(own), []))
         digest = hashlib.sha256(repr(layers).encode()).hexdigest()[:16]
         return {"name": self.name, "input": list(self.input_shape), "layers": digest}
 
     def parameter_groups(self, network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-        """Groups for a torch optimiser; ``rate_multiplier`` is for the loop."""
+        """Groups for a torch optimiser; ``rate_multiplier`` is for the loop.
+
+        Raises InvalidInput if all parameters are frozen.
+        """
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in network.named_parameters():
+            if not parameter.requires_grad:
+                continue
             multipliers = self.multipliers(name) if recipe.multipliers else (1.0, 1.0)
             groups.setdefault(multipliers, []).append(parameter)
+        if not groups:
+            raise InvalidInput(
+                f"backbone {self.name!r} has nothing to learn, all of its parameters are frozen; "
+                "accepted: a network of which some require gradients."
+            )
         return [
             {
                 "params": parameters,
@@ -219,35 +232,44 @@ def fresh(backbone: Backbone, make: Any, scheme: str, seed: int, *use: object) -
     return part
 
 
-def _is_known(kind: type) -> bool:
-    """Whether a class comes from a library, whose version is noted elsewhere."""
-    return kind.__module__.split(".")[0] in ("torch", "torchvision", "timm", "nofe_lab")
-
-
-def code_of(kind: type) -> str:
-    """The code of a class's methods, as text if it can be had."""
-    found = []
-    for name, method in sorted(vars(kind).items()):
-        if inspect.isfunction(method):
-            try:
-                found.append((name, inspect.getsource(method)))
-            except OSError:
-                found.append((name, method.__code__.co_code.hex()))
-    return repr(found)
-
-
 def digest_of(network: nn.Module) -> str:
-    """A digest of weights and buffers, and of code and plain attributes of one's own modules."""
-    digest = hashlib.sha256(digest_of_tensors(network.state_dict()).encode())
-    own = {type(m): m for m in network.modules() if not _is_known(type(m))}
-    for kind in sorted(own, key=repr):
-        digest.update(code_of(kind).encode())
+    """A digest of all that makes a network of one's own what it is.
+
+    Weights and buffers, which of them learn, the code of its modules and of the functions that they
+    use, their settings whatever they are, and their hooks.  Raises CannotDigest for a setting whose
+    content cannot be told.
+    """
+    digest = Digest()
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    tensors |= network.state_dict()
+    digest.add("weights", digest_of_tensors(tensors))
+    digest.add("frozen", [n for n, p in network.named_parameters() if not p.requires_grad])
     for path, module in network.named_modules():
-        if type(module) in own:
-            plain = {k: v for k, v in vars(module).items() if isinstance(v, (int, float, str))}
-            plain.pop("training", None)
-            digest.update(f"{path} {sorted(plain.items())}".encode())
-    return digest.hexdigest()[:16]
+        digest.paths[id(module)] = path
+    for path, module in network.named_modules():
+        try:
+            digest.add_module(path, module)
+        except CannotDigest as error:
+            where = f"{type(module).__name__} {path!r}" if path else type(module).__name__
+            raise CannotDigest(f"{error} of {where}") from error
+    return digest.hexdigest()
+
+
+def _digests(parts: tuple[nn.Module, ...]) -> list[str]:
+    """Of a backbone of one's own; another one every time if one of its parts cannot be digested."""
+    try:
+        return [digest_of(part) for part in parts]
+    except CannotDigest as error:
+        log.warning(never_again(str(error)))
+        return [secrets.token_hex(8)]
+
+
+def never_again(setting: str) -> str:
+    """What is said of a network with a setting whose content cannot be told."""
+    return (
+        f"The content of {setting} cannot be told: runs of this network are not used again, and a "
+        "training of it that is interrupted begins anew."
+    )
 
 
 def size_in_words(shape: tuple[int, ...]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import re
+import secrets
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -12,13 +13,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from nofe_lab.compat import import_torchvision
 from nofe_lab.config import PRESETS, InvalidInput, Preset, first_line, one_of, strong_preset
-from nofe_lab.files import UnreadableFile, check_regular, digest_of_tensors, memory, read_tensors
-from nofe_lab.networks.backbone import Backbone, digest_of, seeded
+from nofe_lab.files import (
+    UnreadableFile,
+    check_regular,
+    digest_of_tensors,
+    memory,
+    read_tensors,
+    user_path,
+)
+from nofe_lab.networks.backbone import Backbone, digest_of, never_again, seeded
+from nofe_lab.networks.digests import CannotDigest
 from nofe_lab.networks.paper import PAPER
 from nofe_lab.networks.surgery import SplitNetwork
+from nofe_lab.networks.widths import is_plain
 
 Network = str | Backbone | nn.Module | Callable[[], nn.Module]
 """What `backbone` accepts."""
@@ -73,15 +84,38 @@ def backbone(
                     f"{name!r} has its own parts; got {value!r}."
                 )
         return network if isinstance(network, Backbone) else PAPER[network]()
+    network = _unwrapped(network)
     name, build, owner = _maker(network, weights)
-    with seeded(0):
-        own = digest_of(build()) if owner in ("module", "function") else ""
+    own, said = "", []
+    if owner in ("module", "function"):
+        with seeded(0):
+            begun = build()
+        try:
+            own = digest_of(begun)
+        except CannotDigest as error:
+            own = secrets.token_hex(8)
+            said.append(never_again(str(error)))
     made = SplitNetwork(name, build, split=split, stem=stem, own=own)
     if weights is not None:
-        made.weights = _weights(made, owner, weights)
+        made.weights, more = _weights(made, owner, weights)
+        said += more
     elif isinstance(network, nn.Module):
-        made.weights = _of_module(network)
+        made.weights = _of_module(network, own)
+    made.said = tuple(said)
     return made
+
+
+def _unwrapped(network: Any) -> Any:
+    """The network inside what trains several copies of one, averages it, or compiles it."""
+    inside = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+    while isinstance(network, nn.Module):
+        if isinstance(network, inside):
+            network = network.module
+        elif hasattr(network, "_orig_mod"):
+            network = network._orig_mod
+        else:
+            break
+    return network
 
 
 def preset(name: str, backbone: Backbone) -> Preset:
@@ -105,7 +139,15 @@ def preset(name: str, backbone: Backbone) -> Preset:
 def _maker(network: Any, weights: Any) -> tuple[str, Callable[[], nn.Module], str]:
     """A network's name, a function that makes it, and whose it is."""
     if isinstance(network, nn.Module):
-        return type(network).__name__, partial(_begun_anew, copy.deepcopy(network)), "module"
+        try:
+            kept = copy.deepcopy(network)
+        except (RuntimeError, TypeError) as error:
+            raise InvalidInput(
+                f"backbone {type(network).__name__!r} cannot be copied ({first_line(error)}); "
+                "accepted: a network whose weights are its own parameters: prune.remove and "
+                "remove_weight_norm make them so."
+            ) from error
+        return type(network).__name__, partial(_begun_anew, kept), "module"
     if callable(network):
         with seeded(0):
             try:
@@ -140,7 +182,8 @@ def _begun_anew(network: nn.Module) -> nn.Module:
     made = copy.deepcopy(network).cpu()
     with torch.no_grad():
         for layer in made.modules():
-            if callable(reset := getattr(layer, "reset_parameters", None)):
+            # a layer whose weights are made of others has no use for its own initialisation
+            if callable(reset := getattr(layer, "reset_parameters", None)) and is_plain(layer):
                 reset()
                 continue
             for parameter in layer.parameters(recurse=False):
@@ -189,16 +232,24 @@ def _timm_maker(name: str) -> Callable[[], nn.Module]:
 # --- pretrained weights: a state dict, and a digest of it for the run's identity
 
 
-def _of_module(module: nn.Module) -> tuple[Mapping[str, Tensor], str]:
+def _of_module(module: nn.Module, own: str) -> tuple[Mapping[str, Tensor], str]:
     state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-    return state, digest_of(module)
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise InvalidInput(
+                f"backbone {type(module).__name__!r} cannot be trained on: {name!r} holds values "
+                "that are not finite."
+            )
+    return state, f"{own} {digest_of_tensors(state)}"
 
 
 def _weights(
     made: SplitNetwork, owner: str, weights: str | Path
-) -> tuple[Mapping[str, Tensor], str]:
+) -> tuple[tuple[Mapping[str, Tensor], str], list[str]]:
+    said: list[str] = []
     if _is_file(weights):
-        state = _read(Path(weights).expanduser())
+        path = user_path(weights)
+        state, said = _network_in(_read(path), made, path)
     elif owner == "torchvision":
         state = _torchvision_weights(made.name, str(weights))
     elif owner == "timm":
@@ -212,15 +263,18 @@ def _weights(
         if not key.startswith(auxiliary)
     }
     _check_state(made, state, weights)
-    return state, digest_of_tensors(state)
+    if f"{made.classifier}.weight" not in state:
+        said.append(f"{made.name}: the weights have no classifier, which begins anew.")
+    return (state, digest_of_tensors(state)), said
 
 
 def _is_file(weights: str | Path) -> bool:
-    path = Path(weights).expanduser()
+    path = user_path(weights)
     return path.is_file() or path.suffix in (".safetensors", ".pt", ".pth", ".bin")
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
+def _read(path: Path) -> Any:
+    """What a file holds: tensors by name, or a container with them somewhere inside."""
     try:
         if path.suffix == ".safetensors":
             return read_tensors(path, links=True)[0]
@@ -235,14 +289,73 @@ def _read(path: Path) -> Mapping[str, Tensor]:
             f"weights {str(path)!r} cannot be read ({first_line(error)}); accepted: .safetensors, "
             "or a state dict saved by torch.save."
         ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise InvalidInput(
-            f"weights {str(path)!r} hold {type(state).__name__}; accepted: a state dict, "
-            "tensors by name."
-        )
     return state
+
+
+def _network_in(
+    found: Any, made: SplitNetwork, path: Path
+) -> tuple[Mapping[str, Tensor], list[str]]:
+    """The state dict of a network in what a checkpoint holds, and what was taken off to get it.
+
+    Checkpoints keep a network beside its optimiser, and wrappers leave a prefix in the names of its
+    tensors.  Raises InvalidInput, which names the keys or the prefix, if there is more than one
+    network, or none.
+    """
+    said = []
+    where = f"weights {str(path)!r}"
+    while isinstance(found, Mapping) and not _is_state(found):
+        inner = [key for key in found if isinstance(key, str) and _is_state(found[key])]
+        known = [key for key in inner if key in CONTAINERS]
+        deeper = [key for key in found if key in CONTAINERS and isinstance(found[key], Mapping)]
+        choice = known or inner or deeper
+        if len(choice) != 1:
+            keys = ", ".join(repr(key) for key in (choice or [*found][:8])) or "nothing"
+            raise InvalidInput(
+                f"{where} hold {keys}; accepted: a state dict, tensors by name, or one network "
+                "in a checkpoint: save that one alone."
+            )
+        found = found[choice[0]]
+        said.append(f"{made.name}: the weights are what the checkpoint keeps as {choice[0]!r}.")
+    if not isinstance(found, Mapping):
+        raise InvalidInput(
+            f"{where} hold {type(found).__name__}; accepted: a state dict, tensors by name."
+        )
+    state = {str(key): tensor for key, tensor in found.items() if key != "n_averaged"}
+    own = set(made.skeleton.state_dict())
+    while state and not own & set(state):
+        inside = {key.partition(".")[0] for key in state} & set(PREFIXES)
+        taken = inside.pop() if len(inside) == 1 else ""
+        if not taken:
+            firsts = ", ".join(sorted({repr(key.partition(".")[0] + ".") for key in state})[:6])
+            raise InvalidInput(
+                f"{where} are not those of {made.name!r}: none of its tensors' names is there, "
+                f"they begin with {firsts}."
+            )
+        others = [key for key in state if not key.startswith(f"{taken}.")]
+        state = {
+            key.removeprefix(f"{taken}."): tensor
+            for key, tensor in state.items()
+            if key not in others
+        }
+        left = f", without {len(others)} others such as {others[0]!r}" if others else ""
+        said.append(f"{made.name}: the weights' names begin with '{taken}.', which is cut{left}.")
+    return state, said
+
+
+CONTAINERS = ("state_dict", "model", "net", "network", "model_state_dict", "model_state", "weights",
+              "model_ema", "ema", "state_dict_ema", "ema_state_dict", "module")  # fmt: skip
+"""Keys under which checkpoints keep networks."""
+
+PREFIXES = ("module", "_orig_mod", "model", "net", "network", "backbone", "encoder")
+"""What wrappers put before the names of a network's tensors."""
+
+
+def _is_state(found: Any) -> bool:
+    return (
+        isinstance(found, Mapping)
+        and bool(found)
+        and all(isinstance(tensor, Tensor) for tensor in found.values())
+    )
 
 
 def _check_state(made: SplitNetwork, state: Mapping[str, Tensor], weights: str | Path) -> None:
@@ -256,7 +369,13 @@ def _check_state(made: SplitNetwork, state: Mapping[str, Tensor], weights: str |
     if classifier is not None and classifier.ndim:
         for key in {f"{made.classifier}.weight", f"{made.classifier}.bias"} & set(own):
             own[key][0] = len(classifier)
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    parts = {f"{made.classifier}.weight", f"{made.classifier}.bias"}
+    optional = parts if not parts & set(state) else set()  # it is made anew
+    missing = [
+        key
+        for key in own
+        if key not in state and not key.endswith("num_batches_tracked") and key not in optional
+    ]
     wrong = [
         *(f"{key!r} is missing" for key in missing),
         *(f"{key!r} is not one of its tensors" for key in state if key not in own),

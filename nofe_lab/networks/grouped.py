@@ -43,6 +43,7 @@ from nofe_lab.networks.tracing import (
     IN_PLACE,
     attribute,
     gives_new_memory,
+    has_hooks,
     modes_kept,
     trace,
     what_happens,
@@ -235,6 +236,8 @@ class Groups:
 
 def _check_alike(branches: Sequence[nn.Module]) -> None:
     first = dict(branches[0].named_modules())
+    if any(map(has_hooks, branches)):
+        raise CannotGroup("a layer has hooks, which run when it is called")
     for branch in branches[1:]:
         other = dict(branch.named_modules())
         if first.keys() != other.keys():

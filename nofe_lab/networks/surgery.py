@@ -18,20 +18,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from nofe_lab.config import InvalidInput, Preset, first_line, one_of, quick_preset
 from nofe_lab.networks.backbone import Backbone, seeded, size_in_words
 from nofe_lab.networks.tracing import (
     Cut,
+    Followed,
     Measured,
     assemble,
     attribute,
     cuts,
+    follow,
     halves,
     measure,
-    trace,
+    reason_of,
 )
-from nofe_lab.networks.widths import Widths, find_widths, redrawn, resize
+from nofe_lab.networks.widths import Widths, find_widths, is_plain, redrawn, resize
 
 SMALL = 64
 """Images with a side of fewer pixels are small."""
@@ -60,6 +64,12 @@ networks, made for hundreds of epochs, take so little (mnasnet: .0003) that afte
 a stage here they would still evaluate with the statistics they began with."""
 
 NOMINAL = (3, 224, 224)
+
+USUAL_SIDES = (28, 32, 48, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 512)
+"""Sides in pixels that networks are made for."""
+
+USUAL_SHAPES = tuple((c, side, side) for c in (3, 1) for side in (32, 64, 28, 96, 128, 256, 299))
+"""Tried where a network refuses images of the nominal shape."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +121,11 @@ class SplitNetwork(Backbone):
         self.weights = weights
         self.own = own
         self.input_shape = input_shape
+        self.said: tuple[str, ...] = ()
+        """What is to be said of its weights."""
         self._for_images: dict[tuple[int, int, int], SplitNetwork] = {}
         self._checked_widths: set[tuple[tuple[int, int, int], float]] = set()
+        self._check_layers()
         if not self.cuts:
             raise InvalidInput(
                 f"backbone {name!r} cannot be split: there is no module with one tensor crossing "
@@ -141,15 +154,45 @@ class SplitNetwork(Backbone):
 
     def _leave_meta_device(self) -> None:
         """Give the skeleton numbers."""
-        for computed in ("skeleton", "graph", "cuts"):
+        for computed in ("skeleton", "_followed", "cuts"):
             self.__dict__.pop(computed, None)
         with seeded(0):
             self.skeleton = self.build()
 
+    def _check_layers(self) -> None:
+        """Refuse layers whose weights are not there yet."""
+        for path, layer in self.skeleton.named_modules():
+            tensors = (*layer._parameters.values(), *layer._buffers.values())
+            if any(map(is_lazy, tensors)):
+                raise InvalidInput(
+                    f"backbone {self.name!r} has layers without weights, which the first images "
+                    f"would give them ({path or 'its own parameters'}); accepted: a network that "
+                    "has been run once on an image, or layers that are not lazy."
+                )
+
     @cached_property
+    def _followed(self) -> Followed:
+        """What the network does, for images of `input_shape` if it asks for their size.
+
+        A network that has not been asked about any images yet is tried with some usual ones.
+        """
+        if self.input_shape != NOMINAL:
+            return follow(self.skeleton, self.name, self.input_shape)
+        refused = None
+        for shape in (NOMINAL, *USUAL_SHAPES):
+            try:
+                return follow(self.skeleton, self.name, shape)
+            except InvalidInput as error:
+                refused = refused or error
+                if isinstance(error.__cause__, fx.proxy.TraceError):  # whatever the size
+                    break
+        assert refused is not None
+        raise refused
+
+    @property
     def graph(self) -> fx.Graph:
         """What the network does."""
-        return trace(self.skeleton, self.name)
+        return self._followed.graph
 
     @cached_property
     def cuts(self) -> dict[str, Cut]:
@@ -173,6 +216,7 @@ class SplitNetwork(Backbone):
                 continue
             layer = self.skeleton.get_submodule(str(node.target))
             if isinstance(layer, (nn.Linear, nn.Conv2d)):
+                self._check_plain(str(node.target), layer)
                 return str(node.target)
             if next(layer.parameters(), None) is not None:
                 break
@@ -180,6 +224,70 @@ class SplitNetwork(Backbone):
             f"backbone {self.name!r} has no classifier to resize: its last layer with weights must "
             f"be an fc layer or a convolution; its output comes from {self._in_words(node)}."
         )
+
+    def _check_plain(self, path: str, layer: nn.Module) -> None:
+        """Refuse a layer that is to be resized and whose weights are made of others."""
+        if not is_plain(layer):
+            raise InvalidInput(
+                f"the layer {path!r} of backbone {self.name!r} cannot be resized: its weights are "
+                "computed from others (weight or spectral normalisation, pruning, a "
+                "parametrisation) or it has hooks; accepted: a plain layer there "
+                "(torch.nn.utils.parametrize.remove_parametrizations, prune.remove)."
+            )
+
+    def _check_uncoupled(self, tail: fx.Graph, classifier: str, shape: tuple[int, ...]) -> None:
+        """Refuse a network whose outputs depend on each other behind its classifier.
+
+        With softmax, each specialty would get the same probability, whatever it sees.  shape: of
+        what the classifier gives for two images.
+        """
+        nodes = list(tail.nodes)
+        start = next(i for i, node in enumerate(nodes) if node.target == classifier)
+        layers = {
+            node: copy.deepcopy(self.skeleton.get_submodule(str(node.target))).to_empty(
+                device="cpu"
+            )
+            for node in nodes[start + 1 :]
+            if node.op == "call_module"
+        }
+
+        def behind(given: Tensor) -> Tensor:
+            values: dict[fx.Node, Any] = {nodes[start]: given}
+            for node in nodes[start + 1 :]:
+                if node.op == "get_attr":
+                    values[node] = attribute(self.skeleton, str(node.target))
+                    continue
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+                if node.op == "output":
+                    break
+                if node.op == "call_module":
+                    values[node] = layers[node].to_empty(device="cpu").eval()(*args, **kwargs)
+                elif node.op == "call_method":
+                    values[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                else:
+                    assert callable(node.target)
+                    values[node] = node.target(*args, **kwargs)
+            return args[0].flatten(1).clone()
+
+        generator = torch.Generator().manual_seed(0)
+        given = torch.randn(shape, generator=generator).abs() + 0.5
+        other = given.clone()
+        other[:, 0] += 1
+        try:
+            with torch.no_grad():
+                change = (behind(other) - behind(given.clone()))[:, 1:]
+        except Exception as error:
+            raise InvalidInput(
+                f"backbone {self.name!r} cannot be followed behind its classifier {classifier!r} "
+                f"({first_line(error)}); accepted: a network that ends in its classifier."
+            ) from error
+        if bool((change.abs() > 1e-6).any()):
+            last = next(node for node in reversed(nodes) if node.op != "output")
+            raise InvalidInput(
+                f"backbone {self.name!r} ends in {self._in_words(last)}, behind which its outputs "
+                "depend on each other, as those of a softmax do; accepted: a network that gives "
+                "logits, since the softmax is a part of the loss."
+            )
 
     def _in_words(self, node: fx.Node) -> str:
         if node.op == "output":
@@ -198,8 +306,11 @@ class SplitNetwork(Backbone):
         if image_shape not in self._for_images:
             other = copy.copy(self)
             other.input_shape = image_shape
-            for computed in ("plan", "notes", "identity", "tail"):
+            for computed in ("plan", "notes", "identity", "tail", "_adapted"):
                 other.__dict__.pop(computed, None)
+            if self._followed.is_sized:
+                for computed in ("_followed", "cuts"):
+                    other.__dict__.pop(computed, None)
             other.plan  # noqa: B018
             self._for_images[image_shape] = other
         return self._for_images[image_shape]
@@ -218,6 +329,8 @@ class SplitNetwork(Backbone):
         tail_sizes = dict(zip(tail.nodes, tail_sizes.values(), strict=True))
         widths = find_widths(skeleton, tail, tail_sizes, classifier)
         self._check_resizing(skeleton, tail, classifier, features)
+        given = next(tail_sizes[n].shape for n in tail.nodes if n.target == classifier)
+        self._check_uncoupled(tail, classifier, given or ())
         total = sum(each.macs for each in sizes.values())
         behind = sum(each.macs for each in tail_sizes.values())
         slow = sum(_is_slow(module) for module in self.skeleton.modules())
@@ -236,20 +349,24 @@ class SplitNetwork(Backbone):
                 return self._measured(edits)
             raise InvalidInput(
                 f"backbone {self.name!r} cannot take images of {size_in_words(self.input_shape)} "
-                f"({first_line(error)}){self._other_images()}."
+                f"({reason_of(error)}){self._other_images()}."
             ) from error
 
     def _other_images(self) -> str:
         """What it takes where it has refused `input_shape`, in words."""
         smallest = low = min(self.input_shape[1:])
-        larger = (low * 2**n for n in range(1, 9) if low * 2**n <= LARGE)
-        high = next((side for side in larger if self._takes(side)), None)
+        sides = sorted({low * 2**n for n in range(1, 9)} | set(USUAL_SIDES))
+        taken = [side for side in sides if low < side <= LARGE and self._takes(side)]
         accepted = []
-        if high is not None:
+        if taken and taken == [side for side in sides if taken[0] <= side <= LARGE]:
+            high = taken[0]
+            low = max((side for side in sides if side < high), default=low)
             while high - low > 1:
                 middle = (low + high) // 2
                 low, high = (low, middle) if self._takes(middle) else (middle, high)
             accepted.append(f"at least {high} x {high} pixels")
+        elif taken:  # a network for images of some sizes only
+            accepted.append(" or ".join(f"{side} x {side}" for side in taken) + " pixels")
         if self.stem != "small" and self._takes(smallest, "small"):
             accepted.append("stem 'small'")
         return f"; accepted: {', or '.join(accepted)}" if accepted else ""
@@ -259,9 +376,11 @@ class SplitNetwork(Backbone):
         other = copy.copy(self)
         other.input_shape = (self.input_shape[0], side, side)
         other.stem = stem or self.stem
-        skeleton = other._edited(copy.deepcopy(self.skeleton), other._stem_edits())
         try:
-            measure(assemble(skeleton, self.graph), other.input_shape, macs=False)
+            if self._followed.is_sized:
+                other.__dict__.pop("_followed", None)
+            skeleton = other._edited(copy.deepcopy(self.skeleton), other._stem_edits())
+            measure(assemble(skeleton, other.graph), other.input_shape, macs=False)
         except Exception:
             return False
         return True
@@ -373,10 +492,13 @@ class SplitNetwork(Backbone):
         behind = set(nodes[nodes.index(node) + 1 :])
         return not any(n.op != "get_attr" and behind & set(n.users) for n in before)
 
-    def _edited(self, network: nn.Module, edits: Mapping[str, str]) -> nn.Module:
+    def _edited(
+        self, network: nn.Module, edits: Mapping[str, str], adapt: bool = False
+    ) -> nn.Module:
         """The network with all that is changed in it, but for its classifier and its widths.
 
         The stem, what sees the images for their channels, and slow batch normalisations.
+        adapt: weights that change their shape are made of those that are there, not drawn anew.
         """
         for module in filter(_is_slow, network.modules()):
             module.momentum = NORM_MOMENTUM  # type: ignore[assignment]
@@ -384,26 +506,65 @@ class SplitNetwork(Backbone):
             layer = network.get_submodule(path)
             owner, _, name = path.rpartition(".")
             if isinstance(layer, nn.Conv2d):
-                _keep_size(layer)
+                self._check_plain(path, layer)
+                _keep_size(layer, adapt)
             else:
                 setattr(network.get_submodule(owner), name, nn.Identity())
         for node in self.graph.nodes:
             if node.op == "call_module" and [n.op for n in node.all_input_nodes] == ["placeholder"]:
                 layer = network.get_submodule(str(node.target))
-                if isinstance(layer, nn.Conv2d) and layer.groups == 1:
-                    resize(layer, self.input_shape[0], layer.out_channels)
+                channels = self.input_shape[0]
+                is_other = isinstance(layer, nn.Conv2d) and layer.in_channels != channels
+                if isinstance(layer, nn.Conv2d) and layer.groups == 1 and is_other:
+                    self._check_plain(str(node.target), layer)
+                    kept = layer.weight
+                    resize(layer, channels, layer.out_channels)
+                    if adapt:  # a grey image gives what it gave
+                        mean = kept.detach().mean(1, keepdim=True) * kept.shape[1] / channels
+                        layer.weight = nn.Parameter(mean.repeat(1, channels, 1, 1))
         return network
+
+    @cached_property
+    def _adapted(self) -> tuple[str, ...]:
+        """The first layers whose weights are kept in another shape, and how."""
+        if self.weights is None and not self.own:
+            return ()
+        found = []
+        before, after = self.skeleton, self._edited(copy.deepcopy(self.skeleton), self.plan.edits)
+        for path, layer in before.named_modules():
+            try:
+                there = after.get_submodule(path)
+            except AttributeError:
+                continue
+            if isinstance(layer, nn.Conv2d) and isinstance(there, nn.Conv2d):
+                if layer.in_channels != there.in_channels:
+                    found.append(
+                        f"{path} takes {there.in_channels} channels with the mean of its weights "
+                        f"for {layer.in_channels}"
+                    )
+                if layer.kernel_size != there.kernel_size:
+                    size = f"{there.kernel_size[0]} x {there.kernel_size[1]}"
+                    found.append(f"the kernels of {path} are averaged to {size}")
+        return tuple(found)
 
     # --- parts
 
     def _network(self, pretrained: bool) -> nn.Module:
         network = self.build()
         if pretrained and self.weights is not None:
-            state = self.weights[0]
+            state = dict(self.weights[0])
             classifier = network.get_submodule(self.classifier)
-            _resize_outputs(classifier, len(state[f"{self.classifier}.weight"]))
+            name = f"{self.classifier}.weight"
+            if name in state:
+                _resize_outputs(classifier, len(state[name]))
+            else:  # weights without a classifier: it begins as the network's maker has it
+                own = network.state_dict()
+                state |= {k: t for k, t in own.items() if k.startswith(f"{self.classifier}.")}
             network.load_state_dict(state, strict=True)
-        network = self._edited(network, self.plan.edits)
+        if not pretrained:
+            network.requires_grad_(True)  # what is drawn anew is there to learn
+        is_kept = pretrained and (self.weights is not None or bool(self.own))
+        network = self._edited(network, self.plan.edits, adapt=is_kept)
         for node in self.graph.nodes:  # constants that fx has put beside the layers
             if node.op == "get_attr" and not _has(network, str(node.target)):
                 setattr(network, str(node.target), attribute(self.skeleton, str(node.target)))
@@ -471,8 +632,10 @@ class SplitNetwork(Backbone):
     @cached_property
     def notes(self) -> tuple[str, ...]:  # type: ignore[override]
         """What was chosen without being asked for, in sentences."""
-        said = []
+        said = list(self.said)
         plan = self.plan
+        if self._adapted:
+            said.append(f"{self.name}: {'; '.join(self._adapted)}, for the images it is given.")
         if self.split is None:
             share = plan.tail_macs / (plan.trunk_macs + plan.tail_macs)
             said.append(
@@ -509,6 +672,8 @@ class SplitNetwork(Backbone):
             "layers": digest,
             "own": self.own,
             "weights": self.weights[1] if self.weights is not None else None,
+            # only where it makes another network, so that other runs keep their ids
+            **({"adapted": list(self._adapted)} if self._adapted and self.weights else {}),
         }
 
     def __repr__(self) -> str:
@@ -520,6 +685,11 @@ def _is_slow(module: nn.Module) -> bool:
     return isinstance(module, nn.BatchNorm2d) and (module.momentum or 1) < NORM_MOMENTUM
 
 
+def is_lazy(tensor: Tensor | None) -> bool:
+    """Whether a parameter or buffer has no shape yet."""
+    return isinstance(tensor, (UninitializedParameter, UninitializedBuffer))
+
+
 def _stride(layer: nn.Module) -> int:
     """By how much a convolution or pooling makes maps smaller in each direction."""
     if not isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
@@ -528,14 +698,21 @@ def _stride(layer: nn.Module) -> int:
     return stride if isinstance(stride, int) else int(stride[0])
 
 
-def _keep_size(layer: nn.Conv2d) -> None:
-    """Make a convolution of stride > 1 keep the size of its input; large kernels become 3x3."""
+def _keep_size(layer: nn.Conv2d, adapt: bool = False) -> None:
+    """Make a convolution of stride > 1 keep the size of its input; large kernels become 3x3.
+
+    adapt: of the weights that are there, averaged, so that an even image gives what it gave.
+    """
     layer.stride = (1, 1)
     size = layer.kernel_size[0]
     if (size > 3 and layer.groups == 1) or size % 2 == 0:
         size = 3
         shape = (*layer.weight.shape[:2], size, size)
+        kept = layer.weight.detach()
         layer.weight = redrawn(layer.weight, shape)
+        if adapt:
+            area = kept.shape[2] * kept.shape[3] / size**2
+            layer.weight = nn.Parameter(adaptive_avg_pool2d(kept, size) * area)
         layer.kernel_size = (size, size)
     layer.padding = (size // 2, size // 2)
 

@@ -8,12 +8,19 @@ would cross as well.
 
 from __future__ import annotations
 
+import builtins
+import inspect
+import operator
+import random
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from itertools import takewhile
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -43,38 +50,70 @@ class Measured:
     """Multiply-accumulates of one image."""
 
 
-def trace(network: nn.Module, name: str) -> fx.Graph:
+@dataclass(frozen=True)
+class Followed:
+    """What a network does, as a graph."""
+
+    graph: fx.Graph
+    is_sized: bool
+    """Whether its forward has asked for the size of its images, and may do other things for
+    others."""
+
+
+def follow(network: nn.Module, name: str, shape: tuple[int, ...] | None = None) -> Followed:
     """The graph of a network; it is the same in training and in evaluation.
 
-    A module is one node of the graph if it holds no other modules, if fx cannot look into it, or if
-    its forward does different things in training and in evaluation; otherwise its layers are.
-    Raises InvalidInput if the network's own forward is one of the latter two, except that it may
-    tell functions whether it is training, as in ``dropout(x, training=self.training)``.
+    A module is one node of the graph if it holds no other modules, if fx cannot look into it, if
+    its forward does different things in training and in evaluation, or if it draws random numbers
+    or computes a part without gradients; otherwise its layers are.
+    shape: of an image; numbers that a forward derives from it are known then, and it may decide on
+    them.  Raises InvalidInput if the network's own forward is one that cannot be followed; it may
+    do other things in training, as long as it gives one tensor.
     """
+    if any(getattr(network, hooks) for hooks in HOOKS):
+        raise _cannot_trace(
+            name, "hooks on the network itself would be lost: put them on one of its layers"
+        )
     opaque: set[type[nn.Module]] = set()
     while True:
         graphs = []
+        is_sized = False
         for training in (True, False):
             _forget_constants(network)
-            tracer = _Tracer(opaque)
+            tracer = _Tracer(opaque, shape)
             try:
                 graphs.append(tracer.trace(network.train(training)))
             except Exception as error:  # whatever a forward may do to a stand-in for a tensor
                 if tracer.failed is None:
-                    raise _cannot_trace(name, first_line(error)) from error
+                    raise _cannot_trace(name, reason_of(error)) from error
                 opaque.add(tracer.failed)
                 break
+            is_sized |= tracer.is_sized
         else:
             _tell_when_running(*graphs)
             difference = _first_difference(*graphs)
-            if difference is None:
-                for node in graphs[0].nodes:  # images are channels-last, of which there is no view
-                    if node.op == "call_method" and node.target == "view":
-                        node.target = "reshape"
-                return graphs[0]
-            if not difference:
-                raise _cannot_trace(name, "it does different things in training and evaluation")
-            opaque.add(type(network.get_submodule(difference[-1])))
+            if difference:
+                opaque.add(type(network.get_submodule(difference[-1])))
+                continue
+            graph = graphs[0]
+            if difference is not None:
+                try:
+                    graph = _merged(graphs[0], graphs[1], network)
+                except _TooDifferent as error:
+                    reason = "it does different things in training and evaluation"
+                    raise _cannot_trace(name, reason) from error
+            for node in graph.nodes:  # images are channels-last, of which there is no view
+                if node.op == "call_method" and node.target == "view":
+                    node.target = "reshape"
+            _lay_out_for_views(graph, network)
+            if shape is not None:
+                _count_images_where_needed(graph, tracer)
+            return Followed(graph, is_sized)
+
+
+def trace(network: nn.Module, name: str) -> fx.Graph:
+    """The graph of `follow` alone, whatever the size of the images."""
+    return follow(network, name).graph
 
 
 def _cannot_trace(name: str, reason: str) -> InvalidInput:
@@ -84,16 +123,79 @@ def _cannot_trace(name: str, reason: str) -> InvalidInput:
     )
 
 
+def reason_of(error: BaseException) -> str:
+    """What went wrong in a forward, in one line, without the names of stand-ins."""
+    return re.sub(r"Proxy\(\w+\)", "...", first_line(error))
+
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where a module keeps its hooks."""
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module or one inside it has hooks, which only run when the module is called."""
+    return any(getattr(m, hooks) for m in module.modules() for hooks in HOOKS)
+
+
+def is_known(kind: type) -> bool:
+    """Whether a class comes from a library, whose version is noted elsewhere."""
+    return kind.__module__.split(".")[0] in ("torch", "torchvision", "timm", "nofe_lab")
+
+
+class _Value(fx.Proxy):  # type: ignore[misc]
+    """A stand-in that is a number where it can be known: of the image's size, not of its values."""
+
+    def __index__(self) -> int:
+        return operator.index(self.number())
+
+    def __int__(self) -> int:
+        return int(self.number())
+
+    def __float__(self) -> float:
+        return float(self.number())
+
+    def number(self) -> Any:
+        """Its value; raises TraceError if it depends on what images show."""
+        assert isinstance(self.tracer, _Tracer)
+        return self.tracer.known(self.node)
+
+
 class _Tracer(fx.Tracer):
     """Notes for each node the path of modules that it happens in, innermost last."""
 
     proxy_buffer_attributes = True  # else what a forward makes of a buffer would be a constant
 
-    def __init__(self, opaque: set[type[nn.Module]]) -> None:
+    def __init__(self, opaque: set[type[nn.Module]], shape: tuple[int, ...] | None = None) -> None:
         super().__init__()
         self.opaque = opaque
+        self.shape = shape
         self.inside: list[str] = []
         self.failed: type[nn.Module] | None = None
+        self.is_sized = False
+        self.evaluates = False
+        self.modes = _modes()
+        self.values: dict[tuple[fx.Node, int], Any] = {}
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        drawn = _random_states()
+        with _len_of_images(self):
+            graph = super().trace(root, concrete_args)
+        self._check_nothing_drawn(drawn)
+        return graph
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        own = vars(self.root).get("forward")  # of this network alone, not of its class
+        parameters = list(inspect.signature(own or root_fn).parameters.values())
+        if own is None and len(parameters) == 2:
+            found: tuple[Any, list[Any]] = super().create_args_for_root(root_fn, is_module)
+            return found
+        # what is not an image has the value that it has by default
+        image = parameters[0 if own else 1] if parameters else None
+        name = image.name if image is not None else "x"
+        proxy = self.create_proxy("placeholder", name, (), {})
+        return (lambda _, x: own(x)) if own else root_fn, [self.root, proxy]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         childless = next(m.children(), None) is None
@@ -101,21 +203,275 @@ class _Tracer(fx.Tracer):
         return type(m) in self.opaque or childless or is_torchs
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if self.evaluates:
+            return forward(*args, **kwargs)
         path = self.path_of_module(m)
+        is_leaf = self.is_leaf_module(m, path)
         self.inside.append(path)
+        drawn = None if is_leaf else _random_states()
         try:
-            return super().call_module(m, forward, args, kwargs)
+            found = super().call_module(m, forward, args, kwargs)
+            if drawn is not None:
+                self._check_nothing_drawn(drawn)
+            return found
         except Exception:
-            if not self.is_leaf_module(m, path):  # else it is the caller whose forward fails
+            if not is_leaf:  # else it is the caller whose forward fails
                 self.failed = self.failed or type(m)
             raise
         finally:
             self.inside.pop()
 
+    @staticmethod
+    def _check_nothing_drawn(before: tuple[Any, ...]) -> None:
+        """What a forward draws while it is followed would be a constant ever after."""
+        if _random_states() != before:
+            raise fx.proxy.TraceError(
+                "it draws random numbers itself: draw them in a module of their own, without "
+                "others inside, or with torch.rand_like"
+            )
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self.evaluates:  # fx would put a stand-in in its place
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _modes() != self.modes:
+            raise fx.proxy.TraceError(
+                "it computes a part without gradients or in autocast: do so in a module of its own"
+            )
         node = super().create_node(*args, **kwargs)
         node.meta["inside"] = tuple(self.inside)
         return node
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        return bool(self.known(obj.node))
+
+    def known(self, node: fx.Node) -> Any:
+        """What a node gives for images of the known size, whatever these show.
+
+        Raises TraceError if it depends on their values or on their number.
+        """
+        if self.shape is None:
+            raise fx.proxy.TraceError("it decides on a value that is not known before it runs")
+        try:
+            two, three = self.value(node, 2), self.value(node, 3)
+        except Exception as error:
+            raise fx.proxy.TraceError(f"it decides on a value ({reason_of(error)})") from error
+        if isinstance(two, Tensor) or two != three:
+            raise fx.proxy.TraceError("it decides on the values of images, or on their number")
+        self.is_sized = True
+        return two
+
+    def value(self, node: fx.Node, images: int) -> Any:
+        """What a node gives for so many black images."""
+        key = (node, images)
+        if key not in self.values:
+            device = next(self.root.parameters()).device
+            args, kwargs = fx.node.map_arg(
+                (node.args, node.kwargs), lambda source: self.value(source, images)
+            )
+            self.evaluates = True
+            try:
+                with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                    if node.op == "placeholder":
+                        self.values[key] = torch.zeros(images, *(self.shape or ()), device=device)
+                    elif node.op == "get_attr":
+                        self.values[key] = attribute(self.root, str(node.target))
+                    elif node.op == "call_module":
+                        self.values[key] = self.root.get_submodule(str(node.target))(
+                            *args, **kwargs
+                        )
+                    elif node.op == "call_method":
+                        self.values[key] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                    else:
+                        assert callable(node.target)
+                        self.values[key] = node.target(*args, **kwargs)
+            finally:
+                self.evaluates = False
+        return self.values[key]
+
+
+def _modes() -> tuple[bool, ...]:
+    """Whether gradients are recorded, and autocast is on."""
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        *(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")),
+    )
+
+
+def _random_states() -> tuple[Any, ...]:
+    """Where the generators stand that a forward may draw from."""
+    numpys = np.random.get_state()  # noqa: NPY002
+    return (
+        torch.get_rng_state().numpy().tobytes(),
+        (str(numpys[0]), numpys[1].tobytes(), numpys[2:]),  # type: ignore[index, union-attr]
+        random.getstate(),
+    )
+
+
+@contextmanager
+def _len_of_images(tracer: _Tracer) -> Iterator[None]:
+    """Python wants a number of `len`; here that of images is a stand-in, as that of `size(0)`."""
+    plain = builtins.len
+
+    def length(value: Any) -> Any:
+        if not isinstance(value, fx.Proxy) or tracer.shape is None:
+            return plain(value)
+        if isinstance(tracer.value(value.node, 2), Tensor):
+            return value.size(0)
+        return plain(tracer.known(value.node))
+
+    builtins.len = length
+    try:
+        yield
+    finally:
+        builtins.len = plain
+
+
+class _TooDifferent(Exception):
+    """Two graphs cannot be made one."""
+
+
+def select(training: bool, in_training: Any, otherwise: Any) -> Any:
+    """What a forward gives that does one thing in training and another in evaluation."""
+    return in_training if training else otherwise
+
+
+def _merged(training: fx.Graph, evaluation: fx.Graph, network: nn.Module) -> fx.Graph:
+    """One graph of a forward that does different things in training and in evaluation.
+
+    It does both, and goes on with the one that is meant.  Raises _TooDifferent where values do not
+    correspond, or where a layer with weights or statistics is meant for one of both alone.
+    """
+    merged = fx.Graph()
+    known: dict[fx.Node, fx.Node] = {}
+    one, other = list(training.nodes), list(evaluation.nodes)
+    is_training: list[fx.Node] = []
+
+    def both(a: Any, b: Any) -> Any:
+        if isinstance(a, fx.Node) and isinstance(b, fx.Node):
+            if known[a] is known[b]:
+                return known[a]
+            if not is_training:
+                is_training.append(merged.create_node("get_attr", "training"))
+                is_training[0].meta["inside"] = ()
+            chosen = merged.call_function(select, (is_training[0], known[a], known[b]))
+            chosen.meta["inside"] = ()
+            return chosen
+        if isinstance(a, (tuple, list)) and type(a) is type(b) and len(a) == len(b):
+            return type(a)(both(*pair) for pair in zip(a, b, strict=True))
+        if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+            return {key: both(a[key], b[key]) for key in a}
+        if type(a) is not type(b) or isinstance(a, fx.Node) or a != b:
+            raise _TooDifferent
+        return a
+
+    def add(node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
+        made = merged.create_node(node.op, node.target, args, kwargs, node.name, node.type)
+        made.meta["inside"] = node.meta["inside"]
+        return made
+
+    matcher = SequenceMatcher(
+        None, [(n.op, n.target) for n in one], [(n.op, n.target) for n in other], autojunk=False
+    )
+    for kind, i1, i2, j1, j2 in matcher.get_opcodes():
+        if kind == "equal":
+            for a, b in zip(one[i1:i2], other[j1:j2], strict=True):
+                args, kwargs = both(a.args, b.args), both(a.kwargs, b.kwargs)
+                known[a] = known[b] = add(a, args, kwargs)
+        else:
+            for node in (*one[i1:i2], *other[j1:j2]):
+                if node.op in ("placeholder", "output") or _holds_tensors(node, network):
+                    raise _TooDifferent
+                given = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+                known[node] = add(node, *given)
+    return merged
+
+
+def _holds_tensors(node: fx.Node, network: nn.Module) -> bool:
+    if node.op != "call_module":
+        return False
+    return bool(network.get_submodule(str(node.target)).state_dict())
+
+
+def _lay_out_for_views(graph: fx.Graph, network: nn.Module) -> None:
+    """Give modules of one's own that call `view` the layout that it wants.
+
+    Images are channels-last, of which there is no view.
+    """
+    for node in list(graph.nodes):
+        if node.op != "call_module":
+            continue
+        modules = network.get_submodule(str(node.target)).modules()
+        if not any(map(_calls_view, {type(module) for module in modules})):
+            continue
+        for source in node.all_input_nodes:
+            with graph.inserting_before(node):
+                laid_out = graph.call_method("contiguous", (source,))
+            laid_out.meta["inside"] = node.meta["inside"]
+            node.replace_input_with(source, laid_out)
+
+
+def _calls_view(kind: type) -> bool:
+    if is_known(kind):
+        return False
+    functions = [f for base in kind.__mro__ if not is_known(base) for f in vars(base).values()]
+    return any(
+        {"view", "view_as"} & set(f.__code__.co_names) for f in functions if inspect.isfunction(f)
+    )
+
+
+def _count_images_where_needed(graph: fx.Graph, tracer: _Tracer) -> None:
+    """Take the number of images from the tensor that is reshaped by it, not from the images.
+
+    A forward that begins with ``n = x.size(0)`` and ends with ``view(n, -1)`` could otherwise not
+    be cut, because the number would cross every cut.
+    """
+    for count in [node for node in graph.nodes if _counts_images(node)]:
+        for user in list(count.users):
+            source = user.args[0] if user.args else None
+            if not isinstance(source, fx.Node) or source.op == "placeholder" or source is count:
+                continue
+            try:
+                shapes = [getattr(tracer.value(source, n), "shape", ())[:1] for n in (2, 3)]
+            except Exception:  # it needs numbers that there are none of yet
+                continue
+            if shapes == [(2,), (3,)]:
+                with graph.inserting_before(user):
+                    own = graph.call_method("size", (source, 0))
+                own.meta["inside"] = user.meta["inside"]
+                user.replace_input_with(count, own)
+        while not count.users and _asks_for_size(count):
+            source = count.args[0]
+            graph.erase_node(count)
+            count = source
+
+
+def _counts_images(node: fx.Node) -> bool:
+    """Whether a node gives the number of images, of the images themselves."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node):
+        return False
+    if node.op == "call_method" and node.target == "size" and node.args[1:] == (0,):
+        return source.op == "placeholder"
+    of = source.args[0] if _gives_shape(source) else None
+    is_first = node.target is operator.getitem and node.args[1:] == (0,)
+    return is_first and isinstance(of, fx.Node) and of.op == "placeholder"
+
+
+def _gives_shape(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target == "size" and len(node.args) == 1
+    return node.target is getattr and node.args[1:] == ("shape",)
+
+
+def _asks_for_size(node: fx.Node) -> bool:
+    return _counts_images(node) or _gives_shape(node)
 
 
 @contextmanager

@@ -17,8 +17,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from nofe_lab.networks.tracing import Measured, attribute
+from nofe_lab.networks.tracing import Measured, attribute, has_hooks
 
 Weighted = (nn.Conv2d, nn.Linear)
 
@@ -140,6 +141,8 @@ class _Walk:
         if earlier := self._called_before(path):
             for channels in earlier:
                 self._fix_channels(channels)
+            return None
+        if isinstance(module, Weighted) and not is_plain(module):
             return None
         if isinstance(module, Weighted):
             return self._weighted(node, module, inputs, path)
@@ -305,6 +308,12 @@ def _permutation(node: fx.Node, network: nn.Module) -> list[int] | None:
     if not isinstance(dims, (list, tuple)):
         return None
     return [dim % len(dims) for dim in dims]
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer's weights are its own parameters, and nothing else happens in it."""
+    own = {"weight"} <= set(layer._parameters)
+    return own and not is_parametrized(layer) and not has_hooks(layer)
 
 
 def resize(layer: nn.Module, inputs: int, outputs: int) -> None:

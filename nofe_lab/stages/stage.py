@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -286,17 +287,34 @@ class Stage(ABC):
         """Estimate of its training time in seconds, from a few steps, and what they have shown."""
         model = self.image_network(self.untrained_network(), machine)
         batches = self.batches(machine.device)
-        step = seconds_per_step(
-            model,
-            self.parameter_groups(model),
-            batches,
-            self.recipe,
-            self.outputs,
-            machine.synchronize,
-        )
+        groups, recipe = self.parameter_groups(model), self.recipe
+        try:
+            step = seconds_per_step(
+                model, groups, batches, recipe, self.outputs, machine.synchronize
+            )
+        except (RuntimeError, ValueError) as error:
+            raise self._refused(error) or error from error
         forward = step / 3 / self.recipe.batch_size  # of one image; the backward pass costs two
         seconds = self.steps * step + self.images_evaluated * forward
         return seconds, getattr(model.network, "notes", ())
+
+    def _refused(self, error: Exception) -> InvalidInput | None:
+        """What to say of a network whose layers cannot do a step; None for any other error."""
+        text, layer = first_line(error), ""
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if isinstance(module := frame.f_locals.get("self"), nn.Module):
+                layer = type(module).__name__
+        if "Expected more than 1 value per channel" in text:
+            return InvalidInput(
+                f"batch_size must be at least 2 for {self.backbone.name!r}, whose {layer} sees one "
+                f"value of an image; got {self.recipe.batch_size}."
+            )
+        if "view size is not compatible" in text:
+            return InvalidInput(
+                f"{layer} of {self.backbone.name!r} calls view, which channels-last maps do not "
+                "admit; accepted: reshape or flatten in its place."
+            )
+        return None
 
 
 @dataclass
@@ -530,11 +548,11 @@ def load_model(
     """
     specialties = specialties_of(stage, run) if stage.K is not None else None
     weights = run.weights()
-    channels, height, width = stage.dataset.image_shape
+    image_shape = channels, height, width = stage.dataset.image_shape
     mean, scale = (channels, 1, 1), (channels, 1, 1)
     if stage.network_config.inputs == "mean_image":
         mean, scale = (channels, height, width), (1, 1, 1)
-    preprocess = Preprocess(torch.zeros(mean), torch.ones(scale), stage.window)
+    preprocess = Preprocess(torch.zeros(mean), torch.ones(scale), stage.window, image_shape)
     model = ImageNetwork(preprocess, stage.network(specialties), precision)
     expected = model.state_dict()
     for name in sorted(set(weights) | set(expected)):

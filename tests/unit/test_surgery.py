@@ -367,7 +367,7 @@ class Optioned(Tail):
 @pytest.mark.parametrize(
     ("network", "reason"),
     [
-        (Undecided, "control flow"),
+        (Undecided, "decides on the values of images"),
         (Switches, "different things in training and evaluation"),
         (Optioned, "argument of type"),
     ],
@@ -669,13 +669,16 @@ def test_a_tail_without_a_classifier_to_resize_is_refused(network: Any, reason: 
 
 
 def test_what_follows_the_classifier_stays() -> None:
-    class Logarithms(Tail):
+    class Scaled(Tail):
         def forward(self, x: Tensor) -> Tensor:
-            return F.log_softmax(super().forward(x), dim=1)
+            return 5 * super().forward(x)
 
-    made = split(Logarithms)
-    logits = made.make_head(4)(made.make_trunk()(torch.randn(2, *SMALL)))
-    torch.testing.assert_close(logits.exp().sum(1), torch.ones(2))
+    made = split(Scaled)
+    head, features = made.make_head(4), made.make_trunk()(torch.randn(2, *SMALL))
+    logits = head(features)
+    torch.nn.init.zeros_(head.get_parameter("fc.weight"))
+    assert not torch.equal(head(features), logits)
+    torch.testing.assert_close(head(features)[0], 5 * head.get_parameter("fc.bias"))
 
 
 def test_a_convolution_can_be_the_classifier() -> None:

@@ -1,0 +1,258 @@
+"""What makes a network of one's own what it is: a digest of its code and of all of its settings.
+
+A run is found again by a digest of what was asked for.  Of a network of one's own that is more than
+its weights: the functions that its layers hold, their configuration objects, the code behind them.
+What is left out here would make another network's results pass for this one's.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import logging
+import pickle
+import types
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from nofe_lab.files import digest_of_tensors
+from nofe_lab.networks.tracing import HOOKS
+
+_PARTS = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"}
+_HOOK_SETTINGS = (
+    "hook",  # torch keeps hooks, and settings of hooks, under names that hold this
+    "_is_full_backward",
+    "_load_state",
+    "_state_dict",
+)
+
+
+class CannotDigest(Exception):
+    """The content of a setting cannot be told; the message names it."""
+
+
+class Digest:
+    """A digest of Python objects by what they are, not by where they lie in memory."""
+
+    def __init__(self) -> None:
+        self.sha = hashlib.sha256()
+        self.paths: dict[int, str] = {}
+        """Of a network's modules, which are digested one by one, by id."""
+        self.seen: dict[int, int] = {}
+        self.kept: list[Any] = []  # so that no id is used again
+
+    def hexdigest(self) -> str:
+        """16 hexadecimal digits."""
+        return self.sha.hexdigest()[:16]
+
+    def write(self, *words: object) -> None:
+        """Take words as they are."""
+        for word in words:
+            text = str(word).encode("utf-8", "surrogatepass")
+            self.sha.update(f"{len(text)}:".encode() + text)
+
+    def add(self, name: str, value: Any) -> None:
+        """Take a named value.  Raises CannotDigest, which gives its name."""
+        self.write(name)
+        try:
+            self._add(value)
+        except CannotDigest as error:
+            raise CannotDigest(f"{name}.{error}" if str(error) else name) from error
+
+    def add_module(self, path: str, module: nn.Module) -> None:
+        """Take one module of a network: its class, settings and hooks, not its parts."""
+        self.write("module", path)
+        self._add(type(module))
+        if isinstance(module, fx.GraphModule):
+            self.write(module.code)
+            return
+        for name, value in sorted(vars(module).items()):
+            is_hooks = any(part in name for part in _HOOK_SETTINGS) and name.startswith("_")
+            if name not in _PARTS and not is_hooks:
+                self.add(name, value)
+        for hooks in HOOKS:
+            for hook in getattr(module, hooks).values():
+                self.add("a hook", hook)
+
+    def _add(self, value: Any) -> None:
+        if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+            self.write(type(value).__name__, repr(value))
+        elif isinstance(value, Tensor):
+            self.write("tensor", value.requires_grad, digest_of_tensors({"": value}))
+        elif isinstance(value, np.ndarray) and value.dtype != object:
+            self.write("array", value.dtype, value.shape)
+            self.sha.update(np.ascontiguousarray(value).data)
+        elif isinstance(value, (torch.dtype, torch.device, torch.Size, torch.memory_format, range)):
+            self.write("plain", repr(value))
+        elif id(value) in self.paths:
+            self.write("module at", self.paths[id(value)])
+        elif id(value) in self.seen:
+            self.write("seen", self.seen[id(value)])
+        else:
+            self.seen[id(value)] = len(self.seen)
+            self.kept.append(value)
+            self._add_object(value)
+
+    def _add_object(self, value: Any) -> None:
+        if isinstance(value, type):
+            self._add_class(value)
+        elif isinstance(value, functools.partial):
+            self.write("partial")
+            self._add([value.func, value.args, value.keywords])
+        elif isinstance(value, types.MethodType):
+            self.write("method")
+            self._add([value.__self__, value.__func__])
+        elif isinstance(value, types.FunctionType):
+            self._add_function(value)
+        elif isinstance(value, types.ModuleType):
+            self.write("library", value.__name__)
+        elif callable(value) and hasattr(value, "__name__") and _is_built_in(value):
+            self.write("built in", getattr(value, "__module__", None), value.__name__)
+        elif isinstance(value, Enum):
+            self.write("enum", type(value).__qualname__, value.name)
+        elif isinstance(value, (Mapping, Sequence, set, frozenset)):
+            self._add_container(value)
+        elif isinstance(value, nn.Module):
+            self.write("network", digest_of_parts(value))
+        elif isinstance(value, logging.Logger):  # what is said is not what is computed
+            self.write("logger", value.name)
+        elif hasattr(value, "__dict__") and _is_all_python(type(value)):
+            self._add(type(value))
+            for name, inner in sorted(vars(value).items()):
+                self.add(str(name), inner)
+        else:
+            try:
+                self.write("pickled", type(value).__qualname__)
+                self.sha.update(pickle.dumps(value, protocol=4))
+            except Exception as error:  # pickle raises many kinds, for objects of many kinds
+                raise CannotDigest from error
+
+    def _add_container(self, value: Any) -> None:
+        self.write(type(value).__name__, len(value))
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                self._add(key)
+                self.add(repr(key)[:40], inner)
+        elif isinstance(value, Sequence):
+            for i, inner in enumerate(value):
+                self.add(f"[{i}]", inner)
+        else:
+            parts = []
+            for inner in value:
+                alone = Digest()
+                alone.paths = self.paths
+                alone._add(inner)
+                parts.append(alone.hexdigest())
+            self.write(*sorted(parts))
+
+    def _add_class(self, kind: type) -> None:
+        self.write("class", kind.__module__, kind.__qualname__)
+        if not _is_foreign(kind):
+            for base in kind.__mro__:
+                if not _is_foreign(base):
+                    for name, value in sorted(vars(base).items()):
+                        self._add_attribute(name, value)
+
+    def _add_attribute(self, name: str, value: Any) -> None:
+        """A method, property or constant of a class; what Python keeps there is passed over."""
+        if isinstance(value, (staticmethod, classmethod)):
+            value = value.__func__
+        if isinstance(value, property):
+            self.add(name, [value.fget, value.fset])
+        elif isinstance(value, types.FunctionType) or (
+            not name.startswith("__") and isinstance(value, (bool, int, float, str, tuple))
+        ):
+            self.add(name, value)
+
+    def _add_function(self, function: types.FunctionType) -> None:
+        self.write("function", function.__module__, function.__qualname__)
+        if _is_foreign(function):
+            return
+        self.write(source_of(function))
+        self._add([function.__defaults__, function.__kwdefaults__])
+        cells = function.__closure__ or ()
+        for name, cell in zip(function.__code__.co_freevars, cells, strict=True):
+            try:
+                inner = cell.cell_contents
+            except ValueError:  # not filled yet
+                continue
+            if name != "__class__":
+                self.add(name, inner)
+        for name in _names_in(function.__code__):
+            if name in function.__globals__:
+                self._add_global(name, function.__globals__[name])
+
+    def _add_global(self, name: str, value: Any) -> None:
+        """What a function finds outside of itself: functions, classes and plain values."""
+        simple = (bool, int, float, complex, str, bytes, tuple, list, dict, set, frozenset, Tensor)
+        if isinstance(value, (types.FunctionType, type, functools.partial, np.ndarray, *simple)):
+            self.add(name, value)
+
+
+def digest_of_parts(network: nn.Module) -> str:
+    """A digest of a network that is a setting of another's module."""
+    own = Digest()
+    own.write(digest_of_tensors(network.state_dict()))
+    for path, module in network.named_modules():
+        own.paths[id(module)] = path
+    for path, module in network.named_modules():
+        own.add_module(path, module)
+    return own.hexdigest()
+
+
+def code_of(kind: type) -> str:
+    """A digest of the code of a class."""
+    digest = Digest()
+    digest._add(kind)
+    return digest.hexdigest()
+
+
+def source_of(function: types.FunctionType) -> str:
+    """The text of a function if it can be had; of a lambda, one of several in a line, its code."""
+    if function.__name__ != "<lambda>":
+        try:
+            return inspect.getsource(function)
+        except (OSError, TypeError):
+            pass
+    return _code(function.__code__)
+
+
+def _code(code: types.CodeType) -> str:
+    constants = [_code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
+    return repr((code.co_code.hex(), constants, code.co_names, code.co_varnames))
+
+
+def _names_in(code: types.CodeType) -> list[str]:
+    inner = (_names_in(c) for c in code.co_consts if isinstance(c, types.CodeType))
+    return sorted({*code.co_names, *chain.from_iterable(inner)})
+
+
+def _is_built_in(value: Any) -> bool:
+    kinds = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
+    return isinstance(value, (*kinds, np.ufunc))
+
+
+def _is_all_python(kind: type) -> bool:
+    """Whether all that an object of a class holds is in its ``__dict__``."""
+    in_c = [base for base in kind.__mro__ if base is not object and not base.__flags__ & _HEAP_TYPE]
+    return not in_c and not _is_foreign(kind)
+
+
+_HEAP_TYPE = 1 << 9
+"""CPython's flag of classes that are written in Python."""
+
+_STANDARD = {"builtins", "typing", "collections", "abc", "enum", "functools", "math", "operator"}
+
+
+def _is_foreign(kind: Any) -> bool:
+    """Whether a class or function comes from a library, whose version is noted elsewhere."""
+    root = (getattr(kind, "__module__", None) or "builtins").split(".")[0]
+    libraries = {"torch", "torchvision", "timm", "nofe_lab", "numpy", "pandas", "scipy", "PIL"}
+    return root in libraries | _STANDARD
