@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.optim.swa_utils import AveragedModel
 
 from nofe_lab.compat import import_torchvision
@@ -90,6 +91,7 @@ def backbone(
     if owner in ("module", "function"):
         with seeded(0):
             begun = build()
+        _check_layers(name, begun)
         try:
             own = digest_of(begun)
         except CannotDigest as error:
@@ -103,6 +105,18 @@ def backbone(
         made.weights = _of_module(network, own)
     made.said = tuple(said)
     return made
+
+
+def _check_layers(name: str, network: nn.Module) -> None:
+    """Refuse layers whose weights are not there yet."""
+    for path, layer in network.named_modules():
+        tensors = (*layer._parameters.values(), *layer._buffers.values())
+        if any(isinstance(t, (UninitializedParameter, UninitializedBuffer)) for t in tensors):
+            raise InvalidInput(
+                f"backbone {name!r} has layers without weights, which the first images would give "
+                f"them ({path or 'its own parameters'}); accepted: a network that has been run "
+                "once on an image, or layers that are not lazy."
+            )
 
 
 def _unwrapped(network: Any) -> Any:

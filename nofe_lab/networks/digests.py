@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import logging
 import pickle
+import sys
 import types
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -241,12 +242,15 @@ def _is_built_in(value: Any) -> bool:
 
 def _is_all_python(kind: type) -> bool:
     """Whether all that an object of a class holds is in its ``__dict__``."""
-    in_c = [base for base in kind.__mro__ if base is not object and not base.__flags__ & _HEAP_TYPE]
-    return not in_c and not _is_foreign(kind)
+    return not _is_foreign(kind) and all(map(_is_python, kind.__mro__))
 
 
-_HEAP_TYPE = 1 << 9
-"""CPython's flag of classes that are written in Python."""
+def _is_python(kind: type) -> bool:
+    """Whether a class is written in Python, as far as its module tells; notebooks have no file."""
+    module = sys.modules.get(kind.__module__)
+    file = getattr(module, "__file__", None) or ""
+    return kind is object or kind.__module__ == "__main__" or file.endswith((".py", ".pyc"))
+
 
 _STANDARD = {"builtins", "typing", "collections", "abc", "enum", "functools", "math", "operator"}
 

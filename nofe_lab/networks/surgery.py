@@ -18,8 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.functional import adaptive_avg_pool2d
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from nofe_lab.config import InvalidInput, Preset, first_line, one_of, quick_preset
 from nofe_lab.networks.backbone import Backbone, seeded, size_in_words
@@ -34,6 +32,7 @@ from nofe_lab.networks.tracing import (
     halves,
     measure,
     reason_of,
+    view_refused,
 )
 from nofe_lab.networks.widths import Widths, find_widths, is_plain, redrawn, resize
 
@@ -125,7 +124,6 @@ class SplitNetwork(Backbone):
         """What is to be said of its weights."""
         self._for_images: dict[tuple[int, int, int], SplitNetwork] = {}
         self._checked_widths: set[tuple[tuple[int, int, int], float]] = set()
-        self._check_layers()
         if not self.cuts:
             raise InvalidInput(
                 f"backbone {name!r} cannot be split: there is no module with one tensor crossing "
@@ -148,6 +146,15 @@ class SplitNetwork(Backbone):
             except (RuntimeError, NotImplementedError, ValueError):
                 return self.build()
 
+    def _copy(self) -> nn.Module:
+        try:
+            return copy.deepcopy(self.skeleton)
+        except Exception as error:  # copying raises many kinds, for settings of many kinds
+            raise InvalidInput(
+                f"backbone {self.name!r} cannot be copied ({first_line(error)}); accepted: a "
+                "network that copy.deepcopy takes."
+            ) from error
+
     def _needs_numbers(self, error: Exception) -> bool:
         """Whether a layer failed because the skeleton has no numbers that it could decide on."""
         return "meta" in str(error).lower() and next(self.skeleton.parameters()).is_meta
@@ -158,17 +165,6 @@ class SplitNetwork(Backbone):
             self.__dict__.pop(computed, None)
         with seeded(0):
             self.skeleton = self.build()
-
-    def _check_layers(self) -> None:
-        """Refuse layers whose weights are not there yet."""
-        for path, layer in self.skeleton.named_modules():
-            tensors = (*layer._parameters.values(), *layer._buffers.values())
-            if any(map(is_lazy, tensors)):
-                raise InvalidInput(
-                    f"backbone {self.name!r} has layers without weights, which the first images "
-                    f"would give them ({path or 'its own parameters'}); accepted: a network that "
-                    "has been run once on an image, or layers that are not lazy."
-                )
 
     @cached_property
     def _followed(self) -> Followed:
@@ -340,13 +336,15 @@ class SplitNetwork(Backbone):
 
     def _measured(self, edits: Mapping[str, str]) -> tuple[nn.Module, dict[fx.Node, Measured]]:
         """The edited skeleton, and what its nodes give for images of `input_shape`."""
-        skeleton = self._edited(copy.deepcopy(self.skeleton), edits)
+        skeleton = self._edited(self._copy(), edits)
         try:
             return skeleton, measure(assemble(skeleton, self.graph), self.input_shape)
         except Exception as error:
             if self._needs_numbers(error):
                 self._leave_meta_device()
                 return self._measured(edits)
+            if (refused := view_refused(error, self.name)) is not None:
+                raise refused from error
             raise InvalidInput(
                 f"backbone {self.name!r} cannot take images of {size_in_words(self.input_shape)} "
                 f"({reason_of(error)}){self._other_images()}."
@@ -355,11 +353,12 @@ class SplitNetwork(Backbone):
     def _other_images(self) -> str:
         """What it takes where it has refused `input_shape`, in words."""
         smallest = low = min(self.input_shape[1:])
-        sides = sorted({low * 2**n for n in range(1, 9)} | set(USUAL_SIDES))
-        taken = [side for side in sides if low < side <= LARGE and self._takes(side)]
+        sides = sorted({low * 2**n for n in range(1, 9)} | set(USUAL_SIDES) - {low})
+        taken = [side for side in sides if side <= LARGE and self._takes(side)]
         accepted = []
-        if taken and taken == [side for side in sides if taken[0] <= side <= LARGE]:
-            high = taken[0]
+        larger = [side for side in taken if side > low]
+        if larger and larger == [side for side in sides if larger[0] <= side <= LARGE]:
+            high = larger[0]
             low = max((side for side in sides if side < high), default=low)
             while high - low > 1:
                 middle = (low + high) // 2
@@ -379,7 +378,7 @@ class SplitNetwork(Backbone):
         try:
             if self._followed.is_sized:
                 other.__dict__.pop("_followed", None)
-            skeleton = other._edited(copy.deepcopy(self.skeleton), other._stem_edits())
+            skeleton = other._edited(self._copy(), other._stem_edits())
             measure(assemble(skeleton, other.graph), other.input_shape, macs=False)
         except Exception:
             return False
@@ -470,7 +469,7 @@ class SplitNetwork(Backbone):
     def _shrinks_images_away(self) -> bool:
         if min(self.input_shape[1:]) >= SMALL:
             return False
-        whole = assemble(self._edited(copy.deepcopy(self.skeleton), {}), self.graph)
+        whole = assemble(self._edited(self._copy(), {}), self.graph)
         try:
             sizes = measure(whole, self.input_shape)
         except Exception as error:
@@ -530,7 +529,7 @@ class SplitNetwork(Backbone):
         if self.weights is None and not self.own:
             return ()
         found = []
-        before, after = self.skeleton, self._edited(copy.deepcopy(self.skeleton), self.plan.edits)
+        before, after = self.skeleton, self._edited(self._copy(), self.plan.edits)
         for path, layer in before.named_modules():
             try:
                 there = after.get_submodule(path)
@@ -544,7 +543,7 @@ class SplitNetwork(Backbone):
                     )
                 if layer.kernel_size != there.kernel_size:
                     size = f"{there.kernel_size[0]} x {there.kernel_size[1]}"
-                    found.append(f"the kernels of {path} are averaged to {size}")
+                    found.append(f"the kernels of {path} are resampled to {size}")
         return tuple(found)
 
     # --- parts
@@ -600,7 +599,7 @@ class SplitNetwork(Backbone):
                 f"{self.name!r}: all channels there are tied to the trunk's; split earlier or "
                 "take branch_width 1."
             )
-        trial = self._edited(copy.deepcopy(self.skeleton), plan.edits)
+        trial = self._edited(self._copy(), plan.edits)
         plan.widths.apply(trial, width)
         if self._logits_of(trial, plan.tail, plan.classifier, plan.features) != (2, 7):
             raise InvalidInput(
@@ -658,7 +657,7 @@ class SplitNetwork(Backbone):
     @cached_property
     def identity(self) -> dict[str, Any]:
         plan = self.plan
-        skeleton = self._edited(copy.deepcopy(self.skeleton), plan.edits)
+        skeleton = self._edited(self._copy(), plan.edits)
         parts = (assemble(skeleton, graph) for graph in (plan.trunk, plan.tail))
         layers = [
             (part.code, repr(part), [(n, tuple(t.shape)) for n, t in part.state_dict().items()])
@@ -685,11 +684,6 @@ def _is_slow(module: nn.Module) -> bool:
     return isinstance(module, nn.BatchNorm2d) and (module.momentum or 1) < NORM_MOMENTUM
 
 
-def is_lazy(tensor: Tensor | None) -> bool:
-    """Whether a parameter or buffer has no shape yet."""
-    return isinstance(tensor, (UninitializedParameter, UninitializedBuffer))
-
-
 def _stride(layer: nn.Module) -> int:
     """By how much a convolution or pooling makes maps smaller in each direction."""
     if not isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
@@ -711,10 +705,22 @@ def _keep_size(layer: nn.Conv2d, adapt: bool = False) -> None:
         kept = layer.weight.detach()
         layer.weight = redrawn(layer.weight, shape)
         if adapt:
-            area = kept.shape[2] * kept.shape[3] / size**2
-            layer.weight = nn.Parameter(adaptive_avg_pool2d(kept, size) * area)
+            layer.weight = nn.Parameter(_resampled(kept, size))
         layer.kernel_size = (size, size)
     layer.padding = (size // 2, size // 2)
+
+
+def _resampled(kernels: Tensor, size: int) -> Tensor:
+    """Square kernels [..., k, k] as [..., size, size], each weight shared out by area.
+
+    Their sums stay, so that an even image gives what it gave.
+    """
+    old = kernels.shape[-1]
+    edges = torch.arange(size + 1, device=kernels.device) * (old / size)
+    cells = torch.arange(old, device=kernels.device)
+    ends = torch.minimum(edges[1:, None], cells + 1)
+    share = (ends - torch.maximum(edges[:-1, None], cells)).clamp(min=0)
+    return share @ kernels @ share.T
 
 
 def _resize_outputs(layer: nn.Module, n: int) -> None:

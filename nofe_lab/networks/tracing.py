@@ -13,6 +13,7 @@ import inspect
 import operator
 import random
 import re
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -126,6 +127,26 @@ def _cannot_trace(name: str, reason: str) -> InvalidInput:
 def reason_of(error: BaseException) -> str:
     """What went wrong in a forward, in one line, without the names of stand-ins."""
     return re.sub(r"Proxy\(\w+\)", "...", first_line(error))
+
+
+def failing_layer(error: BaseException) -> str:
+    """The class of the innermost module in which an error was raised; "" if in none."""
+    layer = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and not isinstance(module, fx.GraphModule):
+            layer = type(module).__name__
+    return layer
+
+
+def view_refused(error: BaseException, name: str) -> InvalidInput | None:
+    """What to say of a network that calls `view` where the layout does not admit one, or None."""
+    if "view size is not compatible" not in str(error):
+        return None
+    return InvalidInput(
+        f"{failing_layer(error) or 'a layer'} of {name!r} calls view, which channels-last maps do "
+        "not admit; accepted: reshape or flatten in its place."
+    )
 
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

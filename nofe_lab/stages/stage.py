@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +41,7 @@ from nofe_lab.log import log
 from nofe_lab.machine import Machine, exact_float32
 from nofe_lab.networks import Backbone
 from nofe_lab.networks.counting import count_macs
+from nofe_lab.networks.tracing import failing_layer, view_refused
 from nofe_lab.runs import (
     DamagedRun,
     Run,
@@ -300,21 +300,12 @@ class Stage(ABC):
 
     def _refused(self, error: Exception) -> InvalidInput | None:
         """What to say of a network whose layers cannot do a step; None for any other error."""
-        text, layer = first_line(error), ""
-        for frame, _ in traceback.walk_tb(error.__traceback__):
-            if isinstance(module := frame.f_locals.get("self"), nn.Module):
-                layer = type(module).__name__
-        if "Expected more than 1 value per channel" in text:
+        if "Expected more than 1 value per channel" in str(error):
             return InvalidInput(
-                f"batch_size must be at least 2 for {self.backbone.name!r}, whose {layer} sees one "
-                f"value of an image; got {self.recipe.batch_size}."
+                f"batch_size must be at least 2 for {self.backbone.name!r}, whose "
+                f"{failing_layer(error)} sees one value of an image; got {self.recipe.batch_size}."
             )
-        if "view size is not compatible" in text:
-            return InvalidInput(
-                f"{layer} of {self.backbone.name!r} calls view, which channels-last maps do not "
-                "admit; accepted: reshape or flatten in its place."
-            )
-        return None
+        return view_refused(error, self.backbone.name)
 
 
 @dataclass
