@@ -8,14 +8,19 @@ a test, a script or a notebook, and an interactive view never shows what a plain
 Every function returns a `matplotlib.figure.Figure` that pyplot has forgotten already: as the last
 expression of a cell it is shown once, and ``figure.savefig(path)`` writes it to a file.  Colours
 mean specialties (in `plot_history`, networks): specialty k has the same colour in all pictures.
-Class names are shown as they are, never read as formulas; a name that is too long for its place
-ends in "…".
+Class names are shown as they are, never read as formulas; one that is too long for its place is cut
+in its middle.  The font of matplotlib's settings comes first; characters that no font has are named
+once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, wraps
+from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -39,9 +44,11 @@ from nofe_lab.config import InvalidInput, whole_number
 from nofe_lab.data import Dataset, Split
 from nofe_lab.evaluation import InsideShare, Predictions, over_seeds, specialty_confusion
 from nofe_lab.inspection import Inspection
+from nofe_lab.log import log
 from nofe_lab.specialties import Specialties, maps_of
 
 Colour = tuple[float, float, float]
+P = ParamSpec("P")
 
 SMALL = 7.0
 """Font size of class names, in points: the smallest that is used."""
@@ -58,11 +65,9 @@ ACCENT, RIGHT, WRONG = "#3d348b", "#00735c", "#b84a00"
 
 # DejaVu Sans, which comes with matplotlib, has no East Asian or Indic scripts
 _OTHER_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Microsoft YaHei")
-_INSTALLED = {font.name for font in fontManager.ttflist}
 _STYLE = {
     **sns.axes_style("ticks"),
     "figure.facecolor": "white",
-    "font.family": ["DejaVu Sans", *(font for font in _OTHER_FONTS if font in _INSTALLED)],
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.labelsize": 9,
@@ -75,7 +80,62 @@ _STYLE = {
     "text.parse_math": False,
     "text.usetex": False,
 }
-_styled = mpl.rc_context(_STYLE)
+
+
+def _families() -> list[str]:
+    """The fonts that are looked into for a character, in turn: those of the user first."""
+    own: list[str] = []
+    settings: Mapping[str, Any] = mpl.rcParams
+    for name in settings["font.family"]:
+        kind = f"font.{name}"  # of sans-serif and the like, the first
+        own += settings[kind][:1] if kind in settings else [name]
+    installed = {font.name for font in fontManager.ttflist}
+    wanted = (*own, "DejaVu Sans", *_OTHER_FONTS)
+    return [name for name in dict.fromkeys(wanted) if name in installed]
+
+
+def _styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
+    """A plot function in the style of all pictures here."""
+
+    @wraps(plot)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with mpl.rc_context({**_STYLE, "font.family": _families()}):
+            return plot(*args, **kwargs)
+
+    return drawn
+
+
+_SAID: set[str] = set()
+"""Characters that no font has, and of which this was said."""
+
+
+@contextmanager
+def _missing_characters_said() -> Iterator[None]:
+    """Matplotlib warns of each character in each text, with the paths of fonts; say it once."""
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        yield
+    missing = set()
+    for warning in heard:
+        if found := re.match(r"Glyph (\d+) .*missing from", str(warning.message)):
+            missing.add(chr(int(found[1])))
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    if new := sorted(missing - _SAID):
+        _SAID.update(new)
+        log.warning(
+            f"No font here has {' '.join(new[:20])}{' ...' if len(new) > 20 else ''}: boxes are "
+            "drawn instead; matplotlib.rcParams['font.family'] = NAME, before the pictures, takes "
+            "a font of yours that has them."
+        )
+
+
+class _Figure(Figure):
+    def draw(self, renderer: Any) -> None:
+        with _missing_characters_said():
+            super().draw(renderer)
 
 
 def specialty_colours(K: int) -> list[Colour]:
@@ -1014,14 +1074,14 @@ def plot_words(text: str) -> Figure:
 
 def _figure(width: float, height: float) -> Figure:
     """A figure that pyplot, and so the notebook's inline backend, knows how to show, once."""
-    figure = plt.figure(figsize=(width, height), layout="constrained")
+    figure = plt.figure(figsize=(width, height), layout="constrained", FigureClass=_Figure)
     plt.close(figure)
     return figure
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure with one invisible Axes whose units are inches, from the top left corner."""
-    figure = plt.figure(figsize=(width, height))
+    figure = plt.figure(figsize=(width, height), FigureClass=_Figure)
     plt.close(figure)
     return figure, _inches(figure, (0, 0, width, height))
 
@@ -1132,20 +1192,30 @@ def _mix(colour: Colour, grey: float, share: float) -> Colour:
     return red, green, blue
 
 
-@cache
 def _fit(text: str, inches: float, size: float = SMALL, weight: str = "normal") -> str:
-    """The text in one line, cut with "…" where it would be wider than `inches`."""
-    text = " ".join(text.split())
+    """The text in one line, cut in its middle with "…" where it would be wider than `inches`.
+
+    Names of a series differ in their ends.
+    """
+    return _cut(" ".join(text.split()), inches, size, weight, tuple(_families()))
+
+
+@cache
+def _cut(text: str, inches: float, size: float, weight: str, families: tuple[str, ...]) -> str:
     if _width(text, size, weight) <= inches:
         return text
-    while text and _width(text + "…", size, weight) > inches:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    for kept in range(len(text) - 1, 0, -1):
+        tail = (kept - 1) // 2
+        cut = f"{text[: kept - tail].rstrip()}…{text[len(text) - tail :].lstrip()}"
+        if _width(cut, size, weight) <= inches:
+            return cut
+    return "…"
 
 
 def _width(text: str, size: float, weight: str = "normal") -> float:
-    font = FontProperties(family=_STYLE["font.family"], size=size, weight=weight)
-    width: float = text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]
+    font = FontProperties(family=_families(), size=size, weight=weight)
+    with _missing_characters_said():
+        width: float = text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]
     return width / 72
 
 

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -113,7 +114,7 @@ def serving(command: list[str], folder: Path, ready: str) -> Iterator[str]:
 class Page:
     """A notebook that is open in JupyterLab."""
 
-    def __init__(self, browser: Any, address: str, path: Path) -> None:
+    def __init__(self, browser: Any, address: str, path: Path, kernel: bool = True) -> None:
         self.path = path
         self.page = browser.new_page(viewport={"width": 1400, "height": 1200})
         self.complaints: list[str] = []
@@ -121,6 +122,8 @@ class Page:
         self.page.on("console", self._listen)
         self.page.goto(f"{address}/lab/tree/{path.name}?token={TOKEN}&reset")
         self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+        if not kernel:
+            return
         # JupyterLab asks for a kernel, with a dialog, if cells are run before it has one
         for _ in range(60):
             with urllib.request.urlopen(f"{address}/api/sessions?token={TOKEN}") as answer:
@@ -203,7 +206,7 @@ class Page:
 
 
 @pytest.fixture
-def open_notebook(lab: tuple[str, Path]) -> Iterator[Callable[[str], Page]]:
+def open_notebook(lab: tuple[str, Path]) -> Iterator[Callable[..., Page]]:
     """Opens notebooks by name; none may have complained in the browser's console at the end."""
     from playwright.sync_api import sync_playwright
 
@@ -215,8 +218,8 @@ def open_notebook(lab: tuple[str, Path]) -> Iterator[Callable[[str], Page]]:
             args=["--no-sandbox", "--disable-background-networking", "--disable-sync"],
         )
 
-        def open_one(name: str) -> Page:
-            pages.append(Page(browser, address, folder / name))
+        def open_one(name: str, kernel: bool = True) -> Page:
+            pages.append(Page(browser, address, folder / name, kernel))
             return pages[-1]
 
         yield open_one
@@ -225,28 +228,135 @@ def open_notebook(lab: tuple[str, Path]) -> Iterator[Callable[[str], Page]]:
     assert not complaints
 
 
-def test_the_board_in_a_browser(open_notebook: Callable[[str], Page], lab) -> None:  # type: ignore[no-untyped-def]
-    """The short one: a class is dragged, another is moved by keyboard, both come back."""
-    source = """
+BOARD = """
 import nofe_lab
 from nofe_lab.views import SpecialtyBoard
 data = nofe_lab.load_dataset("glyphs:1", val_fraction=0.0, seed=0)
 board = SpecialtyBoard(data, nofe_lab.Specialties.random(data.class_names, 5, 0))
 board
 """
+
+PICTURE = ".jp-OutputArea-output img[src^='data:image/png']"
+
+
+def write_notebook(folder: Path, name: str, *sources: str) -> None:
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
-    notebook.cells = [nbformat.v4.new_code_cell(source.strip())]
-    nbformat.write(notebook, lab[1] / "board.ipynb")
+    notebook.cells = [nbformat.v4.new_code_cell(source.strip()) for source in sources]
+    nbformat.write(notebook, folder / name)
+
+
+def test_the_board_in_a_browser(
+    open_notebook: Callable[..., Page], lab: tuple[str, Path], tmp_path: Path
+) -> None:
+    """The short one: what is seen of it and of its picture, with a kernel, a busy one, and none."""
+    write_notebook(lab[1], "board.ipynb", BOARD)
     opened = open_notebook("board.ipynb")
     opened.run_all()
-    opened.page.wait_for_selector(".nofe-board", timeout=60_000)
+    opened.page.wait_for_selector(".nofe-board.nofe-live", timeout=60_000)
+    assert opened.page.locator(PICTURE).count() == 1
+    assert not opened.page.locator(PICTURE).is_visible()
     use_the_board(opened)
+    accents_are_whole(opened)
+    ask_a_busy_kernel(opened)
+    opened.page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+    opened.page.wait_for_timeout(1000)
+    ask_a_kernel_that_was_started_anew(opened)
+    look_at_the_exported_page(opened, tmp_path)
+
+
+def accents_are_whole(opened: Page) -> None:
+    """Nothing is cut off above a name: É and Ê read E where it was."""
+    name = opened.widget("board").locator("button.nofe-class[title='Ê'] > span").last
+    cut = name.evaluate(
+        """(span) => {
+          const style = getComputedStyle(span), box = span.getBoundingClientRect();
+          const context = document.createElement("canvas").getContext("2d");
+          context.font = style.font;
+          const { actualBoundingBoxAscent, actualBoundingBoxDescent } = context.measureText("Ê");
+          const inked = actualBoundingBoxAscent + actualBoundingBoxDescent;
+          return style.overflowY !== "visible" && box.height < inked + 2;
+        }"""
+    )
+    assert not cut
+
+
+def ask_a_busy_kernel(opened: Page) -> None:
+    """A class that is dragged while another cell runs stays, is said to, and is not moved later.
+
+    Kernels that answer widgets from a thread of their own answer also then, unless the cell keeps
+    Python from running that thread, as this one does.
+    """
+    widget = opened.widget("board")
+    before = opened.kernel("board.specialties.of")
+    opened.page.evaluate(
+        EXECUTE.replace("await future.done;", ""),
+        [opened.path.name, "import ctypes; ctypes.PyDLL(None).sleep(6)"],
+    )
+    cards = widget.locator(".nofe-card")
+    cards.nth(0).locator("button.nofe-class").nth(1).drag_to(cards.nth(1).locator("header"))
+    notice = widget.locator(".nofe-kernel")
+    notice.wait_for(state="visible", timeout=5000)
+    assert "busy" in notice.inner_text()
+    assert "nothing is done here" in notice.inner_text()
+    notice.wait_for(state="hidden", timeout=20_000)  # it is free, and answers
+    assert opened.kernel("board.specialties.of") == before
+
+
+def ask_a_kernel_that_was_started_anew(opened: Page) -> None:
+    opened.page.click("text=Kernel >> visible=true")
+    opened.page.click("text=Restart Kernel… >> visible=true")
+    opened.page.click(".jp-Dialog button.jp-mod-warn")
+    opened.page.wait_for_timeout(3000)
+    widget = opened.widget("board")
+    label = widget.locator("button.nofe-class[aria-pressed=true]").first.get_attribute("data-label")
+    widget.locator("button.nofe-class[aria-pressed=false]").nth(3).click()
+    notice = widget.locator(".nofe-kernel")
+    notice.wait_for(state="visible", timeout=10_000)
+    assert "was started anew" in notice.inner_text()
+    chosen = widget.locator("button.nofe-class[aria-pressed=true]").first
+    assert chosen.get_attribute("data-label") == label  # it does not pretend
+
+
+def look_at_the_exported_page(opened: Page, folder: Path) -> None:
+    from nbconvert import HTMLExporter
+
+    page, _ = HTMLExporter(template_name="lab").from_filename(str(opened.path))
+    (folder / "board.html").write_text(page, "utf-8")
+    exported = opened.page.context.browser.new_page()
+    exported.route("http*://**", lambda route: route.abort())
+    exported.goto(f"file://{folder}/board.html")
+    picture = exported.locator("img[src^='data:image/png']")
+    assert picture.count() == 1
+    assert picture.is_visible()
+    exported.close()
+
+
+def test_a_widget_of_saved_state_shows_its_picture_without_a_kernel(
+    open_notebook: Callable[..., Page], lab: tuple[str, Path]
+) -> None:
+    """Saved state draws the widget without a kernel too; dead handles are no use to anybody."""
+    from nbclient import NotebookClient
+
+    write_notebook(lab[1], "saved.ipynb", BOARD)
+    notebook = nbformat.read(lab[1] / "saved.ipynb", as_version=4)
+    NotebookClient(notebook, store_widget_state=True).execute()
+    assert "widgets" in notebook.metadata
+    notebook.metadata.kernelspec = {"name": "none-such", "display_name": "none such"}
+    nbformat.write(notebook, lab[1] / "saved.ipynb")
+    opened = open_notebook("saved.ipynb", kernel=False)
+    opened.page.get_by_role("button", name="No Kernel").last.click()
+    opened.page.wait_for_timeout(4000)
+    assert opened.page.locator(PICTURE).first.is_visible()
+    shown = opened.page.locator(".nofe-board")
+    assert shown.count() == 0 or not shown.first.is_visible()
+    SHOTS.mkdir(exist_ok=True)
+    opened.page.screenshot(path=SHOTS / "without_kernel.png")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_notebook_runs_in_jupyterlab(open_notebook: Callable[[str], Page], name: str) -> None:
+def test_a_notebook_runs_in_jupyterlab(open_notebook: Callable[..., Page], name: str) -> None:
     opened = open_notebook(name)
     opened.run_all()
     opened.wait_until_executed()
@@ -268,7 +378,7 @@ def test_a_notebook_runs_in_jupyterlab(open_notebook: Callable[[str], Page], nam
 
 @pytest.mark.slow
 def test_a_training_that_is_interrupted_in_jupyterlab_is_kept_and_goes_on(
-    open_notebook: Callable[[str], Page], lab: tuple[str, Path]
+    open_notebook: Callable[..., Page], lab: tuple[str, Path]
 ) -> None:
     _, folder = lab
     notebook = nbformat.read(folder / "01_train_generalist.ipynb", as_version=4)
@@ -303,19 +413,67 @@ def test_the_app_shows_the_board_and_no_code(lab: tuple[str, Path]) -> None:
 
     _, folder = lab
     name = next(name for name in NOTEBOOKS if name.startswith("07"))
-    command = [sys.executable, "-m", "voila", "--no-browser", "--Voila.ip=127.0.0.1"]
-    with serving(command, folder, "") as address, sync_playwright() as playwright:
+    with serving_apps(folder) as address, sync_playwright() as playwright:
+        assert ask(f"{address}/voila/render/{name}") in (302, 403)  # to the login
+        assert ask(f"{address}/voila/render/{name}?token={TOKEN}", Host="evil.example") == 403
+        assert kernels(address) == []
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1300, "height": 1000})
-        page.goto(f"{address}/voila/render/{name}", timeout=240_000)
-        page.wait_for_selector(".nofe-board", timeout=240_000)
+        page.goto(f"{address}/voila/render/{name}?token={TOKEN}", timeout=240_000)
+        page.wait_for_selector(".nofe-board.nofe-live", timeout=240_000)
         assert page.locator(".jp-InputArea-editor").count() == 0
+        assert not any(image.is_visible() for image in page.locator(
+            ".jp-OutputArea-child:has(.nofe) + .jp-OutputArea-child img").all())  # fmt: skip
         cards = page.locator(".nofe-card")
         dragged = cards.nth(0).locator("button.nofe-class").nth(1)
         label = dragged.get_attribute("data-label")
         dragged.drag_to(cards.nth(1).locator("header"))
         page.wait_for_selector(f".nofe-card[data-k='1'] [data-label='{label}']")
         browser.close()
+
+
+def test_apps_want_the_token_and_start_few_kernels(tmp_path: Path) -> None:
+    if CHROMIUM is None:  # the other half of the app's requirements
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    pytest.importorskip("voila")
+    write_notebook(tmp_path, "app.ipynb", "1 + 1")
+    with serving_apps(tmp_path) as address:
+        page = f"{address}/voila/render/app.ipynb"
+        assert ask(page) in (302, 403)
+        assert ask(f"{page}?token={TOKEN}", Host="evil.example") == 403
+        assert kernels(address) == []
+        found = [ask(f"{page}?token={TOKEN}") for _ in range(5)]
+        assert found == [200] * 4 + [503]
+        assert len(kernels(address)) == 4
+
+
+def serving_apps(folder: Path) -> Any:
+    command = [sys.executable, "-m", "jupyter", "server", "--ip=127.0.0.1", "--allow-root"]
+    command += [f"--config={ROOT / 'notebooks' / 'app_config.py'}"]
+    command += [f"--IdentityProvider.token={TOKEN}"]
+    return serving(command, folder, f"api?token={TOKEN}")
+
+
+def ask(address: str, **headers: str) -> int:
+    """The status of an answer; where it is a redirection, its own."""
+
+    class Stay(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, *_: Any) -> None:
+            return None
+
+    request = urllib.request.Request(address, headers=headers)
+    try:
+        with urllib.request.build_opener(Stay).open(request, timeout=60) as answer:
+            answer.read()
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def kernels(address: str) -> list[Any]:
+    with urllib.request.urlopen(f"{address}/api/kernels?token={TOKEN}") as answer:
+        found: list[Any] = json.load(answer)
+    return found
 
 
 # --- what a reader does with each widget

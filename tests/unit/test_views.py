@@ -25,7 +25,7 @@ from nofe_lab.inspection import Inspector
 from nofe_lab.networks import CNN, NofE, backbone
 from nofe_lab.specialties import Specialties, best_objective
 from nofe_lab.stages import load_specialties
-from nofe_lab.training import EpochDone, MapUpdated, StageBegun, StageEnded, StepDone
+from nofe_lab.training import EpochDone, MapUpdated, StageBegun, StageEnded, StageLoaded, StepDone
 from nofe_lab.views import (
     ConfusionExplorer,
     EvolutionPlayer,
@@ -242,7 +242,9 @@ def test_labels_stay_inside_their_cards(world):
     figure.savefig(io.BytesIO())
     cards = [patch.get_window_extent() for patch in figure.axes[0].patches]
     headings = [
-        t.get_bbox_patch().get_window_extent() for t in figure.axes[0].texts if "…:" in t.get_text()
+        t.get_bbox_patch().get_window_extent()
+        for t in figure.axes[0].texts
+        if re.search("…W*X*Y*Z*:", t.get_text())
     ]
     assert len(headings) == len(cards) == 3
     for heading, card in zip(headings, cards, strict=True):
@@ -666,7 +668,7 @@ def test_board_keeps_the_colours_of_the_others(board):
 
 def test_board_shifts_a_class_and_stops_at_the_ends(board):
     for by, k in ((1, 1), (1, 2), (5, 3), (-1, 2), (-9, 0)):
-        board._obey(board, {"do": "shift", "label": 0, "by": by}, [])
+        board.obey({"do": "shift", "label": 0, "by": by}, [])
         assert board.specialties.of[0] == k
 
 
@@ -686,16 +688,16 @@ def test_board_judges_and_warns(board, world):
 
 
 def test_board_obeys_the_browser_and_says_what_it_refuses(board):
-    board._obey(board, {"do": "move", "label": 6, "k": 0}, [])
+    board.obey({"do": "move", "label": 6, "k": 0}, [])
     assert board.specialties.of[6] == 0
-    board._obey(board, {"do": "lock", "label": 6}, [])
+    board.obey({"do": "lock", "label": 6}, [])
     assert board.locked == [6]
-    board._obey(board, {"do": "move", "label": 6, "k": 1}, [])
+    board.obey({"do": "move", "label": 6, "k": 1}, [])
     assert board.words == "class 'tiger' is locked; unlock it first."
-    board._obey(board, {"do": "remove", "k": 0}, [])
+    board.obey({"do": "remove", "k": 0}, [])
     assert "accepted: one without classes" in board.words
     for deed in ("undo", "redo", "add", "reset"):
-        board._obey(board, {"do": deed}, [])
+        board.obey({"do": deed}, [])
     assert board.specialties.of[6] == 1
 
 
@@ -851,13 +853,13 @@ def test_a_map_of_the_middle_is_laid_over_the_middle(inspected):
 def test_inspector_takes_an_image_of_ones_own(inspector, inspected):
     file = io.BytesIO()
     Image.new("RGB", (50, 40), "red").save(file, format="png")
-    inspector._obey(inspector, {"do": "upload", "name": "red.png"}, [file.getvalue()])
+    inspector.obey({"do": "upload", "name": "red.png"}, [file.getvalue()])
     assert (inspector.index, inspector.detail["title"]) == (-1, "red.png")
     assert not inspector.in_step
-    inspector._obey(inspector, {"do": "upload", "name": "x.png"}, [b"no image"])
+    inspector.obey({"do": "upload", "name": "x.png"}, [b"no image"])
     assert inspector.problem == "'x.png' cannot be shown (no image, or of an unknown format)."
     assert inspector.detail["title"] == "red.png"
-    inspector._obey(inspector, {"do": "step", "by": 1}, [])  # back to where it was
+    inspector.obey({"do": "step", "by": 1}, [])  # back to where it was
     assert (inspector.index, inspector.place, inspector.problem) == (0, 0, "")
     with pytest.raises(InvalidInput, match="index must be from 0 to 23; got -1"):
         inspector.index = -1
@@ -945,3 +947,75 @@ EVERY_WIDGET = (
     SpecialtyBoard,
     SpecialtyExplorer,
 )
+
+
+# --- names in other scripts, and long ones
+
+
+def write_names(*names: str) -> Figure:
+    data = renamed(names)
+    return plots.plot_specialties(data, Specialties(names, (0, 0, 1, 1, 2, 2), 3))
+
+
+def renamed(names: tuple[str, ...]) -> Dataset:
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(rng.integers(0, 255, (6, 3, 8, 8), dtype=np.uint8))
+    split = Split(pixels, torch.arange(6))
+    return Dataset("named", names, split, split[:0], split)
+
+
+def test_characters_that_no_font_has_are_said_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Matplotlib warned of each of them in every text, with the paths of its fonts."""
+    monkeypatch.setattr(plots, "_SAID", set())
+    names = ("ओम", "ओ", "म", "cat", "dog", "fox")
+    for _ in range(2):
+        figure = write_names(*names)
+        figure.savefig(io.BytesIO(), format="png")
+        figure.savefig(io.BytesIO(), format="svg")
+    said = capsys.readouterr().out
+    assert said.count("No font here has") == 1
+    assert "ओ" in said
+    assert "/" not in said.replace("matplotlib.rcParams", "")
+
+
+def test_the_font_of_the_user_comes_first() -> None:
+    with mpl.rc_context({"font.family": "DejaVu Serif"}):
+        (first, *_) = write_names("a", "b", "c", "d", "e", "f").axes[0].texts
+        assert first.get_fontfamily()[0] == "DejaVu Serif"
+    with mpl.rc_context({"font.sans-serif": ["DejaVu Sans Mono", "DejaVu Sans"]}):
+        (first, *_) = write_names("a", "b", "c", "d", "e", "f").axes[0].texts
+        assert first.get_fontfamily()[0] == "DejaVu Sans Mono"
+    with mpl.rc_context({"font.family": "No Such Font"}):
+        write_names("a", "b", "c", "d", "e", "f").savefig(io.BytesIO())
+
+
+def test_long_names_are_cut_in_their_middle() -> None:
+    cut = [plots._fit(f"chickadee of the northern forest, series {n}", 1.1) for n in (1, 2)]
+    assert cut[0] != cut[1]
+    assert all("…" in name and name.startswith("chick") for name in cut)
+    assert cut[0].endswith("1")
+
+
+def test_a_network_that_was_trained_before_is_said_in_the_live_view(tiny: Dataset) -> None:
+    live = LiveTraining(tiny, 3)
+    live(StageLoaded("base CNN"))
+    assert live.loaded == ["base CNN"]
+    assert live.words == "base CNN was trained before: its run is loaded."
+
+
+def test_every_widget_answers_whether_anybody_is_here(tiny: Dataset) -> None:
+    live = LiveTraining(tiny, 3)
+    sent: list[object] = []
+    live.send = lambda content, *_: sent.append(content)
+    live._hear(live, {"do": "ping", "token": 7}, [])
+    assert sent == [{"pong": 7}]
+
+
+def test_the_picture_behind_a_widget_asks_for_a_light_background() -> None:
+    """Where JupyterLab reads it; below image/png, it was not found."""
+    board = SpecialtyBoard(
+        renamed(tuple("abcdef")), Specialties(tuple("abcdef"), (0, 0, 1, 1, 2, 2), 3)
+    )
+    assert board._picture()[1] == {"needs_background": "light"}

@@ -85,6 +85,17 @@ class View(anywidget.AnyWidget):  # type: ignore[misc]
     def __init__(self, **traits: Any) -> None:
         self._stills: list[Any] = []
         super().__init__(**traits)
+        self.on_msg(self._hear)
+
+    def _hear(self, _: Any, what: dict[str, Any], buffers: list[Any]) -> None:
+        """A message of the browser: whether anybody is here, or a wish."""
+        if what.get("do") == "ping":
+            self.send({"pong": what.get("token")})
+        else:
+            self.obey(what, buffers)
+
+    def obey(self, what: dict[str, Any], buffers: list[Any]) -> None:
+        """Do what the reader wishes, in widgets where more than traits can be wished for."""
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
         """Take values from the browser; what cannot be is answered with what is."""
@@ -130,9 +141,9 @@ class View(anywidget.AnyWidget):  # type: ignore[misc]
             for still in self._stills:
                 still.update(data, metadata=metadata, raw=True)
 
-    def _picture(self) -> tuple[dict[str, str], dict[str, Any]]:
+    def _picture(self) -> tuple[dict[str, str], dict[str, str]]:
         data = {"text/plain": self.words, "image/png": base64.b64encode(self.png).decode()}
-        return data, {"image/png": {"needs_background": "light"}}
+        return data, {"needs_background": "light"}
 
 
 class ClassView(View):

@@ -116,7 +116,6 @@ class SpecialtyBoard(ClassView):
             specialties=specialties,
         )
         self.label = specialties.order[0]
-        self.on_msg(self._obey)
 
     def judge(self, specialties: Specialties) -> Judgement:
         """How good a partition of these classes looks."""
@@ -263,8 +262,7 @@ class SpecialtyBoard(ClassView):
             f"{min(now.sizes)} to {max(now.sizes)} classes. {self.judgement['warning']}"
         ).strip()
 
-    def _obey(self, _: Any, what: dict[str, Any], __: Any) -> None:
-        """A wish of the browser."""
+    def obey(self, what: dict[str, Any], buffers: list[Any]) -> None:
         deeds: dict[str, Callable[[], None]] = {
             "move": lambda: self.move(int(what["label"]), int(what["k"])),
             "shift": lambda: self.shift(int(what["label"]), int(what["by"])),

@@ -91,7 +91,6 @@ class PredictionInspector(View):
         super().__init__(
             choices=[[key, f"{text} ({len(self.images[key])})"] for key, text in names.items()]
         )
-        self.on_msg(self._obey)
         self.which = next(key for key in CHOICES if len(self.images[key]))
         self._restart()
 
@@ -221,8 +220,8 @@ class PredictionInspector(View):
             said += f" The gate would run specialty {self.specialties.names[chosen]} first."
         return said
 
-    def _obey(self, _: Any, what: dict[str, Any], buffers: list[Any]) -> None:
-        """A wish of the browser: a step, or an uploaded file."""
+    def obey(self, what: dict[str, Any], buffers: list[Any]) -> None:
+        """A step, or an uploaded file."""
         if what["do"] == "step":
             self.step(int(what["by"]))
             return

@@ -1,20 +1,19 @@
 // The specialty board: classes are dragged, or moved by keyboard, from one specialty to another.
 
 function render({ model, el }) {
-  const root = frame(el, "board");
+  const root = frame(el, "board", model);
   const pictures = sprites();
   const names = () => model.get("class_names");
-  const tell = (what) => model.send(what);
   const chosen = () => model.get("label");
-  const tool = (text, what, title) => h("button", { class: "nofe-tool", type: "button", title, onclick: () => tell(what) }, text);
+  const tool = (text, what, title) => h("button", { class: "nofe-tool", type: "button", title, onclick: () => tell(model, what) }, text);
   const undo = tool("Undo", { do: "undo" }, "Ctrl+Z"), redo = tool("Redo", { do: "redo" }, "Ctrl+Y");
   const add = tool("Add a specialty", { do: "add" }, "an empty one, behind the others");
   const reset = tool("Start again", { do: "reset" }, "back to the specialties that the board began with");
   const moveTo = h("select", {
     "aria-label": "Move the chosen class to",
-    onchange: () => { if (moveTo.value !== "") tell({ do: "move", label: chosen(), k: Number(moveTo.value) }); moveTo.value = ""; },
+    onchange: () => { if (moveTo.value !== "") tell(model, { do: "move", label: chosen(), k: Number(moveTo.value) }); moveTo.value = ""; },
   });
-  const lock = h("button", { class: "nofe-tool", type: "button", title: "L", onclick: () => tell({ do: "lock", label: chosen() }) });
+  const lock = h("button", { class: "nofe-tool", type: "button", title: "L", onclick: () => tell(model, { do: "lock", label: chosen() }) });
   root.append(h("div", { class: "nofe-toolbar" }, searchBox(model), h("label", { class: "nofe-menu" }, h("span", {}, "Move to"), moveTo), lock, undo, redo, add, reset));
   const judged = h("div", { class: "nofe-judged" });
   const warning = h("p", { class: "nofe-warning", role: "alert" });
@@ -34,7 +33,7 @@ function render({ model, el }) {
     cardsBox.replaceChildren(h("div", { class: "nofe-cards" }, list.map((specialty) => {
       const element = card(specialty, names(), pictures, {
         tools: specialty.members.length ? [] : h("button", {
-          class: "nofe-tool", type: "button", "aria-label": `remove ${specialty.name}`, onclick: () => tell({ do: "remove", k: specialty.k }),
+          class: "nofe-tool", type: "button", "aria-label": `remove ${specialty.name}`, onclick: () => tell(model, { do: "remove", k: specialty.k }),
         }, "remove"),
         extra: h("div", { class: "nofe-balance", title: `${specialty.members.length} classes` },
           h("span", { style: { width: `${100 * specialty.members.length / largest}%` } }),
@@ -65,7 +64,7 @@ function render({ model, el }) {
         event.preventDefault();
         event.stopPropagation();
         element.classList.remove("nofe-over");
-        if (dragged !== null) tell({ do: "move", label: dragged, k: specialty.k });
+        if (dragged !== null) tell(model, { do: "move", label: dragged, k: specialty.k });
         dragged = null;
       });
       return element;
@@ -106,7 +105,7 @@ function render({ model, el }) {
     if (!what) return;
     event.preventDefault();
     event.stopPropagation();
-    tell(what);
+    tell(model, what);
   });
   pictures.load(model.get("thumbnails"));
   const stops = [

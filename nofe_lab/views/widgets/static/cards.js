@@ -8,7 +8,7 @@ function card(specialty, names, pictures, { extra = [], tools = [], each = () =>
     specialty.members.map((label) => {
       const button = h("button", {
         class: "nofe-class", type: "button", tabindex: "-1", "data-label": label, title: names[label],
-      }, pictures.piece(label, 40), h("span", {}, names[label]));
+      }, pictures.piece(label, 40), h("span", {}, short(names[label], 11)));
       each(button, label);
       return button;
     }));
@@ -36,7 +36,10 @@ function mark(root, names, label, search) {
 function searchBox(model, label = "Search a class") {
   const input = h("input", {
     type: "search", placeholder: "part of a name", "aria-label": label,
-    oninput: () => send(model, { search: input.value }),
+    oninput: () => { // a matter of this view: no kernel is needed
+      model.set("search", input.value);
+      model.save_changes();
+    },
     onkeydown: (event) => {
       if (event.key !== "Enter") return;
       const wanted = input.value.trim().toLowerCase();

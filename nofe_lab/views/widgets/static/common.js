@@ -29,17 +29,93 @@ function fill(element, attributes, children) {
   return element;
 }
 
-/** The frame of a widget. */
-function frame(el, name) {
-  const root = h("div", { class: `nofe nofe-${name}` });
+/** The frame of a widget, and the link to its kernel. */
+function frame(el, name, model) {
+  const notice = h("p", { class: "nofe-kernel", role: "alert", hidden: true });
+  const root = h("div", { class: `nofe nofe-${name}` }, notice);
   el.replaceChildren(root);
+  links.set(model, link(model, root, notice));
   return root;
 }
 
-/** Set traits and send them to the kernel. */
-function send(model, traits) {
+const PATIENCE = 1500; // milliseconds; a kernel at rest answers within a few
+const links = new WeakMap();
+
+/** Whether the kernel answers.  `ask` resolves to true once it does; to false, with a notice, if it
+ * does not, and then nothing may be done: it would be obeyed when the reader has long forgotten it.
+ * While the kernel has never answered, the widget is a dead picture of saved state; its style sheet
+ * shows the still picture below it instead. */
+function link(model, root, notice) {
+  const waiting = new Map();
+  let sent = 0;
+  const alive = () => {
+    root.classList.add("nofe-live");
+    notice.hidden = true;
+  };
+  const heard = (message) => {
+    if (message?.pong === undefined) return;
+    alive();
+    waiting.get(message.pong)?.(true);
+  };
+  model.on("msg:custom", heard);
+  model.on("change:words", alive); // the kernel alone changes them
+  const kernel = model.widget_manager?.kernel;
+  let forgotten = false;
+  kernel?.statusChanged?.connect?.((_, status) => {
+    forgotten ||= ["restarting", "autorestarting", "terminating", "dead"].includes(status);
+  });
+  const say = () => {
+    notice.textContent = forgotten
+      ? "The kernel was started anew, or is gone: run the cell again. Nothing is done here."
+      : kernel?.status === "busy"
+        ? "The kernel is busy: nothing is done here until it is free. Try again then."
+        : "The kernel does not answer, it is busy or gone: nothing is done here. Try again.";
+    notice.hidden = false;
+  };
+  const ask = (quietly = false) => new Promise((resolve) => {
+    const token = ++sent;
+    const done = (answered) => {
+      clearTimeout(timer);
+      waiting.delete(token);
+      resolve(answered);
+    };
+    const timer = setTimeout(() => {
+      if (!quietly) say();
+      done(false);
+    }, PATIENCE);
+    waiting.set(token, done);
+    try {
+      model.send({ do: "ping", token });
+    } catch {
+      if (!quietly) say();
+      done(false);
+    }
+  });
+  ask(true);
+  return { ask };
+}
+
+/** Set traits and send them to the kernel, if it answers; resolves to whether it does. */
+async function send(model, traits) {
+  if (!(await links.get(model).ask())) return false;
   for (const [name, value] of Object.entries(traits)) model.set(name, value);
   model.save_changes();
+  return true;
+}
+
+/** Tell the kernel something, if it answers; resolves to whether it does. */
+async function tell(model, what, buffers = []) {
+  if (!(await links.get(model).ask())) return false;
+  model.send(what, undefined, buffers);
+  return true;
+}
+
+/** A long name cut in its middle: names of a series differ in their ends. */
+function short(name, most) {
+  const letters = [...name];
+  if (letters.length <= most) return name;
+  const tail = Math.floor((most - 1) / 2);
+  return `${letters.slice(0, most - 1 - tail).join("")}…${letters.slice(-tail).join("")}`;
 }
 
 /** Call `draw` now and whenever one of the traits changes; returns what ends that. */
@@ -54,7 +130,10 @@ function follow(model, traits, draw) {
 function menu(model, trait, label, options, number = false) {
   const select = h("select", {
     "aria-label": label,
-    onchange: () => send(model, { [trait]: number ? Number(select.value) : select.value }),
+    onchange: async () => {
+      const done = await send(model, { [trait]: number ? Number(select.value) : select.value });
+      if (!done) select.value = String(model.get(trait));
+    },
   });
   select.replaceChildren(...options.map(([value, text]) => h("option", { value }, text)));
   select.value = String(model.get(trait));
@@ -90,7 +169,7 @@ const percent = (share) => (share === null || Number.isNaN(share) ? "–" : `${M
 /** Horizontal bars: rows of {name, share (of the longest), text, colour, hollow, strong}. */
 function bars(rows) {
   return h("div", { class: "nofe-bars" }, rows.map((row) =>
-    [h("span", { class: row.strong ? "nofe-strong" : "", title: row.name }, row.name),
+    [h("span", { class: row.strong ? "nofe-strong" : "", title: row.name }, short(row.name, 22)),
      h("span", { class: "nofe-track" },
        h("span", { class: "nofe-bar", style: {
          width: `${Math.max(100 * row.share, 0.5)}%`,

@@ -3,7 +3,7 @@
 const SIDE = 660; // of the matrix, in pixels of the page
 
 function render({ model, el }) {
-  const root = frame(el, "confusion");
+  const root = frame(el, "confusion", model);
   const examples = sprites();
   const names = () => model.get("class_names");
   const canvas = h("canvas", {
@@ -86,9 +86,10 @@ function render({ model, el }) {
     }
     // names beside the rows where there is room for them, those of the groups always
     const pitch = cell / ratio;
+    const letter = Math.min(pitch * 1.1, 11); // pixels; 110 of them for a name
     rowNames.replaceChildren(...(pitch >= 5.5 ? order.map((c) => h("span", {
-      style: { height: `${pitch}px`, "font-size": `${Math.min(pitch * 1.1, 11)}px`, "line-height": `${pitch}px` }, title: names()[c],
-    }, names()[c])) : []));
+      style: { height: `${pitch}px`, "font-size": `${letter}px`, "line-height": `${pitch}px` }, title: names()[c],
+    }, short(names()[c], Math.floor(190 / letter)))) : []));
     blocks.replaceChildren(...groups.map((group) => h("span", {
       style: { height: `${group.size * pitch}px`, "border-color": group.colour }, title: group.name,
     }, group.size * pitch >= 11 ? group.name : "")));
@@ -144,7 +145,7 @@ function render({ model, el }) {
     const found = model.get("detail");
     detail.replaceChildren(h("h4", {}, found.title), h("p", { class: "nofe-where" }, found.where),
       h("div", { class: "nofe-examples" }, found.captions.map((caption, i) =>
-        h("figure", {}, examples.piece(i, 64), h("figcaption", { title: caption }, caption)))),
+        h("figure", {}, examples.piece(i, 64), h("figcaption", { title: caption }, short(caption, 28))))),
       found.captions.length ? "" : h("p", {}, "no image"));
   };
   const stops = [

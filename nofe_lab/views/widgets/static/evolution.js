@@ -3,7 +3,7 @@
 const WIDE = 640, TALL = 460, BESIDE = 120, BAR = 7;
 
 function render({ model, el }) {
-  const root = frame(el, "evolution");
+  const root = frame(el, "evolution", model);
   const names = () => model.get("class_names");
   const last = () => model.get("last_update");
   const { specialties, places, blocks, height } = model.get("drawing");
@@ -11,7 +11,7 @@ function render({ model, el }) {
   const y = (row) => 4 + (TALL - 8) * row / height;
   const slider = h("input", {
     type: "range", min: 0, max: last(), step: 1, "aria-label": "update of the map",
-    oninput: () => send(model, { update: Number(slider.value) }),
+    oninput: async () => { if (!(await send(model, { update: Number(slider.value) }))) slider.value = model.get("update"); },
   });
   const play = h("button", { class: "nofe-tool", type: "button", onclick: () => (timer ? stop() : start()) });
   const said = h("output", { class: "nofe-update" });
@@ -22,7 +22,7 @@ function render({ model, el }) {
     play.textContent = "❚❚ pause";
     timer = setInterval(() => {
       if (model.get("update") >= last()) return stop();
-      send(model, { update: model.get("update") + 1 });
+      send(model, { update: model.get("update") + 1 }).then((done) => { if (!done) stop(); });
     }, 700);
   };
   stop();
@@ -53,7 +53,7 @@ function render({ model, el }) {
   })));
   const labels = s("g", { class: "nofe-svg-text", "text-anchor": "end" }, blocks.filter((block) => block.update === 0)
     .map(({ k, first, size }) => s("text", { x: BESIDE - 6, y: y(first + size / 2 - 0.5), "dominant-baseline": "middle" },
-      specialties[k].name.length > 17 ? `${specialties[k].name.slice(0, 16)}…` : specialties[k].name,
+      short(specialties[k].name, 17),
       s("title", {}, specialties[k].name))));
   const curtain = s("rect", { class: "nofe-curtain", y: 0, height: TALL });
   const cursor = s("line", { class: "nofe-cursor", y1: 0, y2: TALL });

@@ -1,7 +1,7 @@
 // The specialty explorer: cards of one partition or of two, and the chosen class beside them.
 
 function render({ model, el }) {
-  const root = frame(el, "explorer");
+  const root = frame(el, "explorer", model);
   const pictures = sprites(), examples = sprites();
   const names = () => model.get("class_names");
   const cardsBox = h("div", { class: "nofe-cards-box" });

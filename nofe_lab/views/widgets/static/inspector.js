@@ -1,9 +1,9 @@
 // The prediction inspector: the pictures of one image, and what each expert says of it.
 
 function render({ model, el }) {
-  const root = frame(el, "inspector");
+  const root = frame(el, "inspector", model);
   const pictures = sprites();
-  const step = (by) => model.send({ do: "step", by });
+  const step = (by) => tell(model, { do: "step", by });
   const button = (text, by, label) => h("button", { class: "nofe-tool", type: "button", "aria-label": label, onclick: () => step(by) }, text);
   const before = button("◀", -1, "the image before"), after = button("▶", 1, "the next image");
   const where = h("output", {});
@@ -11,7 +11,7 @@ function render({ model, el }) {
     type: "file", accept: "image/*", "aria-label": "an image of yours",
     onchange: async () => {
       const file = upload.files[0];
-      if (file) model.send({ do: "upload", name: file.name }, undefined, [await file.arrayBuffer()]);
+      if (file) tell(model, { do: "upload", name: file.name }, [await file.arrayBuffer()]);
     },
   });
   const problem = h("p", { class: "nofe-problem", role: "alert" });

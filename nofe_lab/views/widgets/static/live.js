@@ -1,7 +1,7 @@
 // Training as it goes: progress, curves, and the specialties after the last update of the map.
 
 function render({ model, el }) {
-  const root = frame(el, "live");
+  const root = frame(el, "live", model);
   const pictures = sprites();
   const title = h("strong", {});
   const bar = h("progress", { "aria-label": "steps" });
