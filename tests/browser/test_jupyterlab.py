@@ -291,8 +291,9 @@ def ask_a_busy_kernel(opened: Page) -> None:
     before = opened.kernel("board.specialties.of")
     opened.page.evaluate(
         EXECUTE.replace("await future.done;", ""),
-        [opened.path.name, "import ctypes; ctypes.PyDLL(None).sleep(6)"],
+        [opened.path.name, "import ctypes; ctypes.PyDLL(None).sleep(8)"],
     )
+    opened.page.wait_for_timeout(1000)  # until it runs
     cards = widget.locator(".nofe-card")
     cards.nth(0).locator("button.nofe-class").nth(1).drag_to(cards.nth(1).locator("header"))
     notice = widget.locator(".nofe-kernel")
