@@ -7,6 +7,7 @@ widgets answer; ``study`` compares networks of experts with their opponents.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import tempfile
@@ -86,13 +87,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     queue.commit()
             return 0
         folder = Path(options.runs_dir or default_runs_dir())
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise InvalidInput(f"there is no folder {str(folder)!r}; accepted: a folder of runs.")
         store = RunStore(folder)
-        if options.remove:
+        if options.remove is not None:
             log.info(f"removed {store.remove(options.remove)}")
         else:
-            log.info(listing(store))
+            write_line(listing(store), sys.stdout)
     except InvalidInput as error:
         write_line(str(error), sys.stderr)
         return 2
@@ -112,7 +113,7 @@ def measure(bench: Bench, output: str | None, command: str) -> None:
     """
     _check_output(output)
     try:
-        log.info(against_targets(bench.run()).to_string(index=False))
+        write_line(against_targets(bench.run()).to_string(index=False), sys.stdout)
     finally:
         if output is not None and bench.rows:
             text = f"# {command}\n{bench.table.to_csv(index=False)}"
@@ -129,7 +130,7 @@ def answer(dataset: str, repeats: int, output: str | None, command: str) -> None
     found = pd.concat(parts)
     about = provenance(Machine.pick("cpu"), 0.0)
     found = found.assign(hardware=about["device"], revision=about["revision"])
-    log.info(found.to_string(index=False))
+    write_line(found.to_string(index=False), sys.stdout)
     if output is not None:
         Path(output).write_text(f"# {command}\n{found.to_csv(index=False)}", "utf-8")
 
@@ -175,9 +176,9 @@ def _check_output(output: str | None) -> None:
 def listing(store: RunStore) -> str:
     """A table of the runs: data, network, K, accuracy, age and disk use."""
     runs, problems = store.opened()
-    aside = sorted(path.name for path in store.folder.glob("*.damaged-*"))
+    aside = sorted(printable(path.name) for path in store.folder.glob("*.damaged-*"))
     note = f"\nset aside as damaged, delete them by hand: {', '.join(aside)}" if aside else ""
-    if names := [path.name for path in store.unfinished]:
+    if names := [printable(path.name) for path in store.unfinished]:
         note += f"\nunfinished, go on when they are asked for again: {', '.join(names)}"
     rows, total = [], 0
     for run in runs:
@@ -189,7 +190,7 @@ def listing(store: RunStore) -> str:
         except (InvalidInput, OSError) as error:
             problems[run.path] = str(error)
     for path, problem in problems.items():
-        note += f"\n{path.name} cannot be used: {problem}"
+        note += f"\n{printable(path.name)} cannot be used: {problem}"
     if not rows:
         return f"no runs in {store.folder}{note}"
     table = pd.DataFrame(rows).to_string(index=False)

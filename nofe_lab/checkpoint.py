@@ -24,7 +24,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from nofe_lab.config import InvalidInput, first_line, real_number, shown, whole_number
+from nofe_lab.config import (
+    InvalidInput,
+    first_line,
+    printable,
+    real_number,
+    shown,
+    whole_number,
+)
 from nofe_lab.files import (
     UnreadableFile,
     digest_of_tensors,
@@ -223,7 +230,10 @@ class Checkpoints:
                     f"goes on with format {FORMAT}: finish it with the version that began it, or "
                     f"remove it (python -m nofe_lab runs --remove {self.run_id})."
                 )
-            origin, conditions = content.get("origin", []), [*map(str, content["conditions"])]
+            origin, conditions = (
+                content.get("origin", []),
+                [printable(str(c)) for c in content["conditions"]],
+            )
             seconds = real_number("its time in seconds", content["seconds"], 0, MAX_SECONDS)
             interruptions = whole_number("its interruptions", content["interruptions"], 0)
             state = State(tensors, content["record"])

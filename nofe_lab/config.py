@@ -47,6 +47,12 @@ MAX_INT, MAX_FLOAT = 2**63 - 1, sys.float_info.max
 MAX_VAL_FRACTION = 0.9
 """The largest share of the training images that may be set aside as validation images."""
 
+MAX_LAMBDA = 1e12
+"""The largest weight of the elastic rule's penalty, with which sums stay numbers."""
+
+MAX_EPOCHS = 10**6
+"""The longest training."""
+
 MAX_BRANCH_WIDTH = 16.0
 """The largest factor on the hidden channels of a branch."""
 
@@ -56,11 +62,18 @@ ADDED_LATER = {"added later": True}
 before there was such a field are found again."""
 
 
+MAX_SENTENCE = 3000
+"""Characters of the longest message."""
+
+
 class InvalidInput(ValueError):
     """Bad input, refused in one sentence; notebooks show the sentence without a traceback."""
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(printable(sentence))
+        said = printable(sentence)
+        if len(said) > MAX_SENTENCE:  # a stranger's name can be a megabyte
+            said = f"{said[: MAX_SENTENCE // 2]} ... {said[-MAX_SENTENCE // 3 :]}"
+        super().__init__(said)
 
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]
@@ -114,6 +127,8 @@ def check_distinct(what: str, names: Sequence[str]) -> None:
     for name in names:
         bare = "".join(ch for ch in composed(name) if unicodedata.category(ch) != "Cf")
         bare = " ".join(bare.split())
+        if not bare:
+            raise InvalidInput(f"{what} must be more than blanks; got {name!r}.")
         if bare not in seen:
             seen[bare] = name
         elif composed(seen[bare]) == composed(name):
@@ -163,7 +178,8 @@ def whole_number(what: str, value: Any, low: int, high: int | None = None) -> in
     is_whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not is_whole or not low <= value <= (MAX_INT if high is None else high):
         limits = f"from {low} to {high}" if high is not None else f"of at least {low}"
-        limits += ", in 64 bits" * (high is None and is_whole and value > MAX_INT)
+        if high is None and is_whole and value > MAX_INT:
+            limits += ", in 64 bits"
         raise InvalidInput(f"{what} must be a whole number {limits}; got {shown(value)}.")
     return int(value)
 
@@ -267,6 +283,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _as_ints(self, epochs=1, batch_size=1, padding=0)
+        whole_number("epochs", self.epochs, 1, MAX_EPOCHS)
         true_or_false("flips", self.flips)
         _as_floats(self, learning_rate=(0, math.inf), momentum=(0, 1), weight_decay=(0, math.inf))
         if self.learning_rate == 0:
@@ -356,7 +373,7 @@ class GeneralistConfig:
     def __post_init__(self) -> None:
         _as_ints(self, seed=0, K=2)
         one_of("rule", self.rule, RULES)
-        _as_floats(self, update_every=(0, math.inf), elastic_lambda=(0, math.inf))
+        _as_floats(self, update_every=(0, math.inf), elastic_lambda=(0, MAX_LAMBDA))
         if self.update_every == 0:
             raise InvalidInput("update_every must be a number above 0; got 0.")
         one_of("update_unit", self.update_unit, ("epochs", "iterations"))

@@ -112,11 +112,42 @@ def read_json(path: Path, limit: int = MAX_TEXT) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """Like `json.loads`; raises ValueError for what is nested too deeply as well."""
+    """Like `json.loads`; raises ValueError for what is nested too deeply or repeats a key, too."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_without_repeats)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether all values of a tensor are finite; False for types that torch cannot look at."""
+    try:
+        return bool(tensor.isfinite().all())
+    except (RuntimeError, NotImplementedError):  # of 8 bits, for example
+        return False
+
+
+def as_written(message: str, path: str | Path) -> str:
+    """A message about a path, with the path as its user wrote it: variables keep their values."""
+    written = str(path)
+    if "$" not in written:
+        return message
+    try:
+        expanded = user_path(written)
+    except InvalidInput:
+        return message
+    parts = [str(expanded), *([expanded.name] if "$" in Path(written).name else [])]
+    for part in parts:
+        if part and part not in (written, ".", ".."):
+            message = re.sub(rf"(?<![\w.]){re.escape(part)}(?!\w)", lambda _: written, message)
+    return message
 
 
 def read_tensors(path: Path, *, links: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -146,7 +177,8 @@ def open_regular(path: Path, limit: int, *, links: bool = False) -> io.BufferedR
     except (OSError, ValueError) as error:  # ValueError: a null character
         if error is irregular:
             raise
-        raise UnreadableFile(f"{path.name!r} cannot be opened ({error}).") from error
+        why = getattr(error, "strerror", None) or str(error)
+        raise UnreadableFile(f"{path.name!r} cannot be opened ({why}).") from error
     try:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):

@@ -22,7 +22,7 @@ class _Output(logging.Handler):
     """Writes to whatever the standard output is at the moment: notebooks and tests change it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        write_line(record.getMessage(), sys.stdout)
+        write_line(printable(record.getMessage()), sys.stdout)
 
 
 def write_line(text: str, stream: TextIO | None) -> None:

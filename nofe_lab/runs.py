@@ -28,6 +28,7 @@ import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -61,6 +62,8 @@ from nofe_lab.config import (
 )
 from nofe_lab.files import (
     UnreadableFile,
+    all_finite,
+    as_written,
     check_regular,
     flush_folder,
     is_scratch,
@@ -83,6 +86,9 @@ IDENTITY_FORMAT = 1
 
 _ASIDE = re.compile(r"\.damaged-\d+$")
 """The ending of a damaged run's folder that was set aside."""
+
+MAX_TOGETHER = 1000 * MAX_SECONDS
+"""Seconds of a training and what came before its interruptions."""
 
 MAX_NAME = 255
 """Bytes of the longest name that file systems take."""
@@ -181,7 +187,7 @@ class Run:
         """
         found = read_tensors(self._listed("weights.safetensors"))[0]
         for name, tensor in found.items():
-            if not tensor.isfinite().all():
+            if not all_finite(tensor):
                 raise DamagedRun(
                     f"weights.safetensors of {self.path.name}: {name!r} holds values that are not "
                     "finite."
@@ -223,7 +229,8 @@ class Run:
 
     def report(self, **figures: float) -> None:
         """Add figures of a final report; with a message instead where the run is read-only."""
-        text = json.dumps({**self.reports, **figures}, indent=1)
+        plain = {name: float(value) for name, value in figures.items()}  # NumPy's are no JSON
+        text = json.dumps({**self.reports, **plain}, indent=1)
         try:
             write_text(self.path / "reports.json", text)
         except OSError as error:
@@ -285,8 +292,10 @@ class RunStore:
             if is_scratch(path) or _ASIDE.search(path.name) or path.name.endswith(UNFINISHED):
                 continue
             try:
-                if os.path.lexists(path / "run.json"):
-                    found.append(self._open(path))
+                (path / "run.json").lstat()
+                found.append(self._open(path))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
             except (InvalidInput, OSError) as error:
                 problems[path] = str(error)
         return sorted(found, key=lambda run: str(run.provenance["finished"])), problems
@@ -429,7 +438,7 @@ class RunStore:
         """
         runs, problems = self.opened()
         by_path = {run.path: run.id for run in runs}
-        for path in (*problems, *self.unfinished):
+        for path in (*filter(_is_ours, problems), *self.unfinished):
             by_path[path] = path.name.removesuffix(UNFINISHED).rpartition("-")[2]
         ids = sorted({known for known in by_path.values() if run_id and known.startswith(run_id)})
         if len(ids) != 1:
@@ -439,6 +448,12 @@ class RunStore:
             )
         # a process that was killed between its last two deeds leaves a run and its checkpoints
         paths = [path for path, known in by_path.items() if known == ids[0]]
+        whole = [path.name for path in paths if not path.name.endswith(UNFINISHED)]
+        if len(whole) > 1:
+            raise InvalidInput(
+                f"{run_id!r} names several folders of {self.folder}, copies of one run: "
+                f"{', '.join(whole)}; remove them by hand."
+            )
         for path in paths:
             self._remove(path, ids[0])
         return paths[0]
@@ -449,9 +464,9 @@ class RunStore:
                 path.unlink()
             elif path in self.unfinished:
                 with self.training("", run_id, None):
-                    shutil.rmtree(path)
+                    _delete(path)
             else:
-                shutil.rmtree(path)
+                _delete(path)
         except OSError as error:
             raise InvalidInput(f"{path.name!r} cannot be removed ({first_line(error)}).") from error
 
@@ -488,6 +503,18 @@ class RunStore:
         except OSError as error:  # the folder is read-only, or another process was faster
             what = f"not set aside, {first_line(error)}"
         log.warning(f"{path.name} is damaged ({str(damage).rstrip('.')}); {what}.")
+
+
+def _delete(path: Path) -> None:
+    """Delete a folder: where that cannot be, nothing of it is lost."""
+    gone = path.with_name(f".{secrets.token_hex(8)}.removed")
+    path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder's name is one that a run was given."""
+    return re.fullmatch(r"(flat|generalist|nofe|gate)-.+-[0-9a-f]{12}", path.name) is not None
 
 
 def identity_hash(identity: Mapping[str, Any]) -> str:
@@ -533,7 +560,7 @@ def _checked(record: Any, path: Path) -> dict[str, Any]:
             "open it with the version of nofe_lab that wrote it, or choose another runs_dir."
         )
     if found not in (1, FORMAT):
-        raise DamagedRun(f"its format is {found!r}, this library reads 1 to {FORMAT}")
+        raise DamagedRun(f"its format is {shown(found)}, this library reads 1 to {FORMAT}")
     if record.pop("digest", None) != _digest(record):
         raise DamagedRun("run.json has been changed")
     if found == 1:
@@ -548,7 +575,7 @@ def _checked(record: Any, path: Path) -> dict[str, Any]:
         raise DamagedRun("the time at which it was finished is in no time zone")
     seconds = [record["provenance"]["seconds"], *record["provenance"]["lineage"].values()]
     numbers = [*seconds, *record["result"].values()]
-    if not all(map(_is_number, numbers)) or not all(0 <= s <= MAX_SECONDS for s in seconds):
+    if not all(map(_is_number, numbers)) or not all(0 <= s <= MAX_TOGETHER for s in seconds):
         raise DamagedRun(f"one of its figures is none: {shown(numbers)}")
     for file, expected in record["files"].items():
         inside = path / _plain_name(file)
@@ -612,9 +639,10 @@ def _no_link(folder: Path) -> None:
 
 
 def _cannot_be_written(folder: Path | str, error: BaseException) -> InvalidInput:
+    why = getattr(error, "strerror", None) or str(error)
     return InvalidInput(
-        f"runs_dir {str(folder)!r} cannot be written ({error}); "
-        "accepted: a folder that exists or can be made, and that you may write to."
+        f"runs_dir {str(folder)!r} cannot be written ({as_written(why, folder)}); accepted: a "
+        "folder that exists or can be made, and that you may write to."
     )
 
 

@@ -24,6 +24,7 @@ from nofe_lab.config import (
     check_names,
     composed,
     derive_seed,
+    printable,
     real_number,
     whole_number,
 )
@@ -204,6 +205,7 @@ class Dataset:
     def __post_init__(self) -> None:
         if self.C < 2:
             raise InvalidInput(f"{self.name} has {self.C} class; at least 2 are needed.")
+        object.__setattr__(self, "notes", tuple(map(printable, self.notes)))
         for each in ("class_names", "superclass_names"):
             object.__setattr__(self, each, tuple(map(composed, getattr(self, each))))
         check_names(f"class names of {self.name}", (*self.class_names, *self.superclass_names))
@@ -298,7 +300,7 @@ class Dataset:
         channels, height, width = self.image_shape
         groups = f", {len(self.superclass_names)} superclasses" if self.superclass_names else ""
         line = (
-            f"<{self.name}: {self.C} classes{groups}, {len(self.train):,} train + "
+            f"<{printable(self.name)}: {self.C} classes{groups}, {len(self.train):,} train + "
             f"{len(self.val):,} val + {len(self.test):,} test images of {channels} x {height} x "
             f"{width}>"
         )

@@ -10,10 +10,13 @@ found and not read is counted in the data set's notes.
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
+import io
 import mimetypes
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nofe_lab.config import InvalidInput, composed, first_line
+from nofe_lab.config import InvalidInput, composed, first_line, shown
 from nofe_lab.data.dataset import (
     SET_ASIDE,
     Dataset,
@@ -31,7 +34,14 @@ from nofe_lab.data.dataset import (
     fifth_of_each_class,
 )
 from nofe_lab.data.pictures import ENDINGS, Pictures
-from nofe_lab.files import UnreadableFile, memory, open_regular, read_text, user_path
+from nofe_lab.files import (
+    UnreadableFile,
+    as_written,
+    memory,
+    open_regular,
+    read_text,
+    user_path,
+)
 
 IMAGE_SIZE = 32
 """The side in pixels to which image files are resized if no other is asked for."""
@@ -125,9 +135,9 @@ class LeftOut:
             total = len(self.beside)
             what = "images lie" if total > 1 else "image lies"
             said.append(f"{total} {what} in no class folder, not read: {few(self.beside)}.")
-        if self.links:
+        if links := list(dict.fromkeys(self.links)):
             said.append(
-                f"Links that lead nowhere or back to where they lie, not read: {few(self.links)}."
+                f"Links that lead nowhere or back to where they lie, not read: {few(links)}."
             )
         if self.folders:
             said.append(f"Folders beside the splits, not read: {few(self.folders)}.")
@@ -195,10 +205,15 @@ def walk(folder: Path, left: LeftOut | None = None) -> Iterator[Path]:
             if is_hidden(file):
                 continue
             path = os.path.join(place, file)
-            if os.path.isfile(path):
+            try:
+                is_regular = stat.S_ISREG(os.stat(path).st_mode)
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ELOOP):  # a link to nowhere, or in circles
+                    left.links.append(os.path.relpath(path, folder.parent))
+                    continue
+                is_regular = True  # whoever opens it says why that cannot be
+            if is_regular:
                 yield Path(path)
-            elif os.path.islink(path) and not os.path.exists(path):
-                left.links.append(os.path.relpath(path, folder.parent))
             else:
                 left.endings["pipe or device"] += 1
 
@@ -329,6 +344,26 @@ def split_of(name: str) -> str | None:
     return next((split for split, known in SPLIT_WORDS.items() if bare in known), None)
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; a link in circles is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _roles(name: str) -> set[str]:
+    """The splits that a name speaks of, as trainA, train_cats and mnist_test do."""
+    parts = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
+    return {split for part in parts if (split := split_of(part)) is not None}
+
+
+def _are_splits(names: Sequence[str]) -> bool:
+    """Whether all of several names speak of splits, of train and of another."""
+    roles = [_roles(name) for name in names]
+    return all(roles) and {"train"} < set().union(*roles)
+
+
 class _Layout:
     """Where the splits and classes of an image folder lie; all that is doubtful is refused.
 
@@ -346,8 +381,10 @@ class _Layout:
         for folder in dict.fromkeys((root, top, *places.values())):
             self.left.beside += self._images_beside(folder)
         self.folders = {split: self._classes(place) for split, place in places.items()}
-        if "train" in self.folders and set(self.folders) == {"train"}:
+        if set(self.folders) == {"train"}:
             self.folders = self._splits_of_classes(self.folders["train"])
+        for classes in self.folders.values():
+            self._check_inside(classes)
         self.class_names = tuple(sorted(self.folders["train"]))
         self._check_classes(places)
         if "test" not in self.folders:
@@ -380,7 +417,7 @@ class _Layout:
             for entry in entries:
                 if is_hidden(entry.name):
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     if os.path.commonpath([os.path.realpath(entry), os.path.realpath(folder)]) == (
                         os.path.realpath(entry)
                     ):
@@ -389,7 +426,7 @@ class _Layout:
                         subfolders.append(entry.name)
                 elif entry.is_symlink() and not os.path.exists(entry.path):
                     self.left.links.append(self.shown(Path(entry.path)))
-                elif entry.is_file() and entry.name.lower().endswith(ENDINGS):
+                elif entry.name.lower().endswith(ENDINGS) and os.path.isfile(entry.path):
                     images = True
             self._inside[folder] = subfolders, images
         return self._inside[folder]
@@ -463,12 +500,12 @@ class _Layout:
                 f"{folder} holds {' and '.join(called)} but no folder train; accepted: {_LAYOUT}."
             )
         for name in called:
-            if has_classes[name] and set(self.look(folder / name)[0]) & set(others):
+            inside = {each.casefold() for each in self.look(folder / name)[0]}
+            if has_classes[name] and inside & {each.casefold() for each in others}:
                 raise InvalidInput(
                     f"{folder / name} holds the folders of the classes beside it; accepted: "
                     f"{_LAYOUT}."
                 )
-        self.notes.append(f"Taken for classes by their place: {few(called)}.")
         return {"train": folder}
 
     def _check_others(self, folder: Path, train: str, others: list[str], alone: bool) -> None:
@@ -487,6 +524,13 @@ class _Layout:
         subfolders, _ = self.look(folder)
         if not subfolders:
             raise InvalidInput(f"{folder} holds no class folders; accepted: {_LAYOUT}.")
+        if _are_splits(subfolders):
+            raise InvalidInput(
+                f"{folder} holds {few(subfolders)}, whose names speak of splits; accepted: "
+                f"{_LAYOUT}."
+            )
+        if called := [name for name in subfolders if split_of(name) is not None]:
+            self.notes.append(f"Taken for classes by their place: {few(called)}.")
         found: dict[str, list[Path]] = {}
         for name in subfolders:
             found.setdefault(composed(name), []).append(folder / name)
@@ -504,46 +548,53 @@ class _Layout:
             )
         return found
 
+    def _hollow(self, classes: Mapping[str, list[Path]]) -> dict[Path, list[str]]:
+        """The class folders that hold folders alone, and these."""
+        looked = {path: self.look(path) for paths in classes.values() for path in paths}
+        return {path: inner for path, (inner, images) in looked.items() if inner and not images}
+
     def _splits_of_classes(
         self, classes: dict[str, list[Path]]
     ) -> dict[str, dict[str, list[Path]]]:
-        """The splits where every class folder holds split folders: ``<class>/<split>``.
-
-        Other subfolders that repeat from class to class are refused: nothing says whether they, or
-        the folders around them, are the classes.
-        """
-        hollow = {
-            path: subfolders
-            for paths in classes.values()
-            for path in paths
-            for subfolders, images in [self.look(path)]
-            if subfolders and not images
-        }
-        repeated = Counter(name.lower() for subfolders in hollow.values() for name in subfolders)
-        again = [name for name, count in repeated.items() if count > 1]
-        if not again:
-            return {"train": classes}
+        """The splits where every class folder holds split folders: ``<class>/<split>``."""
+        hollow = self._hollow(classes)
+        splits = {split_of(name) for inner in hollow.values() for name in inner}
         every = len(hollow) == sum(map(len, classes.values()))
-        splits = {split_of(name) for subfolders in hollow.values() for name in subfolders}
-        if every and "train" in splits and None not in splits:
-            found: dict[str, dict[str, list[Path]]] = {}
-            for class_name, paths in classes.items():
-                for path in paths:
-                    for name in self.look(path)[0]:
-                        place = found.setdefault(str(split_of(name)), {})
-                        place.setdefault(class_name, []).append(path / name)
-            return found
-        if self.by_folder and not any(map(split_of, again)):
+        if not every or "train" not in splits or None in splits or len(splits) < 2:
             return {"train": classes}
+        found: dict[str, dict[str, list[Path]]] = {}
+        for class_name, paths in classes.items():
+            for path in paths:
+                for name in self.look(path)[0]:
+                    place = found.setdefault(str(split_of(name)), {})
+                    place.setdefault(class_name, []).append(path / name)
+        return found
+
+    def _check_inside(self, classes: Mapping[str, list[Path]]) -> None:
+        """Refuse class folders with splits in them, or whose folders repeat from class to class.
+
+        Nothing says then whether these, or the folders around them, are the classes.
+        """
+        for path in (path for paths in classes.values() for path in paths):
+            inner = self.look(path)[0]
+            if len(inner) > 1 and _are_splits(inner):
+                raise InvalidInput(
+                    f"{path} holds {few(inner)}, whose names speak of splits, which not all class "
+                    f"folders have alike; accepted: {_LAYOUT}."
+                )
+        hollow = self._hollow(classes)
+        repeated = Counter(name.lower() for inner in hollow.values() for name in inner)
+        again = [name for name, count in repeated.items() if count > 1]
+        if not again or (self.by_folder and not any(map(split_of, again))):
+            return
         one = next(iter(hollow))
-        if all(len(subfolders) == 1 for subfolders in hollow.values()) and not any(
-            map(split_of, again)
-        ):
+        is_one_each = all(len(inner) == 1 for inner in hollow.values())
+        if is_one_each and not any(map(split_of, again)):
             self.notes.append(
                 f"The images of class {one.name!r} and others lie in folders {again[0]!r} of their "
                 "own."
             )
-            return {"train": classes}
+            return
         raise InvalidInput(
             f"{one} holds no images but folders that its neighbours hold as well ({few(again)}): "
             f"which are the classes?  Accepted: {_LAYOUT}; groups='folder' where each of them "
@@ -583,6 +634,16 @@ class _Layout:
                         f"links make the folder {self.shown(place)} part of the classes "
                         f"{both[0]!r} and {both[1]!r}; accepted: a folder of its own for each."
                     )
+        for part in listed.values():
+            for file, label in zip(part.encoded, part.labels.tolist(), strict=True):
+                if isinstance(file, Path) and file.is_symlink():
+                    first = class_of.get(os.path.dirname(os.path.realpath(file)), label)
+                    if first != label:
+                        raise InvalidInput(
+                            f"the link {self.shown(file)} makes an image of the class "
+                            f"{self.class_names[first]!r} one of {self.class_names[label]!r}; "
+                            "accepted: images of one class each."
+                        )
 
     def _listed(self, classes: Mapping[str, list[Path]]) -> Listed:
         files: list[Path] = []
@@ -659,9 +720,11 @@ def _object_of(file: Path | bytes | None, classes: Mapping[str, list[Path]]) -> 
 
 def _read_groups(path: str) -> dict[str, str]:
     try:
-        rows = list(csv.reader(read_text(user_path(path), links=True).splitlines()))
-    except (UnreadableFile, csv.Error) as error:
-        raise InvalidInput(f"groups {path!r} cannot be read ({first_line(error)}).") from error
+        text = read_text(user_path(path), links=True).removeprefix("\ufeff")
+        rows = list(csv.reader(io.StringIO(text, newline="")))
+    except (InvalidInput, csv.Error) as error:
+        why = as_written(first_line(error), path)
+        raise InvalidInput(f"groups {path!r} cannot be read ({why}).") from error
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
     if not {"file", "group"} <= set(header):
         raise InvalidInput(
@@ -674,8 +737,10 @@ def _read_groups(path: str) -> dict[str, str]:
         if not row:
             continue
         if len(row) <= max(file, group) or not row[group].strip():
-            raise InvalidInput(f"line {number} of groups {path!r} has no group: {row}.")
+            raise InvalidInput(f"line {number} of groups {path!r} has no group: {shown(row)}.")
         key = row[file].strip().replace("\\", "/").removeprefix("./")
         if found.setdefault(key, row[group].strip()) != row[group].strip():
-            raise InvalidInput(f"line {number} of groups {path!r} puts {key!r} into another group.")
+            raise InvalidInput(
+                f"line {number} of groups {path!r} puts {shown(key)} into another group."
+            )
     return found

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nofe_lab.config import InvalidInput, composed, first_line
+from nofe_lab.config import InvalidInput, composed, first_line, shown
 from nofe_lab.data.dataset import Dataset, superclass_of
 from nofe_lab.data.folders import (
     LeftOut,
@@ -104,6 +104,11 @@ def read_parquet(name: str, directory: str, reading: Reading) -> Dataset:
         if columns.coarse:
             fine, coarse = listed["train"].labels.numpy(), splits["train"].labels(columns.coarse)
             of = superclass_of(fine, coarse, len(columns.class_names))
+            if not of:
+                notes.append(
+                    f"The superclasses of the column {columns.coarse!r} are left out: images of "
+                    "one class have several."
+                )
         names = _readable(folder, columns.class_names)
     except InvalidInput as error:
         raise InvalidInput(f"dataset {name!r}: {error}") from error
@@ -186,7 +191,12 @@ def _in_order(folder: Path, paths: list[Path]) -> list[Path]:
         raise InvalidInput(
             f"the files {listed} are not the shards of one split; accepted: each of them once."
         )
-    total = max(totals.pop(), len(numbers))
+    total = max(totals.pop(), max(numbers) + 1 if totals == {-1} else 1)
+    if beyond := [k for k in sorted(numbers) if k >= total]:
+        raise InvalidInput(
+            f"shard number {beyond[0]} is none of the {total} (from 0) that its name speaks of; "
+            f"found {listed}."
+        )
     if missing := [str(k) for k in range(min(total, len(numbers) + 5)) if k not in numbers]:
         raise InvalidInput(
             f"of the shards 0 to {total - 1} of a split, {few(missing)} "
@@ -218,9 +228,11 @@ def _features(path: Path) -> dict[str, Any]:
 def _label_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """The names of the labels in each ClassLabel column."""
     return {
-        column: tuple(composed(str(each)) for each in feature["names"])
+        column: tuple(composed(each) for each in feature["names"])
         for column, feature in features.items()
-        if feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list)
+        if feature.get("_type") == "ClassLabel"
+        and isinstance(feature.get("names"), list)
+        and all(isinstance(each, str) for each in feature["names"])
     }
 
 
@@ -241,7 +253,7 @@ def _columns(folder: Path, path: Path) -> _Columns:
         notes.append(f"The labels are those of the column {label!r}, not {few(others)}.")
     if len(images) > 1:
         notes.append(f"The images are those of the column {images[0]!r}, not {few(images[1:])}.")
-    names = {column: labels[column] for column in (label, coarse) if column}
+    names = {column: labels[column] for column in (label, coarse) if column is not None}
     return _Columns(images[0], label, coarse, names, tuple(notes))
 
 
@@ -370,7 +382,7 @@ class _Table:
             contents = pc.struct_field(column, "bytes").to_pylist()
             paths = pc.struct_field(column, "path").to_pylist() if "path" in fields else []
             for i, content in enumerate(contents):
-                path = f" ({paths[i]})" if paths and paths[i] else ""
+                path = f" ({str(paths[i])[:80]})" if paths and paths[i] else ""
                 names.append(f"image {len(encoded)} of {self.name}{path}")
                 encoded.append(content)
         if not any(encoded):
@@ -413,13 +425,14 @@ def _names_by_id(path: Path) -> dict[str, str]:
         lines = read_text(path, links=True).removeprefix("\ufeff").split("\n")
     except UnreadableFile as error:
         raise InvalidInput(f"{path} cannot be read: {error}") from error
-    texts = {}
+    texts: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         each, _, text = (part.strip() for part in line.partition("\t"))
-        if each and text:
+        if each and text and text.split(", ")[0].strip() and texts.get(each, text) == text:
             texts[each] = text
         elif line.strip():
             raise InvalidInput(
-                f"line {number} of {path} must be an id, a tab and names; got {line!r}."
+                f"line {number} of {path.name} must be an id, a tab and its names, once; got "
+                f"{shown(line)}."
             )
     return texts

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -57,6 +57,8 @@ class Picture(NamedTuple):
     resized: bool
     peak: int = 0
     """The largest value of a 16-bit image; of one in colour, as if its lowest 8 bits were 0."""
+    has_more: bool = False
+    """Whether its file holds several images, of which this is the first."""
 
 
 class Unreadable(Exception):
@@ -79,7 +81,7 @@ class Pictures:
         self.image_size = image_size
         self.skip_unreadable = skip_unreadable
         self.bit_depth: int | None = None
-        self.total = self.resized = self.clipped = 0
+        self.total = self.resized = self.clipped = self.several = 0
         self.converted: Counter[str] = Counter()
         self.unreadable: list[str] = []
         self._first: tuple[str, tuple[int, ...]] | None = None
@@ -137,6 +139,7 @@ class Pictures:
         self.unreadable += [names[index] for index in sorted(failed)]
         self.total += len(found)
         self.resized += sum(picture.resized for picture in found.values())
+        self.several += sum(picture.has_more for picture in found.values())
         self.converted.update(picture.kind for picture in found.values() if picture.kind)
         self.clipped += sum(p.peak >= 2 ** (self.bit_depth or 16) for p in found.values())
         kept = torch.ones(len(encoded), dtype=torch.bool)
@@ -172,6 +175,11 @@ class Pictures:
             notes.append(
                 f"{self._of_all(self.clipped)} clipped: other images than the training images "
                 "have larger values."
+            )
+        if self.several:
+            notes.append(
+                f"{self.several:,} file{'s hold' if self.several > 1 else ' holds'} several "
+                "images, of which the first is read."
             )
         if self.resized:
             size = f"{self.image_size} x {self.image_size}"
@@ -293,7 +301,8 @@ def _decoded(
         Image.open(file, formats=FORMATS) as image,  # type: ignore[arg-type]
         room.for_pixels(image.width * image.height),
     ):
-        is_deep = any("16" in str(tile.args) for tile in image.tile)  # Pillow keeps 8 of the bits
+        is_deep = any("16" in _raw_mode(tile.args) for tile in image.tile)  # 8 of the bits are kept
+        has_more = getattr(image, "n_frames", 1) > 1
         image.load()  # all of it: a file that is cut short fails here
         ImageOps.exif_transpose(image, in_place=True)
         picture, kind, peak = to_rgb(image, bit_depth)
@@ -305,7 +314,13 @@ def _decoded(
             # cuts the centre square out first and resizes that: the same picture for less work
             square = (image_size, image_size)
             picture = ImageOps.fit(picture, square, Image.Resampling.BILINEAR)
-        return Picture(np.asarray(picture), kind, resized, peak)
+        return Picture(np.asarray(picture), kind, resized, peak, has_more)
+
+
+def _raw_mode(args: Any) -> str:
+    """How pixels are stored, in what a decoder of Pillow's is given."""
+    mode = args[0] if isinstance(args, (tuple, list)) and args else args
+    return mode if isinstance(mode, str) else ""
 
 
 DEEP_COLOUR = "16-bit "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from nofe_lab.data.folders import (
 )
 from nofe_lab.data.parquet import NAMES_FILE, read_parquet
 from nofe_lab.data.pictures import ENDINGS, MAX_IMAGE_SIZE
-from nofe_lab.files import read_text, user_path
+from nofe_lab.files import as_written, read_text, user_path
 
 READY_MADE = ("glyphs", "cifar100", "cifar10", "digits")
 """Data sets that have a name of their own; their images are 32 x 32."""
@@ -55,7 +55,7 @@ _CIFAR_FOLDERS = {"cifar100": "cifar-100-python", "cifar10": "cifar-10-batches-p
 
 
 def load_dataset(
-    name: str = "glyphs",
+    name: str | Path = "glyphs",
     *,
     val_fraction: float = 0.1,
     seed: int = 0,
@@ -108,6 +108,8 @@ def load_dataset(
     if train_per_class is not None:
         whole_number("train_per_class", train_per_class, 1)
     true_or_false("skip_unreadable", skip_unreadable)
+    if isinstance(name, Path):
+        name = str(name)
     source, argument = _parts(name)
     if source in _READERS and argument:
         reading = Reading(image_size, train_per_class, seed, skip_unreadable, groups)
@@ -159,12 +161,14 @@ def _variables_hidden(directory: str) -> Iterator[None]:
     try:
         yield
     except InvalidInput as error:
-        folder = directory
-        with suppress(InvalidInput):
-            folder = str(user_path(directory))
-        if folder == directory:
+        if "$" not in directory:
             raise
-        raise InvalidInput(str(error).replace(folder, directory)) from None
+        raise InvalidInput(as_written(str(error), directory)) from None
+    except OSError as error:  # what is read changes, or is none of a user's business
+        why = f"{error.strerror or error}: {error.filename}"
+        raise InvalidInput(
+            f"the folder {directory!r} cannot be read ({as_written(why, directory)})."
+        ) from error
 
 
 def source_state(name: str, groups: str | None = None) -> str:
@@ -182,7 +186,7 @@ def source_state(name: str, groups: str | None = None) -> str:
         files = files_in(folder, _FILES[source])
         if groups is not None and groups != BY_FOLDER:
             digest.update(read_text(user_path(groups), links=True).encode())
-    except InvalidInput:
+    except (InvalidInput, OSError):
         return ""
     for path in files:
         try:

@@ -17,9 +17,19 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.optim.swa_utils import AveragedModel
 
 from nofe_lab.compat import import_torchvision
-from nofe_lab.config import PRESETS, InvalidInput, Preset, first_line, one_of, strong_preset
+from nofe_lab.config import (
+    PRESETS,
+    InvalidInput,
+    Preset,
+    first_line,
+    one_of,
+    shown,
+    strong_preset,
+)
 from nofe_lab.files import (
     UnreadableFile,
+    all_finite,
+    as_written,
     check_regular,
     digest_of_tensors,
     memory,
@@ -85,7 +95,11 @@ def backbone(
                     f"{name!r} has its own parts; got {value!r}."
                 )
         return network if isinstance(network, Backbone) else PAPER[network]()
-    network = _unwrapped(network)
+    network = _unwrapped(str(network) if isinstance(network, Path) else network)
+    if not isinstance(network, (str, nn.Module)) and not callable(network):
+        raise InvalidInput(
+            f"backbone must be a name, a torch module, or what makes one; got {shown(network)}."
+        )
     name, build, owner = _maker(network, weights)
     own, said = "", []
     if owner in ("module", "function"):
@@ -249,7 +263,7 @@ def _timm_maker(name: str) -> Callable[[], nn.Module]:
 def _of_module(module: nn.Module, own: str) -> tuple[Mapping[str, Tensor], str]:
     state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
     for name, tensor in state.items():
-        if not tensor.isfinite().all():
+        if not all_finite(tensor):
             raise InvalidInput(
                 f"backbone {type(module).__name__!r} cannot be trained on: {name!r} holds values "
                 "that are not finite."
@@ -262,8 +276,10 @@ def _weights(
 ) -> tuple[tuple[Mapping[str, Tensor], str], list[str]]:
     said: list[str] = []
     if _is_file(weights):
-        path = user_path(weights)
-        state, said = _network_in(_read(path), made, path)
+        try:
+            state, said = _network_in(_read(user_path(weights)), made, user_path(weights))
+        except InvalidInput as error:
+            raise InvalidInput(as_written(str(error), weights)) from error
     elif owner == "torchvision":
         state = _torchvision_weights(made.name, str(weights))
     elif owner == "timm":
@@ -405,7 +421,7 @@ def _check_state(made: SplitNetwork, state: Mapping[str, Tensor], weights: str |
             f"weights {str(weights)!r} are not those of {made.name!r}: {wrong[0]}{more}."
         )
     for key, tensor in state.items():
-        if not tensor.isfinite().all():
+        if not all_finite(tensor):
             raise InvalidInput(
                 f"weights {str(weights)!r} cannot be trained on: {key!r} holds values that are "
                 "not finite."

@@ -24,9 +24,10 @@ from nofe_lab.config import (
     check_names,
     composed,
     derive_seed,
+    shown,
     whole_number,
 )
-from nofe_lab.files import parse_json, read_text, user_path
+from nofe_lab.files import as_written, parse_json, read_text, user_path
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,12 @@ class Specialties:
     def __post_init__(self) -> None:
         named = tuple(composed(str(name)) for name in self.class_names)
         object.__setattr__(self, "class_names", named)
-        if any(int(k) != k for k in self.of):
-            raise InvalidInput(f"specialties must be whole numbers; got {self.of}.")
+        try:
+            are_whole = all(int(k) == k for k in self.of)
+        except (TypeError, ValueError, OverflowError):
+            are_whole = False
+        if not are_whole:
+            raise InvalidInput(f"specialties must be whole numbers; got {shown(self.of)}.")
         object.__setattr__(self, "of", tuple(int(k) for k in self.of))
         if not self.class_names:
             raise InvalidInput("a partition needs at least 1 class; got none.")
@@ -214,11 +219,12 @@ class Specialties:
             groups = [(_text(g["name"]), _names(g["classes"])) for g in content["specialties"]]
             listed = [name for _, classes in groups for name in classes]
             class_names = tuple(_names(content.get("class_names", listed)))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            given = text[:60] if isinstance(text, str) else text
             raise InvalidInput(
                 "specialties must be JSON like "
                 '{"specialties": [{"name": "pets", "classes": ["cat", "dog"]}, ...]}; '
-                f"got {text[:60]!r} ({type(error).__name__}: {error})."
+                f"got {shown(given)} ({type(error).__name__}: {str(error)[:200]})."
             ) from error
         twice = sorted(name for name, count in Counter(listed).items() if count > 1)
         if twice:
@@ -240,7 +246,7 @@ class Specialties:
             text = read_text(user_path(path), links=True)
         except InvalidInput as error:
             raise InvalidInput(
-                f"specialties file {str(path)!r} cannot be read ({error})."
+                f"specialties file {str(path)!r} cannot be read ({as_written(str(error), path)})."
             ) from error
         found = cls.from_json(text)
         if set(found.class_names) != set(map(composed, class_names)):

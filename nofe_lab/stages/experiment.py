@@ -35,6 +35,7 @@ from nofe_lab.config import (
 )
 from nofe_lab.data import Dataset, load_dataset, source_state
 from nofe_lab.data.batches import ImageNetwork
+from nofe_lab.data.pictures import MAX_IMAGE_SIZE
 from nofe_lab.log import log
 from nofe_lab.machine import PRECISIONS
 from nofe_lab.networks import Backbone, FlatControl, backbone, preset
@@ -146,6 +147,8 @@ class Experiment:
                 text(each.name, value, each.default is None)
             elif isinstance(value, np.integer):
                 object.__setattr__(self, each.name, int(value))
+        if self.affinity_images is not None:
+            whole_number("affinity_images", self.affinity_images, 0)
         network = _backbone(self.backbone, self.split, self.stem, self.weights)
         object.__setattr__(self, "_backbone", network)
         recipes = preset(self.preset, network).override(
@@ -161,6 +164,12 @@ class Experiment:
         self._nofe_config(self.specialties, self.trunk)
         whole_number("data_seed", self.data_seed, 0)
         true_or_false("skip_unreadable", self.skip_unreadable)
+        for name, low, high in (
+            ("image_size", 1, MAX_IMAGE_SIZE),
+            ("train_per_class", 1, None),
+        ):
+            if getattr(self, name) is not None:
+                whole_number(name, getattr(self, name), low, high)
         self.workshop  # noqa: B018  folder, device, precision and seconds are refused there
 
     @property
@@ -465,6 +474,8 @@ class Experiment:
     ) -> FinalReport:
         """The final report of all `opponents`, or of other networks, each with every seed."""
         lines = [(networks or Experiment.opponents)(self.with_seed(seed)) for seed in seeds]
+        if not lines:
+            raise InvalidInput("a comparison needs at least 1 seed; got none.")
         named = [(name, line[name]) for name in lines[0] for line in lines]
         return final_report(self.workshop, named)
 

@@ -49,6 +49,10 @@ MAP_UPDATE_COLUMNS = (
 )
 
 
+MAX_UPDATES = 100_000
+"""The most updates of the map in one training."""
+
+
 class GeneralistStage(Stage):
     """The generalist and its specialty map."""
 
@@ -96,6 +100,12 @@ class GeneralistStage(Stage):
         if self.config.update_unit == "epochs":
             interval *= self.steps_per_epoch
         interval = max(interval, 1)  # more often than after each step is no more often
+        if self.steps / interval > MAX_UPDATES:
+            raise InvalidInput(
+                f"update_every must be longer: {self.config.update_every:g} "
+                f"{self.config.update_unit} make more than {MAX_UPDATES:,} updates of the map in "
+                f"{self.recipe.epochs:,} epochs."
+            )
         ends = np.arange(1, int(self.steps / interval) + 1) * interval
         return sorted({int(end) for end in ends.round() if 0 < end < self.steps})
 
@@ -261,7 +271,8 @@ class MapLearning:
 
     def restore(self, state: State) -> Tensor:
         stage, seen = self.stage, self.seen
-        count = len(state.tensors.get("maps", ()))
+        kept = state.tensors.get("maps")
+        count = len(kept) if kept is not None and kept.ndim else 0
         expected: dict[str, Any] = {"maps": (torch.int64, (count, stage.dataset.C))}
         if seen is not None:
             expected["affinity"] = (torch.float32, tuple(seen.total.shape))

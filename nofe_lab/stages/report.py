@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from nofe_lab.config import InvalidInput
 from nofe_lab.evaluation import Predictions, per_class, predict
 from nofe_lab.networks.counting import count_macs, count_parameters
 from nofe_lab.runs import Run
@@ -76,6 +77,8 @@ class FinalReport:
 
 def final_report(workshop: Workshop, networks: Sequence[tuple[str, Stage]]) -> FinalReport:
     """Load or train the runs of the named stages and test each network once."""
+    if not networks:
+        raise InvalidInput("a report needs at least 1 network; got none.")
     rows, predictions = [], []
     runs = workshop.carry_out([stage for _, stage in networks])
     for (name, stage), run in zip(networks, runs, strict=True):

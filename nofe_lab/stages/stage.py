@@ -537,6 +537,9 @@ def load_model(
     It answers in fp32, whatever it was trained in, unless another precision is asked for.  Raises
     DamagedRun if the run's tensors are not those of the network.
     """
+    if run.id != stage.id:
+        raise InvalidInput(f"the run {run.path.name} is not that of {stage.label}, {stage.id}.")
+    where = Machine.pick(str(device)).device
     specialties = specialties_of(stage, run) if stage.K is not None else None
     weights = run.weights()
     image_shape = channels, height, width = stage.dataset.image_shape
@@ -558,7 +561,7 @@ def load_model(
                 f"nofe_lab runs --remove {run.id})."
             )
     model.load_state_dict(weights)
-    return model.to(device).eval()
+    return model.to(where).eval()
 
 
 def specialties_of(stage: Stage, run: Run) -> Specialties:
@@ -567,8 +570,8 @@ def specialties_of(stage: Stage, run: Run) -> Specialties:
     Raises DamagedRun unless it is one of the data set's classes into as many specialties as the
     stage has.
     """
-    found = load_specialties(run)
     try:
+        found = load_specialties(run)
         found.check_classes(stage.dataset.class_names)
         if found.K != stage.K:
             raise InvalidInput(f"it has {found.K} specialties, not {stage.K}.")

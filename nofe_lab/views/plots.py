@@ -85,7 +85,7 @@ _STYLE = {
 def _families() -> list[str]:
     """The fonts that are looked into for a character, in turn: those of the user first."""
     own: list[str] = []
-    settings: Mapping[str, Any] = mpl.rcParams
+    settings: Any = mpl.rcParams
     for name in settings["font.family"]:
         kind = f"font.{name}"  # of sans-serif and the like, the first
         own += settings[kind][:1] if kind in settings else [name]

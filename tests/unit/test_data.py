@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from nofe_lab import Dataset, InvalidInput, load_dataset
 from nofe_lab.compat import import_torchvision
@@ -647,7 +648,7 @@ def test_ids_stay_where_all_of_their_names_are_another_class_s_too(tmp_path: Pat
     [
         (
             b"n1\ta\nn2 b\n",
-            r"line 2 of .*class_names\.tsv must be an id, a tab and names; got 'n2 b'",
+            r"line 2 of .*class_names\.tsv must be an id, a tab and its names, once; got 'n2 b'",
         ),
         (b"n1\t\n", r"line 1 of .*class_names\.tsv must be an id"),
         (b"n1\t\xff\n", r"class_names\.tsv cannot be read"),
@@ -838,3 +839,35 @@ def test_tiny_imagenet_is_read_whole(nofe_data: Path, monkeypatch: pytest.Monkey
     assert not [name for name in data.class_names if name.startswith("n0")]
     assert data.image_shape == (3, 32, 32)
     assert data.superclass_of == ()
+
+
+def test_statistics_of_large_images_take_little_memory() -> None:
+    """It took 16 times the images: chunks of 4096 of them, whatever their size, as float64."""
+    images = torch.randint(0, 255, (80, 3, 224, 224), dtype=torch.uint8)
+    split = Split(images, torch.arange(80) % 2)
+    data = Dataset("large", ("a", "b"), split, split[:0], split)
+    sizes: list[int] = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, f: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = f(*args, **(kwargs or {}))
+            if isinstance(found, torch.Tensor) and found.dtype == torch.float64:
+                sizes.append(8 * found.numel())
+            return found
+
+    with Watch():
+        found = Preprocess.measure(data, "standardised")
+    assert max(sizes) <= images.numel()
+    exact = images.double().mean((0, 2, 3))
+    torch.testing.assert_close(found.mean.flatten().double(), exact, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("number", [99_999_999, 10_001, 10**40, "²"])
+def test_too_many_glyphs_are_refused(number: object) -> None:
+    with pytest.raises(InvalidInput, match="names no number of images from 1 to 10000"):
+        load_dataset(f"glyphs:{number}")
+
+
+def test_a_path_may_name_a_data_set() -> None:
+    """Path("digits") gave the glyphs."""
+    assert load_dataset(Path("digits"), val_fraction=0).C == 10

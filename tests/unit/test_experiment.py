@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -25,14 +26,17 @@ from nofe_lab import (
 )
 from nofe_lab.data import Split
 from nofe_lab.data.batches import ImageNetwork
+from nofe_lab.files import sha256, write_tensors
 from nofe_lab.machine import Machine
 from nofe_lab.networks import NofE, backbone
 from nofe_lab.networks.counting import count_macs, count_parameters
 from nofe_lab.networks.paper import AlexNetQuick
+from nofe_lab.runs import _digest
 from nofe_lab.specialties import confusion_clusters
 from nofe_lab.stages import FlatStage, GeneralistStage, NofEStage, Stage
 from nofe_lab.stages.gate import GateAlone
 from nofe_lab.study import few_experts
+from nofe_lab.training import Event, StageLoaded
 
 Make = Callable[..., Experiment]
 
@@ -99,7 +103,7 @@ REFUSED_AT_ONCE = [
     ({"update_every": 0}, r"update_every must be a number above 0; got 0\."),
     ({"update_unit": "steps"}, r"update_unit 'steps' is unknown"),
     ({"affinity": "votes"}, r"affinity 'votes' is unknown; accepted: 'counts', 'probability'\."),
-    ({"affinity_images": -1}, r"affinity_images must be a whole number of at least 1; got -1\."),
+    ({"affinity_images": -1}, r"affinity_images must be a whole number of at least 0; got -1\."),
     (
         {"affinity_from": "train"},
         r"affinity_from 'train' is unknown \(did you mean 'training'\?\); accepted: 'evaluation', ",
@@ -108,7 +112,7 @@ REFUSED_AT_ONCE = [
         {"affinity_from": "training", "affinity_images": 50},
         r"affinity_images must be 0 \(all\) with affinity_from 'training'.*; got 50\.",
     ),
-    ({"elastic_lambda": -1}, r"elastic_lambda must be a number of at least 0; got -1\."),
+    ({"elastic_lambda": -1}, r"elastic_lambda must be a number from 0 to 1e\+12; got -1\."),
     ({"affinity": ""}, r"affinity '' is unknown; accepted: 'counts', 'probability'\."),
     ({"flips": "yes"}, r"flips must be true or false; got 'yes'\."),
     ({"branch_width": 0}, r"branch_width must be a number above 0; got 0\."),
@@ -125,7 +129,7 @@ REFUSED_AT_ONCE = [
     ({"backbone": "resnet18", "stem": "tiny"}, r"stem 'tiny' is unknown; accepted: 'auto', 'ori"),
     ({"backbone": "resnet18", "preset": "paper"}, r"'paper' is for the published networks .* 'qui"),
     ({"backbone": "resnet18", "weights": "/no/w.pth"}, r"weights '/no/w\.pth' cannot be read"),
-    ({"backbone": 5}, r"backbone 5 is unknown"),
+    ({"backbone": 5}, r"backbone must be a name, .*; got 5"),
     ({"val_fraction": 2}, r"val_fraction must be a number from 0 to 0\.9; got 2\."),
 ]
 
@@ -955,3 +959,187 @@ def test_specialties_that_collapsed_into_one_make_no_network_of_experts(
     experiment = tiny_experiment(rule="free", epochs=2)
     with pytest.raises(InvalidInput, match="at least 2 specialties with classes; got 1"):
         experiment.run(experiment.nofe())
+
+
+# --- what agrees with its own checksums, and is wrong all the same
+
+
+def replace_file(run: Run, file: str, write: Callable[[Path], None]) -> None:
+    """Change a file of a run as one who knows how the checksums are made."""
+    write(run.path / file)
+    record = json.loads((run.path / "run.json").read_text())
+    status = {"bytes": (run.path / file).stat().st_size, "sha256": sha256(run.path / file)}
+    record["files"][file] = status
+    del record["digest"]
+    record["digest"] = _digest(record)
+    (run.path / "run.json").write_text(json.dumps(record))
+
+
+def other_classes(found: Specialties) -> Specialties:
+    return Specialties(("x", *found.class_names[1:]), found.of, found.K)
+
+
+def other_order(found: Specialties) -> Specialties:
+    return Specialties(found.class_names[::-1], found.of[::-1], found.K)
+
+
+def other_K(found: Specialties) -> Specialties:
+    return Specialties(found.class_names, tuple(k % 2 for k in found.of), 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (other_classes, "'x' not in the data set"),
+        (other_order, "the order differs"),
+        (other_K, "it has 2 specialties, not 3"),
+    ],
+)
+def test_another_partition_of_the_generalist_is_refused_before_the_experts_are_trained(
+    tiny_experiment: Make,
+    change: Callable[[Specialties], Specialties],
+    sentence: str,
+    runs_dir: Path,
+) -> None:
+    """They were trained to the end and saved, and could never be loaded."""
+    experiment = tiny_experiment()
+    (run,) = experiment.run(experiment.generalist())
+    text = change(load_specialties(run)).to_json()
+    replace_file(run, "specialties.json", lambda path: path.write_text(text))
+    with pytest.raises(InvalidInput, match=f"does not fit generalist .*{sentence}"):
+        experiment.run(experiment.nofe())
+    assert not list(runs_dir.glob("nofe-*"))
+
+
+def to_int8(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    name = "network.head.fc.weight" if "network.head.fc.weight" in weights else sorted(weights)[0]
+    return {**weights, name: weights[name].to(torch.int8)}
+
+
+def to_other_mean(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {**weights, "preprocess.mean": torch.zeros(3, 32, 32)}
+
+
+def to_nan(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {**weights, "preprocess.mean": weights["preprocess.mean"] * float("nan")}
+
+
+def without_one(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return dict(sorted(weights.items())[1:])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (to_int8, "is torch.int8 .* in the network torch.float32"),
+        (to_other_mean, r"'preprocess.mean' is torch.float32 \[3, 32, 32\], in the network"),
+        (to_nan, "'preprocess.mean' holds values that are not finite"),
+        (without_one, "is missing, in the network"),
+    ],
+)
+def test_weights_that_are_not_the_network_s_are_refused(
+    tiny_experiment: Make, change: Callable[[Any], Any], sentence: str
+) -> None:
+    experiment = tiny_experiment()
+    stage = experiment.base("generalist")
+    (run,) = experiment.run(stage)
+    changed = change(run.weights())
+    replace_file(run, "weights.safetensors", lambda path: write_tensors(path, changed))
+    with pytest.raises(InvalidInput, match=sentence):
+        experiment.model(stage)
+    with pytest.raises(InvalidInput, match=sentence):
+        experiment.run(experiment.nofe("random", "base"))
+
+
+# --- numbers as people write them
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        ({"learning_rate": 10**400}, "learning_rate must be a number of at least 0; got 1000"),
+        ({"seed": 10**5000}, "seed must be a whole number .*; got a number of thousands of digits"),
+        ({"seed": 2**63}, "seed must be a whole number of at least 0, in 64 bits; got 9223372036"),
+        ({"K": True}, "K must be a whole number of at least 2; got True"),
+        ({"runs_dir": ""}, "runs_dir '' cannot be written .it is empty"),
+        ({"skip_unreadable": "yes"}, "skip_unreadable must be true or false; got 'yes'"),
+        ({"groups": 3}, "groups must be text; got 3"),
+        ({"image_size": []}, r"image_size must be a whole number from 1 to 1024; got \[\]"),
+        ({"affinity_images": ""}, "affinity_images must be a whole number of at least 0; got ''"),
+        ({"affinity_images": np.array([1, 2])}, "affinity_images must be a whole number"),
+        ({"backbone": np.array([1, 2])}, "backbone must be a name, a torch module, or what makes"),
+        ({"elastic_lambda": 1e308}, "elastic_lambda must be a number from 0 to 1e.12; got 1e.308"),
+        ({"epochs": 2**62}, "epochs must be a whole number from 1 to 1000000; got"),
+        ({"seed": np.uint64(2**64 - 1)}, "seed must be a whole number of at least 0, in 64 bits"),
+    ],
+)
+def test_strange_numbers_are_refused_in_a_sentence(
+    tiny_experiment: Make, parameters: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(InvalidInput, match=sentence):
+        tiny_experiment(**parameters)
+
+
+def test_numpy_s_numbers_are_numbers(tiny_experiment: Make) -> None:
+    plain = tiny_experiment(K=3, seed=1, epochs=2, learning_rate=0.005)
+    numpys = tiny_experiment(
+        K=np.int64(3), seed=np.uint8(1), epochs=np.int32(2), learning_rate=np.float64(0.005)
+    )
+    assert plain.nofe().id == numpys.nofe().id
+    assert plain.control(experts=2).id == numpys.control(experts=np.int64(2)).id  # type: ignore[arg-type]
+
+
+def test_an_interval_below_a_step_is_one_of_a_step(tiny_experiment: Make) -> None:
+    assert tiny_experiment(update_every=1e-9).generalist().updates == [1, 2]
+
+
+def test_a_stage_of_one_step_says_what_it_lacks(tiny_experiment: Make) -> None:
+    with pytest.raises(InvalidInput, match=r"epochs must be more, or batch_size smaller.*got 1"):
+        tiny_experiment(batch_size=108).generalist()
+
+
+# --- what is said of the code
+
+
+def test_a_run_is_compared_by_the_library_s_code_and_not_by_the_repository_s_revision(
+    tiny_experiment: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saving a notebook, or committing a row, made every later load speak of another revision."""
+    experiment = tiny_experiment()
+    experiment.run(experiment.base())
+    monkeypatch.setattr("nofe_lab.stages.stage.code_revision", lambda: "0123456-dirty")
+    experiment.run(experiment.base())
+    assert "trained under" not in capsys.readouterr().out
+    monkeypatch.setattr("nofe_lab.stages.stage.code_digest", lambda: "another")
+    experiment.run(experiment.base())
+    assert "(trained under revision " in capsys.readouterr().out
+
+
+def test_a_watcher_hears_of_what_is_loaded(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment()
+    experiment.run(experiment.base())
+    heard: list[Event] = []
+    experiment.run(experiment.base(), watch=heard.append)
+    assert heard == [StageLoaded("base CNN")]
+
+
+def test_the_run_of_another_stage_is_not_loaded(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment()
+    (run,) = experiment.run(experiment.base())
+    with pytest.raises(InvalidInput, match="is not that of base CNN, 1 epoch, seed 1, "):
+        load_model(experiment.with_seed(1).base(), run)
+    with pytest.raises(InvalidInput, match="device 'x' is unknown"):
+        load_model(experiment.base(), run, "x")
+
+
+def test_a_map_that_is_updated_too_often_is_refused(tiny_experiment: Make) -> None:
+    often = tiny_experiment(epochs=10**6, update_every=1, update_unit="iterations")
+    with pytest.raises(InvalidInput, match="more than 100,000 updates of the map"):
+        often.generalist()
+
+
+def test_a_report_of_nothing_is_refused(tiny_experiment: Make) -> None:
+    with pytest.raises(InvalidInput, match="at least 1 network"):
+        tiny_experiment().final_report({})
+    with pytest.raises(InvalidInput, match="at least 1 seed"):
+        tiny_experiment().comparison([])

@@ -5,6 +5,7 @@ Every test here failed while the splits had to be called exactly train, test and
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import unicodedata
@@ -16,11 +17,12 @@ import pytest
 import torch
 from PIL import Image
 
-from nofe_lab import Dataset, InvalidInput, load_dataset
+from nofe_lab import Dataset, InvalidInput, Specialties, backbone, load_dataset
 from nofe_lab.data.dataset import share_of_each_class
 from nofe_lab.data.folders import split_of
 from nofe_lab.data.pictures import decode
 from nofe_lab.files import _container_limits, memory
+from nofe_lab.runs import RunStore
 
 PETS = ("cat", "dog")
 
@@ -99,6 +101,28 @@ def test_splits_inside_the_classes_are_recognised(tmp_path: Path) -> None:
         (["cat", "dog", "test/cat", "test/dog"], "test holds the folders of the classes beside it"),
         (["animals/cat", "animals/dog"], "'animals' alone; .* that folder, which holds cat, dog"),
         ([*in_both("train", "test"), "test/Cat "], "'Cat ' is in test alone"),
+        (
+            [f"fold{i}/{s}/{p}" for i in (1, 2) for s in ("train", "test") for p in PETS],
+            "which are",
+        ),
+        (
+            [f"{s}/f{i}/{p}" for i in (1, 2) for s in ("train", "test") for p in PETS],
+            "which are th",
+        ),
+        (
+            [f"{s}/{p}/{k}" for s in ("train", "test") for p in PETS for k in ("images", "masks")],
+            "which are the classes",
+        ),
+        (["cat/train", "cat/test", "dog"], "cat holds test, train, whose names speak of splits"),
+        (["cat/train", "cat/test", "cat", "dog/train", "dog/test"], "whose names speak of splits"),
+        (
+            ["cats/cats_train", "cats/cats_test", "dogs/dogs_train", "dogs/dogs_test"],
+            "whose names speak of splits",
+        ),
+        (["trainA", "trainB", "testA", "testB"], "trainA, trainB, whose names speak of splits"),
+        (["train_cats", "train_dogs", "test_cats", "test_dogs"], "whose names speak of splits"),
+        (["mnist_train", "mnist_test"], "mnist_test, mnist_train, whose names speak of splits"),
+        (["cat", "dog", "test/Cat", "test/Dog"], "test holds the folders of the classes beside it"),
     ],
 )
 def test_doubtful_folders_are_refused(tmp_path: Path, places: list[str], sentence: str) -> None:
@@ -391,3 +415,98 @@ def test_memory_is_what_the_container_grants(tmp_path: Path) -> None:
     assert sorted(_container_limits(tmp_path)) == [1000, 2000]
     assert _container_limits(tmp_path / "nowhere") == []
     assert 0 < memory() < 2**62
+
+
+# --- what a hostile tester found
+
+
+@pytest.mark.parametrize("kind", ["BMP", "TIFF", "JPEG2000"])
+def test_images_of_8_bits_are_no_deep_ones(tmp_path: Path, kind: str) -> None:
+    """A stride, an offset or a length that holds "16" was taken for a depth."""
+    rng = np.random.default_rng(0)
+    for width in range(64, 80):
+        for pet in PETS:
+            path = tmp_path / pet / f"{width}.{'jp2' if kind == 'JPEG2000' else kind.lower()}"
+            path.parent.mkdir(exist_ok=True)
+            noise = rng.integers(0, 100, (8, width, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(path, kind)
+    assert "16-bit" not in " ".join(load(tmp_path).notes)
+
+
+def test_links_in_circles_are_said(tmp_path: Path) -> None:
+    make(tmp_path, *PETS)
+    os.symlink("self", tmp_path / "cat" / "self")
+    os.symlink("b", tmp_path / "a")
+    os.symlink("a", tmp_path / "b")
+    (note,) = [note for note in load(tmp_path).notes if note.startswith("Links that lead")]
+    assert "cat/self" in note
+
+
+def test_a_link_to_an_image_of_another_class_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, *PETS)
+    (tmp_path / "cat" / "x.png").symlink_to(tmp_path / "dog" / "0.png")
+    with pytest.raises(InvalidInput, match=r"the link cat/x\.png makes an image of the class"):
+        load(tmp_path)
+
+
+def test_files_of_several_images_are_said(tmp_path: Path) -> None:
+    make(tmp_path, *PETS)
+    frames = [Image.new("RGB", (8, 8), (i, 0, 0)) for i in range(3)]
+    frames[0].save(tmp_path / "cat" / "film.gif", save_all=True, append_images=frames[1:])
+    assert "1 file holds several images, of which the first is read." in load(tmp_path).notes
+
+
+def test_notes_cannot_command_the_terminal(tmp_path: Path) -> None:
+    make(tmp_path, *PETS)
+    (tmp_path / "cat" / "\x1b[31mz.png").write_bytes(b"no image")
+    (tmp_path / "cat" / "a\nb.txt").write_bytes(b"x")
+    shown = repr(load(tmp_path, skip_unreadable=True))
+    assert "\\x1b[31mz.png" in shown
+    assert "\x1b" not in shown
+    shown.encode("utf-8")
+
+
+@pytest.mark.parametrize("name", ["data/", "./data/", "./data"])
+def test_messages_keep_their_words(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInput, match=r"^dataset 'folder:.*data.*': data holds no class"):
+        load_dataset(f"folder:{name}")
+
+
+def test_no_message_tells_the_value_of_a_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", str(tmp_path / "hunter2"))
+    make(tmp_path / "data", *PETS)
+    tries = (
+        lambda: Specialties.load("$SECRET/n.json", PETS),
+        lambda: Specialties.load("$SECRET", PETS),
+        lambda: backbone("resnet18", weights="$SECRET/n.pth"),
+        lambda: load(tmp_path / "data", groups="$SECRET/g.csv"),
+        lambda: RunStore("/proc/$SECRET"),
+    )
+    for work in tries:
+        with pytest.raises(InvalidInput) as refused:
+            work()
+        assert "hunter2" not in str(refused.value)
+
+
+def test_groups_may_come_from_excel(tmp_path: Path) -> None:
+    make(tmp_path / "data", *PETS)
+    rows = [f"{pet}/{i}.png,{pet}{i}" for pet in PETS for i in range(6)]
+    (tmp_path / "g.csv").write_text("\r\n".join(["\ufefffile,group", *rows]), newline="")
+    assert load(tmp_path / "data", groups=f"{tmp_path}/g.csv").train.groups is not None
+
+
+def test_a_folder_that_no_one_may_read_is_refused() -> None:
+    with pytest.raises(InvalidInput):
+        load_dataset("folder:/proc/self/task", val_fraction=0)
+
+
+def test_a_sentence_is_never_a_book() -> None:
+    with pytest.raises(InvalidInput) as refused:
+        Specialties.from_json(json.dumps({"specialties": [{"name": "x", "classes": "y" * 10**6}]}))
+    assert len(str(refused.value)) < 4000

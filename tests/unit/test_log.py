@@ -25,7 +25,7 @@ experiment.run(experiment.base())
 def test_a_message_is_a_line_on_the_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
     log.info("50 % of größe")
     log.warning("two\nlines")
-    assert capsys.readouterr() == ("50 % of größe\ntwo\nlines\n", "")
+    assert capsys.readouterr() == ("50 % of größe\ntwo\\nlines\n", "")
 
 
 def test_controls_are_written_out(capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,3 +126,12 @@ def test_products_have_the_precision_and_sums_are_exact(
         assert (x @ x).dtype == product
         assert torch.equal(x + x, 2 * x)
         assert (x + x).dtype == torch.float32
+
+
+def test_a_gpu_is_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert Machine.pick("gpu", "fp32").device == torch.device("cuda")
+    assert Machine.pick("gpu:1", "fp32").device == torch.device("cuda:1")
+    with pytest.raises(InvalidInput, match="device 'gpu:7' is unknown"):
+        Machine.pick("gpu:7", "fp32")

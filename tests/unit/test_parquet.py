@@ -124,6 +124,14 @@ def test_labels_are_mapped_by_their_names(tmp_path: Path, files: dict[str, pa.Ta
             "of the shards 0 to 2 of a split, 1 is missing; found train-00000-of-00003.parquet, ",
         ),
         (
+            {
+                "train_00000_of_00001": table(RB),
+                "train_00001_of_00001": table(RB),
+                "test_00000_of_00001": table(RB),
+            },
+            "shard number 1 is none of the 1 .from 0. that its name speaks of",
+        ),
+        (
             {"train_00000_of_00001": table(RB), "train": table(RB), "test": table(RB)},
             "are not the shards of one split",
         ),

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -660,3 +661,52 @@ def test_a_checkpoint_that_lies_is_not_used(store: RunStore, change: dict[str, A
     used: list[State] = []
     assert not kept.resume(used.append)
     assert not used
+
+
+def test_copies_of_a_run_and_other_people_s_folders_are_not_removed(store: RunStore) -> None:
+    run = save(store)
+    shutil.copytree(run.path, store.folder / f"flat-copy-{run.id}")
+    (store.folder / f"mythesis-{run.id}").mkdir()
+    (store.folder / f"mythesis-{run.id}" / "run.json").write_text("{}")
+    before = sorted(path.name for path in store.folder.iterdir())
+    with pytest.raises(InvalidInput, match=r"names several folders of .*, copies of one run"):
+        store.remove(run.id)
+    assert sorted(path.name for path in store.folder.iterdir()) == before
+    shutil.rmtree(store.folder / f"flat-copy-{run.id}")
+    store.remove(run.id)
+    assert (store.folder / f"mythesis-{run.id}" / "run.json").is_file()
+
+
+def test_a_removal_that_is_refused_loses_nothing(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = save(store)
+
+    def rename(self: Path, target: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        with pytest.raises(InvalidInput, match="cannot be removed"):
+            store.remove(run.id)
+    assert store.find(run.id) is not None
+
+
+def test_weights_of_types_that_torch_cannot_look_at_are_refused(store: RunStore) -> None:
+    run = save(store)
+    eight = torch.ones(2).to(torch.float8_e4m3fn)
+    write_tensors(run.path / "weights.safetensors", {"w": eight})
+    with pytest.raises(DamagedRun, match="'w' holds values that are not finite"):
+        run.weights()
+
+
+def test_numpy_s_figures_are_reported(store: RunStore) -> None:
+    run = save(store)
+    run.report(test_accuracy=np.float32(0.5))
+    assert run.reports == {"test_accuracy": 0.5}
+
+
+def test_an_empty_id_is_refused(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+    save(store)
+    assert main(["runs", "--runs-dir", str(store.folder), "--remove", ""]) == 2
+    assert main(["runs", "--runs-dir", "x" * 5000]) == 2

@@ -554,3 +554,24 @@ def test_predictions_that_are_no_numbers_stay_so(kind: str) -> None:
     found = seen.affinity
     assert np.isfinite(found[0]).all()
     assert np.isnan(found[1]).any()
+
+
+def test_the_time_that_is_left_is_said_while_it_trains(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was announced before, from four steps on a busy machine, was never revised."""
+    clock = [0.0]
+    monkeypatch.setattr("nofe_lab.training.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("nofe_lab.training.watched", lambda: False)
+    progress = Progress("it", 100)
+    for step in range(1, 41):
+        clock[0] = 10.0 * step
+        progress(StepDone(step, 100))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "it: step 7 of 100, about 15.5 min left"
+    assert len(lines) == 5
+    row = {"train_loss": 1.0, "train_accuracy": 0.5, "seconds": 400.0}
+    progress(EpochDone(2, 5, row))
+    assert capsys.readouterr().out.endswith("400 s, about 10.0 min left\n")
+    progress(EpochDone(5, 5, row))
+    assert "left" not in capsys.readouterr().out
