@@ -427,7 +427,7 @@ def test_what_a_full_disk_has_no_room_for_waits_in_memory(runs_dir: Path) -> Non
 def test_a_full_disk_is_refused_before_training(runs_dir: Path) -> None:
     command = f"head -c 1M /dev/zero > {shlex.quote(str(runs_dir))}/filler 2> /dev/null"
     out, errors = in_a_file_system_of(0.1, runs_dir, command, shlex.join(ask(runs_dir)))
-    assert "cannot be written ([Errno 28] No space left on device" in errors
+    assert "cannot be written (No space left on device" in errors
     assert "To train" not in out
 
 
@@ -449,7 +449,7 @@ def test_a_read_only_folder_gives_its_runs_and_takes_no_new_ones(
     assert "base CNN, 8 epochs, seed 0: loaded flat-" in out
     assert "reports.json of flat-glyphs" in out
     assert "was not written ([Errno 30] Read-only file system" in out
-    assert "cannot be written ([Errno 30] Read-only file system" in errors
+    assert "cannot be written (Read-only file system" in errors
     assert "To train" not in out
 
 
