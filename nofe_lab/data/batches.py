@@ -99,10 +99,13 @@ class Preprocess(nn.Module):
         fits = images.ndim == 4 and (
             self.image_shape is None or tuple(images.shape[1:]) == self.image_shape
         )
-        if images.dtype != torch.uint8 or not fits:
+        if images.dtype != torch.uint8 or not fits or images.layout != torch.strided:
+            kind = "" if images.layout == torch.strided else f" {images.layout}"
             raise InvalidInput(
-                f"a network takes {wanted}; got {images.dtype} {list(images.shape)}."
+                f"a network takes {wanted}; got {images.dtype}{kind} {list(images.shape)}."
             )
+        if images.is_meta and not self.mean.is_meta:
+            raise InvalidInput(f"a network takes {wanted}; got images without values (meta).")
 
     def forward(self, images: Tensor, drawn: Augmentation | None = None) -> Tensor:
         """uint8 [N, c, H, W] -> float32 [N, c, h, w].  Raises InvalidInput for anything else.

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.nn.utils.parametrize import is_parametrized
 from torch.optim.swa_utils import AveragedModel
 
 from nofe_lab.compat import import_torchvision
@@ -100,12 +101,15 @@ def backbone(
         raise InvalidInput(
             f"backbone must be a name, a torch module, or what makes one; got {shown(network)}."
         )
+    if isinstance(network, nn.Module):
+        _check_layers(type(network).__name__, network)
     name, build, owner = _maker(network, weights)
     own, said = "", []
     if owner in ("module", "function"):
         with seeded(0):
             begun = build()
         _check_layers(name, begun)
+        _check_tensors(name, begun)
         try:
             own = digest_of(begun)
         except CannotDigest as error:
@@ -122,14 +126,41 @@ def backbone(
 
 
 def _check_layers(name: str, network: nn.Module) -> None:
-    """Refuse layers whose weights are not there yet."""
+    """Refuse layers whose weights are not there yet, or are where nobody would find them."""
     for path, layer in network.named_modules():
+        where = f"the module {path!r}" if path else "the network"
+        if isinstance(layer, torch.jit.ScriptModule):
+            raise InvalidInput(
+                f"backbone {name!r} cannot be split: {where} is compiled by TorchScript, which "
+                "hides its weights; accepted: the module as it was before torch.jit."
+            )
+        if "forward" in vars(layer):
+            raise InvalidInput(
+                f"backbone {name!r} cannot be split: {where} has a forward of its own that is not "
+                "its class's, which would go on using this object's weights; accepted: a class "
+                "with that forward."
+            )
         tensors = (*layer._parameters.values(), *layer._buffers.values())
+        if any(isinstance(t, Tensor) and t.is_meta for t in tensors):
+            raise InvalidInput(
+                f"backbone {name!r} has no weights: {where} is on torch's meta device; accepted: a "
+                "network with numbers."
+            )
         if any(isinstance(t, (UninitializedParameter, UninitializedBuffer)) for t in tensors):
             raise InvalidInput(
                 f"backbone {name!r} has layers without weights, which the first images would give "
                 f"them ({path or 'its own parameters'}); accepted: a network that has been run "
                 "once on an image, or layers that are not lazy."
+            )
+
+
+def _check_tensors(name: str, network: nn.Module) -> None:
+    """Refuse a network whose state holds what is no plain tensor, as quantised ones do."""
+    for key, value in network.state_dict().items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
+            raise InvalidInput(
+                f"backbone {name!r} cannot be trained: {key!r} is no plain tensor "
+                f"({type(value).__name__}); accepted: a network before it was quantised or packed."
             )
 
 
@@ -180,10 +211,12 @@ def _maker(network: Any, weights: Any) -> tuple[str, Callable[[], nn.Module], st
         with seeded(0):
             try:
                 made = network()
-            except TypeError as error:
+            except Exception as error:  # whatever a maker of a user's own may raise
+                if isinstance(error, InvalidInput):
+                    raise
                 raise InvalidInput(
                     f"backbone {network!r} must make a torch module when it is called without "
-                    f"arguments ({error})."
+                    f"arguments ({type(error).__name__}: {first_line(error)})."
                 ) from error
         if not isinstance(made, nn.Module):
             raise InvalidInput(
@@ -210,6 +243,9 @@ def _begun_anew(network: nn.Module) -> nn.Module:
     made = copy.deepcopy(network).cpu()
     with torch.no_grad():
         for layer in made.modules():
+            if is_parametrized(layer):
+                _redraw_parametrised(layer)
+                continue
             # a layer whose weights are made of others has no use for its own initialisation
             if callable(reset := getattr(layer, "reset_parameters", None)) and is_plain(layer):
                 reset()
@@ -218,6 +254,19 @@ def _begun_anew(network: nn.Module) -> nn.Module:
                 if parameter.ndim > 1:
                     parameter.normal_(float(parameter.mean()), float(parameter.std(correction=0)))
     return made
+
+
+def _redraw_parametrised(layer: nn.Module) -> None:
+    """Assign fresh weights to a layer that computes them from others, which then are fresh too."""
+    for name in layer.parametrizations:  # type: ignore[union-attr, attr-defined]
+        old = getattr(layer, name)
+        fresh = torch.empty_like(old).normal_(float(old.mean()), float(old.std(correction=0)))
+        try:
+            setattr(layer, name, fresh)
+        except (NotImplementedError, RuntimeError):  # a parametrisation without an inverse
+            for parameter in layer.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(float(parameter.mean()), float(parameter.std(correction=0)))
 
 
 @cache
@@ -333,7 +382,9 @@ def _network_in(
     """
     said = []
     where = f"weights {str(path)!r}"
-    while isinstance(found, Mapping) and not _is_state(found):
+    for _ in range(DEEPEST):
+        if not isinstance(found, Mapping) or _is_state(found):
+            break
         inner = [key for key in found if isinstance(key, str) and _is_state(found[key])]
         known = [key for key in inner if key in CONTAINERS]
         deeper = [key for key in found if key in CONTAINERS and isinstance(found[key], Mapping)]
@@ -346,7 +397,7 @@ def _network_in(
             )
         found = found[choice[0]]
         said.append(f"{made.name}: the weights are what the checkpoint keeps as {choice[0]!r}.")
-    if not isinstance(found, Mapping):
+    if not isinstance(found, Mapping) or not _is_state(found):
         raise InvalidInput(
             f"{where} hold {type(found).__name__}; accepted: a state dict, tensors by name."
         )
@@ -376,6 +427,9 @@ CONTAINERS = ("state_dict", "model", "net", "network", "model_state_dict", "mode
               "model_ema", "ema", "state_dict_ema", "ema_state_dict", "module")  # fmt: skip
 """Keys under which checkpoints keep networks."""
 
+DEEPEST = 5
+"""How many containers a network may lie in."""
+
 PREFIXES = ("module", "_orig_mod", "model", "net", "network", "backbone", "encoder")
 """What wrappers put before the names of a network's tensors."""
 
@@ -394,6 +448,17 @@ def _check_state(made: SplitNetwork, state: Mapping[str, Tensor], weights: str |
     Its classifier is resized in any case, so theirs may have another number of outputs; and files
     of old lack the counters of batch normalisations.
     """
+    odd = [
+        key
+        for key, tensor in state.items()
+        if tensor.is_nested or tensor.layout != torch.strided or tensor.is_complex()
+    ]
+    if odd or any(not tensor.numel() for key, tensor in state.items() if tensor.ndim):
+        odd = odd or [key for key, tensor in state.items() if not tensor.numel()]
+        raise InvalidInput(
+            f"weights {str(weights)!r} cannot be trained on: {odd[0]!r} holds no plain real "
+            "numbers."
+        )
     own = {key: list(tensor.shape) for key, tensor in made.skeleton.state_dict().items()}
     classifier = state.get(f"{made.classifier}.weight")
     if classifier is not None and classifier.ndim:

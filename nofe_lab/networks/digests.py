@@ -7,16 +7,17 @@ What is left out here would make another network's results pass for this one's.
 
 from __future__ import annotations
 
+import dis
 import functools
 import hashlib
 import inspect
 import logging
 import pickle
 import sys
+import sysconfig
 import types
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,8 @@ class Digest:
             self._add(value)
         except CannotDigest as error:
             raise CannotDigest(f"{name}.{error}" if str(error) else name) from error
+        except (RecursionError, RuntimeError, TypeError, ValueError) as error:
+            raise CannotDigest(name) from error
 
     def add_module(self, path: str, module: nn.Module) -> None:
         """Take one module of a network: its class, settings and hooks, not its parts."""
@@ -89,7 +92,11 @@ class Digest:
             self.write("tensor", value.requires_grad, digest_of_tensors({"": value}))
         elif isinstance(value, np.ndarray) and value.dtype != object:
             self.write("array", value.dtype, value.shape)
-            self.sha.update(np.ascontiguousarray(value).data)
+            self.sha.update(value.tobytes())
+        elif isinstance(value, np.ndarray):
+            self._add(value.tolist())
+        elif isinstance(value, torch.Generator):
+            self._add(value.get_state())
         elif isinstance(value, (torch.dtype, torch.device, torch.Size, torch.memory_format, range)):
             self.write("plain", repr(value))
         elif id(value) in self.paths:
@@ -124,10 +131,10 @@ class Digest:
             self.write("network", digest_of_parts(value))
         elif isinstance(value, logging.Logger):  # what is said is not what is computed
             self.write("logger", value.name)
-        elif hasattr(value, "__dict__") and _is_all_python(type(value)):
+        elif _is_all_python(type(value)):
             self._add(type(value))
-            for name, inner in sorted(vars(value).items()):
-                self.add(str(name), inner)
+            for name, inner in sorted(_settings(value).items()):
+                self.add(name, inner)
         else:
             try:
                 self.write("pickled", type(value).__qualname__)
@@ -138,9 +145,9 @@ class Digest:
     def _add_container(self, value: Any) -> None:
         self.write(type(value).__name__, len(value))
         if isinstance(value, Mapping):
-            for key, inner in value.items():
+            for i, (key, inner) in enumerate(value.items()):
                 self._add(key)
-                self.add(repr(key)[:40], inner)
+                self.add(repr(key)[:40] if isinstance(key, (str, int)) else f"[{i}]", inner)
         elif isinstance(value, Sequence):
             for i, inner in enumerate(value):
                 self.add(f"[{i}]", inner)
@@ -155,7 +162,9 @@ class Digest:
 
     def _add_class(self, kind: type) -> None:
         self.write("class", kind.__module__, kind.__qualname__)
-        if not _is_foreign(kind):
+        if issubclass(kind, Enum):
+            self._add([(each.name, each.value) for each in kind])
+        elif not _is_foreign(kind):
             for base in kind.__mro__:
                 if not _is_foreign(base):
                     for name, value in sorted(vars(base).items()):
@@ -167,8 +176,10 @@ class Digest:
             value = value.__func__
         if isinstance(value, property):
             self.add(name, [value.fget, value.fset])
-        elif isinstance(value, types.FunctionType) or (
-            not name.startswith("__") and isinstance(value, (bool, int, float, str, tuple))
+        elif isinstance(value, functools.cached_property):
+            self.add(name, value.func)
+        elif isinstance(value, types.FunctionType) or not (
+            name.startswith(("__", "_abc_")) or isinstance(value, _MACHINERY)
         ):
             self.add(name, value)
 
@@ -186,15 +197,15 @@ class Digest:
                 continue
             if name != "__class__":
                 self.add(name, inner)
-        for name in _names_in(function.__code__):
-            if name in function.__globals__:
-                self._add_global(name, function.__globals__[name])
-
-    def _add_global(self, name: str, value: Any) -> None:
-        """What a function finds outside of itself: functions, classes and plain values."""
-        simple = (bool, int, float, complex, str, bytes, tuple, list, dict, set, frozenset, Tensor)
-        if isinstance(value, (types.FunctionType, type, functools.partial, np.ndarray, *simple)):
-            self.add(name, value)
+        names, attributes = _names_in(function.__code__)
+        for name in sorted(names & set(function.__globals__)):
+            value = function.__globals__[name]
+            if not isinstance(value, types.ModuleType):
+                self.add(name, value)
+            elif _is_own(value):  # a file of the user's: what is used of it
+                for attribute in sorted(attributes & set(vars(value))):
+                    if not isinstance(inner := vars(value)[attribute], types.ModuleType):
+                        self.add(f"{name}.{attribute}", inner)
 
 
 def digest_of_parts(network: nn.Module) -> str:
@@ -226,13 +237,61 @@ def source_of(function: types.FunctionType) -> str:
 
 
 def _code(code: types.CodeType) -> str:
-    constants = [_code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
-    return repr((code.co_code.hex(), constants, code.co_names, code.co_varnames))
+    return repr(
+        (code.co_code.hex(), [*map(_constant, code.co_consts)], code.co_names, code.co_varnames)
+    )
 
 
-def _names_in(code: types.CodeType) -> list[str]:
-    inner = (_names_in(c) for c in code.co_consts if isinstance(c, types.CodeType))
-    return sorted({*code.co_names, *chain.from_iterable(inner)})
+def _constant(value: Any) -> str:
+    if isinstance(value, types.CodeType):
+        return _code(value)
+    # the order of a set changes from process to process
+    return repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
+
+
+def _names_in(code: types.CodeType) -> tuple[set[str], set[str]]:
+    """The globals that code uses, and the names that it looks up in objects."""
+    names, attributes = set(), set()
+    for step in dis.get_instructions(code):
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            names.add(str(step.argval))
+        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            attributes.add(str(step.argval))
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            inner = _names_in(constant)
+            names |= inner[0]
+            attributes |= inner[1]
+    return names, attributes
+
+
+def _is_own(module: types.ModuleType) -> bool:
+    """Whether a module is a file of the user's, not of a library."""
+    file = getattr(module, "__file__", None)
+    libraries = {
+        sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")
+    }
+    return file is not None and not any(file.startswith(str(place)) for place in libraries)
+
+
+_MACHINERY = (
+    types.GetSetDescriptorType,
+    types.MemberDescriptorType,
+    types.WrapperDescriptorType,
+    types.MethodDescriptorType,
+)
+"""What Python itself puts into classes."""
+
+
+def _settings(value: Any) -> dict[str, Any]:
+    """The attributes of an object, in its dict or its slots."""
+    found = {str(name): inner for name, inner in getattr(value, "__dict__", {}).items()}
+    for kind in type(value).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if hasattr(value, name):
+                found[name] = getattr(value, name)
+    return {name: inner for name, inner in found.items() if name not in ("__dict__", "__weakref__")}
 
 
 def _is_built_in(value: Any) -> bool:
@@ -241,8 +300,8 @@ def _is_built_in(value: Any) -> bool:
 
 
 def _is_all_python(kind: type) -> bool:
-    """Whether all that an object of a class holds is in its ``__dict__``."""
-    return not _is_foreign(kind) and all(map(_is_python, kind.__mro__))
+    """Whether all that an object of a class holds is in its ``__dict__`` and its slots."""
+    return all(map(_is_python, kind.__mro__))
 
 
 def _is_python(kind: type) -> bool:
@@ -257,6 +316,8 @@ _STANDARD = {"builtins", "typing", "collections", "abc", "enum", "functools", "m
 
 def _is_foreign(kind: Any) -> bool:
     """Whether a class or function comes from a library, whose version is noted elsewhere."""
-    root = (getattr(kind, "__module__", None) or "builtins").split(".")[0]
+    root = (getattr(kind, "__module__", None) or "").split(".")[
+        0
+    ]  # of code without one: the user's
     libraries = {"torch", "torchvision", "timm", "nofe_lab", "numpy", "pandas", "scipy", "PIL"}
     return root in libraries | _STANDARD

@@ -247,17 +247,22 @@ class SplitNetwork(Backbone):
             if node.op == "call_module"
         }
 
-        def behind(given: Tensor) -> Tensor:
+        def behind(given: Tensor, training: bool) -> Tensor:
+            torch.manual_seed(0)  # dropout leaves out the same
             values: dict[fx.Node, Any] = {nodes[start]: given}
             for node in nodes[start + 1 :]:
                 if node.op == "get_attr":
-                    values[node] = attribute(self.skeleton, str(node.target))
+                    is_mode = node.target == "training"
+                    values[node] = (
+                        training if is_mode else attribute(self.skeleton, str(node.target))
+                    )
                     continue
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
                 if node.op == "output":
                     break
                 if node.op == "call_module":
-                    values[node] = layers[node].to_empty(device="cpu").eval()(*args, **kwargs)
+                    layer = layers[node].to_empty(device="cpu").train(training)
+                    values[node] = layer(*args, **kwargs)
                 elif node.op == "call_method":
                     values[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
                 else:
@@ -270,14 +275,17 @@ class SplitNetwork(Backbone):
         other = given.clone()
         other[:, 0] += 1
         try:
-            with torch.no_grad():
-                change = (behind(other) - behind(given.clone()))[:, 1:]
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                changes = [
+                    (behind(other.clone(), mode) - behind(given.clone(), mode))[:, 1:]
+                    for mode in (False, True)
+                ]
         except Exception as error:
             raise InvalidInput(
                 f"backbone {self.name!r} cannot be followed behind its classifier {classifier!r} "
                 f"({first_line(error)}); accepted: a network that ends in its classifier."
             ) from error
-        if bool((change.abs() > 1e-6).any()):
+        if any(bool((change.abs() > 1e-6).any()) for change in changes):
             last = next(node for node in reversed(nodes) if node.op != "output")
             raise InvalidInput(
                 f"backbone {self.name!r} ends in {self._in_words(last)}, behind which its outputs "
@@ -417,20 +425,22 @@ class SplitNetwork(Backbone):
         self, skeleton: nn.Module, tail: fx.Graph, classifier: str, features: tuple[int, ...]
     ) -> None:
         """Refuse a tail that depends on the number of classes elsewhere than in its classifier."""
-        shape = self._logits_of(copy.deepcopy(skeleton), tail, classifier, features)
-        if shape != (2, 7):
-            raise InvalidInput(
-                f"backbone {self.name!r} has no classifier to resize: with 7 outputs in "
-                f"{classifier!r} it gives {'an error' if shape is None else list(shape)} for two "
-                "images; accepted: logits [2, 7]."
-            )
+        outputs = len(skeleton.get_submodule(classifier).weight)  # type: ignore[arg-type]
+        for n in (7, outputs + 5):  # fewer than it has, and more
+            shape = self._logits_of(copy.deepcopy(skeleton), tail, classifier, features, n)
+            if shape != (2, n):
+                raise InvalidInput(
+                    f"backbone {self.name!r} has no classifier to resize: with {n} outputs in "
+                    f"{classifier!r} it gives {'an error' if shape is None else list(shape)} for "
+                    f"two images; accepted: logits [2, {n}]."
+                )
 
     @staticmethod
     def _logits_of(
-        trial: nn.Module, tail: fx.Graph, classifier: str, features: tuple[int, ...]
+        trial: nn.Module, tail: fx.Graph, classifier: str, features: tuple[int, ...], n: int = 7
     ) -> tuple[int, ...] | None:
-        """Shape of the logits of two images with 7 outputs; None if a layer refuses."""
-        _resize_outputs(trial.get_submodule(classifier), 7)
+        """Shape of the logits of two images with n outputs; None if a layer refuses."""
+        _resize_outputs(trial.get_submodule(classifier), n)
         try:
             return list(measure(assemble(trial, tail), features, macs=False).values())[-1].shape
         except Exception:
@@ -520,7 +530,8 @@ class SplitNetwork(Backbone):
                     resize(layer, channels, layer.out_channels)
                     if adapt:  # a grey image gives what it gave
                         mean = kept.detach().mean(1, keepdim=True) * kept.shape[1] / channels
-                        layer.weight = nn.Parameter(mean.repeat(1, channels, 1, 1))
+                        repeated = mean.repeat(1, channels, 1, 1)
+                        layer.weight = nn.Parameter(repeated, kept.requires_grad)
         return network
 
     @cached_property
@@ -702,10 +713,11 @@ def _keep_size(layer: nn.Conv2d, adapt: bool = False) -> None:
     if (size > 3 and layer.groups == 1) or size % 2 == 0:
         size = 3
         shape = (*layer.weight.shape[:2], size, size)
-        kept = layer.weight.detach()
+        kept = layer.weight
         layer.weight = redrawn(layer.weight, shape)
         if adapt:
-            layer.weight = nn.Parameter(_resampled(kept, size))
+            resampled = _resampled(kept.detach(), size)
+            layer.weight = nn.Parameter(resampled, kept.requires_grad)
         layer.kernel_size = (size, size)
     layer.padding = (size // 2, size // 2)
 

@@ -77,7 +77,7 @@ def follow(network: nn.Module, name: str, shape: tuple[int, ...] | None = None) 
         )
     opaque: set[type[nn.Module]] = set()
     while True:
-        graphs = []
+        graphs, constants = [], []
         is_sized = False
         for training in (True, False):
             _forget_constants(network)
@@ -90,9 +90,15 @@ def follow(network: nn.Module, name: str, shape: tuple[int, ...] | None = None) 
                 opaque.add(tracer.failed)
                 break
             is_sized |= tracer.is_sized
+            constants.append({n: v for n, v in vars(network).items() if n.startswith(FX_CONSTANT)})
         else:
             _tell_when_running(*graphs)
             difference = _first_difference(*graphs)
+            if (other := _other_constant(graphs[0], *constants)) is not None:
+                if not other:
+                    reason = "a tensor that it makes of numbers is another one each time"
+                    raise _cannot_trace(name, reason)
+                difference = other
             if difference:
                 opaque.add(type(network.get_submodule(difference[-1])))
                 continue
@@ -199,24 +205,27 @@ class _Tracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         drawn = _random_states()
-        with _len_of_images(self):
-            graph = super().trace(root, concrete_args)
+        kept = [(module, dict(module._buffers), dict(vars(module))) for module in root.modules()]
+        try:
+            with _len_of_images(self):
+                graph = super().trace(root, concrete_args)
+        finally:
+            replaced = [name for module in kept for name in _restored(*module)]
         self._check_nothing_drawn(drawn)
+        if replaced:
+            raise fx.proxy.TraceError(f"it replaces its buffer {replaced[0]!r}: change it in place")
         return graph
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        own = vars(self.root).get("forward")  # of this network alone, not of its class
-        parameters = list(inspect.signature(own or root_fn).parameters.values())
-        if own is None and len(parameters) == 2:
+        parameters = list(inspect.signature(root_fn).parameters.values())
+        if len(parameters) == 2:
             found: tuple[Any, list[Any]] = super().create_args_for_root(root_fn, is_module)
             return found
         # what is not an image has the value that it has by default
-        image = parameters[0 if own else 1] if parameters else None
-        name = image.name if image is not None else "x"
-        proxy = self.create_proxy("placeholder", name, (), {})
-        return (lambda _, x: own(x)) if own else root_fn, [self.root, proxy]
+        name = parameters[1].name if len(parameters) > 1 else "x"
+        return root_fn, [self.root, self.create_proxy("placeholder", name, (), {})]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         childless = next(m.children(), None) is None
@@ -316,6 +325,21 @@ class _Tracer(fx.Tracer):
         return self.values[key]
 
 
+def _restored(module: nn.Module, buffers: dict[str, Any], plain: dict[str, Any]) -> Iterator[str]:
+    """Take stand-ins that a forward has kept out of a module again; gives the buffers' names."""
+    now: dict[str, Any] = dict(module._buffers)
+    for name, value in now.items():
+        if isinstance(value, fx.Proxy):
+            module._buffers[name] = buffers.get(name)
+            yield name
+    for name, value in list(vars(module).items()):
+        if isinstance(value, fx.Proxy):
+            if name in plain:
+                vars(module)[name] = plain[name]
+            else:
+                del vars(module)[name]
+
+
 def _modes() -> tuple[bool, ...]:
     """Whether gradients are recorded, and autocast is on."""
     return (
@@ -361,6 +385,23 @@ class _TooDifferent(Exception):
 def select(training: bool, in_training: Any, otherwise: Any) -> Any:
     """What a forward gives that does one thing in training and another in evaluation."""
     return in_training if training else otherwise
+
+
+def _other_constant(
+    graph: fx.Graph, one: Mapping[str, Any], other: Mapping[str, Any]
+) -> tuple[str, ...] | None:
+    """The modules around a constant that differs between two traces, innermost last; or None.
+
+    Its name is the same, whatever a forward has made it of: whether it is training, a generator of
+    its own, a counter.
+    """
+    for node in graph.nodes:
+        name = str(node.target)
+        if node.op != "get_attr" or name not in one:
+            continue
+        if name not in other or not torch.equal(one[name], other[name]):
+            return tuple(node.meta["inside"])
+    return None
 
 
 def _merged(training: fx.Graph, evaluation: fx.Graph, network: nn.Module) -> fx.Graph:

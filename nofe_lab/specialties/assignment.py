@@ -19,7 +19,7 @@ import warnings
 import numpy as np
 from numpy.typing import NDArray
 
-from nofe_lab.config import RULES, InvalidInput, one_of, whole_number
+from nofe_lab.config import RULES, InvalidInput, one_of, shown, whole_number
 
 SCALE = 2**16 * 3**4 * 5**4 * 7**2 * 11 * 13
 """Affinities are compared as whole multiples of 1 / SCALE (4e-14), with which paths of moves add up
@@ -82,7 +82,13 @@ def assign(
     Raises InvalidInput if the rule is unknown or the shapes do not fit.
     """
     one_of("rule", rule, RULES)
+    is_table = isinstance(affinity, np.ndarray) and affinity.ndim == 2
+    if not is_table or affinity.dtype.kind not in "fiub":
+        raise InvalidInput(
+            f"affinities must be an array [C, K] of real numbers; got {shown(affinity)}."
+        )
     C, K = affinity.shape
+    current = np.asarray(current)
     if current.shape != (C,):
         raise InvalidInput(f"the current map must hold {C} specialties; got {current.shape}.")
     whole_number("K", K, 1, C)

@@ -422,3 +422,12 @@ def test_the_best_objective_does_not_depend_on_the_specialties_numbers() -> None
     np.add.at(drawn, more, affinity)
     expected = max(sum(drawn[k, n] for n, k in enumerate(chosen)) for chosen in pairs) / 7
     assert best_objective(affinity, more, 4) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "affinity", [np.ones(3), np.ones((2, 2, 2)), [[1.0]], None, np.ones((2, 2)) * 1j,
+                 np.array([["a", "b"]])]
+)  # fmt: skip
+def test_what_is_no_table_of_affinities_is_refused(affinity: Any) -> None:
+    with pytest.raises(InvalidInput, match=r"affinities must be an array \[C, K\] of real numbers"):
+        assign("optimal", affinity, np.zeros(2, dtype=np.int64))

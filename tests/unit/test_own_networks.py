@@ -9,10 +9,13 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -700,3 +703,220 @@ def test_a_checkpoint_that_is_ambiguous_names_what_it_holds(
     torch.save(content(Net().state_dict()), tmp_path / "w.pth")
     with pytest.raises(InvalidInput, match=sentence):
         backbone(Net, weights=tmp_path / "w.pth")
+
+
+# --- what a hostile tester found
+
+
+class Constant(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        factor = torch.tensor(0.5) if self.training else torch.tensor(1.0)
+        logits: Tensor = self.fc(self.features(x) * factor)
+        return logits
+
+
+class Counting(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps = getattr(self, "steps", 0) + 1
+        logits: Tensor = self.fc(self.features(x) + torch.tensor(float(self.steps)))
+        return logits
+
+
+class OwnGenerator(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "generator"):
+            self.generator = torch.Generator().manual_seed(0)
+        logits: Tensor = self.fc(self.features(x) + torch.rand(1, generator=self.generator))
+        return logits
+
+
+class Sliced(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, :10]
+
+
+class SoftmaxInTraining(Net):
+    class Share(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.softmax(1) if self.training else x
+
+    def __init__(self) -> None:
+        super().__init__(share=SoftmaxInTraining.Share())
+
+    def forward(self, x: Tensor) -> Tensor:
+        shares: Tensor = self.share(super().forward(x))
+        return shares
+
+
+class Replacing(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = self.mean * 0.9 + 0.1 * x.mean().detach()
+        logits: Tensor = self.fc(self.features(x))
+        return logits
+
+
+def overridden() -> nn.Module:
+    network = Net()
+    old = network.two.forward
+    network.two.forward = lambda x: 3 * old(x)  # type: ignore[method-assign]
+    return network
+
+
+def without_numbers() -> nn.Module:
+    with torch.device("meta"):
+        return Net()
+
+
+def failing() -> nn.Module:
+    raise ZeroDivisionError("of mine")
+
+
+@pytest.mark.parametrize(
+    ("network", "sentence"),
+    [
+        (Constant, "a tensor that it makes of numbers is another one each time"),
+        (Counting, "a tensor that it makes of numbers is another one each time"),
+        (OwnGenerator, "a tensor that it makes of numbers is another one each time"),
+        (Sliced, "no classifier to resize: with 15 outputs in 'fc' it gives .2, 10. for two"),
+        (SoftmaxInTraining, "ends in 'share' .Share., behind which its outputs depend on each"),
+        (Replacing, "it replaces its buffer 'mean': change it in place|cannot assign"),
+        (overridden, "'two' has a forward of its own that is not its class's"),
+        (overridden(), "'two' has a forward of its own that is not its class's"),
+        (without_numbers(), "has no weights: the network is on torch's meta device|meta device"),
+        (failing, "without arguments .ZeroDivisionError: of mine"),
+    ],
+)
+def test_further_networks_that_would_be_changed_are_refused(network: Any, sentence: str) -> None:
+    for _ in range(2):
+        with pytest.raises(InvalidInput, match=sentence):
+            made(network)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_module_is_refused() -> None:
+    network = Net(two=torch.jit.script(nn.Conv2d(8, 8, 3, padding=1)))
+    with pytest.raises(InvalidInput, match="the module 'two' is compiled by TorchScript"):
+        made(network)
+
+
+def test_a_frozen_first_layer_stays_frozen_for_other_channels() -> None:
+    network = Net()
+    network.one.requires_grad_(False)
+    trunk = made(network, (1, 16, 16), split="two").make_trunk()
+    assert not any(p.requires_grad for n, p in trunk.named_parameters() if n.startswith("one"))
+
+
+def test_an_orthogonal_layer_begins_anew_in_a_branch() -> None:
+    network = Net(two=parametrizations.orthogonal(nn.Conv2d(8, 8, 1)))
+    branch = made(network, split="two").make_branch(10)
+    assert not torch.allclose(branch.get_submodule("two").weight, network.two.weight)
+
+
+class Factored(nn.Module):
+    factors: ClassVar[list[float]] = [1.0, 2.0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factors[0]
+
+
+CONFIG = Config(k=1.0)
+
+
+def configured(x: Tensor) -> Tensor:
+    return x * CONFIG.k
+
+
+def test_class_attributes_and_globals_of_any_kind_are_a_part_of_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    networks = (Net(act=Factored()), Net(act=Holder(configured)))
+    before = [identity(network) for network in networks]
+    monkeypatch.setattr(Factored, "factors", [3.0, 2.0])
+    monkeypatch.setattr(CONFIG, "k", 2.0)
+    assert all(identity(n) != b for n, b in zip(networks, before, strict=True))
+
+
+def test_a_file_of_one_s_own_is_a_part_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ops_of_mine.py").write_text("K = 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    scope: dict[str, Any] = {}
+    exec("import ops_of_mine\ndef act(x):\n    return x * ops_of_mine.K\n", scope)
+    torch.manual_seed(0)
+    network = Net(act=Holder(scope["act"]))
+    before = identity(network)
+    monkeypatch.setattr(scope["ops_of_mine"], "K", 2.0)
+    assert identity(network) != before
+
+
+def test_names_of_attributes_are_no_globals(monkeypatch: pytest.MonkeyPatch) -> None:
+    scope: dict[str, Any] = {"results": [1]}
+    exec("def act(x):\n    return x.results\n", scope)
+    torch.manual_seed(0)
+    network = Net(act=Holder(scope["act"]))
+    before = identity(network)
+    scope["results"].append(2)
+    assert identity(network) == before
+
+
+HASHED = """
+import sys, torch
+from nofe_lab.networks.digests import Digest
+class Slots:
+    __slots__ = ("names",)
+    def __init__(self): self.names = {"a", "b", "c"}
+digest = Digest()
+digest.add("all", [Slots(), {frozenset("ab"): 1}, lambda m: m in {"aa", "bb", "cc"},
+                   torch.distributions.Normal(0.0, 1.0), torch.Generator().manual_seed(3)])
+print(digest.hexdigest())
+"""
+
+
+def test_equal_settings_have_one_digest_in_every_process() -> None:
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", HASHED],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda s: {**s, "fc.weight": torch.ones(0, 8), "fc.bias": torch.ones(0)},
+        lambda s: {**s, "fc.weight": torch.ones(10, 8) + 1j},
+        lambda s: {**s, "fc.weight": torch.ones(10, 8).to_sparse()},
+    ],
+)
+def test_weights_that_are_no_plain_numbers_are_refused(
+    content: Callable[[Any], Any], tmp_path: Path
+) -> None:
+    torch.save(content(Net().state_dict()), tmp_path / "w.pth")
+    with pytest.raises(InvalidInput, match="holds no plain real numbers"):
+        backbone(Net, weights=tmp_path / "w.pth")
+
+
+def test_a_checkpoint_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"epoch": 1}
+    content["model"] = content
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(InvalidInput, match=r"weights .* hold dict; accepted"):
+        backbone(Net, weights=tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("images", [RAW.to("meta"), RAW.to_sparse()])
+def test_images_without_plain_values_are_refused(images: Tensor) -> None:
+    with pytest.raises(InvalidInput, match="a network takes images uint8"):
+        DOOR(images)
