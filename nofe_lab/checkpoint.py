@@ -230,10 +230,8 @@ class Checkpoints:
                     f"goes on with format {FORMAT}: finish it with the version that began it, or "
                     f"remove it (python -m nofe_lab runs --remove {self.run_id})."
                 )
-            origin, conditions = (
-                content.get("origin", []),
-                [printable(str(c)) for c in content["conditions"]],
-            )
+            origin = content.get("origin", [])
+            conditions = [printable(str(c)) for c in content["conditions"]]
             seconds = real_number("its time in seconds", content["seconds"], 0, MAX_SECONDS)
             interruptions = whole_number("its interruptions", content["interruptions"], 0)
             state = State(tensors, content["record"])

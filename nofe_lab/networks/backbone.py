@@ -31,10 +31,9 @@ from nofe_lab.config import (
     one_of,
     quick_preset,
 )
-from nofe_lab.files import digest_of_tensors
 from nofe_lab.log import log
 from nofe_lab.networks.counting import count_macs
-from nofe_lab.networks.digests import CannotDigest, Digest, code_of
+from nofe_lab.networks.digests import CannotDigest, code_of, digest_of
 from nofe_lab.networks.tracing import is_known
 
 
@@ -230,29 +229,6 @@ def fresh(backbone: Backbone, make: Any, scheme: str, seed: int, *use: object) -
         part: nn.Module = make()
         backbone.initialise(part, scheme)
     return part
-
-
-def digest_of(network: nn.Module) -> str:
-    """A digest of all that makes a network of one's own what it is.
-
-    Weights and buffers, which of them learn, the code of its modules and of the functions that they
-    use, their settings whatever they are, and their hooks.  Raises CannotDigest for a setting whose
-    content cannot be told.
-    """
-    digest = Digest()
-    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    tensors |= network.state_dict()
-    digest.add("weights", digest_of_tensors(tensors))
-    digest.add("frozen", [n for n, p in network.named_parameters() if not p.requires_grad])
-    for path, module in network.named_modules():
-        digest.paths[id(module)] = path
-    for path, module in network.named_modules():
-        try:
-            digest.add_module(path, module)
-        except CannotDigest as error:
-            where = f"{type(module).__name__} {path!r}" if path else type(module).__name__
-            raise CannotDigest(f"{error} of {where}") from error
-    return digest.hexdigest()
 
 
 def _digests(parts: tuple[nn.Module, ...]) -> list[str]:

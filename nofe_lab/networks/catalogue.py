@@ -37,8 +37,8 @@ from nofe_lab.files import (
     read_tensors,
     user_path,
 )
-from nofe_lab.networks.backbone import Backbone, digest_of, never_again, seeded
-from nofe_lab.networks.digests import CannotDigest
+from nofe_lab.networks.backbone import Backbone, never_again, seeded
+from nofe_lab.networks.digests import CannotDigest, digest_of
 from nofe_lab.networks.paper import PAPER
 from nofe_lab.networks.surgery import SplitNetwork
 from nofe_lab.networks.widths import is_plain

@@ -128,7 +128,7 @@ class Digest:
         elif isinstance(value, (Mapping, Sequence, set, frozenset)):
             self._add_container(value)
         elif isinstance(value, nn.Module):
-            self.write("network", digest_of_parts(value))
+            self.write("network", digest_of(value))
         elif isinstance(value, logging.Logger):  # what is said is not what is computed
             self.write("logger", value.name)
         elif _is_all_python(type(value)):
@@ -208,15 +208,27 @@ class Digest:
                         self.add(f"{name}.{attribute}", inner)
 
 
-def digest_of_parts(network: nn.Module) -> str:
-    """A digest of a network that is a setting of another's module."""
-    own = Digest()
-    own.write(digest_of_tensors(network.state_dict()))
+def digest_of(network: nn.Module) -> str:
+    """A digest of all that makes a network of one's own what it is.
+
+    Weights and buffers, which of them learn, the code of its modules and of the functions that they
+    use, their settings whatever they are, and their hooks.  Raises CannotDigest for a setting whose
+    content cannot be told.
+    """
+    digest = Digest()
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    tensors |= network.state_dict()
+    digest.add("weights", digest_of_tensors(tensors))
+    digest.add("frozen", [n for n, p in network.named_parameters() if not p.requires_grad])
     for path, module in network.named_modules():
-        own.paths[id(module)] = path
+        digest.paths[id(module)] = path
     for path, module in network.named_modules():
-        own.add_module(path, module)
-    return own.hexdigest()
+        try:
+            digest.add_module(path, module)
+        except CannotDigest as error:
+            where = f"{type(module).__name__} {path!r}" if path else type(module).__name__
+            raise CannotDigest(f"{error} of {where}") from error
+    return digest.hexdigest()
 
 
 def code_of(kind: type) -> str:
@@ -316,8 +328,7 @@ _STANDARD = {"builtins", "typing", "collections", "abc", "enum", "functools", "m
 
 def _is_foreign(kind: Any) -> bool:
     """Whether a class or function comes from a library, whose version is noted elsewhere."""
-    root = (getattr(kind, "__module__", None) or "").split(".")[
-        0
-    ]  # of code without one: the user's
+    module = getattr(kind, "__module__", None) or ""  # code without one is the user's
+    root = module.split(".")[0]
     libraries = {"torch", "torchvision", "timm", "nofe_lab", "numpy", "pandas", "scipy", "PIL"}
     return root in libraries | _STANDARD

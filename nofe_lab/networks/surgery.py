@@ -239,10 +239,8 @@ class SplitNetwork(Backbone):
         """
         nodes = list(tail.nodes)
         start = next(i for i, node in enumerate(nodes) if node.target == classifier)
-        layers = {
-            node: copy.deepcopy(self.skeleton.get_submodule(str(node.target))).to_empty(
-                device="cpu"
-            )
+        layers = {  # without weights: _classifier_of
+            node: copy.deepcopy(self.skeleton.get_submodule(str(node.target)))
             for node in nodes[start + 1 :]
             if node.op == "call_module"
         }
@@ -261,8 +259,7 @@ class SplitNetwork(Backbone):
                 if node.op == "output":
                     break
                 if node.op == "call_module":
-                    layer = layers[node].to_empty(device="cpu").train(training)
-                    values[node] = layer(*args, **kwargs)
+                    values[node] = layers[node].train(training)(*args, **kwargs)
                 elif node.op == "call_method":
                     values[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
                 else:

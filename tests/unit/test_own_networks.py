@@ -163,6 +163,35 @@ def test_hooks_and_frozen_weights_are_a_part_of_the_run() -> None:
     assert identity(plain) == identity(copy.deepcopy(plain))
 
 
+class Apart(nn.Module):
+    """A layer that keeps a network where PyTorch does not look for one."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.kept = [network]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.kept[0](x)
+        return out
+
+
+def test_a_network_in_a_setting_counts_with_its_frozen_weights_and_its_buffers() -> None:
+    torch.manual_seed(0)
+    plain = nn.BatchNorm2d(8)
+    plain.register_buffer("factor", torch.ones(1), persistent=False)
+    frozen, buffered = copy.deepcopy(plain), copy.deepcopy(plain)
+    frozen.requires_grad_(False)
+    buffered.get_buffer("factor").fill_(2)
+    outer = Net()
+
+    def kept(network: nn.Module) -> str:
+        outer.act = Apart(network)
+        return str(identity(copy.deepcopy(outer)))
+
+    assert len({kept(each) for each in (plain, frozen, buffered)}) == 3
+    assert kept(plain) == kept(copy.deepcopy(plain))
+
+
 SLOPE = 0.1
 
 
