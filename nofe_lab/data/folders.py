@@ -281,7 +281,7 @@ def _twice(listed: Mapping[str, Listed]) -> list[str]:
         if n := len((digests[0] & digests[1]) - {None}):
             said.append(
                 f"{n} image file{'s are' if n > 1 else ' is'} in train and in {split}: what is "
-                f"measured on {split} is too good."
+                f"measured on {split} looks better than it is."
             )
     return said
 
