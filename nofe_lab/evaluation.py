@@ -7,7 +7,7 @@ imported where they are needed: that takes longer than the import of everything 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nofe_lab.config import derive_seed
-from nofe_lab.data import Split
+from nofe_lab.data import Dataset, Split
+from nofe_lab.data.dataset import clearest, label_margins
 from nofe_lab.specialties import Specialties
 
 EVALUATION_PIXELS = 1000 * 32 * 32
@@ -116,6 +117,22 @@ def predict(
     logits = torch.cat([output for output, _ in _outputs(model, split)])
     labels = split.labels if target_of_class is None else target_of_class.cpu()[split.labels]
     return Predictions(logits.numpy(), labels.numpy())
+
+
+def with_clearest(
+    dataset: Dataset, model: nn.Module, target_of_class: torch.Tensor | None = None
+) -> Dataset:
+    """The same data set, with thumbnails chosen by a trained network.
+
+    Of up to 50 training images a class, the one that `model` answers correctly with the largest
+    margin between the logit of its label and the next; arguments are those of `predict`.
+    """
+
+    def margins(few: Split) -> NDArray[np.floating]:
+        found = predict(model, few, target_of_class)
+        return label_margins(found.logits, found.labels)
+
+    return replace(dataset, clearest=clearest(dataset.train, margins))
 
 
 def _outputs(model: nn.Module, split: Split) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -15,6 +15,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nofe_lab.config import (
@@ -181,6 +182,59 @@ def few_of_each_class(labels: Tensor, train_per_class: int, seed: int) -> Tensor
     return draw_of_each_class(labels, lambda _: train_per_class, derive_seed(seed, "per_class"))
 
 
+CANDIDATES = (50, 20_000)
+"""The most images of a class, and of all, among which its thumbnail is chosen."""
+
+
+def clearest(split: Split, margins: Callable[[Split], NDArray[np.floating]]) -> Tensor:
+    """The image of each class with the largest margin, int64 [C], of at most 50 a class.
+
+    margins: what a classifier makes of images, float [n]: its score for the label of each minus the
+    largest other score; above 0 where the answer is right.
+    """
+    C = int(split.labels.max()) + 1
+    each, together = CANDIDATES
+    chosen = few_of_each_class(split.labels, max(min(each, together // C), 1), 0)
+    asked = chosen.nonzero().flatten()
+    few = split[asked]
+    order = np.lexsort((-margins(few), few.labels.numpy()))
+    first = np.unique(few.labels.numpy()[order], return_index=True)[1]
+    return asked[torch.from_numpy(order[first])]
+
+
+def clearest_by_pixels(split: Split) -> Tensor:
+    """`clearest` before any network has been trained: ridge regression of 16 x 16 pixels judges.
+
+    Each image is judged by a fit to the other folds; classes too small to fold judge themselves.
+    """
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.model_selection import cross_val_predict
+
+    def margins(few: Split) -> NDArray[np.floating]:
+        small = torch.nn.functional.adaptive_avg_pool2d(few.images.float() / 255, 16).flatten(1)
+        pixels = (small - small.mean(dim=1, keepdim=True)).numpy()
+        labels = few.labels.numpy()
+        ridge = RidgeClassifier(alpha=300)
+        folds = min(3, int(np.bincount(labels).min()))
+        if folds > 1:
+            scores = cross_val_predict(ridge, pixels, labels, cv=folds, method="decision_function")
+        else:
+            scores = ridge.fit(pixels, labels).decision_function(pixels)
+        if scores.ndim == 1:  # of two classes
+            scores = np.stack([-scores, scores], axis=1)
+        return label_margins(scores, labels)
+
+    return clearest(split, margins)
+
+
+def label_margins(scores: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.floating]:
+    """The score of each image's label minus the largest other one [N]; scores: [N, n]."""
+    rows = np.arange(len(labels))
+    others = scores.copy()
+    others[rows, labels] = -np.inf
+    return scores[rows, labels] - others.max(axis=1)
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Named classes and their images in the splits train, val and test.
@@ -201,6 +255,9 @@ class Dataset:
     """What was done to the data on the way in, in plain sentences; not part of the fingerprint."""
     bit_depth: int = 16
     """Bits of the values in 16-bit images, as they were scaled to 8 (see `pictures.decode`)."""
+    clearest: Tensor | None = None
+    """The training image that stands for each class, int64 [C], as a network has chosen it (see
+    `evaluation.with_clearest`); None: a linear classifier chooses."""
 
     def __post_init__(self) -> None:
         if self.C < 2:
@@ -228,6 +285,13 @@ class Dataset:
         if int(counts.min()) == 0:
             empty = self.class_names[int(counts.argmin())]
             raise InvalidInput(f"class {empty!r} of {self.name} has no training image.")
+        if self.clearest is not None:
+            stand_for = self.train.labels[self.clearest].tolist()
+            if stand_for != list(range(self.C)):
+                raise InvalidInput(
+                    f"clearest must hold a training image of each of the {self.C} classes of "
+                    f"{self.name}, in their order; got images of the classes {stand_for}."
+                )
         if self.superclass_of and (
             len(self.superclass_of) != self.C
             or not set(self.superclass_of) <= set(range(len(self.superclass_names)))
@@ -260,6 +324,16 @@ class Dataset:
             digest.update(np.ascontiguousarray(split.labels.numpy()).data)
         return digest.hexdigest()[:16]
 
+    @cached_property
+    def thumbnails(self) -> Tensor:
+        """One training image for each class, uint8 [C, channels, height, width].
+
+        The clearest that was classified correctly: of a class whose images all fool the classifier,
+        the one that fools it least.
+        """
+        chosen = clearest_by_pixels(self.train) if self.clearest is None else self.clearest
+        return self.train.images[chosen]
+
     def with_val(self, fraction: float, seed: int) -> Dataset:
         """The same data with `fraction` of every class's training images moved to val.
 
@@ -280,7 +354,7 @@ class Dataset:
             "val_fraction > 0 needs at least 2 of every class, val_fraction=0 takes any",
             self.train.groups,
         )
-        return replace(self, train=self.train[~in_val], val=self.train[in_val])
+        return replace(self, train=self.train[~in_val], val=self.train[in_val], clearest=None)
 
     def with_few(self, train_per_class: int, seed: int) -> Dataset:
         """The same data with at most `train_per_class` training images of a class, drawn by `seed`.
@@ -294,7 +368,7 @@ class Dataset:
             f"(train_per_class={train_per_class}), drawn by data_seed; test is whole."
         )
         kept = few_of_each_class(self.train.labels, train_per_class, seed)
-        return replace(self, train=self.train[kept], notes=(*self.notes, note))
+        return replace(self, train=self.train[kept], notes=(*self.notes, note), clearest=None)
 
     def __repr__(self) -> str:
         channels, height, width = self.image_shape

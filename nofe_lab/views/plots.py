@@ -441,30 +441,29 @@ def plot_evolution(
 def plot_specialties(
     dataset: Dataset,
     specialties: Specialties,
-    per_class: int = 1,
     *,
     order: Sequence[int] | None = None,
     notes: Mapping[int, str] | None = None,
     colours: Sequence[Colour] | None = None,
 ) -> Figure:
-    """The specialties drawn: a card for each, with training images of each of its classes.
+    """The specialties drawn: a card for each, with the thumbnail of each of its classes.
 
-    per_class: images a class, the first of its training images.  order: the specialties in the
-    order of their cards; None: all that have a class.  notes: a line below the label of a card.
-    colours: one a specialty, to match those of another partition.
+    order: the specialties in the order of their cards; None: all that have a class.  notes: a line
+    below the label of a card.  colours: one a specialty, to match those of another partition.
     """
     specialties.check_classes(dataset.class_names)
-    whole_number("per_class", per_class, 1, 10)
     shown = specialties.nonempty if order is None else tuple(order)
     head = 0.58 if notes else 0.36
     size = _name_size(dataset)
     widest = max(_width(_fit(name, 0.8, size), size) for name in dataset.class_names)
     side, line = 0.64, 0.25
-    cell = max(side * per_class + 0.04, widest + 0.08)
+    cell = max(side + 0.04, widest + 0.08)
+    most = max(specialties.sizes)
 
     def cards(split: int) -> tuple[int, list[tuple[int, ...]], list[float]]:
         """Thumbnails side by side, specialties of each row of `split` cards, heights of rows."""
-        columns = max(min(int((9.9 / split - 0.25) / cell), max(specialties.sizes)), 1)
+        columns = max(min(int((9.9 / split - 0.25) / cell), most), 1)
+        columns = -(-most // -(-most // columns))  # as few as need no more lines
         rows = [shown[i : i + split] for i in range(0, len(shown), split)]
         lines = [max(-(-specialties.sizes[k] // columns) for k in row) for row in rows]
         return columns, rows, [head + 0.06 + n * (side + line) for n in lines]
@@ -482,11 +481,10 @@ def plot_specialties(
                 text = _fit(notes.get(k, ""), card - 0.3)
                 axes.text(x + 0.16, y + 0.42, text, fontsize=SMALL, va="center", color=GREY)
             for position, c in enumerate(specialties.members(k)):
-                left = x + 0.16 + (cell - side * per_class) / 2 + position % columns * cell
+                left = x + 0.16 + (cell - side) / 2 + position % columns * cell
                 top = y + head + position // columns * (side + line)
-                for n, image in enumerate(_images(dataset.train, c, per_class)):
-                    _draw(axes, image, left + n * side, top, side - 0.04)
-                middle = left + (side * per_class - 0.04) / 2
+                _draw(axes, dataset.thumbnails[c], left, top, side - 0.04)
+                middle = left + (side - 0.04) / 2
                 name = _fit(dataset.class_names[c], cell - 0.08, size)
                 axes.text(middle, top + side + 0.06, name, ha="center", va="center", fontsize=size)
         y += height + 0.12

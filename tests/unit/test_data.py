@@ -69,6 +69,51 @@ def test_a_split_is_indexed_by_tensors_slices_and_masks() -> None:
     assert split.of_class(0).tolist() == [0, 3]
 
 
+def with_noise(tiny: Dataset, noisy: Tensor) -> Dataset:
+    """`tiny` with these training images (a mask) turned into noise of the same mean."""
+    images = tiny.train.images.clone()
+    noise = torch.Generator().manual_seed(0)
+    images[noisy] = torch.randint(0, 200, images[noisy].shape, generator=noise, dtype=torch.uint8)
+    return replace(tiny, train=Split(images, tiny.train.labels))
+
+
+def test_the_thumbnail_of_a_class_is_no_noise_even_before_a_network_is_trained(
+    tiny: Dataset,
+) -> None:
+    clear = torch.arange(120) % 20 >= 10  # the first half of every class's images is noise
+    data = with_noise(tiny, ~clear)
+    assert data.thumbnails.shape == (6, 3, 32, 32)
+    for c, image in enumerate(data.thumbnails):
+        own = data.train.images[clear & (data.train.labels == c)]
+        assert (own == image).flatten(1).all(dim=1).any()
+
+
+@pytest.mark.parametrize("per_class", [1, 2])
+def test_thumbnails_of_tiny_classes_are_their_own_images(tiny: Dataset, per_class: int) -> None:
+    data = tiny.with_few(per_class, 0)
+    for c, image in enumerate(data.thumbnails):
+        assert any(torch.equal(image, each) for each in data.train.images[data.train.labels == c])
+
+
+def test_two_classes_have_a_thumbnail_each(tiny: Dataset) -> None:
+    two = tiny.train[tiny.train.labels < 2]
+    data = Dataset("two", ("a", "b"), two, two[:0], two)
+    assert len(data.thumbnails) == 2
+
+
+def test_clearest_images_must_be_one_of_each_class_and_are_forgotten_with_their_split(
+    tiny: Dataset,
+) -> None:
+    chosen = torch.arange(6) * 20 + 3
+    data = replace(tiny, clearest=chosen)
+    assert torch.equal(data.thumbnails, tiny.train.images[chosen])
+    assert data.with_val(0.1, 0).clearest is None
+    assert data.with_few(5, 0).clearest is None
+    assert data.fingerprint == tiny.fingerprint
+    with pytest.raises(InvalidInput, match=r"clearest must hold .* got .*\[1, 0, "):
+        replace(tiny, clearest=chosen[[1, 0, 2, 3, 4, 5]])
+
+
 def test_a_subset_is_drawn_by_its_seed_without_repeats() -> None:
     split = split_of([0] * 50)
     drawn = [split.subset(20, seed).images[:, 0, 0, 0].tolist() for seed in (1, 1, 2)]

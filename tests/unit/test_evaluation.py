@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from nofe_lab import Specialties, evaluation, predict
-from nofe_lab.data import Split
+from nofe_lab.data import Dataset, Split
 from nofe_lab.evaluation import (
     Predictions,
     detectable,
@@ -51,6 +51,31 @@ def test_accuracy_and_confusion_count_rows_by_label_and_columns_by_prediction() 
 
 def test_confusion_has_a_row_for_a_class_that_never_occurs() -> None:
     assert saying([0, 0], [0, 1], 3).confusion.tolist() == [[1, 0, 0], [1, 0, 0], [0, 0, 0]]
+
+
+class Scripted(nn.Module):
+    """Says of each image what stands in its first pixels: as many logits as channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images[:, :, 0, 0].float() * self.scale
+
+
+def test_thumbnails_are_the_images_a_network_answers_correctly_with_the_largest_margin() -> None:
+    said = [[90, 80], [70, 10], [200, 220], [50, 60], [30, 20], [40, 39]]
+    images = torch.tensor(said, dtype=torch.uint8)[:, :, None, None].expand(-1, -1, 4, 4)
+    split = Split(images.contiguous(), torch.tensor([0, 0, 0, 1, 1, 1]))
+    data = Dataset("said", ("a", "b"), split, split[:0], split)
+    found = evaluation.with_clearest(data, Scripted())
+    assert found.clearest is not None
+    assert found.clearest.tolist() == [1, 3]
+    swapped = evaluation.with_clearest(data, Scripted(), torch.tensor([1, 0]))
+    assert swapped.clearest is not None
+    assert swapped.clearest.tolist() == [2, 4]
+    assert data.clearest is None
 
 
 def test_top5_counts_labels_among_the_five_largest_logits() -> None:

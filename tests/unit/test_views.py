@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -227,9 +228,9 @@ def test_evolution_draws_some_of_many_maps(world):
 
 
 def test_specialties_show_an_image_of_every_class_and_no_empty_card(world):
-    figure = plots.plot_specialties(world.data, world.specialties, per_class=2)
+    figure = plots.plot_specialties(world.data, world.specialties)
     texts = render(figure)
-    assert len(figure.axes[0].images) == 2 * C
+    assert len(figure.axes[0].images) == C
     assert {"$x^2$", "_under", "<b>bold</b>", "two words", "tiger", "Ω 100%"} <= set(texts)
     assert "$a$: 3 classes" in texts
     assert not any("none" in text for text in texts)
@@ -238,7 +239,7 @@ def test_specialties_show_an_image_of_every_class_and_no_empty_card(world):
 def test_labels_stay_inside_their_cards(world):
     of = world.specialties.of
     specialties = Specialties(NAMES, of, K, tuple(letter * 50 for letter in "WXYZ"))
-    figure = plots.plot_specialties(world.data, specialties, per_class=2)
+    figure = plots.plot_specialties(world.data, specialties)
     figure.savefig(io.BytesIO())
     cards = [patch.get_window_extent() for patch in figure.axes[0].patches]
     headings = [
@@ -249,6 +250,14 @@ def test_labels_stay_inside_their_cards(world):
     assert len(headings) == len(cards) == 3
     for heading, card in zip(headings, cards, strict=True):
         assert card.x0 < heading.x0 < heading.x1 < card.x1
+
+
+def test_a_card_shows_the_thumbnail_of_a_class_and_not_its_first_image(world):
+    last = torch.tensor([world.data.train.of_class(c)[-1] for c in range(C)])
+    figure = plots.plot_specialties(replace(world.data, clearest=last), world.specialties)
+    drawn = [each.get_array()[..., 0] for each in figure.axes[0].images]
+    for c, pixels in zip(world.specialties.order, drawn, strict=True):
+        assert np.array_equal(pixels, world.data.train.images[last[c], 0])
 
 
 def test_gallery_shows_the_images_there_are(world):

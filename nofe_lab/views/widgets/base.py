@@ -243,9 +243,8 @@ def sprite(images: Sequence[Tensor], side: int = 48) -> dict[str, Any]:
 
 
 def thumbnails(dataset: Dataset) -> dict[str, Any]:
-    """The first training image of each class, as a `sprite` in class order."""
-    split = dataset.train
-    return sprite([split.images[split.of_class(c)[0]] for c in range(dataset.C)])
+    """The thumbnail of each class, as a `sprite` in class order."""
+    return sprite(list(dataset.thumbnails))
 
 
 def stacked(figures: Sequence[Figure]) -> bytes:
