@@ -10,7 +10,7 @@ READY  := $(VENV)/.ready
 # the environment's own kernel, even where the user has another one of the same name
 export JUPYTER_PREFER_ENV_PATH = 1
 
-.PHONY: run test test-slow bench study results lab app render clean help
+.PHONY: run test test-slow bench study results film lab app render clean help
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,9 @@ study: $(READY)  ## make the next ROWS rows of the study (minutes each; needs NO
 
 results: $(READY)  ## rebuild the tables and figures of README and docs from data/results
 	$(BIN)/python docs/tables.py
+
+film: $(READY)  ## draw the README's film from the generalist of `make run` (1 minute)
+	$(BIN)/python -m nofe_lab film --output data/figures
 
 lab: $(READY)  ## JupyterLab, on this machine only; prints the address with its token
 	$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) notebooks

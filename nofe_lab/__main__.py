@@ -1,7 +1,8 @@
 """The command line: ``python -m nofe_lab``.
 
 ``runs`` lists runs, and removes one on request; ``bench`` measures speed, ``widgets`` how soon the
-widgets answer; ``study`` compares networks of experts with their opponents.
+widgets answer; ``study`` compares networks of experts with their opponents; ``film`` draws how
+specialties form.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from nofe_lab.bench import NETWORKS, Bench, against_targets
 from nofe_lab.config import InvalidInput, printable, whole_number
 from nofe_lab.data import load_dataset
+from nofe_lab.evaluation import with_clearest
 from nofe_lab.log import give_up, log, write_line
 from nofe_lab.machine import Machine
 from nofe_lab.runs import Run, RunStore, default_runs_dir, provenance
-from nofe_lab.stages import Experiment
+from nofe_lab.stages import Experiment, load_specialties
 from nofe_lab.study import CONDITIONAL, RESULTS, Queue
 from nofe_lab.training import Event
 
@@ -47,6 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     widgets.add_argument("--output", default=None, help="write the table to this CSV file")
     widgets.add_argument("--dataset", default="glyphs", help="whose test images are shown")
     widgets.add_argument("--repeats", type=int, default=21, help="of every click")
+    film = commands.add_parser("film", help="draw how the specialties of a generalist form")
+    film.add_argument("--output", default=".", help="folder for film.gif and film_dark.gif")
+    film.add_argument("--dataset", default="glyphs", help="what the generalist learns")
+    film.add_argument("--K", type=int, default=10, help="number of specialties")
+    film.add_argument("--seed", type=int, default=0, help="of the generalist")
+    film.add_argument("--runs-dir", default=None, help="folder of the runs (default: data/runs)")
     study = commands.add_parser("study", help="make the next rows of the study")
     study.add_argument("--rows", type=int, default=1, help="how many (default: 1)")
     study.add_argument("--list", action="store_true", help="only show which rows are missing")
@@ -68,6 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if options.command == "widgets":
             answer(options.dataset, options.repeats, options.output, command)
+            return 0
+        if options.command == "film":
+            wanted = {"K": options.K, "seed": options.seed, "runs_dir": options.runs_dir}
+            draw_film(Path(options.output), Experiment(options.dataset, **wanted))
             return 0
         if options.command == "study":
             tables = (options.results, options.conditional)
@@ -133,6 +146,26 @@ def answer(dataset: str, repeats: int, output: str | None, command: str) -> None
     write_line(found.to_string(index=False), sys.stdout)
     if output is not None:
         Path(output).write_text(f"# {command}\n{found.to_csv(index=False)}", "utf-8")
+
+
+def draw_film(folder: Path, experiment: Experiment) -> None:
+    """Write the film of an experiment's generalist, which is trained if it has not been.
+
+    folder: where film.gif and film_dark.gif are put, for light and for dark pages.
+    """
+    from nofe_lab.views.film import DARK, LIGHT, film
+
+    for name in ("film.gif", "film_dark.gif"):
+        _check_output(str(folder / name))
+    stage = experiment.generalist()
+    (run,) = experiment.run(stage)
+    specialties = load_specialties(run)
+    model = experiment.model(stage)
+    data = with_clearest(experiment.data, model, torch.tensor(specialties.of))
+    tables = run.table("map_history"), run.table("map_updates")
+    for name, theme in (("film.gif", LIGHT), ("film_dark.gif", DARK)):
+        film(data, specialties, *tables, theme).save(folder / name)
+        log.info(f"{folder / name}: {(folder / name).stat().st_size / 1e6:.2f} MB")
 
 
 def live_share() -> pd.DataFrame:

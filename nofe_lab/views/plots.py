@@ -186,7 +186,7 @@ def plot_history(histories: Mapping[str, pd.DataFrame]) -> Figure:
         lines = [Line2D([], [], color=DARK, linestyle=line) for line in ("-", "--")]
         both[0].legend(lines, ["training images", "validation images"])
     handles = [Line2D([], [], color=colour, linewidth=2) for colour in colours.values()]
-    names = [_fit(network, 4.0, 8) for network in colours]
+    names = [fitted(network, 4.0, 8) for network in colours]
     figure.legend(handles, names, loc="outside lower center", ncols=4)
     return figure
 
@@ -257,7 +257,7 @@ def plot_confusion(
     top = top_share(share)
     side = max(0.92 * LINE * C if C <= 200 else WIDTH, 3.5)
     names = _names(specialties, order) if C <= 200 else []
-    groups = [_fit(name, 1.0) for name in specialties.names]
+    groups = [fitted(name, 1.0) for name in specialties.names]
     left = max([_width(name, SMALL) for name in names], default=0) + 0.5
     right = max(_width(name, SMALL) for name in [*groups, "specialty"]) + 0.04 * side
     figure = _figure(side + left + right + 0.1, side + left + 1.0)
@@ -287,7 +287,7 @@ def plot_confusion(
         axes.text(C - 0.5 + 0.025 * C, middle, groups[k], fontsize=SMALL, va="center")
     axes.text(C - 0.5 + 0.006 * C, -0.6, "specialty", fontsize=SMALL, va="bottom", color=GREY)
     sns.despine(ax=axes, left=True, bottom=True)
-    axes.set_title(_fit(title, side, 10) if title else _confusion_title(confusion, specialties))
+    axes.set_title(fitted(title, side, 10) if title else _confusion_title(confusion, specialties))
     bar = figure.colorbar(
         image,
         ax=axes,
@@ -375,7 +375,7 @@ def plot_evolution(
         corner = (update - bar / 2, top - 0.5)
         axes.add_patch(Rectangle(corner, bar, size, color=colours[k], linewidth=0, zorder=3))
         if update == 0:
-            name = _fit(label_of(specialties, k), 1.2, 8)
+            name = fitted(label_of(specialties, k), 1.2, 8)
             at = axes.get_yaxis_transform()
             middle = top + size / 2 - 0.5
             axes.text(-0.01, middle, name, transform=at, ha="right", va="center", fontsize=8)
@@ -455,7 +455,7 @@ def plot_specialties(
     shown = specialties.nonempty if order is None else tuple(order)
     head = 0.58 if notes else 0.36
     size = _name_size(dataset)
-    widest = max(_width(_fit(name, 0.8, size), size) for name in dataset.class_names)
+    widest = max(_width(fitted(name, 0.8, size), size) for name in dataset.class_names)
     side, line = 0.64, 0.25
     cell = max(side + 0.04, widest + 0.08)
     most = max(specialties.sizes)
@@ -471,21 +471,21 @@ def plot_specialties(
     split = min((1, 2, 3), key=lambda split: sum(cards(split)[2]) + split / 100)
     columns, rows, heights = cards(split)
     card = max(columns * cell + 0.25, 1.6)
-    figure, axes = _canvas(split * (card + 0.12) + 0.12, sum(heights) + 0.12 * (len(rows) + 1))
+    figure, axes = canvas(split * (card + 0.12) + 0.12, sum(heights) + 0.12 * (len(rows) + 1))
     y = 0.12
     for row, height in zip(rows, heights, strict=True):
         for place, k in enumerate(row):
             x = 0.12 + place * (card + 0.12)
             _card(axes, x, y, card, height, specialties, k, colours)
             if notes:
-                text = _fit(notes.get(k, ""), card - 0.3)
+                text = fitted(notes.get(k, ""), card - 0.3)
                 axes.text(x + 0.16, y + 0.42, text, fontsize=SMALL, va="center", color=GREY)
             for position, c in enumerate(specialties.members(k)):
                 left = x + 0.16 + (cell - side) / 2 + position % columns * cell
                 top = y + head + position // columns * (side + line)
                 _draw(axes, dataset.thumbnails[c], left, top, side - 0.04)
                 middle = left + (side - 0.04) / 2
-                name = _fit(dataset.class_names[c], cell - 0.08, size)
+                name = fitted(dataset.class_names[c], cell - 0.08, size)
                 axes.text(middle, top + side + 0.06, name, ha="center", va="center", fontsize=size)
         y += height + 0.12
     return figure
@@ -499,7 +499,7 @@ def plot_gallery(dataset: Dataset, specialties: Specialties, k: int, per_class: 
     whole_number("per_class", per_class, 1)
     members = specialties.members(k)
     _, height = _rows(members, per_class)
-    figure, axes = _canvas(WIDTH, height + 0.62)
+    figure, axes = canvas(WIDTH, height + 0.62)
     _card(axes, 0.1, 0.1, WIDTH - 0.2, height + 0.42, specialties, k)
     _draw_rows(axes, 0.46, dataset, members, per_class)
     return figure
@@ -512,7 +512,7 @@ def plot_samples(dataset: Dataset, classes: int = 10, per_class: int = 8) -> Fig
     whole_number("per_class", per_class, 1)
     shown = np.linspace(0, dataset.C - 1, min(classes, dataset.C)).round().astype(int).tolist()
     _, height = _rows(shown, per_class)
-    figure, axes = _canvas(WIDTH, height + 0.2)
+    figure, axes = canvas(WIDTH, height + 0.2)
     _draw_rows(axes, 0.1, dataset, shown, per_class)
     return figure
 
@@ -530,7 +530,7 @@ def plot_crosstab(
     agreement = specialties.agreement(other)
     np.add.at(table, (specialties.of, other.of), 1)
     order = np.lexsort((-table.max(axis=0), table.argmax(axis=0)))
-    groups = [_fit(other.names[group], 2.5, 8) for group in order]
+    groups = [fitted(other.names[group], 2.5, 8) for group in order]
     below = max(_width(name, 8) for name in groups)
     figure = _figure(
         float(np.clip(1.9 + 0.42 * other.K, 6, 16)), 1.2 + 0.26 * table.shape[0] + below
@@ -581,7 +581,7 @@ def plot_per_specialty(base: pd.DataFrame, nofe: pd.DataFrame) -> Figure:
         at, shift = (max(low, high), row), (8, 0)
         axes.annotate(points, at, shift, textcoords="offset points", va="center", fontsize=8)
     labels = [
-        f"{_fit(str(name), 1.8, 8)}  ({classes} {'class' if classes == 1 else 'classes'})"
+        f"{fitted(str(name), 1.8, 8)}  ({classes} {'class' if classes == 1 else 'classes'})"
         for name, classes in zip(base["specialty"], base["classes"], strict=True)
     ]
     axes.set_yticks(y, labels)
@@ -627,11 +627,11 @@ def plot_gained_lost(
     cell, row_height = 1.0, 1.62
     half = max(images, 4) * cell + 0.15
     rows = min(classes, max(len(found) for found in sides.values()))
-    figure, axes = _canvas(2 * half + 0.3, 0.5 + max(rows, 0.3) * row_height)
+    figure, axes = canvas(2 * half + 0.3, 0.5 + max(rows, 0.3) * row_height)
     for side, (heading, found) in enumerate(sides.items()):
         x = 0.1 + side * (half + 0.1)
         axes.text(
-            x, 0.2, _fit(heading, half - 0.1, 10, "bold"), fontsize=10, weight="bold", va="center"
+            x, 0.2, fitted(heading, half - 0.1, 10, "bold"), fontsize=10, weight="bold", va="center"
         )
         if not found:
             axes.text(x, 0.55, f"No class {heading.split(':')[0]}.", color=GREY)
@@ -642,7 +642,7 @@ def plot_gained_lost(
             axes.plot([x, x + half - 0.15], [y, y], color=LIGHT, linewidth=1)
             points = _signed(100 * gain[c], 0)
             figures = f"{accuracies[0][c]:.0%} → {accuracies[1][c]:.0%} ({points} points)"
-            name = _fit(dataset.class_names[c], half - 2.1, 9, "bold")
+            name = fitted(dataset.class_names[c], half - 2.1, 9, "bold")
             axes.text(x, y + 0.14, name, fontsize=9, weight="bold", va="center")
             axes.text(x + half - 0.15, y + 0.14, figures, fontsize=8, va="center", ha="right")
             for n, i in enumerate(np.flatnonzero(changed & (labels == c))[:images]):
@@ -653,7 +653,7 @@ def plot_gained_lost(
                     axes.text(
                         left,
                         top + 0.93 + line * 0.125,
-                        _fit(f"{who}: {dataset.class_names[given]}", cell - 0.05),
+                        fitted(f"{who}: {dataset.class_names[given]}", cell - 0.05),
                         fontsize=SMALL,
                         va="center",
                         color=DARK if who == "true" else RIGHT if given == c else WRONG,
@@ -697,7 +697,7 @@ def plot_comparison(table: pd.DataFrame) -> Figure:
             va="center",
             fontsize=8,
         )
-    axes.set_yticks(means.index, [_fit(name, 2.6, 8) for name in means["network"]])
+    axes.set_yticks(means.index, [fitted(name, 2.6, 8) for name in means["network"]])
     axes.set(ylim=(n - 0.4, -0.6), xlabel="test accuracy")
     axes.margins(x=0.08)
     axes.xaxis.set_major_formatter(FuncFormatter(_percent))
@@ -759,7 +759,7 @@ def plot_front(
     ):
         few = f" (n = {row['seeds']:.0f})" if row["seeds"] < means["seeds"].max() else ""
         axes.annotate(
-            _fit(f"{100 * row['mean']:.1f}%{few} {name}", 3.0, 8),
+            fitted(f"{100 * row['mean']:.1f}%{few} {name}", 3.0, 8),
             (row["cost"], row["mean"]),
             (1.06, place),
             textcoords="axes fraction",
@@ -832,7 +832,7 @@ def plot_conditional(curves: pd.DataFrame, flat: pd.DataFrame | None = None) -> 
     right.set(xlabel="multiply-accumulates of an image", ylabel="test accuracy")
     right.xaxis.set_major_formatter(EngFormatter())
     handles = [Line2D([], [], color=colours[arm], marker="o", markersize=3.5) for arm in arms]
-    names = [_fit(arm, 3.0, 8) for arm in arms]
+    names = [fitted(arm, 3.0, 8) for arm in arms]
     handles.append(Line2D([], [], color=DARK, marker="o", linestyle=":", fillstyle="none"))
     names.append("the gate alone")
     if flat is not None and len(flat):
@@ -843,7 +843,7 @@ def plot_conditional(curves: pd.DataFrame, flat: pd.DataFrame | None = None) -> 
             if point["seeds"] > 1:
                 right.vlines(point["macs"], point["low"], point["high"], color=GREY, zorder=2)
             handles.append(Line2D([], [], color=DARK, marker=marker, linestyle=""))
-            names.append(_fit(str(name), 3.0, 8))
+            names.append(fitted(str(name), 3.0, 8))
     right.yaxis.set_major_formatter(FuncFormatter(_percent))
     for axes in (left, right):
         axes.grid(alpha=0.4)
@@ -896,14 +896,14 @@ def plot_images(split: Split, chosen: Sequence[int], captions: Sequence[str], ti
     """Images of a split, by their indices, each with a line below it."""
     columns, side = 8, 1.2
     lines = -(-len(chosen) // columns)
-    figure, axes = _canvas(columns * side + 0.2, 0.45 + (lines * (side + 0.1) or 0.4))
-    axes.text(0.1, 0.22, _fit(title, columns * side, 10), fontsize=10, va="center")
+    figure, axes = canvas(columns * side + 0.2, 0.45 + (lines * (side + 0.1) or 0.4))
+    axes.text(0.1, 0.22, fitted(title, columns * side, 10), fontsize=10, va="center")
     if not len(chosen):
         axes.text(0.1, 0.7, "no image", color=GREY)
     for n, (i, caption) in enumerate(zip(chosen, captions, strict=True)):
         x, y = 0.1 + n % columns * side, 0.42 + n // columns * (side + 0.1)
         _draw(axes, split.images[i], x, y, side - 0.2)
-        axes.text(x, y + side - 0.08, _fit(caption, side - 0.1), fontsize=SMALL, va="center")
+        axes.text(x, y + side - 0.08, fitted(caption, side - 0.1), fontsize=SMALL, va="center")
     return figure
 
 
@@ -933,7 +933,7 @@ def plot_class(
     size = _name_size(dataset)
     listed = _wrapped(specialties.class_names_of(k), 5.0, 5, size)
     axes.text(0.26, 0.46, listed, fontsize=size, va="top", linespacing=1.3)
-    name = _fit(dataset.class_names[label], 4.2, 13, "bold")
+    name = fitted(dataset.class_names[label], 4.2, 13, "bold")
     axes.text(0.1, 1.48, name, fontsize=13, weight="bold", va="center")
     axes.text(5.5, 1.48, "training images", fontsize=8, va="center", ha="right", color=GREY)
     columns = max(-(-images // 2), 1)
@@ -941,7 +941,7 @@ def plot_class(
     for n, image in enumerate(_images(dataset.train, label, images)):
         _draw(axes, image, 0.1 + n % columns * side, 1.68 + n // columns * side, side - 0.05)
     for n, (network, confusion) in enumerate(confusions.items()):
-        beside = _axes_inches(figure, (6.9 + 3.5 * n, 0.6, 2.1, 2.3))
+        beside = axes_inches(figure, (6.9 + 3.5 * n, 0.6, 2.1, 2.3))
         _plot_rivals(beside, specialties, confusion, label, rivals, network)
     return figure
 
@@ -974,7 +974,7 @@ def _plot_rivals(
     axes.set_yticks(range(len(worst)), _names(specialties, worst, 1.25), fontsize=8)
     axes.set(ylim=(rivals - 0.4, -0.6), xlim=(0, 1.4 * max([1, *row])), xticks=[])
     axes.set_title(
-        f"{_fit(network, 2.1, 9)}\nright: {right} of {total} images"
+        f"{fitted(network, 2.1, 9)}\nright: {right} of {total} images"
         + (f" ({right / total:.0%})" if total else "")
         + ("\nmost often mistaken for" if worst else "\nnever mistaken"),
         fontsize=9,
@@ -1012,20 +1012,20 @@ def plot_inspection(
     plt.close(figure)
     height = figure.get_size_inches()[1]
     axes = _inches(figure, (0, 0, 4.4, height))
-    axes.text(0.1, 0.2, _fit(title, 4.2, 10), fontsize=10, va="center")
+    axes.text(0.1, 0.2, fitted(title, 4.2, 10), fontsize=10, va="center")
     side = 1.75
     for n, (name, drawn) in enumerate(inspected_maps(image, found, specialties).items()):
         x, y = 0.1 + n % 2 * (side + 0.25), 0.42 + n // 2 * (side + 0.24)
         _draw(axes, drawn, x, y, side)
-        axes.text(x, y + side + 0.1, _fit(name, side + 0.2, 8), fontsize=8, va="center")
-    beside = _axes_inches(figure, (6.1, 0.75, 3.6, height - 1.25))
+        axes.text(x, y + side + 0.1, fitted(name, side + 0.2, 8), fontsize=8, va="center")
+    beside = axes_inches(figure, (6.1, 0.75, 3.6, height - 1.25))
     colours = specialty_colours(specialties.K)
     places = np.arange(len(experts))
     own = [colours[k] for k in experts]
     beside.barh(places, found.alone[found.best], 0.75, color="none", edgecolor=own, linewidth=1.5)
     beside.barh(places, found.mass, 0.4, color=own)
     names = [
-        f"{_fit(specialties.names[k], 0.7, 8)}: {_fit(specialties.class_names[c], 0.9, 8)}"
+        f"{fitted(specialties.names[k], 0.7, 8)}: {fitted(specialties.class_names[c], 0.9, 8)}"
         for k, c in zip(experts, found.best, strict=True)
     ]
     handles: list[Artist] = [Patch(facecolor=GREY), Patch(facecolor="none", edgecolor=GREY)]
@@ -1062,7 +1062,7 @@ def inspected_maps(
 @_styled
 def plot_words(text: str) -> Figure:
     """A few lines of small grey text: the caption below a stack of figures."""
-    figure, axes = _canvas(WIDTH, 0.2 + 0.16 * (1 + text.count("\n")))
+    figure, axes = canvas(WIDTH, 0.2 + 0.16 * (1 + text.count("\n")))
     axes.text(0.1, 0.1, text, fontsize=8, va="top", color="#595959", linespacing=1.35)
     return figure
 
@@ -1077,7 +1077,7 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure with one invisible Axes whose units are inches, from the top left corner."""
     figure = plt.figure(figsize=(width, height), FigureClass=_Figure)
     plt.close(figure)
@@ -1087,13 +1087,13 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
 def _inches(figure: Figure, box: tuple[float, float, float, float]) -> Axes:
     """An invisible Axes over a box (left, bottom, width, height), in inches from its top left."""
     _, _, width, height = box
-    axes = _axes_inches(figure, box)
+    axes = axes_inches(figure, box)
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
     return axes
 
 
-def _axes_inches(figure: Figure, box: tuple[float, float, float, float]) -> Axes:
+def axes_inches(figure: Figure, box: tuple[float, float, float, float]) -> Axes:
     """Axes over a box (left, bottom, width, height) in inches."""
     w, h = figure.get_size_inches()
     left, bottom, width, height = box
@@ -1129,7 +1129,7 @@ def _card(
     axes.text(
         x + 0.16,
         y + 0.19,
-        _fit(label_of(specialties, k), room, 9, "bold") + count,
+        fitted(label_of(specialties, k), room, 9, "bold") + count,
         fontsize=9,
         weight="bold",
         va="center",
@@ -1167,7 +1167,7 @@ def _draw_rows(
     for position, c in enumerate(classes):
         x = 0.2 + position // rows * (WIDTH - 0.4) / columns
         y = top + position % rows * (side + 0.06)
-        name = _fit(dataset.class_names[c], 1.0, 8)
+        name = fitted(dataset.class_names[c], 1.0, 8)
         axes.text(x + 1.14, y + side / 2, name, ha="right", va="center", fontsize=8)
         for n, image in enumerate(_images(dataset.train, c, per_class)):
             _draw(axes, image, x + 1.22 + n * side, y, side - 0.04)
@@ -1190,7 +1190,7 @@ def _mix(colour: Colour, grey: float, share: float) -> Colour:
     return red, green, blue
 
 
-def _fit(text: str, inches: float, size: float = SMALL, weight: str = "normal") -> str:
+def fitted(text: str, inches: float, size: float = SMALL, weight: str = "normal") -> str:
     """The text in one line, cut in its middle with "…" where it would be wider than `inches`.
 
     Names of a series differ in their ends.
@@ -1222,7 +1222,7 @@ def _wrapped(names: Sequence[str], inches: float, lines: int, size: float = SMAL
     wrapped: list[str] = []
     line = ""
     for n, name in enumerate(names):
-        part = _fit(name, inches / 2, size) + (", " if n < len(names) - 1 else "")
+        part = fitted(name, inches / 2, size) + (", " if n < len(names) - 1 else "")
         left = f"and {len(names) - n} more"
         last = len(wrapped) >= lines - 1
         room = inches - (_width(left, size) if last and n < len(names) - 1 else 0)
@@ -1241,11 +1241,11 @@ def _name_size(dataset: Dataset) -> float:
 
 
 def _names(specialties: Specialties, classes: Iterable[int], inches: float = 1.1) -> list[str]:
-    return [_fit(specialties.class_names[c], inches) for c in classes]
+    return [fitted(specialties.class_names[c], inches) for c in classes]
 
 
 def _short_names(specialties: Specialties) -> list[str]:
-    return [_fit(name, 1.2, 8) for name in specialties.names]
+    return [fitted(name, 1.2, 8) for name in specialties.names]
 
 
 def _name_columns(axes: Axes, names: list[str], x: Iterable[float], size: float) -> None:

@@ -1001,7 +1001,7 @@ def test_the_font_of_the_user_comes_first() -> None:
 
 
 def test_long_names_are_cut_in_their_middle() -> None:
-    cut = [plots._fit(f"chickadee of the northern forest, series {n}", 1.1) for n in (1, 2)]
+    cut = [plots.fitted(f"chickadee of the northern forest, series {n}", 1.1) for n in (1, 2)]
     assert cut[0] != cut[1]
     assert all("…" in name and name.startswith("chick") for name in cut)
     assert cut[0].endswith("1")

@@ -1,0 +1,292 @@
+"""The film of a generalist's training: thumbnails travel from card to card as specialties form.
+
+It is drawn from what a run keeps, its map after every update, and so shows what happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.image import AxesImage
+from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+from PIL import Image, ImageColor
+
+from nofe_lab.config import InvalidInput
+from nofe_lab.data import Dataset
+from nofe_lab.specialties import Specialties, maps_of
+from nofe_lab.views import plots
+
+DPI = 120
+COLOURS = 32
+"""Colours of a film: few make it small."""
+FRAMES = 40
+"""About how many there are, whatever the number of updates."""
+STEPS = (3, 12)
+"""Fewest and most frames of an update that moves classes."""
+MOVING, RESTING, END = 90, 700, 3500
+"""How long a frame stands, in ms: under way, after an update, and the last one."""
+
+
+@dataclass(frozen=True)
+class Theme:
+    """The colours of a page that a film stands on."""
+
+    page: str
+    card: str
+    text: str
+    faint: str
+
+
+LIGHT = Theme("#ffffff", "#f6f8fa", "#1f2328", "#6e7781")
+DARK = Theme("#0d1117", "#161b22", "#e6edf3", "#8b949e")
+
+
+@dataclass(frozen=True)
+class Film:
+    """Frames and how long each stands, in ms."""
+
+    frames: tuple[Image.Image, ...]
+    durations: tuple[int, ...]
+    exact: tuple[str, ...] = ()
+    """Colours that a file of few colours keeps as they are: large areas show every difference."""
+
+    def save(self, path: Path | str) -> None:
+        """Write an endless GIF of at most `COLOURS` colours."""
+        palette = _palette(self)
+        first, *others = (
+            frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in self.frames
+        )
+        first.save(
+            path,
+            save_all=True,
+            append_images=others,
+            duration=list(self.durations),
+            loop=0,
+            optimize=True,
+        )
+
+
+def film(
+    dataset: Dataset,
+    specialties: Specialties,
+    map_history: pd.DataFrame,
+    map_updates: pd.DataFrame,
+    theme: Theme = LIGHT,
+) -> Film:
+    """How the classes found their specialties, with the objective below.
+
+    map_history: columns update, class, specialty; update 0 is the random start.  map_updates:
+    columns update, moved, objective_before, objective_after.  specialties: the final ones; the
+    frame of a thumbnail has the colour of the specialty that its class ends in.
+    Raises InvalidInput if the history does not end in the specialties.
+    """
+    specialties.check_classes(dataset.class_names)
+    maps = maps_of(map_history)
+    if tuple(maps[-1]) != specialties.of:
+        raise InvalidInput("the map's history must end in the specialties that it is drawn with.")
+    scene = _Scene(dataset, specialties, maps, map_updates, theme)
+    frames, durations = [], []
+    for update, share in _moments(maps):
+        frames.append(scene.at(update, share))
+        durations.append(MOVING if share < 1 else RESTING)
+    return Film(tuple(frames), (*durations[:-1], END), (theme.page, theme.card))
+
+
+def _moments(maps: NDArray[np.int64]) -> Iterator[tuple[int, float]]:
+    """(update, share of the way from the map before it), frame by frame."""
+    moves = (maps[1:] != maps[:-1]).any(axis=1)
+    fewest, most = STEPS
+    free = FRAMES - 1 - int((~moves).sum())
+    steps = int(np.clip(free // max(int(moves.sum()), 1), fewest, most))
+    yield 0, 1.0
+    for update, moved in enumerate(moves, 1):
+        if moved:
+            yield from ((update, step / steps) for step in range(1, steps))
+        yield update, 1.0
+
+
+def seats(maps: NDArray[np.int64], K: int) -> NDArray[np.int64]:
+    """The place of each class on its card in each map, int64 [maps, C].
+
+    Who stays on a card keeps the place; newcomers take the lowest free ones.
+    """
+    places = np.zeros_like(maps)
+    for m, now in enumerate(maps):
+        for k in range(K):
+            members = np.flatnonzero(now == k)
+            stay = maps[m - 1][members] == k if m else np.zeros(len(members), bool)
+            places[m, members[stay]] = places[m - 1, members[stay]]
+            taken = set(places[m, members[stay]].tolist())
+            free = (place for place in range(maps.shape[1]) if place not in taken)
+            for c in members[~stay]:
+                places[m, c] = next(free)
+    return places
+
+
+class _Scene:
+    """A figure whose thumbnails are moved and whose curve is drawn on, frame by frame."""
+
+    WIDTH, MARGIN, HEAD, BELOW = 8.6, 0.1, 0.42, 1.25
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        specialties: Specialties,
+        maps: NDArray[np.int64],
+        map_updates: pd.DataFrame,
+        theme: Theme,
+    ) -> None:
+        self.theme = theme
+        self.updates = map_updates
+        self.last = len(maps) - 1
+        K = specialties.K
+        places = seats(maps, K)
+        rows = max(round((K / 2.5) ** 0.5), 1)
+        columns = -(-K // rows)
+        rows = -(-K // columns)
+        most = int(places.max()) + 1
+        abreast = int(np.ceil((2.5 * most) ** 0.5))
+        card = (self.WIDTH - self.MARGIN * (columns + 1)) / columns
+        self.side = (card - 0.16) / abreast
+        tall = 0.3 + -(-most // abreast) * self.side + 0.06
+        height = self.HEAD + rows * (tall + self.MARGIN) + self.BELOW
+        height = round(height * DPI) / DPI  # or the last row of pixels stays blank
+        self.figure, axes = plots.canvas(self.WIDTH, height)
+        self.figure.set_facecolor(theme.page)
+        colours = plots.specialty_colours(K)
+        corners = np.array(
+            [
+                (
+                    self.MARGIN + k % columns * (card + self.MARGIN),
+                    self.HEAD + k // columns * (tall + self.MARGIN),
+                )
+                for k in range(K)
+            ]
+        )
+        for k, (x, y) in enumerate(corners):
+            axes.add_patch(
+                FancyBboxPatch(
+                    (x + 0.04, y + 0.04),
+                    card - 0.08,
+                    tall - 0.08,
+                    boxstyle="round,pad=0.04",
+                    facecolor=theme.card,
+                    edgecolor=colours[k],
+                    linewidth=1.5,
+                )
+            )
+            name = plots.fitted(plots.label_of(specialties, k), card - 0.2, 8)
+            axes.text(x + 0.1, y + 0.16, name, fontsize=8, va="center", color=theme.text)
+        inside = np.stack([places % abreast, places // abreast], axis=-1) * self.side
+        self.path = corners[maps] + (0.08, 0.28) + inside
+        """The top left corner of each thumbnail in each map, in inches [maps, C, 2]."""
+        self.thumbnails = [
+            _Thumbnail(axes, pixels.numpy(), colours[specialties.of[c]])
+            for c, pixels in enumerate(dataset.thumbnails.permute(0, 2, 3, 1))
+        ]
+        self.said = axes.text(
+            self.WIDTH - self.MARGIN,
+            0.22,
+            "",
+            fontsize=9,
+            va="center",
+            ha="right",
+            color=theme.faint,
+        )
+        title = f"How {specialties.C} classes find {K} specialties"
+        axes.text(self.MARGIN, 0.22, title, fontsize=11, va="center", color=theme.text)
+        self._begin_curve()
+
+    def _begin_curve(self) -> None:
+        theme = self.theme
+        width = self.WIDTH - 2.6
+        axes = plots.axes_inches(self.figure, (2.2, 0.5, width, self.BELOW - 0.62))
+        axes.set_facecolor(theme.page)
+        top = max(float(self.updates["objective_after"].max()), 0.01) if self.last else 1.0
+        axes.set(xlim=(-0.1, max(self.last, 1) + 0.1), ylim=(0, 1.08 * top))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.yaxis.set_major_locator(MaxNLocator(3))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+        axes.tick_params(colors=theme.faint, labelsize=8, length=2)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        for side in ("left", "bottom"):
+            axes.spines[side].set_color(theme.faint)
+        axes.set_xlabel("update of the map (0: random start)", fontsize=8, color=theme.faint)
+        axes.text(
+            -0.09,
+            0.5,
+            "objective: mean affinity\nof the classes for\ntheir specialties",
+            transform=axes.transAxes,
+            fontsize=8,
+            ha="right",
+            va="center",
+            color=theme.text,
+        )
+        (self.curve,) = axes.plot([], [], color=theme.text, linewidth=1.5, clip_on=False)
+        (self.dot,) = axes.plot([], [], "o", color=theme.text, markersize=5, clip_on=False)
+
+    def at(self, update: int, share: float) -> Image.Image:
+        """The frame where `share` of the way to the map of an update is done."""
+        eased = share**2 * (3 - 2 * share)
+        before, after = self.path[max(update - 1, 0)], self.path[update]
+        travelling = (before != after).any(axis=1) & (share < 1)
+        for c, (x, y) in enumerate(before + eased * (after - before)):
+            self.thumbnails[c].put(x, y, self.side, 6 if travelling[c] else 2)
+        self.said.set_text("random start")
+        if update:
+            row = self.updates[self.updates["update"] == update].iloc[0]
+            n = int(row["moved"])
+            classes = "class" if n == 1 else "classes"
+            self.said.set_text(f"update {update} of {self.last}: {n} {classes} moved")
+            done = self.updates[self.updates["update"] < update]
+            x = [*np.repeat(done["update"], 2), update, update]
+            pairs = done[["objective_before", "objective_after"]].to_numpy().ravel()
+            rise = row["objective_after"] - row["objective_before"]
+            now = row["objective_before"] + eased * rise
+            self.curve.set_data(x, [*pairs, row["objective_before"], now])
+            self.dot.set_data([update], [now])
+        canvas = FigureCanvasAgg(self.figure)
+        self.figure.set_dpi(DPI)
+        canvas.draw()
+        return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+
+
+class _Thumbnail:
+    """An image in a frame of its colour."""
+
+    def __init__(self, axes: Axes, pixels: NDArray[np.uint8], colour: plots.Colour) -> None:
+        if pixels.shape[2] != 3:
+            pixels = pixels[..., :1].repeat(3, axis=2)
+        self.frame = Rectangle((0, 0), 1, 1, color=colour, linewidth=0)
+        axes.add_patch(self.frame)
+        self.image: AxesImage = axes.imshow(
+            pixels, extent=(0, 1, 1, 0), aspect="auto", interpolation="antialiased"
+        )
+
+    def put(self, x: float, y: float, side: float, level: int) -> None:
+        self.frame.set_bounds(x + 0.01, y + 0.01, side - 0.02, side - 0.02)
+        self.image.set_extent((x + 0.03, x + side - 0.03, y + side - 0.03, y + 0.03))
+        self.frame.set_zorder(level)
+        self.image.set_zorder(level + 1)
+
+
+def _palette(film: Film) -> Image.Image:
+    """Colours of the first and the last frame, which hold all that is seen."""
+    first, last = film.frames[0], film.frames[-1]
+    both = Image.new("RGB", (first.width, first.height + last.height))
+    both.paste(first, (0, 0))
+    both.paste(last, (0, first.height))
+    found = both.quantize(COLOURS - len(film.exact), method=Image.Quantize.MEDIANCUT).getpalette()
+    kept = [channel for colour in film.exact for channel in ImageColor.getrgb(colour)]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(kept + (found or []))
+    return palette
