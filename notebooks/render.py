@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import papermill
 from PIL import Image
+
+from nofe_lab.views.palette import Palette
 
 HERE = Path(__file__).resolve().parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -41,26 +42,9 @@ def render(source: Path) -> Path:
 
 
 def smaller(png: str) -> str:
-    """The same picture in 256 colours: a third of the size, for the repository's sake.
-
-    The most frequent ones stay as they are: they are those of lines and areas, and mean something.
-    """
+    """The same picture in 256 colours: a third of the size, for the repository's sake."""
     picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-    counts = sorted(picture.getcolors(picture.width * picture.height), reverse=True)
-    flat = [colour for _, colour in counts[:FLAT]]
-    if len(counts) > 256:
-        rest = picture.quantize(256 - FLAT).getpalette()[: 3 * (256 - FLAT)]
-        palette = Image.new("P", (1, 1))
-        palette.putpalette([channel for colour in flat for channel in colour] + rest)
-        # Pillow looks colours up in steps of four: those to be kept are put in by hand
-        pixels = np.array(picture).astype(np.int64) @ (1 << 16, 1 << 8, 1)
-        indices = np.array(picture.quantize(palette=palette, dither=Image.Dither.NONE))
-        for index, (red, green, blue) in enumerate(flat):
-            indices[pixels == (red << 16) + (green << 8) + blue] = index
-        picture = Image.fromarray(indices, "P")
-        picture.putpalette(palette.getpalette())
-    else:
-        picture = picture.quantize(256)
+    picture = Palette.of(picture, 256, FLAT).apply(picture)
     packed = io.BytesIO()
     picture.save(packed, format="png", optimize=True)
     return base64.b64encode(packed.getvalue()).decode()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +18,19 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
-from PIL import Image, ImageColor
+from PIL import Image
 
 from nofe_lab.config import InvalidInput
 from nofe_lab.data import Dataset
 from nofe_lab.specialties import Specialties, maps_of
 from nofe_lab.views import plots
+from nofe_lab.views.palette import Palette
 
 DPI = 120
 COLOURS = 32
 """Colours of a film: few make it small."""
+EXACT = 14
+"""Of these, colours of areas and lines: page, cards, text and ten specialties."""
 FRAMES = 40
 """About how many there are, whatever the number of updates."""
 STEPS = (3, 12)
@@ -55,15 +59,15 @@ class Film:
 
     frames: tuple[Image.Image, ...]
     durations: tuple[int, ...]
-    exact: tuple[str, ...] = ()
-    """Colours that a file of few colours keeps as they are: large areas show every difference."""
 
     def save(self, path: Path | str) -> None:
         """Write an endless GIF of at most `COLOURS` colours."""
-        palette = _palette(self)
-        first, *others = (
-            frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in self.frames
-        )
+        first, last = self.frames[0], self.frames[-1]
+        both = Image.new("RGB", (first.width, first.height + last.height))
+        both.paste(first, (0, 0))
+        both.paste(last, (0, first.height))  # hold all that is seen on the way
+        palette = Palette.of(both, COLOURS, EXACT)
+        first, *others = map(palette.apply, self.frames)
         first.save(
             path,
             save_all=True,
@@ -94,23 +98,27 @@ def film(
         raise InvalidInput("the map's history must end in the specialties that it is drawn with.")
     scene = _Scene(dataset, specialties, maps, map_updates, theme)
     frames, durations = [], []
-    for update, share in _moments(maps):
-        frames.append(scene.at(update, share))
+    for before, update, share in moments(maps):
+        frames.append(scene.at(before, update, share))
         durations.append(MOVING if share < 1 else RESTING)
-    return Film(tuple(frames), (*durations[:-1], END), (theme.page, theme.card))
+    return Film(tuple(frames), (*durations[:-1], END))
 
 
-def _moments(maps: NDArray[np.int64]) -> Iterator[tuple[int, float]]:
-    """(update, share of the way from the map before it), frame by frame."""
-    moves = (maps[1:] != maps[:-1]).any(axis=1)
+def moments(maps: NDArray[np.int64]) -> Iterator[tuple[int, int, float]]:
+    """(update, next update, share of the way to its map), frame by frame.
+
+    Of many updates only some are shown, evenly spaced, as `plots.plot_evolution` does.
+    """
+    shown = plots.shown_maps(len(maps) - 1)
+    moves = [(maps[a] != maps[b]).any() for a, b in pairwise(shown)]
     fewest, most = STEPS
-    free = FRAMES - 1 - int((~moves).sum())
-    steps = int(np.clip(free // max(int(moves.sum()), 1), fewest, most))
-    yield 0, 1.0
-    for update, moved in enumerate(moves, 1):
+    free = FRAMES - 1 - moves.count(False)
+    steps = int(np.clip(free // max(moves.count(True), 1), fewest, most))
+    yield 0, 0, 1.0
+    for (before, after), moved in zip(pairwise(shown), moves, strict=True):
         if moved:
-            yield from ((update, step / steps) for step in range(1, steps))
-        yield update, 1.0
+            yield from ((before, after, step / steps) for step in range(1, steps))
+        yield before, after, 1.0
 
 
 def seats(maps: NDArray[np.int64], K: int) -> NDArray[np.int64]:
@@ -146,6 +154,7 @@ class _Scene:
     ) -> None:
         self.theme = theme
         self.updates = map_updates
+        self.maps = maps
         self.last = len(maps) - 1
         K = specialties.K
         places = seats(maps, K)
@@ -234,26 +243,23 @@ class _Scene:
         (self.curve,) = axes.plot([], [], color=theme.text, linewidth=1.5, clip_on=False)
         (self.dot,) = axes.plot([], [], "o", color=theme.text, markersize=5, clip_on=False)
 
-    def at(self, update: int, share: float) -> Image.Image:
-        """The frame where `share` of the way to the map of an update is done."""
+    def at(self, before: int, update: int, share: float) -> Image.Image:
+        """The frame where `share` of the way from one map to that of a later update is done."""
         eased = share**2 * (3 - 2 * share)
-        before, after = self.path[max(update - 1, 0)], self.path[update]
-        travelling = (before != after).any(axis=1) & (share < 1)
-        for c, (x, y) in enumerate(before + eased * (after - before)):
+        start, end = self.path[before], self.path[update]
+        travelling = (start != end).any(axis=1) & (share < 1)
+        for c, (x, y) in enumerate(start + eased * (end - start)):
             self.thumbnails[c].put(x, y, self.side, 6 if travelling[c] else 2)
-        self.said.set_text("random start")
         if update:
-            row = self.updates[self.updates["update"] == update].iloc[0]
-            n = int(row["moved"])
-            classes = "class" if n == 1 else "classes"
-            self.said.set_text(f"update {update} of {self.last}: {n} {classes} moved")
-            done = self.updates[self.updates["update"] < update]
-            x = [*np.repeat(done["update"], 2), update, update]
-            pairs = done[["objective_before", "objective_after"]].to_numpy().ravel()
-            rise = row["objective_after"] - row["objective_before"]
-            now = row["objective_before"] + eased * rise
-            self.curve.set_data(x, [*pairs, row["objective_before"], now])
-            self.dot.set_data([update], [now])
+            n = int((self.maps[update] != self.maps[before]).sum())
+            self.said.set_text(
+                f"update {update} of {self.last}: {n} {'class' if n == 1 else 'classes'} moved"
+            )
+            done = self.updates[self.updates["update"] <= update]
+            heights = done[["objective_before", "objective_after"]].to_numpy().ravel()
+            heights[-1] = heights[-2] + eased * (heights[-1] - heights[-2])
+            self.curve.set_data(np.repeat(done["update"], 2), heights)
+            self.dot.set_data([update], heights[-1:])
         canvas = FigureCanvasAgg(self.figure)
         self.figure.set_dpi(DPI)
         canvas.draw()
@@ -277,16 +283,3 @@ class _Thumbnail:
         self.image.set_extent((x + 0.03, x + side - 0.03, y + side - 0.03, y + 0.03))
         self.frame.set_zorder(level)
         self.image.set_zorder(level + 1)
-
-
-def _palette(film: Film) -> Image.Image:
-    """Colours of the first and the last frame, which hold all that is seen."""
-    first, last = film.frames[0], film.frames[-1]
-    both = Image.new("RGB", (first.width, first.height + last.height))
-    both.paste(first, (0, 0))
-    both.paste(last, (0, first.height))
-    found = both.quantize(COLOURS - len(film.exact), method=Image.Quantize.MEDIANCUT).getpalette()
-    kept = [channel for colour in film.exact for channel in ImageColor.getrgb(colour)]
-    palette = Image.new("P", (1, 1))
-    palette.putpalette(kept + (found or []))
-    return palette

@@ -364,7 +364,7 @@ def plot_evolution(
     gap = max(1.5, 0.1 / pitch)
     rows = [pitch * (C + gap * K), *([0.9, 1.2] if updates else [])]
     figure = _figure(WIDTH, sum(rows) + 0.9)
-    shown = np.unique(np.linspace(0, updates, min(updates, MOST_MAPS) + 1).round().astype(int))
+    shown = shown_maps(updates)
     grid = figure.add_gridspec(len(rows), 2, width_ratios=[6, 3.4], height_ratios=rows)
     axes, names = (figure.add_subplot(grid[0, column]) for column in (0, 1))
     colours = specialty_colours(K)
@@ -1326,6 +1326,14 @@ def alluvial(
             top += len(members) + gap
         following = places[column]
     return places, blocks
+
+
+def shown_maps(updates: int) -> NDArray[np.int64]:
+    """Which maps are drawn, of the random start and so many updates: all, or evenly spaced ones."""
+    found: NDArray[np.int64] = np.unique(
+        np.linspace(0, updates, min(updates, MOST_MAPS) + 1).round().astype(np.int64)
+    )
+    return found
 
 
 def _curves(
