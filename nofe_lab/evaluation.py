@@ -186,8 +186,9 @@ def per_specialty(confusion: NDArray[np.int64], specialties: Specialties) -> pd.
     """One row a specialty with a class, from counts [C, C].
 
     accuracy: share of its images that are classified right.  inside: share of its errors that stay
-    inside the specialty, NaN where there are none.  right specialty: share of its images that are
-    given a class of the specialty, right or wrong.
+    inside the specialty, NaN where there are none.  inside by chance: that share if errors fell on
+    all other classes alike, which a large specialty keeps more of.  right specialty: share of its
+    images that are given a class of the specialty, right or wrong.
     """
     blocks = specialty_confusion(confusion, specialties)
     rows = []
@@ -204,6 +205,7 @@ def per_specialty(confusion: NDArray[np.int64], specialties: Specialties) -> pd.
                 "accuracy": right / max(images, 1),
                 "right specialty": in_block / max(images, 1),
                 "inside": (in_block - right) / (images - right) if images > right else np.nan,
+                "inside by chance": (len(members) - 1) / (specialties.C - 1),
             }
         )
     return pd.DataFrame(rows)

@@ -444,9 +444,9 @@ def paper_rows(results: Path | str = RESULTS.parent) -> pd.DataFrame:
     """Each published row beside what this code has measured so far, one row a network.
 
     Accuracies in per cent, means over `seeds`; published_epochs and epochs: of generalist + NofE
-    stage; preset, rule, images_per_class: of the measured networks (the published ones are greedy,
-    and saw all images).  source: the file of `results` that the figures come from, whose first line
-    is their command; empty where there is none yet.
+    stage; recipe: preset, rule and, where they are not all, images a class of the measured networks
+    (the published ones are greedy, and saw all images).  source: the file of `results` that the
+    figures come from, whose first line is their command; empty where there is none yet.
     """
     folder = Path(results)
     rows = []
@@ -481,30 +481,28 @@ def _measured(folder: Path, name: str) -> tuple[dict[str, Any], str]:
             stages = f"{last['total_epochs'] - last['epochs']} + {last['epochs']}"
             seeds = min(len(part) for part in parts.values())
             means = {key: 100 * part["top1"].mean() for key, part in parts.items()}
-            recipe = {"preset": last["preset"], "rule": last["rule"], "images_per_class": "all"}
-            return {**means, "epochs": stages, "seeds": seeds, **recipe}, path.name
+            recipe = f"{last['preset']}, {last['rule']}"
+            return {**means, "epochs": stages, "seeds": seeds, "recipe": recipe}, path.name
     path = folder / f"cifar100_{name}.csv"
     if path.is_file():
         single = pd.read_csv(path, comment="#").set_index("network")
         base, nofe = single.loc["base CNN"], single.loc["network of experts"]
         stages = f"{base['epochs']} + {nofe['epochs']}"
         accuracies = {"base": 100 * base["test_accuracy"], "nofe": 100 * nofe["test_accuracy"]}
-        return {**accuracies, "epochs": stages, "seeds": 1, **_asked(path, name)}, path.name
-    unknown = dict.fromkeys(["epochs", "preset", "rule", "images_per_class"], "")
-    return {"base": np.nan, "nofe": np.nan, "seeds": 0, **unknown}, ""
+        recipe = _asked(path, name)
+        return {**accuracies, "epochs": stages, "seeds": 1, "recipe": recipe}, path.name
+    return {"base": np.nan, "nofe": np.nan, "epochs": "", "seeds": 0, "recipe": ""}, ""
 
 
-def _asked(path: Path, name: str) -> dict[str, str]:
-    """What the command on a file's first line asked of notebook 3."""
+def _asked(path: Path, name: str) -> str:
+    """The recipe that the command on a file's first line asked of notebook 3."""
     with path.open(encoding="utf-8") as file:
         words = shlex.split(file.readline())
     asked = {words[i + 1]: words[i + 2] for i, word in enumerate(words) if word == "-p"}
-    recipes = preset(asked.get("preset", "quick"), PAPER[name]())
-    return {
-        "preset": asked.get("preset", "quick"),
-        "rule": asked.get("rule", recipes.rule),
-        "images_per_class": asked.get("train_per_class", "all"),
-    }
+    chosen = asked.get("preset", "quick")
+    rule = asked.get("rule", preset(chosen, PAPER[name]()).rule)
+    few = asked.get("train_per_class")
+    return f"{chosen}, {rule}{f', {few} images a class' if few else ''}"
 
 
 def read(path: Path | str, columns: tuple[str, ...]) -> pd.DataFrame:

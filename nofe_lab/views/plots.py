@@ -42,7 +42,13 @@ from numpy.typing import NDArray
 
 from nofe_lab.config import InvalidInput, whole_number
 from nofe_lab.data import Dataset, Split
-from nofe_lab.evaluation import InsideShare, Predictions, over_seeds, specialty_confusion
+from nofe_lab.evaluation import (
+    InsideShare,
+    Predictions,
+    inside_by_chance,
+    over_seeds,
+    specialty_confusion,
+)
 from nofe_lab.inspection import Inspection
 from nofe_lab.log import log
 from nofe_lab.specialties import Specialties, maps_of
@@ -1300,7 +1306,9 @@ def _confusion_title(confusion: NDArray[np.int64], specialties: Specialties) -> 
     inside = int(np.trace(specialty_confusion(confusion, specialties))) - right
     title = f"accuracy {right / max(total, 1):.1%}"
     if total > right:
-        title += f"; {inside / (total - right):.0%} of the mistakes are inside a specialty"
+        chance = inside_by_chance(specialties.sizes)
+        title += f"\n{inside / (total - right):.0%} of the mistakes are inside a specialty"
+        title += f" ({chance:.0%} by chance)"
     return title
 
 

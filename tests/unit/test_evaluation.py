@@ -157,6 +157,7 @@ def test_per_specialty_tells_errors_inside_from_errors_outside() -> None:
     assert found["accuracy"].tolist() == [11 / 16, 12 / 16]
     assert found["right specialty"].tolist() == [14 / 16, 14 / 16]
     assert found["inside"].tolist() == [3 / 5, 2 / 4]
+    assert found["inside by chance"].tolist() == [1 / 3, 1 / 3]
 
 
 def test_a_specialty_without_errors_has_no_share_of_errors_inside() -> None:

@@ -205,7 +205,9 @@ def test_confusion_blanks_the_diagonal_and_shows_shares_of_rows(world):
     shown = figure.axes[0].images[0].get_array()
     assert shown.mask.diagonal().all()
     assert shown[0, 1] == 0.25
-    assert "accuracy 75.0%; 100% of the mistakes are inside a specialty" in render(figure)
+    title = "accuracy 75.0%\n100% of the mistakes are inside a specialty (32% by chance)"
+    assert title in render(figure)
+    assert inside_canvas(figure)
     with pytest.raises(InvalidInput, match="confusion"):
         plots.plot_confusion(confusion[:3], world.specialties)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nofe_lab.config import InvalidInput
 from nofe_lab.data import Split
-from nofe_lab.evaluation import Predictions, inside_share
+from nofe_lab.evaluation import Predictions, inside_by_chance, inside_share
 from nofe_lab.specialties import Specialties
 from nofe_lab.views import plots
 from nofe_lab.views.widgets.base import View, check, check_choice, hex_colours, script, sprite
@@ -185,7 +185,8 @@ class ConfusionExplorer(View):
             right = np.trace(counts) / max(counts.sum(), 1)
             kept = "" if np.isnan(share) else f", {share:.0%} of the mistakes inside a block"
             parts.append(f"{name}: {right:.1%} right{kept}.")
-        return " ".join(parts)
+        chance = inside_by_chance(self.specialties.sizes)
+        return " ".join([*parts, f"By chance, blocks of these sizes hold {chance:.0%}."])
 
     def figures(self) -> dict[str, Figure]:
         pair = self._pair()
