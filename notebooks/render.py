@@ -18,17 +18,23 @@ from PIL import Image
 from nofe_lab.views.palette import Palette
 
 HERE = Path(__file__).resolve().parent
+FEWER = {"n_seeds": 2, "train_per_class": 72}
+SMALL = {"04": FEWER, "06": {"n_seeds": 2}, "08": FEWER}
+"""Parameters of the notebooks that would take hours; the copy says so."""
 WIDGET = "application/vnd.jupyter.widget-view+json"
 FLAT = 96
 """Colours of a picture that are kept exactly, of 256."""
 
 
 def render(source: Path) -> Path:
-    """Execute one notebook with its default parameters, and tidy the copy."""
+    """Execute one notebook, and tidy the copy."""
     target = HERE / "rendered" / source.name
     target.parent.mkdir(exist_ok=True)
-    papermill.execute_notebook(source, target, cwd=HERE, progress_bar=False, log_output=True)
+    small = SMALL.get(source.name[:2], {})
+    papermill.execute_notebook(source, target, small, cwd=HERE, progress_bar=False, log_output=True)
     notebook = nbformat.read(target, as_version=4)
+    if small:
+        notebook.cells.insert(1, nbformat.v4.new_markdown_cell(said(small)))
     for holder in (notebook, *notebook.cells):
         for trace in ("papermill", "widgets", "execution"):
             holder.metadata.pop(trace, None)
@@ -39,6 +45,15 @@ def render(source: Path) -> Path:
                 output.data["image/png"] = smaller(output.data["image/png"])
     nbformat.write(notebook, target)
     return target
+
+
+def said(small: dict[str, int]) -> str:
+    """What a reader is told of the parameters of a copy."""
+    asked = " ".join(f"-p {name} {value}" for name, value in small.items())
+    return (
+        f"*This copy was made with smaller parameters than the notebook's own, `{asked}`: it shows "
+        "what you will see, and no result to rely on.*"
+    )
 
 
 def smaller(png: str) -> str:

@@ -7,8 +7,10 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 import numpy as np
@@ -18,7 +20,8 @@ from PIL import Image
 
 from nofe_lab.runs import RunStore, default_runs_dir
 
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 WIDGET = "application/vnd.jupyter.widget-view+json"
 TOY = {"dataset": "glyphs:8", "K": 4, "epochs": 1, "batch_size": 60, "device": "cpu"}
 
@@ -124,6 +127,33 @@ def test_sources_carry_no_outputs() -> None:
             assert cell.get("execution_count") is None, path.name
 
 
+@pytest.fixture(scope="module")
+def render(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("notebooks/render.py")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_rendered_copies_are_made_from_the_current_code(path: Path, render: ModuleType) -> None:
+    copy = nbformat.read(path.parent / "rendered" / path.name, as_version=4)
+    code = [cell for cell in copy.cells if cell.cell_type == "code"]
+    injected = [c for c in code if "injected-parameters" in c.metadata.get("tags", [])]
+    source = nbformat.read(path, as_version=4)
+    now = [cell.source for cell in source.cells if cell.cell_type == "code"]
+    assert [c.source for c in code if c not in injected] == now, (
+        f"run `make render ONLY={path.stem[:2]}`"
+    )
+    assert [c.execution_count for c in code] == list(range(1, len(code) + 1))
+    found = [output for cell in code for output in cell.outputs]
+    assert not any(output.output_type == "error" for output in found)
+    assert str(ROOT.parent) not in json.dumps(found)
+    if small := render.SMALL.get(path.stem[:2]):
+        assert copy.cells[1].source == render.said(small)
+        lines = [f"{name} = {value!r}" for name, value in small.items()]
+        assert [c.source.splitlines()[1:] for c in injected] == [lines]
+    else:
+        assert not injected
+
+
 EVIL = ("<script>alert(1)<", "<img src=x onerror=alert(2)>", "a & b", "'\"", "$x$", "<!--")
 
 
@@ -161,11 +191,10 @@ def test_names_that_are_html_are_shown_and_not_run(number: str, tmp_path: Path) 
 @pytest.mark.xdist_group("data/runs")  # the only test that trains there, and clears up behind it
 @pytest.mark.parametrize("where", ["notebooks", "root", "elsewhere"])
 def test_03_works_from_anywhere_and_keeps_runs_in_one_place(where: str, tmp_path: Path) -> None:
-    root = NOTEBOOKS[0].parents[1]
     cwd, path = {
-        "notebooks": (root / "notebooks", "03_finetune_nofe.ipynb"),
-        "root": (root, "notebooks/03_finetune_nofe.ipynb"),
-        "elsewhere": (tmp_path, str(root / "notebooks" / "03_finetune_nofe.ipynb")),
+        "notebooks": (ROOT / "notebooks", "03_finetune_nofe.ipynb"),
+        "root": (ROOT, "notebooks/03_finetune_nofe.ipynb"),
+        "elsewhere": (tmp_path, str(ROOT / "notebooks" / "03_finetune_nofe.ipynb")),
     }[where]
     out = tmp_path / "out.ipynb"
     store = RunStore(default_runs_dir())
@@ -175,7 +204,7 @@ def test_03_works_from_anywhere_and_keeps_runs_in_one_place(where: str, tmp_path
         assert done.returncode == 0, done.stderr[-3000:]
         text = "".join(output.get("text", "") for output in outputs(out))
         line = next(line for line in text.splitlines() if "weights and tables:" in line)
-        assert (cwd / line.split()[-1]).resolve().parent == root / "data" / "runs"
+        assert (cwd / line.split()[-1]).resolve().parent == ROOT / "data" / "runs"
     finally:
         for run in list(store):
             if run.id not in before and run.about["dataset"] == "glyphs:4":
