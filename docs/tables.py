@@ -8,31 +8,38 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from nofe_lab import study
 from nofe_lab.bench import against_targets, read
-from nofe_lab.evaluation import over_seeds, paired_differences
+from nofe_lab.evaluation import inside_by_chance, over_seeds, paired_differences
 from nofe_lab.networks.paper import PUBLISHED
 from nofe_lab.views import plots
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "data" / "results"
 FIGURES = ROOT / "data" / "figures"
-FILES = ("README.md", "docs/results.md", "docs/widgets.md")
+FILES = ("README.md", "docs/results.md", "docs/speed.md", "docs/widgets.md")
 
 PAPER = "NofE learned, generalist"
 """The paper's network (with the exact rule), which all others are compared with."""
 OWN_RANDOM = "NofE random, its generalist"
 OTHER_RANDOM = "NofE random, learned generalist"
+OTHER_TRUNK = "NofE learned, random generalist"
+"""Learned specialties on the trunk of the random ones' generalist."""
 BASE_TRUNK = "NofE learned, base trunk"
 """The same specialties on the trunk of a base CNN."""
 SAME_BASE = f"{BASE_TRUNK}, made again"
 """The same, trained where the flat control on such a trunk was, and so on the same one."""
+FEW = (PAPER, OWN_RANDOM)
+"""The networks whose few experts README and figure show."""
 SHOWN_EXPERTS = (2, 1, 0)
 CHOSEN_ON = 0
 """The seed on which the gate was chosen."""
@@ -105,7 +112,7 @@ QUESTIONS: dict[tuple[str, str], str] = {
     (PAPER, OTHER_RANDOM): "... on the same trunk",
     (OTHER_RANDOM, OWN_RANDOM): "... the trunk alone: random ones on the paper's network's trunk, "
     "compared with random ones on their own generalist's",
-    ("NofE learned, random generalist", OWN_RANDOM): "... the partition alone, both on the trunk "
+    (OTHER_TRUNK, OWN_RANDOM): "... the partition alone, both on the trunk "
     "of the random one's generalist",
     (PAPER, "base CNN"): "its base CNN, trained for 10 epochs (the NofE: 8 + 10)",
     (PAPER, "base CNN, both budgets"): "... for 18",
@@ -142,24 +149,41 @@ FEW_QUESTIONS: dict[tuple[str, str], str] = {
 
 
 def lead() -> str:
-    """The answer in a few sentences: means over the seeds."""
-    means = over_seeds(quick(), "top1", "arm").set_index("arm")
+    """The answer in a few sentences, each with its figures."""
+    table = quick()
 
-    def mean(arm: str) -> str:
-        return f"{100 * means.loc[arm, 'mean']:.1f} %"
+    def apart(nofe: str, arm: str) -> pd.Series:
+        """What a network of experts has over another arm, in points: mean, low, high."""
+        found = paired_differences(table, nofe, "top1", "arm").set_index("arm").loc[arm]
+        return -100 * found[["mean", "high", "low"]].set_axis(["mean", "low", "high"])
 
-    base, nofe = PUBLISHED["alexnet_quick"]
-    spent = quick().groupby("arm")["total_training_macs"].first()
-    more = spent["flat control, both budgets"] / spent[PAPER]
-    return (
-        f"The published gain is there: network of experts {mean(PAPER)}, base CNN "
-        f"{mean('base CNN')} (published: {nofe} and {base}). But the base CNN reaches "
-        f"{mean('base CNN, both budgets')} when it is trained for as many epochs as the NofE's two "
-        f"stages, and {mean('base CNN, equal arithmetic')} when it is trained with as much "
-        f"arithmetic; the flat control {mean('flat control, both budgets')} for as many epochs "
-        f"({more:.1f} times the arithmetic) and {mean('flat control, equal arithmetic')} for as "
-        f"much arithmetic. The best experts, {mean(BASE_TRUNK)}, stand on the trunk of an ordinary "
-        f"base CNN, where the flat control reaches {mean('flat control, base trunk')}."
+    def mean(*pairs: tuple[str, str]) -> float:
+        return float(np.mean([apart(*pair)["mean"] for pair in pairs]))
+
+    def said(found: pd.Series) -> str:
+        return f"{found['mean']:+.1f} [{found['low']:.1f}, {found['high']:.1f}]"
+
+    few = curves()
+    lost = {arm: -100 * changes(few[few["arm"] == arm])[0].loc[2, "mean"] for arm in FEW}
+    two = few[(few["arm"] == PAPER) & (few["experts"] == 2)]
+    saved = 100 * (1 - (two["macs"] / two["macs_all"]).median())
+    sentences = [
+        "**The published gain is there, but most of it is training:** the same base CNN is "
+        f"{mean((PAPER, 'base CNN, both budgets')):.1f} points behind when it is trained for as "
+        f"many epochs, and {-mean((PAPER, 'base CNN, equal arithmetic')):.1f} ahead with as much "
+        "arithmetic.",
+        f"**The trunk matters most:** {said(apart(BASE_TRUNK, PAPER))} points for a base CNN's in "
+        "place of the generalist's.",
+        f"**Learned against random groups:** {said(apart(PAPER, OWN_RANDOM))}, each on the trunk "
+        "of its own generalist, the comparison chosen in advance. The trunk makes about "
+        f"{mean((OTHER_RANDOM, OWN_RANDOM), (PAPER, OTHER_TRUNK)):.1f} of that and the map about "
+        f"{mean((PAPER, OTHER_RANDOM), (OTHER_TRUNK, OWN_RANDOM)):.1f} (means of both orders).",
+        f"**Two of ten experts** for each image lose {lost[PAPER]:.1f} points and save {saved:.0f} "
+        f"% of the arithmetic; random groups do as well ({lost[OWN_RANDOM]:.1f}).",
+    ]
+    return "\n".join(
+        textwrap.fill(f"* {each}", 100, subsequent_indent="  ", break_on_hyphens=False)
+        for each in sentences
     )
 
 
@@ -214,44 +238,32 @@ def compared(table: pd.DataFrame, questions: dict[tuple[str, str], str]) -> str:
     return markdown([*head, f"A − B, points {INTERVAL}", "A is"], rows)
 
 
-FIRST = [
-    *study.PRIMARY,
-    *study.SECONDARY,
-    FLIPS,
-    "base CNN, equal arithmetic",
-    "flat control, equal arithmetic",
-    "flat control, base trunk",
-    BASE_TRUNK,
-    "NofE random, base trunk",
-]
-"""The arms that the README shows."""
+FIRST = {
+    "base CNN": "base CNN",
+    PAPER: "**network of experts**, as in the paper",
+    "base CNN, both budgets": "base CNN, as many epochs",
+    "base CNN, equal arithmetic": "base CNN, as much arithmetic",
+    BASE_TRUNK: "**experts** on the trunk of a base CNN",
+    "flat control, base trunk": "one wide branch on such a trunk",
+}
+"""The arms that the README shows, as it calls them."""
 
 
 def first_table() -> str:
-    """The arms that decide: accuracy, what two networks of experts make of it, size and budget."""
+    """The arms that decide: budget and accuracy."""
     table = quick()
     means = over_seeds(table, "top1", "arm").set_index("arm")
-    differences = {
-        nofe: paired_differences(table, nofe, "top1", "arm").set_index("arm")
-        for nofe in (PAPER, BASE_TRUNK)
-    }
     first = table.groupby("arm").first()
-    shown = ranked(table, means)
-    shown = shown[shown.index.isin(FIRST)]
     rows = []
-    for arm, found in shown.iterrows():
-        rows.append(
-            [
-                f"**{arm}**" if arm in differences else str(arm),
-                f"{found['seeds']:.0f}",
-                percent(found),
-                *("" if arm == nofe else points(of.loc[arm]) for nofe, of in differences.items()),
-                *budget(first.loc[arm]),
-            ]
-        )
-    head = ["network", "seeds", "top-1 %, mean ± 95 %"]
-    head += [f"it − {nofe} {INTERVAL}" for nofe in differences]
-    return markdown([*head, *BUDGET], rows)
+    for arm, name in FIRST.items():
+        row, found = first.loc[arm], means.loc[arm]
+        before = int(row["total_epochs"] - row["epochs"])
+        epochs = f"{before} + {row['epochs']}" if before else f"{row['epochs']}"
+        half = 100 * (found["high"] - found["mean"])
+        accuracy = f"{100 * found['mean']:.1f} ± {half:.1f}"
+        rows.append([name, epochs, f"{row['total_training_macs'] / 1e12:.0f} T", accuracy])
+    head = ["network", "epochs", "multiply-accumulates of training", "top-1 %, mean ± 95 %"]
+    return markdown(head, rows)
 
 
 BUDGET = [
@@ -300,6 +312,9 @@ def quality_table() -> str:
     machine = table.loc[table["arm"] == PAPER, "hardware"].iloc[0]
     times = ["seconds", "total_seconds"]  # of one machine, or nobody could compare them
     table[times] = table[times].where(table["hardware"] == machine)
+    table["inside"] = 1 - table["crossing"]
+    sizes = table["map"].dropna().map(lambda of: list(Counter(of.split()).values()))
+    table["chance"] = sizes.map(inside_by_chance)
     means = ranked(table, table.groupby("arm").mean(numeric_only=True))
     differences = {
         name: paired_differences(table, PAPER, name, "arm").set_index("arm")
@@ -312,7 +327,8 @@ def quality_table() -> str:
         "train_accuracy": "training top-1 %",
         "right_specialty": "right specialty %",
         "within_specialty": "top-1 % if it were known",
-        "crossing": "errors that cross specialties %",
+        "inside": "errors inside a specialty %",
+        "chance": "by chance, for its sizes %",
         "seconds": "seconds",
         "total_seconds": "with all stages",
     }
@@ -341,13 +357,21 @@ def agreement_table() -> str:
     maps_of_another_arm = "random generalist|base trunk|scratch|flips"
     same = table["arm"].str.contains(maps_of_another_arm)
     found = study.agreement(table[own & ~same])
-    rows = [
-        [row.arm, f"{row.pairs}", f"{row.ari:.2f}", f"{row.nmi:.2f}", f"{row.chance_nmi:.2f}"]
-        for row in found.itertuples()
-        if row.pairs
-    ]
+    start = table[table["arm"] == OWN_RANDOM].set_index("seed")["map"]
+    rows = []
+    for row in found[found["pairs"] > 0].itertuples():
+        alike = [f"{row.pairs}", f"{row.ari:.2f}", f"{row.nmi:.2f}", f"{row.chance_nmi:.2f}"]
+        moved = ""
+        if row.arm.endswith("its generalist") or row.arm == PAPER:  # began with the random map
+            maps = table[table["arm"] == row.arm].set_index("seed")["map"]
+            counts = [
+                sum(a != b for a, b in zip(of.split(), start[seed].split(), strict=True))
+                for seed, of in maps.items()
+            ]
+            moved = f"{min(counts)} to {max(counts)}"
+        rows.append([row.arm, *alike, moved])
     head = ["network", "pairs of seeds", "adjusted Rand index", "mutual information", "by chance"]
-    return markdown(head, rows)
+    return markdown([*head, "classes moved from the random start"], rows)
 
 
 def curves() -> pd.DataFrame:
@@ -653,7 +677,7 @@ def conditional_figure() -> Figure:
     same seeds.
     """
     table = curves()
-    arms = [arm for arm in (PAPER, OWN_RANDOM) if arm in set(table["arm"])]
+    arms = [arm for arm in FEW if arm in set(table["arm"])]
     kept = pd.concat([table[table["arm"] == arm] for arm in arms])
     flat = quick()
     epochs = flat.loc[flat["arm"] == PAPER, "total_epochs"].max()

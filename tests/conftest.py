@@ -85,7 +85,7 @@ def tiny_experiment(
 
 @pytest.fixture(scope="session")
 def script() -> Callable[[str], ModuleType]:
-    """Imports a script of this project that is no part of the package, by its path from the root."""
+    """Imports a script that is no part of the package, by its path from the root."""
 
     def imported(path: str) -> ModuleType:
         place = Path(__file__).parents[1] / path
