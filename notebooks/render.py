@@ -18,7 +18,7 @@ from PIL import Image
 from nofe_lab.views.palette import Palette
 
 HERE = Path(__file__).resolve().parent
-FEWER = {"n_seeds": 2, "train_per_class": 72}
+FEWER = {"n_seeds": 2, "train_per_class": 36}
 SMALL = {"04": FEWER, "06": {"n_seeds": 2}, "08": FEWER}
 """Parameters of the notebooks that would take hours; the copy says so."""
 WIDGET = "application/vnd.jupyter.widget-view+json"
