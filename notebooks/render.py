@@ -18,8 +18,11 @@ from PIL import Image
 from nofe_lab.views.palette import Palette
 
 HERE = Path(__file__).resolve().parent
-FEWER = {"n_seeds": 2, "train_per_class": 36}
-SMALL = {"04": FEWER, "06": {"n_seeds": 2}, "08": FEWER}
+SMALL = {
+    "04": {"n_seeds": 2, "train_per_class": 16},
+    "06": {"n_seeds": 2},
+    "08": {"n_seeds": 2, "train_per_class": 36},
+}
 """Parameters of the notebooks that would take hours; the copy says so."""
 WIDGET = "application/vnd.jupyter.widget-view+json"
 FLAT = 96
