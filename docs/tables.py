@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from nofe_lab import study
 from nofe_lab.bench import against_targets, read
+from nofe_lab.config import CLUSTERED
 from nofe_lab.evaluation import inside_by_chance, over_seeds, paired_differences
 from nofe_lab.networks.paper import PUBLISHED
 from nofe_lab.views import plots
@@ -28,14 +29,11 @@ RESULTS = ROOT / "data" / "results"
 FIGURES = ROOT / "data" / "figures"
 FILES = ("README.md", "docs/results.md", "docs/speed.md", "docs/widgets.md")
 
-PAPER = "NofE learned, generalist"
-"""The paper's network (with the exact rule), which all others are compared with."""
-OWN_RANDOM = "NofE random, its generalist"
-OTHER_RANDOM = "NofE random, learned generalist"
-OTHER_TRUNK = "NofE learned, random generalist"
-"""Learned specialties on the trunk of the random ones' generalist."""
-BASE_TRUNK = "NofE learned, base trunk"
-"""The same specialties on the trunk of a base CNN."""
+PAPER = study.LEARNED.name
+OWN_RANDOM = study.OWN_RANDOM.name
+OTHER_RANDOM = study.RANDOM.name
+OTHER_TRUNK = study.OTHER_TRUNK.name
+BASE_TRUNK = study.BASE_TRUNK.name
 SAME_BASE = f"{BASE_TRUNK}, made again"
 """The same, trained where the flat control on such a trunk was, and so on the same one."""
 FEW = (PAPER, OWN_RANDOM)
@@ -43,9 +41,6 @@ FEW = (PAPER, OWN_RANDOM)
 SHOWN_EXPERTS = (2, 1, 0)
 CHOSEN_ON = 0
 """The seed on which the gate was chosen."""
-LEARNERS = ("learned", "greedy", "elastic", "confusion", "features")
-"""How the names of arms begin that make specialties of their own, after "NofE "."""
-
 NETWORKS = {
     "AlexNet-C100": "cifar100_alexnet_c100",
     "VGG11-C100": "cifar100_vgg11_c100",
@@ -104,9 +99,6 @@ def made_again() -> pd.DataFrame:
 TWO = f"{PAPER}, two experts"
 """The same network with its gate, where two experts are run for an image."""
 
-FLIPS = f"{PAPER}, flips"
-"""The same network, trained with flips in its second stage too."""
-
 QUESTIONS: dict[tuple[str, str], str] = {
     (PAPER, OWN_RANDOM): "**primary:** random specialties, on the trunk of their own generalist",
     (PAPER, OTHER_RANDOM): "... on the same trunk",
@@ -114,36 +106,39 @@ QUESTIONS: dict[tuple[str, str], str] = {
     "compared with random ones on their own generalist's",
     (OTHER_TRUNK, OWN_RANDOM): "... the partition alone, both on the trunk "
     "of the random one's generalist",
-    (PAPER, "base CNN"): "its base CNN, trained for 10 epochs (the NofE: 8 + 10)",
-    (PAPER, "base CNN, both budgets"): "... for 18",
-    (PAPER, "base CNN, equal arithmetic"): "... for 32, as much arithmetic as both stages",
-    (PAPER, "flat control"): "one flat branch of the experts' depth, parameters and arithmetic, "
-    "10 epochs from scratch",
-    (PAPER, "flat control, both budgets"): "... 18 epochs from scratch",
-    (PAPER, "flat control, both budgets, NofE recipe"): "... without mirrored images",
-    (PAPER, "flat control, equal arithmetic"): "... 14 epochs from scratch, with mirrored images, "
+    (PAPER, study.BASE.name): "its base CNN, trained for 10 epochs (the NofE: 8 + 10)",
+    (PAPER, study.BASE_TOTAL.name): "... for 18",
+    (PAPER, study.BASE_ARITHMETIC.name): "... for 32, as much arithmetic as both stages",
+    (
+        PAPER,
+        study.CONTROL.name,
+    ): "one flat branch of the experts' depth, parameters and arithmetic, 10 epochs from scratch",
+    (PAPER, study.CONTROL_TOTAL.name): "... 18 epochs from scratch",
+    (PAPER, study.CONTROL_NOFE_RECIPE.name): "... without mirrored images",
+    (PAPER, study.CONTROL_ARITHMETIC.name): "... 14 epochs from scratch, with mirrored images, "
     "as much arithmetic as the NofE's two stages",
-    (PAPER, "flat control, generalist"): "... 8 + 10 epochs, on the same generalist's trunk",
-    (FLIPS, "flat control, both budgets"): "**with mirrored images in both of its stages:** one "
-    "flat branch, 18 epochs from scratch",
+    (PAPER, study.CONTROL_GENERALIST.name): "... 8 + 10 epochs, on the same generalist's trunk",
+    (
+        study.FLIPS.name,
+        study.CONTROL_TOTAL.name,
+    ): "**with mirrored images in both of its stages:** one flat branch, 18 epochs from scratch",
     (BASE_TRUNK, PAPER): "**on the trunk of a base CNN (8 + 10 epochs), with the same "
     "specialties:** the paper's network, on its generalist's trunk",
-    (BASE_TRUNK, "NofE random, base trunk"): "... random specialties on that trunk",
-    ("NofE random, base trunk", OTHER_RANDOM): "... the trunk alone: random specialties on it, "
+    (BASE_TRUNK, study.RANDOM_BASE_TRUNK.name): "... random specialties on that trunk",
+    (study.RANDOM_BASE_TRUNK.name, OTHER_RANDOM): "... the trunk alone: random specialties on it, "
     "compared with random ones on the paper's network's trunk",
-    (BASE_TRUNK, "flat control, base trunk"): "... one flat branch on such a trunk, which was "
+    (BASE_TRUNK, study.CONTROL_BASE_TRUNK.name): "... one flat branch on such a trunk, which was "
     "trained for it on another machine",
-    (SAME_BASE, "flat control, base trunk"): "... one flat branch on the very same trunk",
-    (BASE_TRUNK, "flat control, both budgets"): "... one flat branch, 18 epochs from scratch",
-    (BASE_TRUNK, "base CNN, equal arithmetic"): "... its base CNN, trained for 32 epochs",
+    (SAME_BASE, study.CONTROL_BASE_TRUNK.name): "... one flat branch on the very same trunk",
+    (BASE_TRUNK, study.CONTROL_TOTAL.name): "... one flat branch, 18 epochs from scratch",
+    (BASE_TRUNK, study.BASE_ARITHMETIC.name): "... its base CNN, trained for 32 epochs",
 }
 """What each opponent is to the network of experts."""
 
 FEW_QUESTIONS: dict[tuple[str, str], str] = {
-    (TWO, "small flat control, both budgets"): "one flat branch of their arithmetic, 18 epochs "
-    "from scratch",
-    (TWO, "small flat control, generalist"): "... 8 + 10 epochs, on the same generalist's trunk",
-    (TWO, "base CNN, equal arithmetic"): "its base CNN, which is smaller still, 32 epochs",
+    (TWO, study.SMALL_TOTAL.name): "one flat branch of their arithmetic, 18 epochs from scratch",
+    (TWO, study.SMALL_GENERALIST.name): "... 8 + 10 epochs, on the same generalist's trunk",
+    (TWO, study.BASE_ARITHMETIC.name): "its base CNN, which is smaller still, 32 epochs",
 }
 """What each opponent is to the network of experts of which two are run."""
 
@@ -169,8 +164,8 @@ def lead() -> str:
     saved = 100 * (1 - (two["macs"] / two["macs_all"]).median())
     sentences = [
         "**The published gain is there, but most of it is training:** the same base CNN is "
-        f"{mean((PAPER, 'base CNN, both budgets')):.1f} points behind when it is trained for as "
-        f"many epochs, and {-mean((PAPER, 'base CNN, equal arithmetic')):.1f} ahead with as much "
+        f"{mean((PAPER, study.BASE_TOTAL.name)):.1f} points behind when it is trained for as "
+        f"many epochs, and {-mean((PAPER, study.BASE_ARITHMETIC.name)):.1f} ahead with as much "
         "arithmetic.",
         f"**The trunk matters most:** {said(apart(BASE_TRUNK, PAPER))} points for a base CNN's in "
         "place of the generalist's.",
@@ -239,12 +234,12 @@ def compared(table: pd.DataFrame, questions: dict[tuple[str, str], str]) -> str:
 
 
 FIRST = {
-    "base CNN": "base CNN",
+    study.BASE.name: "base CNN",
     PAPER: "**network of experts**, as in the paper",
-    "base CNN, both budgets": "base CNN, as many epochs",
-    "base CNN, equal arithmetic": "base CNN, as much arithmetic",
+    study.BASE_TOTAL.name: "base CNN, as many epochs",
+    study.BASE_ARITHMETIC.name: "base CNN, as much arithmetic",
     BASE_TRUNK: "**experts** on the trunk of a base CNN",
-    "flat control, base trunk": "one wide branch on such a trunk",
+    study.CONTROL_BASE_TRUNK.name: "one wide branch on such a trunk",
 }
 """The arms that the README shows, as it calls them."""
 
@@ -353,16 +348,15 @@ def quality_table() -> str:
 def agreement_table() -> str:
     """How alike the maps of different seeds are, for every arm that makes its own."""
     table = quick()
-    own = table["arm"].str.removeprefix("NofE ").str.split(" |,", regex=True).str[0].isin(LEARNERS)
-    maps_of_another_arm = "random generalist|base trunk|scratch|flips"
-    same = table["arm"].str.contains(maps_of_another_arm)
-    found = study.agreement(table[own & ~same])
+    learned = (table["partition"] == "learned") & (table["rule"] == table["trunk_rule"])
+    own = (learned & table["changes"].isna()) | table["partition"].isin(CLUSTERED)
+    found = study.agreement(table[own])
     start = table[table["arm"] == OWN_RANDOM].set_index("seed")["map"]
     rows = []
     for row in found[found["pairs"] > 0].itertuples():
         alike = [f"{row.pairs}", f"{row.ari:.2f}", f"{row.nmi:.2f}", f"{row.chance_nmi:.2f}"]
         moved = ""
-        if row.arm.endswith("its generalist") or row.arm == PAPER:  # began with the random map
+        if row.arm in set(table[learned]["arm"]):  # began with the random map
             maps = table[table["arm"] == row.arm].set_index("seed")["map"]
             counts = [
                 sum(a != b for a, b in zip(of.split(), start[seed].split(), strict=True))
@@ -681,7 +675,7 @@ def conditional_figure() -> Figure:
     kept = pd.concat([table[table["arm"] == arm] for arm in arms])
     flat = quick()
     epochs = flat.loc[flat["arm"] == PAPER, "total_epochs"].max()
-    alike = flat["specialties"].isna() & (flat["total_epochs"] >= epochs)
+    alike = (flat["kind"] != "nofe") & (flat["total_epochs"] >= epochs)
     flat = flat[alike & flat["seed"].isin(kept["seed"])]
     whole = flat.groupby("arm")["seed"].transform("nunique") == kept["seed"].nunique()
     return plots.plot_conditional(kept, flat[whole])

@@ -18,9 +18,16 @@ if TYPE_CHECKING:
     from nofe_lab.networks import Backbone, NofE, backbone
     from nofe_lab.runs import Run
     from nofe_lab.specialties import Specialties, assign
-    from nofe_lab.stages import Experiment, load_model, load_specialties, superclass_specialties
+    from nofe_lab.stages import (
+        Arm,
+        Experiment,
+        load_model,
+        load_specialties,
+        superclass_specialties,
+    )
 
 __all__ = [
+    "Arm",
     "Backbone",
     "Dataset",
     "Experiment",
@@ -44,7 +51,7 @@ _HOMES = {
     "networks": ("Backbone", "NofE", "backbone"),
     "runs": ("Run",),
     "specialties": ("Specialties", "assign"),
-    "stages": ("Experiment", "load_model", "load_specialties", "superclass_specialties"),
+    "stages": ("Arm", "Experiment", "load_model", "load_specialties", "superclass_specialties"),
 }
 
 

@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.list:
                 missing = list(queue.missing())
                 for each, arm, seed in missing:
-                    log.info(f"{each.name}: {arm}, seed {seed}")
+                    log.info(f"{each.name}: {arm.name}, seed {seed}")
                 log.info(f"{len(missing)} rows missing")
                 return 0
             for _ in range(whole_number("rows", options.rows, 1)):

@@ -37,7 +37,8 @@ from nofe_lab.networks import PAPER, NofE, backbone, preset
 from nofe_lab.networks.paper import PUBLISHED
 from nofe_lab.runs import code_revision
 from nofe_lab.specialties import Specialties
-from nofe_lab.stages import Experiment, GeneralistStage, NofEStage, Stage, load_specialties
+from nofe_lab.stages import Arm, Experiment, NofEStage, load_specialties
+from nofe_lab.stages.arms import TWO_AND_GATE
 from nofe_lab.stages.gate import GateAlone
 from nofe_lab.stages.report import final_report
 from nofe_lab.training import TrainingDiverged
@@ -60,46 +61,53 @@ BATCHES = (1, 256)
 REPEATS = 9
 """Of every measurement of seconds."""
 
-PRIMARY = ("base CNN", "NofE learned, generalist", "NofE random, its generalist")
+BASE, BASE_TOTAL, BASE_ARITHMETIC = (
+    Arm("base", budget=budget) for budget in ("nofe", "total", "arithmetic")
+)
+CONTROL, CONTROL_TOTAL, CONTROL_ARITHMETIC = (
+    Arm("control", budget=budget) for budget in ("nofe", "total", "arithmetic")
+)
+CONTROL_NOFE_RECIPE = Arm("control", budget="total", recipe="nofe")
+CONTROL_GENERALIST, CONTROL_BASE_TRUNK = (
+    Arm("control", trunk=trunk) for trunk in ("generalist", "base")
+)
+SMALL_TOTAL = Arm("control", budget="total", experts=TWO_AND_GATE)
+SMALL_GENERALIST = Arm("control", trunk="generalist", experts=TWO_AND_GATE)
+LEARNED = Arm("nofe")
+"""The paper's network (with the exact rule), which all others are compared with."""
+FLIPS = LEARNED.with_changes(flips=True)
+"""The same, trained with flips in its second stage too."""
+GREEDY, ELASTIC = (Arm("nofe", rule=rule) for rule in ("greedy", "elastic"))
+OWN_RANDOM = Arm("nofe", "random", rule="random")
+"""Random specialties on the trunk of their own generalist."""
+RANDOM, CONFUSION, FEATURES = (Arm("nofe", each) for each in ("random", "confusion", "features"))
+"""Other partitions on the paper's network's trunk."""
+SUPERCLASS = Arm("nofe", "superclass", width=0.5)
+"""CIFAR-100's twenty, with experts half as wide."""
+SUPERCLASS_PAIRS = Arm("nofe", str(PAIRS), label="superclass pairs")
+OTHER_TRUNK = Arm("nofe", trunk_rule="random")
+"""Learned specialties on the trunk of the random ones' generalist."""
+BASE_TRUNK, RANDOM_BASE_TRUNK = (Arm("nofe", each, trunk="base") for each in ("", "random"))
+"""Learned and random specialties on the trunk of a base CNN."""
+SCRATCH, RANDOM_SCRATCH = (Arm("nofe", each, trunk="scratch") for each in ("", "random"))
+
+PRIMARY = (BASE, LEARNED, OWN_RANDOM)
 """The arms that come first, with every seed: do learned specialties help?"""
 
-SECONDARY = (
-    "flat control",
-    "flat control, generalist",
-    "base CNN, both budgets",
-    "flat control, both budgets",
-    "NofE random, learned generalist",
-)
+SECONDARY = (CONTROL, CONTROL_GENERALIST, BASE_TOTAL, CONTROL_TOTAL, RANDOM)
 """The arms that come next: is it the specialties, or size, training time and trunk?"""
 
-TERTIARY = (
-    "NofE learned, generalist, flips",
-    "flat control, base trunk",
-    "small flat control, both budgets",
-    "small flat control, generalist",
-    "flat control, both budgets, NofE recipe",
-)
+TERTIARY = (FLIPS, CONTROL_BASE_TRUNK, SMALL_TOTAL, SMALL_GENERALIST, CONTROL_NOFE_RECIPE)
 """Then: is it the flips, or the base CNN's trunk, and would a flat network of two experts' cost do
 what two experts do?"""
 
-OTHERS = ()
+OTHERS: tuple[Arm, ...] = ()
 """Stands for the arms that are named nowhere else."""
 
-LAST = (
-    "NofE random, base trunk",
-    "NofE random, scratch",
-    "NofE superclass pairs, learned generalist",
-)
+LAST = (RANDOM_BASE_TRUNK, RANDOM_SCRATCH, SUPERCLASS_PAIRS)
 """The arms that come last: they only explain the others."""
 
-GATED = (
-    "NofE learned, generalist",
-    "NofE random, its generalist",
-    *(
-        f"NofE {each}, learned generalist"
-        for each in ("random", "confusion", "features", "superclass", "superclass pairs")
-    ),
-)
+GATED = (LEARNED, OWN_RANDOM, RANDOM, CONFUSION, FEATURES, SUPERCLASS, SUPERCLASS_PAIRS)
 """The arms that get a gate: those that differ in the partition, not in the trunk or the rule."""
 
 
@@ -111,14 +119,14 @@ class Study:
     make: Callable[[str | None], Experiment]
     """From the folder of the runs."""
     seeds: int
-    arms: tuple[str, ...] | None = None
-    """The names of opponents; None: all of them."""
-    tiers: tuple[tuple[str, ...], ...] = (PRIMARY, SECONDARY, TERTIARY, OTHERS, LAST)
+    arms: tuple[Arm, ...] | None = None
+    """None: all that an honest comparison has."""
+    tiers: tuple[tuple[Arm, ...], ...] = (PRIMARY, SECONDARY, TERTIARY, OTHERS, LAST)
     """Their order: a tier comes when those before it have every seed."""
 
-    def rows(self, opponents: Iterable[str]) -> list[tuple[str, int]]:
+    def rows(self, everything: Iterable[Arm]) -> list[tuple[Arm, int]]:
         """(arm, seed) of every row, in the order of the queue."""
-        arms = list(self.arms or opponents)
+        arms = list(self.arms or everything)
         known = {arm for tier in self.tiers for arm in tier}
         others = [arm for arm in arms if arm not in known]
         return [
@@ -132,21 +140,21 @@ class Study:
 
 CIFAR100, TINY = "parquet:$NOFE_DATA/cifar100", "parquet:$NOFE_DATA/tiny-imagenet-200-32px"
 
-NARROW = ("NofE learned, generalist", "NofE random, its generalist")
+NARROW = (LEARNED, OWN_RANDOM)
 """The arms that say whether learned specialties help."""
 
 FEW = (
-    "base CNN",
-    "base CNN, both budgets",
-    "flat control",
-    "flat control, both budgets",
-    "flat control, generalist",
-    "small flat control, both budgets",
+    BASE,
+    BASE_TOTAL,
+    CONTROL,
+    CONTROL_TOTAL,
+    CONTROL_GENERALIST,
+    SMALL_TOTAL,
     *NARROW,
-    "base CNN, equal arithmetic",
-    "flat control, base trunk",
-    "NofE learned, base trunk",
-    "NofE random, base trunk",
+    BASE_ARITHMETIC,
+    CONTROL_BASE_TRUNK,
+    BASE_TRUNK,
+    RANDOM_BASE_TRUNK,
 )
 """Those, and how far size, depth, training time and trunk explain."""
 
@@ -180,21 +188,17 @@ STUDIES = {
 """In the order in which they are worked off."""
 
 
-def opponents(experiment: Experiment) -> dict[str, Stage]:
-    """The networks that are compared, by arm: the experiment's, and its superclasses in pairs."""
-    found = experiment.opponents()
+def arms_of(experiment: Experiment) -> list[Arm]:
+    """The networks that are compared: the experiment's, and its superclasses in pairs."""
     names = experiment.data.superclass_names
-    if len(names) == 2 * experiment.K and PAIRS.is_file() and "trees" in names:
-        found["NofE superclass pairs, learned generalist"] = experiment.nofe(
-            str(PAIRS), "generalist"
-        )
-    return found
+    in_pairs = len(names) == 2 * experiment.K and PAIRS.is_file() and "trees" in names
+    return [*experiment.arms(), *([SUPERCLASS_PAIRS] if in_pairs else [])]
 
 
 class Queue:
     """The rows of some studies and the tables they go into, two CSV files.
 
-    arm, seed: of these rows alone.
+    arm, seed: of these rows alone; an arm is asked for by its name.
     Raises InvalidInput if there is no such study, seed or arm (that one not before its data have
     been read), or a file is not a table of one.
     """
@@ -215,7 +219,7 @@ class Queue:
             whole_number("seed", seed, 0, max(study.seeds for study in self.studies) - 1)
         self.results, self.conditional = Path(results), Path(conditional)
         self.runs_dir = runs_dir
-        self.failed: dict[str, set[tuple[str, int]]] = defaultdict(set)
+        self.failed: dict[str, set[tuple[Arm, int]]] = defaultdict(set)
         self.read()
 
     def read(self) -> None:
@@ -223,36 +227,40 @@ class Queue:
         self.table = read(self.results, (*KEYS, "top1"))
         self.curves = read(self.conditional, (*KEYS, "experts", "top1"))
 
-    def missing(self) -> Iterator[tuple[Study, str, int]]:
+    def missing(self) -> Iterator[tuple[Study, Arm, int]]:
         """(study, arm, seed) of the rows that are yet to be made, the most telling first."""
-        arms: list[str] = []
+        names: list[str] = []
         for study in self.studies:
             done = self.table[self.table["study"] == study.name]
             known = set(zip(done["arm"], done["seed"], strict=True))
             try:
-                rows = study.rows(opponents(study.make(self.runs_dir)))
+                experiment = study.make(self.runs_dir)
+                everything = arms_of(experiment)
+                admitted = experiment.possible(study.arms or everything)
             except InvalidInput as reason:  # its data are not there
                 log.info(f"{study.name}: left out ({reason})")
                 continue
-            arms += [arm for arm, _ in rows]
+            rows = [row for row in study.rows(everything) if row[0].name in admitted]
+            names += [arm.name for arm, _ in rows]
             for arm, seed in rows:
-                asked = self.arm in (None, arm) and self.seed in (None, seed)
-                if asked and (arm, seed) not in known | self.failed[study.name]:
+                asked = self.arm in (None, arm.name) and self.seed in (None, seed)
+                is_done = (arm.name, seed) in known or (arm, seed) in self.failed[study.name]
+                if asked and not is_done:
                     yield study, arm, seed
-        if self.arm is not None and arms:
-            one_of("arm", self.arm, dict.fromkeys(arms))
+        if self.arm is not None and names:
+            one_of("arm", self.arm, dict.fromkeys(names))
 
     def work(self) -> bool:
         """Make the next row, or pass by one that diverges; False if there is none left."""
         row = next(self.missing(), None)
         if row is not None:
             study, arm, seed = row
-            log.info(f"--- {study.name}: {arm}, seed {seed}")
+            log.info(f"--- {study.name}: {arm.name}, seed {seed}")
             try:
                 self._add(study, arm, seed)
             except TrainingDiverged as reason:
                 self.failed[study.name].add((arm, seed))
-                log.info(f"{arm}, seed {seed}: no row ({reason})")
+                log.info(f"{arm.name}, seed {seed}: no row ({reason})")
         return row is not None
 
     def commit(self) -> None:
@@ -272,25 +280,24 @@ class Queue:
             message = f"Study: {last['arm']}, seed {last['seed']}"
             subprocess.run([*git, "commit", "--quiet", "-m", message, "--", *names], check=True)
 
-    def _add(self, study: Study, arm: str, seed: int) -> None:
+    def _add(self, study: Study, arm: Arm, seed: int) -> None:
         experiment = study.make(self.runs_dir).with_seed(seed)
-        stage = opponents(experiment)[arm]
-        row, curve = measured(experiment, arm, stage)
-        keys: dict[str, Any] = {"study": study.name, "arm": arm, "seed": seed}
+        row, curve = measured(experiment, arm)
+        keys: dict[str, Any] = {"study": study.name, "arm": arm.name, "seed": seed}
         self.read()
         if curve is not None:  # first: a row says that all of it is there
-            self.curves = _appended(self.curves, curve.assign(**keys))
+            fields = {name: value for name, value in arm.columns.items() if name not in curve}
+            self.curves = _appended(self.curves, curve.assign(**keys, **fields))
             _write(self.conditional, self.curves)
         self.table = _appended(self.table, pd.DataFrame([{**keys, **row}]))
         _write(self.results, self.table)
-        log.info(f"{arm}, seed {seed}: {row['top1']:.2%}")
+        log.info(f"{arm.name}, seed {seed}: {row['top1']:.2%}")
 
 
-def measured(
-    experiment: Experiment, arm: str, stage: Stage
-) -> tuple[dict[str, Any], pd.DataFrame | None]:
+def measured(experiment: Experiment, arm: Arm) -> tuple[dict[str, Any], pd.DataFrame | None]:
     """Train a network and test it: its row of the study, and its curve over the experts run."""
-    report = final_report(experiment.workshop, [(arm, stage)])
+    stage = experiment.stage(arm)
+    report = final_report(experiment.workshop, [(arm.name, stage)])
     (found,) = report.predictions
     table = report.table.iloc[0]
     row: dict[str, Any] = {
@@ -298,7 +305,7 @@ def measured(
         "data": stage.dataset.fingerprint,
         "backbone": stage.backbone.name,
         "preset": experiment.preset,
-        **_origins(stage),
+        **arm.columns,
         "K": table["K"],
         "epochs": table["epochs"],
         "total_epochs": table["total_epochs"],
@@ -332,24 +339,6 @@ def measured(
         "map": " ".join(map(str, specialties.of)),
     }
     return row, few_experts(experiment, stage) if arm in GATED else None
-
-
-def _origins(stage: Stage) -> dict[str, str]:
-    """Where its partition and its trunk come from, and the rules of the generalists behind them."""
-
-    def rule(role: str) -> str:
-        parent = stage.parents.get(role)
-        return parent.config.rule if isinstance(parent, GeneralistStage) else ""
-
-    specialties = stage.config.specialties if isinstance(stage, NofEStage) else ""
-    if rule("specialties") == "random":
-        specialties = "random"
-    return {
-        "specialties": specialties,
-        "rule": rule("specialties"),
-        "trunk": stage.trunk,
-        "trunk_rule": rule("trunk"),
-    }
 
 
 def few_experts(experiment: Experiment, stage: NofEStage) -> pd.DataFrame:
@@ -472,7 +461,7 @@ def _measured(folder: Path, name: str) -> tuple[dict[str, Any], str]:
     if path.is_file():
         needed = ("backbone", "preset", "rule", "epochs", "total_epochs")
         table = read(path, (*KEYS, "top1", *needed))
-        arms = {"base": "base CNN", "nofe": "NofE greedy, its generalist"}  # the paper's rule
+        arms = {"base": BASE.name, "nofe": GREEDY.name}  # the paper's rule
         first = table["study"] == next(iter(STUDIES))  # others have another K, or other images
         rows = table[first & (table["backbone"] == name)]
         parts = {key: rows[rows["arm"] == arm] for key, arm in arms.items()}
@@ -489,20 +478,18 @@ def _measured(folder: Path, name: str) -> tuple[dict[str, Any], str]:
         base, nofe = single.loc["base CNN"], single.loc["network of experts"]
         stages = f"{base['epochs']} + {nofe['epochs']}"
         accuracies = {"base": 100 * base["test_accuracy"], "nofe": 100 * nofe["test_accuracy"]}
-        recipe = _asked(path, name)
+        recipe = _recipe(path, str(nofe["rule"]))
         return {**accuracies, "epochs": stages, "seeds": 1, "recipe": recipe}, path.name
     return {"base": np.nan, "nofe": np.nan, "epochs": "", "seeds": 0, "recipe": ""}, ""
 
 
-def _asked(path: Path, name: str) -> str:
+def _recipe(path: Path, rule: str) -> str:
     """The recipe that the command on a file's first line asked of notebook 3."""
     with path.open(encoding="utf-8") as file:
         words = shlex.split(file.readline())
     asked = {words[i + 1]: words[i + 2] for i, word in enumerate(words) if word == "-p"}
-    chosen = asked.get("preset", "quick")
-    rule = asked.get("rule", preset(chosen, PAPER[name]()).rule)
     few = asked.get("train_per_class")
-    return f"{chosen}, {rule}{f', {few} images a class' if few else ''}"
+    return f"{asked.get('preset', 'quick')}, {rule}{f', {few} images a class' if few else ''}"
 
 
 def read(path: Path | str, columns: tuple[str, ...]) -> pd.DataFrame:

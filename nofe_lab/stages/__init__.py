@@ -1,5 +1,6 @@
 """Stages: what to train and in which order."""
 
+from nofe_lab.stages.arms import Arm
 from nofe_lab.stages.experiment import Experiment, superclass_specialties
 from nofe_lab.stages.flat import FlatStage
 from nofe_lab.stages.generalist import GeneralistStage
@@ -7,6 +8,7 @@ from nofe_lab.stages.nofe import NofEStage
 from nofe_lab.stages.stage import Stage, Workshop, load_model, load_specialties
 
 __all__ = [
+    "Arm",
     "Experiment",
     "FlatStage",
     "GeneralistStage",

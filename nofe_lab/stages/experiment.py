@@ -16,17 +16,16 @@ import pandas as pd
 
 from nofe_lab.checkpoint import SECONDS
 from nofe_lab.config import (
-    BUDGETS,
     CLUSTERED,
     RULES,
     SPECIALTIES,
-    TRUNKS,
     FlatConfig,
     GateConfig,
     GeneralistConfig,
     InvalidInput,
     NofEConfig,
     Preset,
+    Recipe,
     derive_seed,
     one_of,
     text,
@@ -43,6 +42,7 @@ from nofe_lab.networks.catalogue import Network
 from nofe_lab.networks.counting import layer_table
 from nofe_lab.runs import Run, default_runs_dir
 from nofe_lab.specialties import Specialties
+from nofe_lab.stages.arms import TWO_AND_GATE, Arm
 from nofe_lab.stages.flat import FlatStage
 from nofe_lab.stages.gate import GateStage
 from nofe_lab.stages.generalist import GeneralistStage
@@ -53,9 +53,6 @@ from nofe_lab.training import Listener
 
 GATE_EPOCHS = 10
 """The longest training of a gate."""
-
-TWO_AND_GATE = 3
-"""Experts that a small flat control is as expensive as: the two that are run, and the gate."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +158,7 @@ class Experiment:
             recipes = replace(recipes, val_fraction=self.val_fraction)
         object.__setattr__(self, "_recipes", recipes)
         self._generalist_config(self.rule)
-        self._nofe_config(self.specialties, self.trunk)
+        self._nofe_config(self.specialties, self.trunk, self.branch_width, self.branch_start)
         whole_number("data_seed", self.data_seed, 0)
         true_or_false("skip_unreadable", self.skip_unreadable)
         for name, low, high in (
@@ -213,54 +210,68 @@ class Experiment:
         """The same experiment with another seed, on the same images."""
         return replace(self, seed=seed)
 
-    def base(self, budget: str = "nofe") -> FlatStage:
-        """The base CNN.
+    def stage(self, arm: Arm) -> FlatStage | NofEStage:
+        """The stage that trains an arm.
 
-        budget: it trains as long as the stage ``nofe`` or ``generalist``, as long as both
-        (``total``), or for as many epochs as make up the arithmetic of both (``arithmetic``).
+        Raises InvalidInput for what this experiment's network or data do not admit.
         """
-        return self._flat(self._backbone, budget, "scratch")
+        there = replace(self, **arm.changed) if arm.changes else self
+        stage = there._nofe_stage(arm) if arm.kind == "nofe" else there._flat_stage(arm)
+        stage.arm = arm
+        return stage
+
+    def base(self, budget: str = "nofe") -> FlatStage:
+        """The base CNN.  budget: see `Arm`."""
+        return self._flat(Arm("base", budget=budget))
 
     def control(
         self,
         budget: str = "nofe",
         trunk: str = "scratch",
-        recipe: str = "flat",
+        recipe: str = "",
         experts: int | None = None,
     ) -> FlatStage:
         """The flat control of K experts: one branch, as deep as they are and as expensive.
 
-        budget: as for `base`.  trunk: where it begins, as for `nofe`; on another stage's trunk it
-        is trained as the network of experts is.  recipe: ``flat``, or ``nofe``'s from scratch too.
-        experts: as expensive as so many of them, instead of all.
+        budget, trunk, recipe, experts: see `Arm`; on another stage's trunk it is trained as the
+        network of experts is.
         """
-        K = self.K if experts is None else whole_number("experts", experts, 1, self.K)
-        network = FlatControl(self._backbone, K, self.branch_width)
-        return self._flat(network, budget, trunk, recipe)
+        rule = self._rule if trunk == "generalist" else ""
+        arm = Arm(
+            "control", trunk=trunk, trunk_rule=rule, budget=budget, recipe=recipe, experts=experts
+        )
+        return self._flat(arm)
 
-    def _flat(
-        self, backbone: Backbone, budget: str, trunk: str, recipe_of: str = "flat"
-    ) -> FlatStage:
-        one_of("budget", budget, BUDGETS)
-        flat, generalist = self.recipes.flat, self.recipes.generalist
-        if one_of("recipe", recipe_of, ("flat", "nofe")) == "nofe":
-            flat = self.recipes.nofe
-        recipe = generalist if budget == "generalist" else flat
-        if budget == "total":
-            recipe = replace(flat, epochs=flat.epochs + generalist.epochs)
-        if one_of("trunk", trunk, TRUNKS) != "scratch":
-            recipe = self.recipes.nofe
-        config = FlatConfig(self.recipes.network, recipe, self.seed, trunk)
-        stage = FlatStage(self.data, backbone, config, self._origin(trunk, None))
-        if budget == "arithmetic":
-            nofe = self.nofe("learned", "generalist")
-            spent = sum(each.training_macs for each in nofe.lineage.values())
-            epochs = max(round(spent * recipe.epochs / stage.training_macs), 1)
-            config = replace(config, recipe=replace(recipe, epochs=epochs))
-            stage = FlatStage(self.data, backbone, config, self._origin(trunk, None))
+    def _flat(self, arm: Arm) -> FlatStage:
+        stage = self.stage(arm)
+        assert isinstance(stage, FlatStage)
         return stage
 
-    def _origin(self, trunk: str, rule: str | None) -> GeneralistStage | FlatStage | None:
+    def _flat_stage(self, arm: Arm) -> FlatStage:
+        backbone, recipes = self._backbone, self.recipes
+        if arm.kind == "control":
+            K = self.K if arm.experts is None else whole_number("experts", arm.experts, 1, self.K)
+            backbone = FlatControl(backbone, K, self.branch_width * arm.width)
+        as_nofe = arm.recipe == "nofe" or arm.trunk != "scratch"
+        recipe = recipes.nofe if as_nofe else recipes.flat
+        if arm.budget == "generalist":
+            recipe = recipes.generalist
+        if arm.budget == "total":
+            recipe = replace(recipe, epochs=recipe.epochs + recipes.generalist.epochs)
+
+        def made(recipe: Recipe) -> FlatStage:
+            config = FlatConfig(recipes.network, recipe, self.seed, arm.trunk)
+            origin = self._origin(arm.trunk, arm.trunk_rule)
+            return FlatStage(self.data, backbone, config, origin)
+
+        if arm.budget == "arithmetic":
+            nofe = self.nofe("learned", "generalist")
+            spent = sum(each.training_macs for each in nofe.lineage.values())
+            epochs = max(round(spent * recipe.epochs / made(recipe).training_macs), 1)
+            recipe = replace(recipe, epochs=epochs)
+        return made(recipe)
+
+    def _origin(self, trunk: str, rule: str) -> GeneralistStage | FlatStage | None:
         """The stage whose trunk another one starts from."""
         if trunk == "generalist":
             return self.generalist(rule)
@@ -271,6 +282,11 @@ class Experiment:
         """The generalist; `rule` instead of the experiment's."""
         config = self._generalist_config(rule or self.rule)
         return GeneralistStage(self.data, self._backbone, config)
+
+    @property
+    def _rule(self) -> str:
+        """The rule of the experiment's generalist."""
+        return self.rule or self.recipes.rule
 
     def nofe(
         self,
@@ -285,11 +301,28 @@ class Experiment:
         `trunk_rule` that of another generalist, for the trunk alone.
         """
         wanted = specialties if specialties is not None else self.specialties
-        config = self._nofe_config(wanted, trunk or self.trunk)
+        trunk, rule = trunk or self.trunk, rule or self._rule
+        arm = Arm(
+            "nofe",
+            wanted if isinstance(wanted, Specialties) else str(wanted),
+            rule if wanted == "learned" else "",
+            trunk,
+            (trunk_rule or rule) if trunk == "generalist" else "",
+            branch_start=self.branch_start,
+        )
+        stage = self.stage(arm)
+        assert isinstance(stage, NofEStage)
+        return stage
+
+    def _nofe_stage(self, arm: Arm) -> NofEStage:
+        wanted = "learned" if arm.rule else arm.partition
+        config = self._nofe_config(
+            wanted, arm.trunk, self.branch_width * arm.width, arm.branch_start
+        )
         if isinstance(wanted, Specialties):
             partition: Specialties | GeneralistStage | FlatStage = wanted
         elif wanted == "learned":
-            partition = self.generalist(rule)
+            partition = self.generalist(arm.rule)
         elif wanted == "random":
             # another draw than the one that this seed's generalists begin with
             seed = derive_seed(self.seed, "random specialties")
@@ -300,7 +333,7 @@ class Experiment:
             partition = self.base("generalist")
         else:
             partition = Specialties.load(wanted, self.data.class_names)
-        origin = self._origin(config.trunk, trunk_rule or rule)
+        origin = self._origin(arm.trunk, arm.trunk_rule)
         return NofEStage(self.data, self._backbone, config, partition, origin)
 
     def gate(self, nofe: NofEStage | None = None) -> GateStage:
@@ -320,99 +353,84 @@ class Experiment:
         config = GateConfig(network, recipe, self.branch_width, self.seed)
         return GateStage(nofe or self.nofe(), config)
 
-    def opponents(self, own: str | Specialties | None = None) -> dict[str, Stage]:
-        """The networks that an honest comparison sets side by side, by name.
+    def arms(self, own: str | Specialties | None = None) -> list[Arm]:
+        """The networks that an honest comparison sets side by side.
 
         own: a partition of the user's, or the path of its .json file, as one more.
         Flat ones: the base CNN, and the control that is as deep and as large as the network of
         experts, each with the NofE stage's epochs, both stages' epochs, and both stages'
         arithmetic; and the control on the trunks that networks of experts start from.  A *small*
         control has a branch as expensive as two experts and the gate that chooses them (K > 3).
-        Networks of experts, named by the specialties and then the trunk.  Where the trunk is the
-        learned generalist's, the partition alone differs; ``its generalist`` is one that was
-        trained on, or learned, that very partition.  Superclasses are more than K, or fewer, and so
-        may one's own specialties be: their experts are then narrower, or wider, so that all
-        together cost the same.  Where flat networks train with flips and the network of experts
-        does not, as AlexNet-Quick's published recipe has it, one with flips is there too.
-        What a network does not admit, such as a control where widths are fixed, is left out and
-        said.
+        Networks of experts: where the trunk is the learned generalist's, the partition alone
+        differs; ``its generalist`` is one that was trained on, or learned, that very partition.
+        Superclasses are more than K, or fewer, and so may one's own specialties be: their experts
+        are then narrower, or wider, so that all together cost the same.  Where flat networks train
+        with flips and the network of experts does not, as AlexNet-Quick's published recipe has it,
+        one with flips is there too.
         Raises InvalidInput for the rule `random`, which would make some of them the same.
         """
-        scratch = self  # without a trained network there is no tail to start from
-        if self.branch_start != "fresh":
-            scratch = replace(self, branch_start="fresh")
-        learned = self.generalist().config.rule
-        if learned == "random":
+        rule = self._rule
+        if rule == "random":
             raise InvalidInput(
                 "rule must learn, so that it can be compared with random specialties; got 'random'."
             )
-        others = [rule for rule in ("optimal", "greedy", "elastic") if rule != learned]
-        flat: dict[str, Stage] = {
-            "base CNN": self.base(),
-            "base CNN, both budgets": self.base("total"),
-            "base CNN, equal arithmetic": self.base("arithmetic"),
-        }
-        controls: dict[str, Callable[[], Stage]] = {
-            "flat control": self.control,
-            "flat control, both budgets": partial(self.control, "total"),
-            "flat control, equal arithmetic": partial(self.control, "arithmetic"),
-            "flat control, generalist": partial(self.control, trunk="generalist"),
-            "flat control, base trunk": partial(self.control, trunk="base"),
-        }
+        budgets = ("nofe", "total", "arithmetic")
+        nofe = partial(Arm, "nofe", branch_start=self.branch_start)
+        on_trunk = partial(nofe, trunk="generalist", trunk_rule=rule)
+        control = partial(Arm, "control")
+        control_on_trunk = partial(control, trunk="generalist", trunk_rule=rule)
+        found = [Arm("base", budget=each) for each in budgets]
+        found += [*(control(budget=each) for each in budgets), control_on_trunk()]
+        found.append(control(trunk="base"))
         if self.K > TWO_AND_GATE:
-            controls["small flat control, both budgets"] = partial(
-                self.control, "total", experts=TWO_AND_GATE
-            )
-            controls["small flat control, generalist"] = partial(
-                self.control, trunk="generalist", experts=TWO_AND_GATE
-            )
+            found.append(control(budget="total", experts=TWO_AND_GATE))
+            found.append(control_on_trunk(experts=TWO_AND_GATE))
         if self.recipes.nofe != self.recipes.flat:
-            controls["flat control, both budgets, NofE recipe"] = partial(
-                self.control, "total", recipe="nofe"
-            )
-        learning: dict[str, Stage] = {
-            "NofE learned, generalist": self.nofe("learned", "generalist"),
-            **{f"NofE {rule}, its generalist": self.nofe("learned", rule=rule) for rule in others},
-            "NofE random, its generalist": self.nofe("learned", "generalist", rule="random"),
-            "NofE random, learned generalist": self.nofe("random", "generalist"),
-        }
+            found.append(control(budget="total", recipe="nofe"))
+        learned = nofe(rule=rule)
+        found.append(learned)
+        found += [nofe(rule=each) for each in ("optimal", "greedy", "elastic") if each != rule]
+        found += [nofe("random", rule="random"), on_trunk("random")]
         if self.recipes.flat.flips and not self.recipes.nofe.flips:
-            learning["NofE learned, generalist, flips"] = replace(self, flips=True).nofe(
-                "learned", "generalist"
-            )
-        partitions: dict[str, Callable[[], Stage]] = {
-            f"NofE {each}, learned generalist": partial(self.nofe, each, "generalist")
-            for each in CLUSTERED
-        }
-
-        def at_equal_cost(specialties: str | Specialties, K: int) -> Stage:
-            width = self.branch_width * self.K / K
-            return replace(self, branch_width=width).nofe(specialties, "generalist")
-
+            found.append(learned.with_changes(flips=True))
+        found += [on_trunk(each) for each in CLUSTERED]
+        unequal: list[tuple[str | Specialties, int]] = []
         if self.data.superclass_of:
-            n = len(self.data.superclass_names)
-            partitions["NofE superclass, learned generalist"] = partial(
-                at_equal_cost, "superclass", n
-            )
+            unequal.append(("superclass", len(self.data.superclass_names)))
         if own is not None:
             names = self.data.class_names
             given = own if isinstance(own, Specialties) else Specialties.load(own, names)
-            partitions["NofE by hand, learned generalist"] = partial(
-                at_equal_cost, given, len(given.nonempty)
-            )
-        return {
-            **flat,
-            **_those_possible(controls),
-            **learning,
-            **_those_possible(partitions),
-            "NofE learned, random generalist": self.nofe(
-                "learned", "generalist", trunk_rule="random"
-            ),
-            "NofE learned, base trunk": self.nofe("learned", "base"),
-            "NofE random, base trunk": self.nofe("random", "base"),
-            "NofE learned, scratch": scratch.nofe("learned", "scratch"),
-            "NofE random, scratch": scratch.nofe("random", "scratch"),
-        }
+            unequal.append((given, len(given.nonempty)))
+        for partition, n in unequal:
+            try:
+                found.append(on_trunk(partition, width=self.K / n))
+            except InvalidInput as reason:
+                what = "superclass" if partition == "superclass" else "your own"
+                log.warning(f"experts for {what} specialties are left out: {reason}")
+        found.append(nofe(rule=rule, trunk_rule="random"))
+        found += [nofe(rule=rule, trunk="base"), nofe("random", trunk="base")]
+        scratch = partial(Arm, "nofe", trunk="scratch")  # without a trained tail to start from
+        return [*found, scratch(rule=rule), scratch("random")]
+
+    def opponents(self, own: str | Specialties | None = None) -> dict[str, Stage]:
+        """The stages of all `arms`, by name.
+
+        What a network or the data do not admit, such as a control where widths are fixed, is left
+        out and said.
+        """
+        return self.possible(self.arms(own))
+
+    def possible(self, arms: Iterable[Arm]) -> dict[str, Stage]:
+        """The stages of those arms that the network and the data admit; of the others, why not."""
+        found: dict[str, Stage] = {}
+        for arm in arms:
+            try:
+                found[arm.name] = self.stage(arm)
+            except InvalidInput as reason:
+                if arm.kind == "base" or arm.rule:  # no comparison without these
+                    raise
+                log.warning(f"{arm.name} is left out: {reason}")
+        return found
 
     def layer_table(self, *networks: str) -> pd.DataFrame:
         """What the networks are made of and what they cost, before any is trained.
@@ -541,7 +559,9 @@ class Experiment:
             seed=self.seed,
         )
 
-    def _nofe_config(self, specialties: str | Specialties, trunk: str) -> NofEConfig:
+    def _nofe_config(
+        self, specialties: str | Specialties, trunk: str, width: float, start: str
+    ) -> NofEConfig:
         # a partition from a file is known by its content: where it lies makes no other run
         origin = "file"
         if not isinstance(specialties, Specialties) and not str(specialties).endswith(".json"):
@@ -551,8 +571,8 @@ class Experiment:
             self.recipes.nofe,
             origin,
             trunk,
-            self.branch_width,
-            self.branch_start,
+            width,
+            start,
             self.seed,
             self.K if origin in CLUSTERED else None,
         )
@@ -577,17 +597,6 @@ class Experiment:
                     f"{', '.join(sorted(declared))}."
                 )
         return cls(**{name: namespace[name] for name in own & declared})
-
-
-def _those_possible(stages: Mapping[str, Callable[[], Stage]]) -> dict[str, Stage]:
-    """The stages that a network and a data set admit; of the others, why not."""
-    found = {}
-    for name, make in stages.items():
-        try:
-            found[name] = make()
-        except InvalidInput as reason:
-            log.warning(f"{name} is left out: {reason}")
-    return found
 
 
 def superclass_specialties(dataset: Dataset) -> Specialties:

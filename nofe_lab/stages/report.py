@@ -20,11 +20,11 @@ from nofe_lab.stages.stage import Stage, Workshop, load_model
 class FinalReport:
     """Trained networks on the test split of their data set.
 
-    table: one row a network, with test accuracy (of images; test_class_accuracy is the mean over
-    the classes), top-5 accuracy, loss (nats) and calibration error, the training loss of the first
-    and the last epoch, parameters, multiply-accumulates of one image, the budget (epochs,
-    multiply-accumulates and seconds of its own training, and "total" of its training with all the
-    stages it builds on), and where these figures come from.
+    table: one row a network: the fields of its `Arm`; test accuracy (of images; test_class_accuracy
+    is the mean over the classes), top-5 accuracy, loss (nats) and calibration error; the training
+    loss of the first and the last epoch; parameters, multiply-accumulates of one image; the budget
+    (epochs, multiply-accumulates and seconds of its own training, and "total" of its training with
+    all the stages it builds on); and where these figures come from.
     predictions: what each network said about the test images, in the rows' order.
     """
 
@@ -99,6 +99,7 @@ def final_report(workshop: Workshop, networks: Sequence[tuple[str, Stage]]) -> F
             {
                 "network": name,
                 "seed": stage.seed,
+                **(stage.arm.columns if stage.arm is not None else {}),
                 "K": stage.K,
                 "epochs": stage.recipe.epochs,
                 "total_epochs": sum(each.recipe.epochs for each in lineage),

@@ -52,6 +52,7 @@ from nofe_lab.runs import (
     provenance,
 )
 from nofe_lab.specialties import Specialties
+from nofe_lab.stages.arms import Arm
 from nofe_lab.training import (
     Event,
     Listener,
@@ -85,6 +86,8 @@ class Stage(ABC):
     """A request for one trained network.  Raises InvalidInput if network and data do not fit."""
 
     kind: ClassVar[str]
+    arm: Arm | None = None
+    """What it is in a comparison."""
 
     def __init__(
         self,

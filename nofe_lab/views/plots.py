@@ -727,10 +727,10 @@ def plot_front(
 ) -> Figure:
     """Mean accuracy of each network against what it costs; the front is what nothing beats.
 
-    table: long, with the columns `by`, seed, test_accuracy and `cost`, which is in
-    multiply-accumulates: ``macs`` of one image, or ``total_training_macs``.  Costs that differ by
-    up to SAME_COST count as equal.  Grey bars are 95 % intervals, cut where they leave the picture;
-    networks with fewer seeds than others say so.
+    table: long, with the columns `by`, kind (see `Arm`), seed, test_accuracy and `cost`, which is
+    in multiply-accumulates: ``macs`` of one image, or ``total_training_macs``.  Costs that differ
+    by up to SAME_COST count as equal.  Grey bars are 95 % intervals, cut where they leave the
+    picture; networks with fewer seeds than others say so.
     """
     means = over_seeds(table, by=by).set_index(by)
     means["cost"] = table.groupby(by)[cost].mean()
@@ -753,8 +753,8 @@ def plot_front(
         elinewidth=2,
         zorder=1,
     )
-    flat = ~means.index.str.startswith("NofE")
-    for which, marker in ((flat, "s"), (~flat, "o")):
+    experts = table.groupby(by)["kind"].first()[means.index] == "nofe"
+    for which, marker in ((~experts, "s"), (experts, "o")):
         part = means[which]
         colours = [ACCENT if best[str(name)] else GREY for name in part.index]
         axes.scatter(part["cost"], part["mean"], 34, c=colours, marker=marker, zorder=3)

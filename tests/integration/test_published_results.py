@@ -15,6 +15,7 @@ from PIL import Image
 
 from nofe_lab.bench import TARGETS, against_targets, read
 from nofe_lab.evaluation import paired_differences
+from nofe_lab.stages import Arm
 from nofe_lab.study import GATED, LAST, PRIMARY, SECONDARY, STUDIES, TERTIARY
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +53,12 @@ def test_a_row_of_the_study_says_where_it_comes_from(path: Path) -> None:
     assert not table.duplicated(["study", "arm", "seed", *experts]).any()
 
 
+@pytest.mark.parametrize("path", [STUDY, AGAIN], ids=lambda path: path.stem)
+def test_the_columns_of_a_row_say_which_arm_it_is(path: Path) -> None:
+    for _, row in measured(path).iterrows():
+        assert Arm.of_columns(row).name == row["arm"]
+
+
 def test_the_widgets_times_say_where_they_come_from() -> None:
     assert WIDGETS.read_text().startswith("# python -m nofe_lab widgets ")
     table = measured(WIDGETS)
@@ -63,7 +70,7 @@ def test_the_widgets_times_say_where_they_come_from() -> None:
 
 def test_every_network_with_a_gate_has_its_curve() -> None:
     rows, curves = measured(STUDY), measured(CONDITIONAL)
-    rows = rows[rows["arm"].isin(GATED)]
+    rows = rows[rows["arm"].isin({arm.name for arm in GATED})]
     keys = ["study", "arm", "seed"]
     assert set(map(tuple, rows[keys].values)) == set(map(tuple, curves[keys].values))
     last = curves[curves.groupby(keys).experts.transform("max") == curves.experts]
@@ -86,7 +93,7 @@ def test_the_first_part_of_the_study_is_complete(tables: ModuleType) -> None:
     seeds = rows.groupby("arm").seed.agg(set)
     complete = set(seeds[seeds == set(range(first.seeds))].index)  # later arms may be under way
     assert len(complete) >= 26
-    assert set(PRIMARY + SECONDARY + TERTIARY + LAST + GATED) <= complete
+    assert {arm.name for arm in PRIMARY + SECONDARY + TERTIARY + LAST + GATED} <= complete
     asked = {arm for pair in (*tables.QUESTIONS, *tables.FEW_QUESTIONS) for arm in pair}
     assert asked - {tables.TWO, tables.SAME_BASE} <= complete
 

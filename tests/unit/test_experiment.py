@@ -400,7 +400,7 @@ def test_a_network_of_experts_with_flips_is_there_where_only_flat_ones_would_hav
     tiny_experiment: Make,
 ) -> None:
     name = "NofE learned, generalist, flips"
-    opponents = tiny_experiment(preset="paper").opponents()
+    opponents = tiny_experiment(preset="paper", rule="optimal").opponents()
     flipped, plain = opponents[name], opponents["NofE learned, generalist"]
     assert flipped.recipe == replace(plain.recipe, flips=True)
     assert flipped.parents["trunk"].id == plain.parents["trunk"].id
@@ -931,7 +931,7 @@ def test_the_final_report_has_a_row_a_network_and_adds_up_its_parents_seconds(
     path = report.save(tmp_path / "results" / "tiny.csv", "papermill notebooks/03.ipynb")
     first, header, *rows = path.read_text().splitlines()
     assert first == "# papermill notebooks/03.ipynb"
-    assert header.startswith("network,seed,K,epochs,total_epochs,test_accuracy")
+    assert header.startswith("network,seed,kind,partition,rule,trunk,trunk_rule,")
     assert len(rows) == 2
     assert "145,318" in str(report).splitlines()[1]
 

@@ -11,15 +11,21 @@ import pytest
 
 from nofe_lab import Experiment, InvalidInput, Specialties
 from nofe_lab.__main__ import main
+from nofe_lab.stages import Arm
 from nofe_lab.study import (
+    BASE,
     FEW,
     GATED,
+    GREEDY,
     LAST,
+    LEARNED,
     OTHERS,
     PAIRS,
     PRIMARY,
+    RANDOM,
     SECONDARY,
     STUDIES,
+    SUPERCLASS_PAIRS,
     TERTIARY,
     Queue,
     Study,
@@ -28,7 +34,7 @@ from nofe_lab.study import (
 )
 from nofe_lab.training import TrainingDiverged
 
-ARMS = ("base CNN", "NofE random, learned generalist", "NofE learned, generalist")
+ARMS = (BASE, RANDOM, LEARNED)
 
 
 @pytest.fixture
@@ -43,12 +49,12 @@ def queue(
 
 def test_rows_come_in_the_order_of_the_queue_and_once(queue: Callable[[], Queue]) -> None:
     expected = [
-        ("base CNN", 0),
-        ("NofE learned, generalist", 0),
-        ("base CNN", 1),
-        ("NofE learned, generalist", 1),
-        ("NofE random, learned generalist", 0),
-        ("NofE random, learned generalist", 1),
+        (BASE, 0),
+        (LEARNED, 0),
+        (BASE, 1),
+        (LEARNED, 1),
+        (RANDOM, 0),
+        (RANDOM, 1),
     ]
     assert [row[1:] for row in queue().missing()] == expected
     for count in range(len(expected)):
@@ -56,20 +62,22 @@ def test_rows_come_in_the_order_of_the_queue_and_once(queue: Callable[[], Queue]
         assert queue().work()
     assert not queue().work()
     table = queue().table
-    assert list(zip(table["arm"], table["seed"], strict=True)) == expected
+    assert [(Arm.of_columns(row), row["seed"]) for _, row in table.iterrows()] == expected
+    assert list(table["arm"]) == [arm.name for arm, _ in expected]
 
 
 def test_arms_that_only_explain_others_wait_for_every_seed_of_those() -> None:
     study = next(iter(STUDIES.values()))
-    rows = study.rows([*LAST, "another", *SECONDARY, *PRIMARY])
+    rows = study.rows([*LAST, GREEDY, *SECONDARY, *PRIMARY])
     seeds = range(study.seeds)
-    tiers = (PRIMARY, SECONDARY, ("another",), LAST)  # in the order of the lists, not as given
+    tiers = (PRIMARY, SECONDARY, (GREEDY,), LAST)  # in the order of the lists, not as given
     assert rows == [(arm, seed) for tier in tiers for seed in seeds for arm in tier]
 
 
-def test_every_name_is_an_opponent_s(tiny_experiment: Callable[..., Experiment]) -> None:
-    known = {*tiny_experiment(K=4, preset="paper").opponents(), LAST[-1]}
-    assert {*PRIMARY, *SECONDARY, *TERTIARY, *LAST, *GATED, *FEW} <= known
+def test_every_arm_is_an_opponent(tiny_experiment: Callable[..., Experiment]) -> None:
+    arms = tiny_experiment(K=4, preset="paper", rule="optimal").arms()
+    known = {arm.name for arm in (*arms, SUPERCLASS_PAIRS)}
+    assert {arm.name for arm in (*PRIMARY, *SECONDARY, *TERTIARY, *LAST, *GATED, *FEW)} <= known
 
 
 def test_a_row_holds_what_was_measured(
@@ -88,7 +96,8 @@ def test_a_row_holds_what_was_measured(
     assert nofe["total_seconds"] > nofe["seconds"]
     curve = made.curves
     assert list(curve["experts"]) == [1, 2, 3]
-    assert set(curve["arm"]) == {"NofE learned, generalist"}
+    assert set(curve["arm"]) == {LEARNED.name}
+    assert set(curve["partition"]) == {"learned"}
     assert curve["top1"].iloc[-1] == pytest.approx(nofe["top1"])
     assert (curve.filter(like="ms_") > 0).all().all()
     assert len(curve.filter(like="ms_").columns) == 6
@@ -170,7 +179,7 @@ def test_a_row_that_is_made_again_takes_its_old_place(queue: Callable[[], Queue]
     for _ in range(2):
         queue().work()
     first = queue()
-    again = first.table[first.table["arm"] != "NofE learned, generalist"]
+    again = first.table[first.table["arm"] != LEARNED.name]
     again.to_csv(first.results, index=False)  # its curve is still there
     queue().work()
     assert list(queue().curves["experts"]) == [1, 2, 3]
@@ -189,7 +198,7 @@ def test_a_row_that_diverges_is_passed_by(
         assert made.work()
         made.commit()  # nothing, and that is no error
     assert "base CNN, seed 0: no row (training has diverged.)" in capsys.readouterr().out
-    assert next(made.missing())[1:] == ("NofE learned, generalist", 0)
+    assert next(made.missing())[1:] == (LEARNED, 0)
 
 
 def test_published_rows_are_beside_those_of_their_own_study_alone(tmp_path: Path) -> None:

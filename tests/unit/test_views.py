@@ -306,6 +306,7 @@ def study_rows() -> pd.DataFrame:
     names = ["base CNN", "flat control, both budgets", *(f"NofE {'x' * n}" for n in (1, 9, 40, 80))]
     rows = [
         {"network": name, "seed": seed, "test_accuracy": 0.4 + 0.01 * n + 0.02 * seed}
+        | {"kind": ("base", "control")[n] if n < 2 else "nofe"}
         | {"macs": 1e6 * (n + 1), "total_training_macs": 1e12 * (n + 1)}
         for n, name in enumerate(names)
         for seed in (0, 1)
