@@ -13,18 +13,22 @@ from pathlib import Path
 
 import nbformat
 import papermill
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from PIL import Image
 
 from nofe_lab.views.palette import Palette
 
 HERE = Path(__file__).resolve().parent
-SMALL = {
-    "04": {"n_seeds": 2, "train_per_class": 16},
+DIGITS = {"dataset": "digits", "K": 4, "epochs": 6}
+SMALL: dict[str, dict[str, str | int]] = {
+    "04": DIGITS,
     "06": {"n_seeds": 2},
-    "08": {"n_seeds": 2, "train_per_class": 36},
+    "08": {**DIGITS, "Ks": "2,5"},
 }
 """Parameters of the notebooks that would take hours; the copy says so."""
 WIDGET = "application/vnd.jupyter.widget-view+json"
+LINES = 8
+"""Of a long text, at its beginning and at its end."""
 FLAT = 96
 """Colours of a picture that are kept exactly, of 256."""
 
@@ -38,6 +42,7 @@ def render(source: Path) -> Path:
     notebook = nbformat.read(target, as_version=4)
     if small:
         notebook.cells.insert(1, nbformat.v4.new_markdown_cell(said(small)))
+    notebook, _ = CoalesceStreamsPreprocessor(enabled=True)(notebook, {})
     for holder in (notebook, *notebook.cells):
         for trace in ("papermill", "widgets", "execution"):
             holder.metadata.pop(trace, None)
@@ -46,11 +51,21 @@ def render(source: Path) -> Path:
         for output in cell.outputs:
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = smaller(output.data["image/png"])
+            if output.output_type == "stream":
+                output.text = shorter(output.text)
     nbformat.write(notebook, target)
     return target
 
 
-def said(small: dict[str, int]) -> str:
+def shorter(text: str) -> str:
+    """What a training said: of many lines, the first and the last."""
+    lines = text.splitlines(keepends=True)
+    if len(lines) <= 3 * LINES:
+        return text
+    return "".join([*lines[:LINES], f"... {len(lines) - 2 * LINES} lines more\n", *lines[-LINES:]])
+
+
+def said(small: dict[str, str | int]) -> str:
     """What a reader is told of the parameters of a copy."""
     asked = " ".join(f"-p {name} {value}" for name, value in small.items())
     return (
