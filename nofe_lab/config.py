@@ -195,11 +195,18 @@ def whole_numbers(what: str, value: str) -> list[int]:
     return list(map(int, parts))
 
 
+ABOVE_0 = math.ulp(0.0)
+"""The lowest limit of a number that must not be 0."""
+
+
 def real_number(what: str, value: Any, low: float, high: float = math.inf) -> float:
     """Return `value` as a float if low <= value <= high and it is finite; otherwise raise."""
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if not is_number or not abs(value) < math.inf or not low <= value <= min(high, MAX_FLOAT):
-        limits = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
+        if low == ABOVE_0:
+            limits = "above 0" + (f", at most {high:g}" if math.isfinite(high) else "")
+        else:
+            limits = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
         raise InvalidInput(f"{what} must be a number {limits}; got {shown(value)}.")
     return float(value)
 
@@ -285,9 +292,8 @@ class Recipe:
         _as_ints(self, epochs=1, batch_size=1, padding=0)
         whole_number("epochs", self.epochs, 1, MAX_EPOCHS)
         true_or_false("flips", self.flips)
-        _as_floats(self, learning_rate=(0, math.inf), momentum=(0, 1), weight_decay=(0, math.inf))
-        if self.learning_rate == 0:
-            raise InvalidInput("learning_rate must be a number above 0; got 0.")
+        _as_floats(self, learning_rate=(ABOVE_0, math.inf))
+        _as_floats(self, momentum=(0, 1), weight_decay=(0, math.inf))
         if self.nesterov and self.momentum == 0:
             raise InvalidInput("nesterov needs a momentum above 0; got 0.")
         one_of("schedule", self.schedule, ("steps", "one_cycle"))
@@ -373,9 +379,7 @@ class GeneralistConfig:
     def __post_init__(self) -> None:
         _as_ints(self, seed=0, K=2)
         one_of("rule", self.rule, RULES)
-        _as_floats(self, update_every=(0, math.inf), elastic_lambda=(0, MAX_LAMBDA))
-        if self.update_every == 0:
-            raise InvalidInput("update_every must be a number above 0; got 0.")
+        _as_floats(self, update_every=(ABOVE_0, math.inf), elastic_lambda=(0, MAX_LAMBDA))
         one_of("update_unit", self.update_unit, ("epochs", "iterations"))
         one_of("affinity", self.affinity, ("counts", "probability"))
         if self.affinity_images is not None:
@@ -416,9 +420,7 @@ class NofEConfig:
 
     def __post_init__(self) -> None:
         _as_ints(self, seed=0)
-        _as_floats(self, branch_width=(0, MAX_BRANCH_WIDTH))
-        if self.branch_width == 0:
-            raise InvalidInput("branch_width must be a number above 0; got 0.")
+        _as_floats(self, branch_width=(ABOVE_0, MAX_BRANCH_WIDTH))
         one_of("branch_start", self.branch_start, BRANCH_STARTS)
         one_of("specialties", self.specialties, (*SPECIALTIES, "file"))
         one_of("trunk", self.trunk, TRUNKS)
@@ -446,9 +448,7 @@ class GateConfig:
 
     def __post_init__(self) -> None:
         _as_ints(self, seed=0)
-        _as_floats(self, width=(0, MAX_BRANCH_WIDTH))
-        if self.width == 0:
-            raise InvalidInput("the width of a gate must be a number above 0; got 0.")
+        _as_floats(self, width=(ABOVE_0, MAX_BRANCH_WIDTH))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from PIL import Image
 from nofe_lab.views.palette import Palette
 
 HERE = Path(__file__).resolve().parent
-DIGITS = {"dataset": "digits", "K": 4, "epochs": 6}
+DIGITS: dict[str, str | int] = {"dataset": "digits", "K": 4, "epochs": 6, "n_seeds": 2}
 SMALL: dict[str, dict[str, str | int]] = {
     "04": DIGITS,
     "06": {"n_seeds": 2},

@@ -7,13 +7,13 @@ spelled here alone, and result files carry its fields as columns.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from nofe_lab.config import (
+    ABOVE_0,
     BRANCH_STARTS,
     BUDGETS,
     RULES,
@@ -144,9 +144,7 @@ class Arm:
             raise InvalidInput(f"a random partition is learned by no rule; got {self.rule!r}.")
         if self.experts is not None:
             self._set(experts=whole_number("experts", self.experts, 1))
-        if real_number("width", self.width, 0, math.inf) == 0:
-            raise InvalidInput(f"width must be a number above 0; got {self.width}.")
-        self._set(width=float(self.width), changes=_checked(self.changes))
+        self._set(width=real_number("width", self.width, ABOVE_0), changes=_checked(self.changes))
 
     def _set(self, **values: Any) -> None:
         for name, value in values.items():

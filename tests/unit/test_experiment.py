@@ -115,8 +115,8 @@ REFUSED_AT_ONCE = [
     ({"elastic_lambda": -1}, r"elastic_lambda must be a number from 0 to 1e\+12; got -1\."),
     ({"affinity": ""}, r"affinity '' is unknown; accepted: 'counts', 'probability'\."),
     ({"flips": "yes"}, r"flips must be true or false; got 'yes'\."),
-    ({"branch_width": 0}, r"branch_width must be a number above 0; got 0\."),
-    ({"branch_width": 17}, r"branch_width must be a number from 0 to 16; got 17\."),
+    ({"branch_width": 0}, r"branch_width must be a number above 0, at most 16; got 0\."),
+    ({"branch_width": 17}, r"branch_width must be a number above 0, at most 16; got 17\."),
     ({"branch_start": "warm"}, r"branch_start 'warm' is unknown; accepted: 'fresh', 'tail'\."),
     ({"branch_start": "tail", "trunk": "scratch"}, r"'tail' needs a trunk that has been trained"),
     ({"branch_start": "tail", "branch_width": 0.5}, r"branch_width 1; got .* branch_width 0\.5\."),
@@ -1057,7 +1057,7 @@ def test_weights_that_are_not_the_network_s_are_refused(
 @pytest.mark.parametrize(
     ("parameters", "sentence"),
     [
-        ({"learning_rate": 10**400}, "learning_rate must be a number of at least 0; got 1000"),
+        ({"learning_rate": 10**400}, "learning_rate must be a number above 0; got 1000"),
         ({"seed": 10**5000}, "seed must be a whole number .*; got a number of thousands of digits"),
         ({"seed": 2**63}, "seed must be a whole number of at least 0, in 64 bits; got 9223372036"),
         ({"K": True}, "K must be a whole number of at least 2; got True"),

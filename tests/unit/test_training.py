@@ -77,7 +77,7 @@ def test_one_cycle_stays_above_zero_and_at_most_at_its_peak(steps: int) -> None:
         ({"epochs": 2.0}, "epochs must be a whole number of at least 1; got 2.0"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1; got 0"),
         ({"learning_rate": 0}, "learning_rate must be a number above 0; got 0"),
-        ({"learning_rate": -1}, "learning_rate must be a number of at least 0; got -1"),
+        ({"learning_rate": -1}, "learning_rate must be a number above 0; got -1"),
         ({"learning_rate": float("inf")}, "learning_rate must be a number .*; got inf"),
         ({"momentum": 2}, "momentum must be a number from 0 to 1; got 2"),
         ({"weight_decay": -1}, "weight_decay must be a number of at least 0; got -1"),
