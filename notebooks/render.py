@@ -19,11 +19,11 @@ from PIL import Image
 from nofe_lab.views.palette import Palette
 
 HERE = Path(__file__).resolve().parent
-DIGITS: dict[str, str | int] = {"dataset": "digits", "K": 4, "epochs": 6, "n_seeds": 2}
+DIGITS: dict[str, str | int] = {"dataset": "digits", "K": 4, "n_seeds": 2}
 SMALL: dict[str, dict[str, str | int]] = {
-    "04": DIGITS,
+    "04": {**DIGITS, "epochs": 4},
     "06": {"n_seeds": 2},
-    "08": {**DIGITS, "Ks": "2,5"},
+    "08": {**DIGITS, "epochs": 6, "Ks": "2,5"},
 }
 """Parameters of the notebooks that would take hours; the copy says so."""
 WIDGET = "application/vnd.jupyter.widget-view+json"
