@@ -706,6 +706,8 @@ def plot_comparison(table: pd.DataFrame) -> Figure:
     axes.set_yticks(means.index, [fitted(name, 2.6, 8) for name in means["network"]])
     axes.set(ylim=(n - 0.4, -0.6), xlabel="test accuracy")
     axes.margins(x=0.08)
+    left, right = axes.get_xlim()  # intervals of two seeds may be wider than any accuracy
+    axes.set_xlim(max(left, -0.02), min(right, 1.02))
     axes.xaxis.set_major_formatter(FuncFormatter(_percent))
     axes.grid(axis="both", alpha=0.4)
     sns.despine(ax=axes, left=True)

@@ -293,7 +293,10 @@ def test_comparison_has_no_interval_for_one_seed():
     assert not any("±" in text or "interval" in text for text in texts)
     assert texts.index("b") < texts.index("a")
     more = pd.concat([table, table.assign(seed=1, test_accuracy=[0.6, 0.4])])
-    assert any("55.0 ± 63.5%" in text for text in render(plots.plot_comparison(more)))
+    figure = plots.plot_comparison(more)
+    assert any("55.0 ± 63.5%" in text for text in render(figure))
+    left, right = figure.axes[0].get_xlim()  # no accuracy lies outside of 0 to 1
+    assert -0.02 <= left < right <= 1.02
 
 
 def test_a_class_that_is_never_mistaken(world):
