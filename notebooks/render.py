@@ -21,7 +21,7 @@ from nofe_lab.views.palette import Palette
 HERE = Path(__file__).resolve().parent
 DIGITS: dict[str, str | int] = {"dataset": "digits", "K": 4, "n_seeds": 2}
 SMALL: dict[str, dict[str, str | int]] = {
-    "04": {**DIGITS, "epochs": 4, "n_seeds": 1},
+    "04": {**DIGITS, "epochs": 4},
     "06": {"n_seeds": 2},
     "08": {**DIGITS, "epochs": 6, "Ks": "2,5"},
 }
