@@ -148,7 +148,7 @@ def test_rendered_copies_are_made_from_the_current_code(path: Path, render: Modu
     assert str(ROOT.parent) not in json.dumps(found)
     if small := render.SMALL.get(path.stem[:2]):
         assert copy.cells[1].source == render.said(small)
-        lines = [f"{name} = {value!r}" for name, value in small.items()]
+        lines = [f"{name} = {json.dumps(value)}" for name, value in small.items()]
         assert [c.source.splitlines()[1:] for c in injected] == [lines]
     else:
         assert not injected
