@@ -853,6 +853,8 @@ def plot_conditional(curves: pd.DataFrame, flat: pd.DataFrame | None = None) -> 
             handles.append(Line2D([], [], color=DARK, marker=marker, linestyle=""))
             names.append(fitted(str(name), 3.0, 8))
     right.yaxis.set_major_formatter(FuncFormatter(_percent))
+    low, high = right.get_ylim()  # intervals of two seeds may be wider than any accuracy
+    right.set_ylim(max(low, -0.02), min(high, 1.02))
     for axes in (left, right):
         axes.grid(alpha=0.4)
     figure.legend(handles, names, loc="outside lower center", ncols=3)
