@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,browser,timm,app]'
 	touch $(READY)
 
-run: $(READY)  ## train a network of experts on the embedded data set (2 minutes, once installed)
+run: $(READY)  ## train a network of experts on the embedded data set (3 minutes, once installed)
 	$(BIN)/papermill --stdout-file - --log-level WARNING --no-progress-bar notebooks/03_finetune_nofe.ipynb out.ipynb -p K 10
 	@echo "The executed notebook, with its figures: out.ipynb"
 
@@ -48,7 +48,7 @@ film: $(READY)  ## draw the README's film from the generalist of `make run` (1 m
 	$(BIN)/python -m nofe_lab film --output data/figures
 
 lab: $(READY)  ## JupyterLab, on this machine only; prints the address with its token
-	$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
+	$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) .
 
 APP := build/app
 app: $(READY)  ## notebooks 02 and 07 as apps without code, on this machine only; prints the address with its token

@@ -256,8 +256,8 @@ def first_table() -> str:
         epochs = f"{before} + {row['epochs']}" if before else f"{row['epochs']}"
         half = 100 * (found["high"] - found["mean"])
         accuracy = f"{100 * found['mean']:.1f} ± {half:.1f}"
-        rows.append([name, epochs, f"{row['total_training_macs'] / 1e12:.0f} T", accuracy])
-    head = ["network", "epochs", "multiply-accumulates of training", "top-1 %, mean ± 95 %"]
+        rows.append([name, accuracy, epochs, f"{row['total_training_macs'] / 1e12:.0f} T"])
+    head = ["network", "top-1 %, mean ± 95 %", "epochs", "multiply-accumulates of training"]
     return markdown(head, rows)
 
 
