@@ -211,7 +211,9 @@ def clearest_by_pixels(split: Split) -> Tensor:
     from sklearn.model_selection import cross_val_predict
 
     def margins(few: Split) -> NDArray[np.floating]:
-        small = torch.nn.functional.adaptive_avg_pool2d(few.images.float() / 255, 16).flatten(1)
+        parts = few.images.split(256)  # as floats, all of them could fill the memory
+        pool = torch.nn.functional.adaptive_avg_pool2d
+        small = torch.cat([pool(part.float() / 255, 16).flatten(1) for part in parts])
         pixels = (small - small.mean(dim=1, keepdim=True)).numpy()
         labels = few.labels.numpy()
         ridge = RidgeClassifier(alpha=300)
