@@ -77,7 +77,7 @@ LEARNED = Arm("nofe")
 """The paper's network (with the exact rule), which all others are compared with."""
 FLIPS = LEARNED.with_changes(flips=True)
 """The same, trained with flips in its second stage too."""
-GREEDY, ELASTIC = (Arm("nofe", rule=rule) for rule in ("greedy", "elastic"))
+GREEDY = Arm("nofe", rule="greedy")
 OWN_RANDOM = Arm("nofe", "random", rule="random")
 """Random specialties on the trunk of their own generalist."""
 RANDOM, CONFUSION, FEATURES = (Arm("nofe", each) for each in ("random", "confusion", "features"))
@@ -89,7 +89,7 @@ OTHER_TRUNK = Arm("nofe", trunk_rule="random")
 """Learned specialties on the trunk of the random ones' generalist."""
 BASE_TRUNK, RANDOM_BASE_TRUNK = (Arm("nofe", each, trunk="base") for each in ("", "random"))
 """Learned and random specialties on the trunk of a base CNN."""
-SCRATCH, RANDOM_SCRATCH = (Arm("nofe", each, trunk="scratch") for each in ("", "random"))
+RANDOM_SCRATCH = Arm("nofe", "random", trunk="scratch")
 
 PRIMARY = (BASE, LEARNED, OWN_RANDOM)
 """The arms that come first, with every seed: do learned specialties help?"""

@@ -424,6 +424,8 @@ class Experiment:
         """The stages of those arms that the network and the data admit; of the others, why not."""
         found: dict[str, Stage] = {}
         for arm in arms:
+            if arm.name in found:
+                raise InvalidInput(f"two arms of a comparison are called {arm.name!r}.")
             try:
                 found[arm.name] = self.stage(arm)
             except InvalidInput as reason:

@@ -124,6 +124,13 @@ def test_every_arm_of_a_comparison_is_the_stage_of_its_name(
         json.dumps(arm.columns)
 
 
+def test_two_arms_of_one_name_are_refused(
+    tiny_experiment: Callable[..., Experiment],
+) -> None:
+    with pytest.raises(InvalidInput, match="two arms of a comparison are called 'NofE learned"):
+        tiny_experiment().possible([Arm("nofe"), Arm("nofe", width=2.0)])
+
+
 def test_a_final_report_has_the_fields_of_its_arms(
     tiny_experiment: Callable[..., Experiment],
 ) -> None:
