@@ -198,8 +198,8 @@ class _Scene:
         self.path = corners[maps] + (0.08, 0.28) + inside
         """The top left corner of each thumbnail in each map, in inches [maps, C, 2]."""
         self.thumbnails = [
-            _Thumbnail(axes, pixels.numpy(), colours[specialties.of[c]])
-            for c, pixels in enumerate(dataset.thumbnails.permute(0, 2, 3, 1))
+            _Thumbnail(axes, plots.rgb(image), colours[specialties.of[c]])
+            for c, image in enumerate(dataset.thumbnails)
         ]
         self.said = axes.text(
             self.WIDTH - self.MARGIN,
@@ -270,8 +270,6 @@ class _Thumbnail:
     """An image in a frame of its colour."""
 
     def __init__(self, axes: Axes, pixels: NDArray[np.uint8], colour: plots.Colour) -> None:
-        if pixels.shape[2] != 3:
-            pixels = pixels[..., :1].repeat(3, axis=2)
         self.frame = Rectangle((0, 0), 1, 1, color=colour, linewidth=0)
         axes.add_patch(self.frame)
         self.image: AxesImage = axes.imshow(

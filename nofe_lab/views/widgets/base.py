@@ -229,10 +229,7 @@ def sprite(images: Sequence[Tensor], side: int = 48) -> dict[str, Any]:
     rows = max(-(-len(images) // columns), 1)
     sheet = Image.new("RGB", (columns * side, rows * side), "white")
     for n, image in enumerate(images):
-        pixels = image.permute(1, 2, 0).numpy()
-        if pixels.shape[2] != 3:
-            pixels = pixels[..., :1].repeat(3, axis=2)
-        small = Image.fromarray(pixels)
+        small = Image.fromarray(plots.rgb(image))
         scale = side / max(small.size)
         small = small.resize([max(round(length * scale), 1) for length in small.size])
         corner = (side - small.width) // 2, (side - small.height) // 2
