@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from nofe_lab import study
 from nofe_lab.bench import against_targets, read
 from nofe_lab.config import CLUSTERED
-from nofe_lab.evaluation import inside_by_chance, over_seeds, paired_differences
 from nofe_lab.networks.paper import PUBLISHED
+from nofe_lab.statistics import inside_by_chance, over_seeds, paired_differences
 from nofe_lab.views import plots
 
 ROOT = Path(__file__).resolve().parents[1]

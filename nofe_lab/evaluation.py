@@ -6,7 +6,7 @@ imported where they are needed: that takes longer than the import of everything 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from nofe_lab.config import derive_seed
 from nofe_lab.data import Dataset, Split
 from nofe_lab.data.dataset import clearest, label_margins
 from nofe_lab.specialties import Specialties
@@ -312,112 +311,3 @@ def conditional(found: Predictions, gate: Predictions, specialties: Specialties)
             }
         )
     return pd.DataFrame(rows)
-
-
-def over_seeds(
-    table: pd.DataFrame, value: str = "test_accuracy", by: str = "network"
-) -> pd.DataFrame:
-    """Mean and 95 % interval (Student t over seeds) of a figure, one row a network.
-
-    table: long, with the columns `by`, seed and `value`.  low and high are NaN for one seed.
-    """
-    groups = table.groupby(by, sort=False)[value]
-    result = groups.agg(seeds="count", mean="mean").reset_index()
-    intervals = [_interval(groups.get_group(name).to_numpy()) for name in result[by]]
-    return result.assign(low=[low for low, _ in intervals], high=[high for _, high in intervals])
-
-
-def paired_differences(
-    table: pd.DataFrame, reference: str, value: str = "test_accuracy", by: str = "network"
-) -> pd.DataFrame:
-    """Each network minus `reference` over their common seeds, with 95 % intervals.
-
-    detectable: the smallest true difference that so many seeds, scattered as these are, would have
-    shown with a probability of 80 % (see `detectable`).  Below it, no difference that was seen is
-    no difference that was shown not to be there.
-    """
-    wide = table.pivot(index="seed", columns=by, values=value)
-    differences = wide.sub(wide[reference], axis=0).drop(columns=reference)
-    order = [name for name in table[by].unique() if name != reference]
-    long = differences[order].melt(ignore_index=False, value_name="difference").reset_index()
-    result = over_seeds(long.dropna(), "difference", by)
-    return result.assign(
-        detectable=[detectable(differences[name].dropna().to_numpy()) for name in result[by]]
-    )
-
-
-def detectable(differences: NDArray[np.float64], power: float = 0.8) -> float:
-    """The smallest mean difference that a paired t test at 5 % finds with probability `power`.
-
-    differences: one a seed, whose standard deviation is taken to be the true one.  By scipy's
-    noncentral t distribution, for the right sign; NaN for fewer than two seeds.
-    """
-    from scipy import optimize, stats
-
-    n = len(differences)
-    if n < 2:
-        return np.nan
-    critical = stats.t.ppf(0.975, n - 1)
-
-    def missing(shift: float) -> float:
-        return float(stats.nct.sf(critical, n - 1, shift)) - power
-
-    shift = optimize.brentq(missing, 0.0, 4 * critical)
-    return float(shift * differences.std(ddof=1) / np.sqrt(n))
-
-
-def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    from scipy import stats
-
-    if len(values) < 2:
-        return np.nan, np.nan
-    error = values.std(ddof=1) / np.sqrt(len(values))
-    if error == 0:
-        return float(values.mean()), float(values.mean())
-    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), error)
-    return float(low), float(high)
-
-
-def inside_by_chance(sizes: Sequence[int]) -> float:
-    """The share of the confusions that random partitions of these sizes hold in the mean.
-
-    Of the pairs of different classes, those in one specialty: sum n (n - 1) / (C (C - 1)).
-    """
-    C = sum(sizes)
-    return sum(n * (n - 1) for n in sizes) / max(C * (C - 1), 1)
-
-
-@dataclass(frozen=True)
-class InsideShare:
-    """How many of the confusions stay inside a specialty, against random partitions."""
-
-    share: float
-    """Of all confusions (errors), those inside a specialty; NaN if there are no errors."""
-    random_mean: float
-    """Mean share over random partitions of the same sizes."""
-    random_low: float
-    """Their 2.5th percentile."""
-    random_high: float
-    """Their 97.5th percentile."""
-    draws: int
-    """How many random partitions were drawn."""
-
-
-def inside_share(
-    confusion: NDArray[np.int64], specialties: Specialties, draws: int = 1000, seed: int = 0
-) -> InsideShare:
-    """Share of the confusions inside specialties, from counts [C, C] (row = label).
-
-    Random partitions are permutations of the classes, so their sizes are the same.
-    """
-    errors = (confusion - np.diag(np.diag(confusion))).astype(np.float64)
-    total = errors.sum()
-
-    def share(of: NDArray[np.int64]) -> float:
-        return float(errors[of[:, None] == of[None, :]].sum() / total) if total else np.nan
-
-    of = np.array(specialties.of)
-    rng = np.random.default_rng(derive_seed(seed, "inside share"))
-    random_shares = [share(rng.permutation(of)) for _ in range(draws)]
-    low, high = np.quantile(random_shares, [0.025, 0.975])
-    return InsideShare(share(of), float(np.mean(random_shares)), float(low), float(high), draws)

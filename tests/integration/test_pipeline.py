@@ -10,7 +10,7 @@ import torch
 
 import nofe_lab
 from nofe_lab.__main__ import main
-from nofe_lab.evaluation import over_seeds
+from nofe_lab.statistics import over_seeds
 
 
 def test_generalist_to_network_of_experts_and_back_from_disk(

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from nofe_lab.bench import TARGETS, against_targets, read
-from nofe_lab.evaluation import paired_differences
 from nofe_lab.stages import Arm
+from nofe_lab.statistics import paired_differences
 from nofe_lab.study import GATED, LAST, PRIMARY, SECONDARY, STUDIES, TERTIARY
 
 ROOT = Path(__file__).parents[2]

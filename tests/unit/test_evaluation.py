@@ -15,15 +15,19 @@ from nofe_lab import Specialties, evaluation, predict
 from nofe_lab.data import Dataset, Split
 from nofe_lab.evaluation import (
     Predictions,
-    detectable,
-    inside_by_chance,
-    inside_share,
     oracle,
-    over_seeds,
-    paired_differences,
     per_class,
     per_specialty,
     specialty_confusion,
+)
+from nofe_lab.statistics import (
+    detectable,
+    errors_inside,
+    in_points,
+    inside_by_chance,
+    inside_share,
+    over_seeds,
+    paired_differences,
 )
 
 CONFUSION = np.array(
@@ -172,22 +176,16 @@ def test_an_empty_specialty_has_no_row() -> None:
 
 
 def test_the_inside_share_is_that_of_the_errors_against_partitions_of_the_same_sizes() -> None:
-    found = inside_share(CONFUSION, HALVES, draws=2000)
+    found = inside_share(CONFUSION, HALVES)
     assert found.share == pytest.approx(5 / 9)
     # the three ways to halve four classes hold 5, 0 and 4 of the 9 errors
     assert found.random_mean == pytest.approx((5 + 0 + 4) / 9 / 3, abs=0.03)
     assert (found.random_low, found.random_high) == pytest.approx((0, 5 / 9))
-    assert found.draws == 2000
+    assert found == inside_share(CONFUSION, HALVES)  # drawn from a fixed seed
 
 
-def test_the_inside_share_is_drawn_by_its_seed() -> None:
-    means = [inside_share(CONFUSION, HALVES, 50, seed).random_mean for seed in (1, 1, 2, 3, 4)]
-    assert means[0] == means[1]
-    assert len(set(means)) > 2
-
-
-def test_without_errors_there_is_no_inside_share() -> None:
-    assert np.isnan(inside_share(np.diag([3, 4, 5, 6]), HALVES, draws=5).share)
+def test_without_errors_no_share_of_them_is_inside() -> None:
+    assert np.isnan(errors_inside(np.diag([3, 4, 5, 6]), HALVES))
 
 
 SEEDS = pd.DataFrame(
@@ -260,15 +258,25 @@ def test_what_seeds_could_have_shown_is_shown_in_four_of_five_studies() -> None:
 
 
 def test_seeds_that_agree_have_an_interval_of_no_width() -> None:
-    table = pd.DataFrame({"network": "a", "seed": [0, 1], "test_accuracy": 0.5})
+    table = pd.DataFrame({"network": "a", "seed": [0, 1, 2], "test_accuracy": 0.1})
     (found,) = over_seeds(table).to_dict("records")
-    assert (found["low"], found["high"]) == (0.5, 0.5)
+    assert found["low"] == found["high"] == found["mean"]
+
+
+def test_shares_become_percentage_points_in_tables_and_in_rows() -> None:
+    table = paired_differences(SEEDS, "base")
+    (row,) = in_points(table).to_dict("records")
+    of = table.iloc[0]
+    assert (row["network"], row["seeds"]) == ("nofe", 2)
+    for name in ("mean", "low", "high", "detectable"):
+        assert row[name] == in_points(of)[name] == 100 * of[name]
+    assert "detectable" not in in_points(over_seeds(SEEDS))
 
 
 def test_inside_by_chance_is_what_random_partitions_hold_in_the_mean() -> None:
     rng = np.random.default_rng(0)
     confusion = rng.integers(0, 9, (12, 12))
     specialties = Specialties(tuple(map(str, range(12))), (0,) * 2 + (1,) * 3 + (2,) * 7, 3)
-    found = inside_share(confusion, specialties, draws=4000)
+    found = inside_share(confusion, specialties)
     assert inside_by_chance(specialties.sizes) == pytest.approx(found.random_mean, abs=0.005)
     assert inside_by_chance((1,)) == 0

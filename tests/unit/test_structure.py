@@ -23,7 +23,7 @@ FILES = {
 FLOORS = (
     ("__main__", "__init__"),
     ("views", "stages", "bench", "study"),
-    ("training", "evaluation", "inspection"),
+    ("training", "evaluation", "statistics", "inspection"),
     ("checkpoint", "runs", "specialties", "networks", "data"),
     ("config", "compat", "log", "files", "machine"),
 )

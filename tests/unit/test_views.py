@@ -21,11 +21,12 @@ from PIL import Image
 from nofe_lab.config import InvalidInput
 from nofe_lab.data import Dataset, Split
 from nofe_lab.data.batches import ImageNetwork, Preprocess
-from nofe_lab.evaluation import Predictions, inside_share, per_specialty
+from nofe_lab.evaluation import Predictions, per_specialty
 from nofe_lab.inspection import Inspector
 from nofe_lab.networks import CNN, NofE, backbone
 from nofe_lab.specialties import Specialties, best_objective
 from nofe_lab.stages import load_specialties
+from nofe_lab.statistics import inside_share
 from nofe_lab.training import EpochDone, MapUpdated, StageBegun, StageEnded, StageLoaded, StepDone
 from nofe_lab.views import (
     ConfusionExplorer,
@@ -112,7 +113,7 @@ def all_figures(world) -> dict[str, Figure]:
         "history": plots.plot_history({"$n$": epochs}),
         "affinity": plots.plot_affinity(world.affinity, specialties),
         "confusion": plots.plot_confusion(base.confusion, specialties, "$t$"),
-        "inside share": plots.plot_inside_share(inside_share(base.confusion, specialties, 20)),
+        "inside share": plots.plot_inside_share(inside_share(base.confusion, specialties)),
         "evolution": plots.plot_evolution(history, specialties, updates_table(1)),
         "specialties": plots.plot_specialties(data, specialties),
         "gallery": plots.plot_gallery(data, specialties, 1),

@@ -11,10 +11,8 @@ from matplotlib.ticker import FuncFormatter
 
 from nofe_lab.config import InvalidInput, whole_number
 from nofe_lab.data import Dataset
-from nofe_lab.evaluation import (
-    Predictions,
-    over_seeds,
-)
+from nofe_lab.evaluation import Predictions
+from nofe_lab.statistics import in_points, over_seeds
 from nofe_lab.views.plots.cards import draw_image
 from nofe_lab.views.plots.style import (
     ACCENT,
@@ -26,7 +24,7 @@ from nofe_lab.views.plots.style import (
     canvas,
     new_figure,
     percent,
-    signed,
+    signed_points,
     styled,
 )
 from nofe_lab.views.plots.text import SMALL, fitted
@@ -56,14 +54,15 @@ def plot_comparison(table: pd.DataFrame) -> Figure:
     )
     axes.hlines(means.index, means["low"], means["high"], color=colour, linewidth=2.5)
     axes.scatter(means["mean"], means.index, 46, marker="D", color=colour, zorder=4)
+    points = in_points(means)
     for row, (mean, high, seeds) in enumerate(
-        zip(means["mean"], means["high"], means["seeds"], strict=True)
+        zip(points["mean"], points["high"], points["seeds"], strict=True)
     ):
-        half = "" if np.isnan(high) else f" ± {100 * (high - mean):.1f}"
+        half = "" if np.isnan(high) else f" ± {high - mean:.1f}"
         axes.text(
             1.02,
             row,
-            f"{100 * mean:.1f}{half}%  ({seeds} {'seed' if seeds == 1 else 'seeds'})",
+            f"{mean:.1f}{half}%  ({seeds} {'seed' if seeds == 1 else 'seeds'})",
             transform=axes.get_yaxis_transform(),
             va="center",
             fontsize=8,
@@ -106,7 +105,7 @@ def plot_per_specialty(base: pd.DataFrame, nofe: pd.DataFrame) -> Figure:
     axes.scatter(before, y, 40, facecolors="white", edgecolors=DARK, zorder=3, label="base CNN")
     axes.scatter(after, y, 40, color=colour, zorder=4, label="NofE")
     for row, (low, high) in enumerate(zip(before, after, strict=True)):
-        points = signed(100 * (high - low), 1)
+        points = signed_points(high - low, 1)
         at, shift = (max(low, high), row), (8, 0)
         axes.annotate(points, at, shift, textcoords="offset points", va="center", fontsize=8)
     labels = [
@@ -169,7 +168,7 @@ def plot_gained_lost(
         for row, c in enumerate(found[:classes]):
             y = 0.42 + row * row_height
             axes.plot([x, x + half - 0.15], [y, y], color=LIGHT, linewidth=1)
-            points = signed(100 * gain[c], 0)
+            points = signed_points(gain[c], 0)
             figures = f"{accuracies[0][c]:.0%} → {accuracies[1][c]:.0%} ({points} points)"
             name = fitted(dataset.class_names[c], half - 2.1, 9, "bold")
             axes.text(x, y + 0.14, name, fontsize=9, weight="bold", va="center")

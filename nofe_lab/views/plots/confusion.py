@@ -16,12 +16,8 @@ from numpy.typing import NDArray
 
 from nofe_lab.config import InvalidInput, whole_number
 from nofe_lab.data import Dataset, Split
-from nofe_lab.evaluation import (
-    InsideShare,
-    inside_by_chance,
-    specialty_confusion,
-)
 from nofe_lab.specialties import Specialties
+from nofe_lab.statistics import RANDOM_PARTITIONS, InsideShare, errors_inside, inside_by_chance
 from nofe_lab.views.plots.cards import (
     blocks_of,
     draw_card,
@@ -122,11 +118,10 @@ def plot_confusion(
 
 def _confusion_title(confusion: NDArray[np.int64], specialties: Specialties) -> str:
     total, right = int(confusion.sum()), int(np.trace(confusion))
-    inside = int(np.trace(specialty_confusion(confusion, specialties))) - right
     title = f"accuracy {right / max(total, 1):.1%}"
     if total > right:
-        chance = inside_by_chance(specialties.sizes)
-        title += f"\n{inside / (total - right):.0%} of the mistakes are inside a specialty"
+        inside, chance = errors_inside(confusion, specialties), inside_by_chance(specialties.sizes)
+        title += f"\n{inside:.0%} of the mistakes are inside a specialty"
         title += f" ({chance:.0%} by chance)"
     return title
 
@@ -171,7 +166,8 @@ def plot_inside_share(share: InsideShare) -> Figure:
     if not np.isfinite(share.share):
         axes.text(0.01, 1, "no mistakes", va="center", color=GREY)
     axes.set_yticks(
-        [1, 0], ["these specialties", f"{share.draws:,} random partitions\n(mean and central 95%)"]
+        [1, 0],
+        ["these specialties", f"{RANDOM_PARTITIONS:,} random partitions\n(mean and central 95%)"],
     )
     longest = np.nanmax([share.share, high, 0.1])
     axes.set(ylim=(-0.6, 1.6), xlim=(0, min(1.0, 1.25 * longest)))

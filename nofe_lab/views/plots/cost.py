@@ -9,9 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
-from nofe_lab.evaluation import (
-    over_seeds,
-)
+from nofe_lab.statistics import over_seeds
 from nofe_lab.views.plots.style import (
     ACCENT,
     DARK,
@@ -74,7 +72,7 @@ def plot_front(
     ):
         few = f" (n = {row['seeds']:.0f})" if row["seeds"] < means["seeds"].max() else ""
         axes.annotate(
-            fitted(f"{100 * row['mean']:.1f}%{few} {name}", 3.0, 8),
+            fitted(f"{row['mean']:.1%}{few} {name}", 3.0, 8),
             (row["cost"], row["mean"]),
             (1.06, place),
             textcoords="axes fraction",

@@ -122,9 +122,9 @@ def percent(share: float, _: int | None = None) -> str:
     return f"{round(100 * share, 2):g}%"
 
 
-def signed(points: float, digits: int) -> str:
-    """A number with its sign, a true minus where it is negative."""
-    return f"{points:+.{digits}f}".replace("-", "−")
+def signed_points(difference: float, digits: int) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return f"{100 * difference:+.{digits}f}".replace("-", "−")
 
 
 @styled

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from nofe_lab.config import InvalidInput, whole_number
 from nofe_lab.data import Dataset
-from nofe_lab.evaluation import inside_by_chance, inside_share
 from nofe_lab.specialties import Specialties, best_objective, class_number
+from nofe_lab.statistics import errors_inside, inside_by_chance
 from nofe_lab.views import plots
 from nofe_lab.views.widgets.base import (
     ClassView,
@@ -124,7 +124,7 @@ class SpecialtyBoard(ClassView):
             of = np.array(specialties.of)
             objective = best_objective(self.affinity.astype(float), of, specialties.K)
         if self.confusion is not None:
-            share = inside_share(self.confusion, specialties, draws=1).share
+            share = errors_inside(self.confusion, specialties)
             inside = None if np.isnan(share) else share
         return Judgement(objective, inside, inside_by_chance(specialties.sizes), specialties.sizes)
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from nofe_lab.config import InvalidInput
 from nofe_lab.data import Split
-from nofe_lab.evaluation import Predictions, inside_by_chance, inside_share
+from nofe_lab.evaluation import Predictions
 from nofe_lab.specialties import Specialties
+from nofe_lab.statistics import errors_inside, inside_by_chance
 from nofe_lab.views import plots
 from nofe_lab.views.widgets.base import View, check, check_choice, hex_colours, script, sprite
 
@@ -181,7 +182,7 @@ class ConfusionExplorer(View):
     def _in_words(self) -> str:
         parts = [f"{self.network}, ordered by {self.order_by}."]
         for name, counts in zip(self._pairs[self.network], self._pair(), strict=True):
-            share = inside_share(counts, self.specialties, draws=1).share
+            share = errors_inside(counts, self.specialties)
             right = np.trace(counts) / max(counts.sum(), 1)
             kept = "" if np.isnan(share) else f", {share:.0%} of the mistakes inside a block"
             parts.append(f"{name}: {right:.1%} right{kept}.")

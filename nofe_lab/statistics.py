@@ -1,0 +1,136 @@
+"""Means over seeds, paired differences, and how many confusions specialties hold by chance.
+
+scipy is imported where it is needed, because it takes longer to import than everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from nofe_lab.config import derive_seed
+from nofe_lab.specialties import Specialties
+
+Table = TypeVar("Table", pd.DataFrame, pd.Series)
+
+POWER = 0.8
+"""Probability with which a test finds a difference as large as `detectable`."""
+RANDOM_PARTITIONS = 1000
+"""Random partitions that the share of confusions inside specialties is compared with."""
+
+
+def over_seeds(
+    table: pd.DataFrame, value: str = "test_accuracy", by: str = "network"
+) -> pd.DataFrame:
+    """Mean over seeds and its 95 % interval (Student's t), one row for each network.
+
+    table: long, with the columns `by`, seed and `value`.  Returns the columns `by`, seeds, mean,
+    low and high; low and high are NaN for a single seed.
+    """
+    from scipy import stats
+
+    groups = table.groupby(by, sort=False)[value]
+    result = groups.agg(seeds="count", mean="mean", error="sem").reset_index()
+    error = result.pop("error")
+    low, high = stats.t.interval(0.95, result["seeds"] - 1)
+    return result.assign(low=result["mean"] + low * error, high=result["mean"] + high * error)
+
+
+def paired_differences(
+    table: pd.DataFrame, reference: str, value: str = "test_accuracy", by: str = "network"
+) -> pd.DataFrame:
+    """Each network minus `reference` over their common seeds, with 95 % intervals.
+
+    Arguments and columns are those of `over_seeds`, with one more: `detectable`, the smallest true
+    difference that so many seeds show with a probability of 80 %.  Smaller ones can be missed.
+    """
+    wide = table.pivot(index="seed", columns=by, values=value)
+    differences = wide.sub(wide[reference], axis=0).drop(columns=reference)
+    order = [name for name in table[by].unique() if name != reference]
+    long = differences[order].melt(ignore_index=False, value_name="difference").reset_index()
+    result = over_seeds(long.dropna(), "difference", by)
+    return result.assign(
+        detectable=[detectable(differences[name].dropna().to_numpy()) for name in result[by]]
+    )
+
+
+def detectable(differences: NDArray[np.float64]) -> float:
+    """The smallest mean difference that a paired t test at 5 % finds with probability `POWER`.
+
+    differences: one for each seed; their standard deviation is taken as the true one.  Computed
+    from scipy's noncentral t distribution, for the right sign; NaN for fewer than two seeds.
+    """
+    from scipy import optimize, stats
+
+    n = len(differences)
+    if n < 2:
+        return np.nan
+    critical = stats.t.ppf(0.975, n - 1)
+
+    def missing(shift: float) -> float:
+        return float(stats.nct.sf(critical, n - 1, shift)) - POWER
+
+    shift = optimize.brentq(missing, 0.0, 4 * critical)
+    return float(shift * differences.std(ddof=1) / np.sqrt(n))
+
+
+def in_points(found: Table) -> Table:
+    """Rows or one row of `over_seeds` or `paired_differences`, shares as percentage points."""
+    columns = [name for name in ("mean", "low", "high", "detectable") if name in found]
+    scaled = found.copy()
+    scaled[columns] = 100 * found[columns]
+    return scaled
+
+
+def errors_inside(confusion: NDArray[np.int64], specialties: Specialties) -> float:
+    """The share of all errors whose answer is in the right specialty; NaN if there are no errors.
+
+    confusion: counts [C, C], row = label, column = prediction.
+    """
+    return _inside(confusion, np.array(specialties.of))
+
+
+def _inside(confusion: NDArray[np.int64], of: NDArray[np.int64]) -> float:
+    right = np.trace(confusion)
+    errors = confusion.sum() - right
+    inside = confusion[of[:, None] == of[None, :]].sum() - right
+    return float(inside / errors) if errors else np.nan
+
+
+def inside_by_chance(sizes: Sequence[int]) -> float:
+    """The mean of `errors_inside` over random partitions into specialties of these sizes.
+
+    It is the share of ordered pairs of different classes that lie in one specialty:
+    sum n (n - 1) / (C (C - 1)).
+    """
+    C = sum(sizes)
+    return sum(n * (n - 1) for n in sizes) / max(C * (C - 1), 1)
+
+
+@dataclass(frozen=True)
+class InsideShare:
+    """The share of errors inside a specialty, against `RANDOM_PARTITIONS` of the same sizes."""
+
+    share: float
+    """Of all errors, those inside a specialty; NaN if there are no errors."""
+    random_mean: float
+    """Mean share over the random partitions."""
+    random_low: float
+    """Their 2.5th percentile."""
+    random_high: float
+    """Their 97.5th percentile."""
+
+
+def inside_share(confusion: NDArray[np.int64], specialties: Specialties) -> InsideShare:
+    """Compare `errors_inside` with random partitions, made by permuting the classes."""
+    of = np.array(specialties.of)
+    rng = np.random.default_rng(derive_seed(0, "inside share"))
+    drawn = [_inside(confusion, rng.permutation(of)) for _ in range(RANDOM_PARTITIONS)]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    share = errors_inside(confusion, specialties)
+    return InsideShare(share, float(np.mean(drawn)), float(low), float(high))
