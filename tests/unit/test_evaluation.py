@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from math import exp, log, sqrt
+from math import exp, log
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 from nofe_lab import Specialties, evaluation, predict
@@ -19,15 +17,6 @@ from nofe_lab.evaluation import (
     per_class,
     per_specialty,
     specialty_confusion,
-)
-from nofe_lab.statistics import (
-    detectable,
-    errors_inside,
-    in_points,
-    inside_by_chance,
-    inside_share,
-    over_seeds,
-    paired_differences,
 )
 
 CONFUSION = np.array(
@@ -175,51 +164,6 @@ def test_an_empty_specialty_has_no_row() -> None:
     assert per_specialty(CONFUSION, gap)["specialty"].tolist() == ["1", "3"]
 
 
-def test_the_inside_share_is_that_of_the_errors_against_partitions_of_the_same_sizes() -> None:
-    found = inside_share(CONFUSION, HALVES)
-    assert found.share == pytest.approx(5 / 9)
-    # the three ways to halve four classes hold 5, 0 and 4 of the 9 errors
-    assert found.random_mean == pytest.approx((5 + 0 + 4) / 9 / 3, abs=0.03)
-    assert (found.random_low, found.random_high) == pytest.approx((0, 5 / 9))
-    assert found == inside_share(CONFUSION, HALVES)  # drawn from a fixed seed
-
-
-def test_without_errors_no_share_of_them_is_inside() -> None:
-    assert np.isnan(errors_inside(np.diag([3, 4, 5, 6]), HALVES))
-
-
-SEEDS = pd.DataFrame(
-    {
-        "network": ["base", "nofe", "base", "nofe"],
-        "seed": [0, 0, 1, 1],
-        "test_accuracy": [0.5, 0.6, 0.7, 0.9],
-    }
-)
-T = 12.706204736  # 97.5th percentile of Student's t with one degree of freedom
-
-
-def test_over_seeds_gives_the_mean_and_a_95_percent_interval() -> None:
-    found = over_seeds(SEEDS).set_index("network").loc["base"]
-    half = T * (0.2 / sqrt(2)) / sqrt(2)  # the deviation of 0.5 and 0.7 is 0.2 / sqrt(2)
-    assert found.to_dict() == pytest.approx(
-        {"seeds": 2, "mean": 0.6, "low": 0.6 - half, "high": 0.6 + half}
-    )
-
-
-def test_one_seed_has_no_interval() -> None:
-    found = over_seeds(SEEDS[SEEDS.seed == 0])
-    assert found["mean"].tolist() == [0.5, 0.6]
-    assert found[["low", "high"]].isna().all(axis=None)
-
-
-def test_paired_differences_are_taken_seed_by_seed() -> None:
-    (found,) = paired_differences(SEEDS, "base").drop(columns="detectable").to_dict("records")
-    half = T * (0.1 / sqrt(2)) / sqrt(2)  # the differences are 0.1 and 0.2
-    expected = {"seeds": 2, "mean": 0.15, "low": 0.15 - half, "high": 0.15 + half}
-    assert found.pop("network") == "nofe"
-    assert found == pytest.approx(expected)
-
-
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
     sure = np.log(np.array([[0.9, 0.1]] * 10))
     found = Predictions(sure.astype(np.float32), np.array([0] * 6 + [1] * 4))
@@ -245,38 +189,3 @@ def test_the_oracle_splits_an_answer_into_specialty_and_class() -> None:
     assert found.within_specialty == 0.5  # of the last two, the first alone
     assert found.right_specialty == 0.75
     assert found.crossing == pytest.approx(2 / 3)
-
-
-def test_what_seeds_could_have_shown_is_shown_in_four_of_five_studies() -> None:
-    rng = np.random.default_rng(0)
-    differences = np.array([0.1, -0.2, 0.3, 0.0, 0.4])
-    shift = detectable(differences)
-    studies = rng.normal(shift, differences.std(ddof=1), (20_000, 5))
-    found = stats.ttest_1samp(studies, 0, axis=1)
-    assert (found.pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.01)
-    assert np.isnan(detectable(differences[:1]))
-
-
-def test_seeds_that_agree_have_an_interval_of_no_width() -> None:
-    table = pd.DataFrame({"network": "a", "seed": [0, 1, 2], "test_accuracy": 0.1})
-    (found,) = over_seeds(table).to_dict("records")
-    assert found["low"] == found["high"] == found["mean"]
-
-
-def test_shares_become_percentage_points_in_tables_and_in_rows() -> None:
-    table = paired_differences(SEEDS, "base")
-    (row,) = in_points(table).to_dict("records")
-    of = table.iloc[0]
-    assert (row["network"], row["seeds"]) == ("nofe", 2)
-    for name in ("mean", "low", "high", "detectable"):
-        assert row[name] == in_points(of)[name] == 100 * of[name]
-    assert "detectable" not in in_points(over_seeds(SEEDS))
-
-
-def test_inside_by_chance_is_what_random_partitions_hold_in_the_mean() -> None:
-    rng = np.random.default_rng(0)
-    confusion = rng.integers(0, 9, (12, 12))
-    specialties = Specialties(tuple(map(str, range(12))), (0,) * 2 + (1,) * 3 + (2,) * 7, 3)
-    found = inside_share(confusion, specialties)
-    assert inside_by_chance(specialties.sizes) == pytest.approx(found.random_mean, abs=0.005)
-    assert inside_by_chance((1,)) == 0
