@@ -116,7 +116,6 @@ def all_figures(world) -> dict[str, Figure]:
         "inside share": plots.plot_inside_share(inside_share(base.confusion, specialties)),
         "evolution": plots.plot_evolution(history, specialties, updates_table(1)),
         "specialties": plots.plot_specialties(data, specialties),
-        "gallery": plots.plot_gallery(data, specialties, 1),
         "samples": plots.plot_samples(data, 3, 12),
         "crosstab": plots.plot_crosstab(specialties, Specialties(NAMES, start, 4)),
         "per specialty": plots.plot_per_specialty(
@@ -263,20 +262,13 @@ def test_a_card_shows_the_thumbnail_of_a_class_and_not_its_first_image(world):
         assert np.array_equal(pixels, world.data.train.images[last[c], 0])
 
 
-def test_gallery_shows_the_images_there_are(world):
-    figure = plots.plot_gallery(world.data, world.specialties, 1, per_class=8)
-    assert len(figure.axes[0].images) == 4 * 3
-    with pytest.raises(InvalidInput, match="k must be"):
-        plots.plot_gallery(world.data, world.specialties, K)
-
-
 def test_samples_have_a_row_a_class(world):
     assert len(plots.plot_samples(world.data, classes=5, per_class=2).axes[0].images) == 5 * 2
     assert len(plots.plot_samples(world.data, classes=50, per_class=12).axes[0].images) == C * 3
 
 
 def test_gained_and_lost_show_what_changed(world):
-    texts = render(plots.plot_gained_lost(world.data, world.base, world.nofe, images=2))
+    texts = render(plots.plot_gained_lost(world.data, world.base, world.nofe))
     lost = texts[texts.index("lost: test images that the NofE broke") :]
     assert lost[1:3] == ["tiger", "100% → 0% (−100 points)"]
     assert lost[3:6] == ["true: tiger", "base: tiger", "NofE: $x^2$"]

@@ -26,7 +26,6 @@ from nofe_lab.views.plots.cost import plot_conditional, plot_front, plot_speed
 from nofe_lab.views.plots.inspection import inspected_maps, plot_inspection
 from nofe_lab.views.plots.specialties import (
     plot_crosstab,
-    plot_gallery,
     plot_samples,
     plot_specialties,
 )
@@ -64,7 +63,6 @@ __all__ = [
     "plot_evolution",
     "plot_front",
     "plot_gained_lost",
-    "plot_gallery",
     "plot_history",
     "plot_images",
     "plot_inside_share",

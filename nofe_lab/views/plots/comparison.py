@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from nofe_lab.config import InvalidInput, whole_number
+from nofe_lab.config import InvalidInput
 from nofe_lab.data import Dataset
 from nofe_lab.evaluation import Predictions
 from nofe_lab.statistics import in_points, over_seeds
@@ -28,6 +28,9 @@ from nofe_lab.views.plots.style import (
     styled,
 )
 from nofe_lab.views.plots.text import SMALL, fitted
+
+CHANGED_CLASSES, CHANGED_IMAGES = 5, 5
+"""How many classes that gained or lost are drawn, and how many images of each."""
 
 
 @styled
@@ -125,13 +128,11 @@ def plot_per_specialty(base: pd.DataFrame, nofe: pd.DataFrame) -> Figure:
 
 
 @styled
-def plot_gained_lost(
-    dataset: Dataset, base: Predictions, nofe: Predictions, images: int = 5, classes: int = 5
-) -> Figure:
+def plot_gained_lost(dataset: Dataset, base: Predictions, nofe: Predictions) -> Figure:
     """The classes that gained and lost most from the base CNN to the network of experts.
 
-    base, nofe: their predictions for the test split.  Beside each class, up to `images` of its test
-    images that the NofE corrected (gained, left) or broke (lost, right), the first in test order.
+    base, nofe: their predictions for the test split.  Beside each class are the first test images
+    that only the NofE answers correctly (gained, left) or only the base CNN does (lost, right).
     """
     labels = dataset.test.labels.numpy()
     for network, predictions in (("base", base), ("nofe", nofe)):
@@ -139,8 +140,6 @@ def plot_gained_lost(
             raise InvalidInput(
                 f"{network} must be predictions for the test images of the data set."
             )
-    whole_number("images", images, 1)
-    whole_number("classes", classes, 1)
     tested = np.maximum(np.bincount(labels, minlength=dataset.C), 1)
     accuracies = [
         np.bincount(labels, predictions.predicted == labels, dataset.C) / tested
@@ -153,8 +152,8 @@ def plot_gained_lost(
         "lost: test images that the NofE broke": [c for c in ranks[::-1] if gain[c] < 0],
     }
     cell, row_height = 1.0, 1.62
-    half = max(images, 4) * cell + 0.15
-    rows = min(classes, max(len(found) for found in sides.values()))
+    half = CHANGED_IMAGES * cell + 0.15
+    rows = min(CHANGED_CLASSES, max(len(found) for found in sides.values()))
     figure, axes = canvas(2 * half + 0.3, 0.5 + max(rows, 0.3) * row_height)
     for side, (heading, found) in enumerate(sides.items()):
         x = 0.1 + side * (half + 0.1)
@@ -165,7 +164,7 @@ def plot_gained_lost(
             axes.text(x, 0.55, f"No class {heading.split(':')[0]}.", color=GREY)
         better, worse = (nofe, base) if side == 0 else (base, nofe)
         changed = (better.predicted == labels) & (worse.predicted != labels)
-        for row, c in enumerate(found[:classes]):
+        for row, c in enumerate(found[:CHANGED_CLASSES]):
             y = 0.42 + row * row_height
             axes.plot([x, x + half - 0.15], [y, y], color=LIGHT, linewidth=1)
             points = signed_points(gain[c], 0)
@@ -173,7 +172,7 @@ def plot_gained_lost(
             name = fitted(dataset.class_names[c], half - 2.1, 9, "bold")
             axes.text(x, y + 0.14, name, fontsize=9, weight="bold", va="center")
             axes.text(x + half - 0.15, y + 0.14, figures, fontsize=8, va="center", ha="right")
-            for n, i in enumerate(np.flatnonzero(changed & (labels == c))[:images]):
+            for n, i in enumerate(np.flatnonzero(changed & (labels == c))[:CHANGED_IMAGES]):
                 left, top = x + n * cell, y + 0.28
                 draw_image(axes, dataset.test.images[i], left, top, 0.84)
                 said = {"true": c, "base": base.predicted[i], "NofE": nofe.predicted[i]}

@@ -42,6 +42,11 @@ from nofe_lab.views.plots.style import (
 )
 from nofe_lab.views.plots.text import LINE, SMALL, fitted, text_width, wrapped
 
+CLASS_IMAGES = 12
+"""Training images of a class that are drawn, in two rows."""
+RIVALS = 8
+"""How many of the classes that a class is mistaken for are drawn."""
+
 
 @styled
 def plot_confusion(
@@ -185,13 +190,11 @@ def plot_class(
     specialties: Specialties,
     confusions: Mapping[str, NDArray[np.int64]],
     label: int,
-    images: int = 12,
-    rivals: int = 8,
 ) -> Figure:
-    """One class: its specialty, training images of it, and what networks mistake it for.
+    """One class: its specialty, its first training images, and what networks mistake it for.
 
-    confusions: network -> counts [C, C], row = label, column = prediction.  Bars are the `rivals`
-    classes that images of the class are most often mistaken for, inside and outside its specialty.
+    confusions: network -> counts [C, C], row = label, column = prediction.  A bar counts the images
+    mistaken for one other class, filled if that class is in the same specialty.
     """
     specialties.check_classes(dataset.class_names)
     for confusion in confusions.values():
@@ -207,13 +210,13 @@ def plot_class(
     name = fitted(dataset.class_names[label], 4.2, 13, "bold")
     axes.text(0.1, 1.48, name, fontsize=13, weight="bold", va="center")
     axes.text(5.5, 1.48, "training images", fontsize=8, va="center", ha="right", color=GREY)
-    columns = max(-(-images // 2), 1)
-    side = min(5.4 / columns, 0.9)
-    for n, image in enumerate(first_images(dataset.train, label, images)):
+    columns = CLASS_IMAGES // 2
+    side = 5.4 / columns
+    for n, image in enumerate(first_images(dataset.train, label, CLASS_IMAGES)):
         draw_image(axes, image, 0.1 + n % columns * side, 1.68 + n // columns * side, side - 0.05)
     for n, (network, confusion) in enumerate(confusions.items()):
         beside = axes_inches(figure, (6.9 + 3.5 * n, 0.6, 2.1, 2.3))
-        _plot_rivals(beside, specialties, confusion, label, rivals, network)
+        _plot_rivals(beside, specialties, confusion, label, network)
     return figure
 
 
@@ -222,13 +225,12 @@ def _plot_rivals(
     specialties: Specialties,
     confusion: NDArray[np.int64],
     label: int,
-    rivals: int,
     network: str,
 ) -> None:
     row = np.array(confusion[label])
     total, right = int(row.sum()), int(row[label])
     row[label] = 0
-    worst = [c for c in np.argsort(-row, kind="stable")[:rivals] if row[c]]
+    worst = [c for c in np.argsort(-row, kind="stable")[:RIVALS] if row[c]]
     k = specialties.of[label]
     colour = specialty_colours(specialties.K)[k]
     fills = {True: colour, False: to_rgb("white")}
@@ -243,7 +245,7 @@ def _plot_rivals(
     counts = [f"{row[c]} ({row[c] / total:.0%})" for c in worst]
     axes.bar_label(bars, counts, padding=3, fontsize=8)
     axes.set_yticks(range(len(worst)), fitted_names(specialties, worst, 1.25), fontsize=8)
-    axes.set(ylim=(rivals - 0.4, -0.6), xlim=(0, 1.4 * max([1, *row])), xticks=[])
+    axes.set(ylim=(RIVALS - 0.4, -0.6), xlim=(0, 1.4 * max([1, *row])), xticks=[])
     axes.set_title(
         f"{fitted(network, 2.1, 9)}\nright: {right} of {total} images"
         + (f" ({right / total:.0%})" if total else "")

@@ -82,20 +82,6 @@ def plot_specialties(
 
 
 @styled
-def plot_gallery(dataset: Dataset, specialties: Specialties, k: int, per_class: int = 8) -> Figure:
-    """The classes of specialty k, each with the first `per_class` of its training images."""
-    specialties.check_classes(dataset.class_names)
-    whole_number("k", k, 0, specialties.K - 1)
-    whole_number("per_class", per_class, 1)
-    members = specialties.members(k)
-    _, height = _rows(members, per_class)
-    figure, axes = canvas(WIDTH, height + 0.62)
-    draw_card(axes, 0.1, 0.1, WIDTH - 0.2, height + 0.42, specialties, k)
-    _draw_rows(axes, 0.46, dataset, members, per_class)
-    return figure
-
-
-@styled
 def plot_samples(dataset: Dataset, classes: int = 10, per_class: int = 8) -> Figure:
     """Training images of `classes` classes, evenly spaced in class order, one row a class."""
     whole_number("classes", classes, 1)
