@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
 
 from nofe_lab.config import InvalidInput
 from nofe_lab.data import Dataset
@@ -23,8 +21,8 @@ from nofe_lab.views.plots.style import (
     WRONG,
     canvas,
     new_figure,
-    percent,
     signed_points,
+    style_shares,
     styled,
 )
 from nofe_lab.views.plots.text import SMALL, fitted
@@ -75,10 +73,7 @@ def plot_comparison(table: pd.DataFrame) -> Figure:
     axes.margins(x=0.08)
     left, right = axes.get_xlim()  # intervals of two seeds may be wider than any accuracy
     axes.set_xlim(max(left, -0.02), min(right, 1.02))
-    axes.xaxis.set_major_formatter(FuncFormatter(percent))
-    axes.grid(axis="both", alpha=0.4)
-    sns.despine(ax=axes, left=True)
-    axes.tick_params(axis="y", length=0)
+    style_shares(axes, "both")
     handles = [
         Line2D([], [], color=GREY, marker="o", linestyle="", markerfacecolor="none"),
         Line2D([], [], color=colour, marker="D", linewidth=0),
@@ -119,10 +114,7 @@ def plot_per_specialty(base: pd.DataFrame, nofe: pd.DataFrame) -> Figure:
     axes.set(ylim=(n - 0.4, -0.6), ylabel="specialty")
     axes.set_xlabel("accuracy on its images (numbers: difference in percentage points)")
     axes.margins(x=0.1)
-    axes.xaxis.set_major_formatter(FuncFormatter(percent))
-    axes.grid(axis="x", alpha=0.4)
-    sns.despine(ax=axes, left=True)
-    axes.tick_params(axis="y", length=0)
+    style_shares(axes)
     figure.legend(loc="outside upper center", ncols=2)
     return figure
 

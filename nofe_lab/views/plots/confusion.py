@@ -38,6 +38,7 @@ from nofe_lab.views.plots.style import (
     new_figure,
     percent,
     specialty_colours,
+    style_shares,
     styled,
 )
 from nofe_lab.views.plots.text import LINE, SMALL, fitted, text_width, wrapped
@@ -177,10 +178,7 @@ def plot_inside_share(share: InsideShare) -> Figure:
     longest = np.nanmax([share.share, high, 0.1])
     axes.set(ylim=(-0.6, 1.6), xlim=(0, min(1.0, 1.25 * longest)))
     axes.set_xlabel("mistakes that stay inside a specialty, share of all mistakes")
-    axes.xaxis.set_major_formatter(FuncFormatter(percent))
-    axes.grid(axis="x", alpha=0.4)
-    sns.despine(ax=axes, left=True)
-    axes.tick_params(axis="y", length=0)
+    style_shares(axes)
     return figure
 
 

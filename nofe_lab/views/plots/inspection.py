@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import matplotlib as mpl
 import numpy as np
-import seaborn as sns
 import torch
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
 from nofe_lab.inspection import Inspection
@@ -23,8 +21,8 @@ from nofe_lab.views.plots.style import (
     axes_inches,
     blank_axes,
     new_figure,
-    percent,
     specialty_colours,
+    style_shares,
     styled,
 )
 from nofe_lab.views.plots.text import fitted
@@ -67,10 +65,7 @@ def plot_inspection(
         labels.append("its best class, as the gate believes")
     beside.set_yticks(places, names, fontsize=8)
     beside.set(ylim=(len(experts) - 0.4, -0.6), xlim=(0, 1.02), ylabel="expert: its best class")
-    beside.xaxis.set_major_formatter(FuncFormatter(percent))
-    beside.grid(axis="x", alpha=0.4)
-    sns.despine(ax=beside, left=True)
-    beside.tick_params(axis="y", length=0)
+    style_shares(beside)
     figure.legend(handles, labels, loc="lower right", ncols=2)
     return figure
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -87,35 +86,18 @@ def plot_samples(dataset: Dataset, classes: int = 10, per_class: int = 8) -> Fig
     whole_number("classes", classes, 1)
     whole_number("per_class", per_class, 1)
     shown = np.linspace(0, dataset.C - 1, min(classes, dataset.C)).round().astype(int).tolist()
-    _, height = _rows(shown, per_class)
-    figure, axes = canvas(WIDTH, height + 0.2)
-    _draw_rows(axes, 0.1, dataset, shown, per_class)
-    return figure
-
-
-def _rows(classes: Sequence[int], per_class: int) -> tuple[int, float]:
-    """How many columns of rows of images, and their height in inches."""
-    columns = 2 if len(classes) > 3 and per_class <= 10 else 1
-    return columns, -(-len(classes) // columns) * (_row_side(columns, per_class) + 0.06)
-
-
-def _row_side(columns: int, per_class: int) -> float:
-    return min(((WIDTH - 0.4) / columns - 1.3) / per_class, 0.7)
-
-
-def _draw_rows(
-    axes: Axes, top: float, dataset: Dataset, classes: Sequence[int], per_class: int
-) -> None:
-    """A row a class: its name, and its first training images."""
-    columns, _ = _rows(classes, per_class)
-    rows, side = -(-len(classes) // columns), _row_side(columns, per_class)
-    for position, c in enumerate(classes):
+    columns = 2 if len(shown) > 3 and per_class <= 10 else 1
+    rows = -(-len(shown) // columns)
+    side = min(((WIDTH - 0.4) / columns - 1.3) / per_class, 0.7)
+    figure, axes = canvas(WIDTH, rows * (side + 0.06) + 0.2)
+    for position, c in enumerate(shown):
         x = 0.2 + position // rows * (WIDTH - 0.4) / columns
-        y = top + position % rows * (side + 0.06)
+        y = 0.1 + position % rows * (side + 0.06)
         name = fitted(dataset.class_names[c], 1.0, 8)
         axes.text(x + 1.14, y + side / 2, name, ha="right", va="center", fontsize=8)
         for n, image in enumerate(first_images(dataset.train, c, per_class)):
             draw_image(axes, image, x + 1.22 + n * side, y, side - 0.04)
+    return figure
 
 
 @styled

@@ -12,6 +12,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from nofe_lab.config import whole_number
 from nofe_lab.views.plots.text import font_families, missing_characters_reported, text_width
@@ -115,6 +116,14 @@ def name_columns(axes: Axes, names: list[str], x: Iterable[float], size: float) 
     """Tick labels for columns, rotated if they are too wide."""
     upright = max(text_width(name, size) for name in names) > 0.28
     axes.set_xticks(list(x), names, fontsize=size, rotation=90 if upright else 0)
+
+
+def style_shares(axes: Axes, grid: Literal["x", "both"] = "x") -> None:
+    """Style Axes that show shares from left to right, a named row for each."""
+    axes.xaxis.set_major_formatter(FuncFormatter(percent))
+    axes.grid(axis=grid, alpha=0.4)
+    sns.despine(ax=axes, left=True)
+    axes.tick_params(axis="y", length=0)
 
 
 def percent(share: float, _: int | None = None) -> str:
