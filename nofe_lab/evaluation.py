@@ -1,7 +1,7 @@
-"""From networks to figures: predictions, accuracy, confusion, and what specialties make of them.
+"""Evaluates networks: predictions, accuracy, confusions, and how they fall into specialties.
 
-Plain arrays and tables go in and out; nothing here draws or trains.  scikit-learn and scipy are
-imported where they are needed: that takes longer than the import of everything else.
+Functions take and return plain arrays and tables.  scikit-learn and scipy are imported where they
+are needed, because they take longer to import than everything else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nofe_lab.data.dataset import clearest, label_margins
 from nofe_lab.specialties import Specialties
 
 EVALUATION_PIXELS = 1000 * 32 * 32
-"""Pixels of the images that are evaluated at once."""
+"""Pixels in a batch of images: larger images make smaller batches."""
 
 CALIBRATION_BINS = 15
 """Bins of equal width between confidence 0 and 1."""
@@ -29,9 +29,9 @@ CALIBRATION_BINS = 15
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a network says about the images of a split.
+    """The outputs of a network for the images of a split.
 
-    logits: float32 [N, n].  labels: int64 [N], the right outputs, from 0 to n - 1.
+    logits: float32 [N, n].  labels: int64 [N], the index of the right output, from 0 to n - 1.
     """
 
     logits: NDArray[np.float32]
@@ -57,7 +57,7 @@ class Predictions:
 
     @property
     def class_accuracy(self) -> float:
-        """Mean of the accuracies of the classes that have an image, each class weighted alike."""
+        """Mean over the classes that have an image of their accuracies (macro-averaged recall)."""
         from sklearn.metrics import recall_score
 
         present = np.unique(self.labels)
@@ -108,7 +108,7 @@ class Predictions:
 def predict(
     model: nn.Module, split: Split, target_of_class: torch.Tensor | None = None
 ) -> Predictions:
-    """Run a network over a split, in evaluation mode, without augmentation.
+    """Run a network over a split in evaluation mode, without augmentation.
 
     model: raw images uint8 [B, c, h, w] -> logits [B, n], on any device.
     target_of_class: int64 [C], the output that stands for each class; None: the class itself.
@@ -135,7 +135,7 @@ def with_clearest(
 
 
 def _outputs(model: nn.Module, split: Split) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """What a network gives for a split's images, and their labels, some thousand at a time."""
+    """The outputs of a network for a split and the labels, batch by batch."""
     device = next(model.parameters()).device
     model.eval()
     height, width = split.images.shape[2:]
@@ -146,9 +146,9 @@ def _outputs(model: nn.Module, split: Split) -> Iterator[tuple[torch.Tensor, tor
 
 
 def class_means(model: nn.Module, split: Split, C: int) -> NDArray[np.float64]:
-    """The mean over each class of what a network gives for its images, flattened: [C, d].
+    """The mean features of each class [C, d]; zeros for a class without images.
 
-    model: raw images uint8 [B, c, h, w] -> features [B, ...].  A class without images has zeros.
+    model: raw images uint8 [B, c, h, w] -> features [B, ...], which are flattened.
     """
     total: torch.Tensor | None = None
     for features, labels in _outputs(model, split):
@@ -162,7 +162,7 @@ def class_means(model: nn.Module, split: Split, C: int) -> NDArray[np.float64]:
 
 
 def per_class(confusion: NDArray[np.int64], class_names: tuple[str, ...]) -> pd.DataFrame:
-    """One row a class: images, accuracy, and the class it is most often mistaken for."""
+    """One row for each class: images, accuracy, and the class it is most often mistaken for."""
     errors = confusion - np.diag(np.diag(confusion))
     images = confusion.sum(axis=1)
     rivals = errors.argmax(axis=1)
@@ -182,12 +182,12 @@ def per_class(confusion: NDArray[np.int64], class_names: tuple[str, ...]) -> pd.
 
 
 def per_specialty(confusion: NDArray[np.int64], specialties: Specialties) -> pd.DataFrame:
-    """One row a specialty with a class, from counts [C, C].
+    """One row for each specialty that has a class, from counts [C, C].
 
-    accuracy: share of its images that are classified right.  inside: share of its errors that stay
-    inside the specialty, NaN where there are none.  inside by chance: that share if errors fell on
-    all other classes alike, which a large specialty keeps more of.  right specialty: share of its
-    images that are given a class of the specialty, right or wrong.
+    accuracy: share of its images that are classified right.
+    right specialty: share of its images that are given a class of the specialty, right or wrong.
+    inside: share of its errors whose answer is in the specialty; NaN if there are no errors.
+    inside by chance: the same if errors fell on all other classes with equal probability.
     """
     blocks = specialty_confusion(confusion, specialties)
     rows = []
@@ -215,11 +215,12 @@ def specialties_of_networks(
     specialties: Specialties,
     generalist: NDArray[np.int64] | None = None,
 ) -> pd.DataFrame:
-    """How networks do on each specialty, long: one row a network and specialty with a class.
+    """The results of networks on each specialty: one row for each pair of them.
 
     confusions: network -> counts [C, C].  generalist: counts [K, K] of its own answers.
-    specialty: its number, from 0.  accuracy: share of its images answered right.  inside, leaking:
-    mistakes with an answer from the specialty, and from others (NaN for the generalist).
+    specialty: its number, from 0; those without a class are left out.  accuracy: share of its
+    images answered right.  inside, leaking: mistakes whose answer is in the specialty, or in
+    another (NaN for the generalist).
     """
     shown = np.array(specialties.nonempty)
     parts = []
@@ -245,25 +246,25 @@ def specialties_of_networks(
 def specialty_confusion(
     confusion: NDArray[np.int64], specialties: Specialties
 ) -> NDArray[np.int64]:
-    """Counts [K, K] of specialties given for specialties, from counts [C, C] of classes."""
+    """The confusion matrix of specialties [K, K], from that of classes [C, C]."""
     member = np.eye(specialties.K, dtype=np.int64)[list(specialties.of)]
     return member.T @ confusion @ member
 
 
 @dataclass(frozen=True)
 class Oracle:
-    """What a network's errors are made of, seen through specialties."""
+    """How a network's accuracy splits into choosing a specialty and choosing within it."""
 
     within_specialty: float
-    """Accuracy if the right specialty were known: the most probable of its classes counts."""
+    """Accuracy if the right specialty were known and only its classes competed."""
     right_specialty: float
-    """Share of images whose right specialty has the most probability, all its classes together."""
+    """Share of images whose specialty has the largest probability, summed over its classes."""
     crossing: float
-    """Of all errors, the share that crosses from one specialty to another; NaN without errors."""
+    """Share of all errors whose answer is in another specialty; NaN if there are no errors."""
 
 
 def oracle(found: Predictions, specialties: Specialties) -> Oracle:
-    """Split a network's answers [N, C] into the choice of a specialty and the choice within it."""
+    """Evaluate a network's answers [N, C] as a choice of a specialty and a choice within it."""
     of = np.array(specialties.of)
     right = of[found.labels]
     masked = np.where(of[None, :] == right[:, None], found.logits, -np.inf)
@@ -278,11 +279,12 @@ def oracle(found: Predictions, specialties: Specialties) -> Oracle:
 
 
 def conditional(found: Predictions, gate: Predictions, specialties: Specialties) -> pd.DataFrame:
-    """What `NofE.predict` answers with few experts, one row a number of them.
+    """Evaluate what `NofE.predict` answers with 1, 2, ... and all experts for each image.
 
-    found: what all experts together say of some images [N, C].  gate: what the gate says of them.
-    experts: 1 to all.  top1, top5, nll: of the answers.  found: share of images whose own specialty
-    is among those run.  shares: of the images, those for which each expert is run.
+    found: the predictions of all experts together [N, C].  gate: those of the gate.
+    Returns one row for each number of experts: experts; top1, top5 and nll of the answers; found,
+    the share of images whose own expert is run; shares, for each expert, the share of images that
+    it is run for.
     """
     from scipy.special import logsumexp
 

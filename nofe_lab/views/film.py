@@ -1,6 +1,6 @@
 """The film of a generalist's training: thumbnails travel from card to card as specialties form.
 
-It is drawn from what a run keeps, its map after every update, and so shows what happened.
+It is drawn from the map after every update, which a run keeps.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from nofe_lab.views.palette import Palette
 
 DPI = 120
 COLOURS = 32
-"""Colours of a film: few make it small."""
+"""Colours of a film; few colours make a small file."""
 EXACT = 14
-"""Of these, colours of areas and lines: page, cards, text and ten specialties."""
+"""How many of them are kept exactly: those of page, cards, text and ten specialties."""
 FRAMES = 40
-"""About how many there are, whatever the number of updates."""
+"""About how many frames a film has, whatever the number of updates."""
 STEPS = (3, 12)
 """Fewest and most frames of an update that moves classes."""
 MOVING, RESTING, END = 90, 700, 3500
-"""How long a frame stands, in ms: under way, after an update, and the last one."""
+"""How long a frame is shown, in ms: during an update, after it, and the last one."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ DARK = Theme("#0d1117", "#161b22", "#e6edf3", "#8b949e")
 
 @dataclass(frozen=True)
 class Film:
-    """Frames and how long each stands, in ms."""
+    """Frames and how long each is shown, in ms."""
 
     frames: tuple[Image.Image, ...]
     durations: tuple[int, ...]
@@ -65,7 +65,7 @@ class Film:
         first, last = self.frames[0], self.frames[-1]
         both = Image.new("RGB", (first.width, first.height + last.height))
         both.paste(first, (0, 0))
-        both.paste(last, (0, first.height))  # hold all that is seen on the way
+        both.paste(last, (0, first.height))  # together they have all colours of the film
         palette = Palette.of(both, COLOURS, EXACT)
         first, *others = map(palette.apply, self.frames)
         first.save(
@@ -124,7 +124,7 @@ def moments(maps: NDArray[np.int64]) -> Iterator[tuple[int, int, float]]:
 def seats(maps: NDArray[np.int64], K: int) -> NDArray[np.int64]:
     """The place of each class on its card in each map, int64 [maps, C].
 
-    Who stays on a card keeps the place; newcomers take the lowest free ones.
+    Classes that stay on a card keep their place; new ones take the lowest free places.
     """
     places = np.zeros_like(maps)
     for m, now in enumerate(maps):
@@ -140,7 +140,7 @@ def seats(maps: NDArray[np.int64], K: int) -> NDArray[np.int64]:
 
 
 class _Scene:
-    """A figure whose thumbnails are moved and whose curve is drawn on, frame by frame."""
+    """A figure whose thumbnails move and whose curve grows, frame by frame."""
 
     WIDTH, MARGIN, HEAD, BELOW = 8.6, 0.1, 0.42, 1.25
 
@@ -167,7 +167,7 @@ class _Scene:
         self.side = (card - 0.16) / abreast
         tall = 0.3 + -(-most // abreast) * self.side + 0.06
         height = self.HEAD + rows * (tall + self.MARGIN) + self.BELOW
-        height = round(height * DPI) / DPI  # or the last row of pixels stays blank
+        height = round(height * DPI) / DPI  # whole pixels, or the last row stays blank
         self.figure, axes = plots.canvas(self.WIDTH, height)
         self.figure.set_facecolor(theme.page)
         colours = plots.specialty_colours(K)
@@ -244,7 +244,7 @@ class _Scene:
         (self.dot,) = axes.plot([], [], "o", color=theme.text, markersize=5, clip_on=False)
 
     def at(self, before: int, update: int, share: float) -> Image.Image:
-        """The frame where `share` of the way from one map to that of a later update is done."""
+        """The frame at `share` of the way from the map of one update to that of a later one."""
         eased = share**2 * (3 - 2 * share)
         start, end = self.path[before], self.path[update]
         travelling = (start != end).any(axis=1) & (share < 1)
@@ -267,7 +267,7 @@ class _Scene:
 
 
 class _Thumbnail:
-    """An image in a frame of its colour."""
+    """An image in a coloured frame."""
 
     def __init__(self, axes: Axes, pixels: NDArray[np.uint8], colour: plots.Colour) -> None:
         self.frame = Rectangle((0, 0), 1, 1, color=colour, linewidth=0)

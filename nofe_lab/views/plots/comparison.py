@@ -1,4 +1,4 @@
-"""Draws one network against another: accuracies, specialties, classes gained and lost."""
+"""Draws networks beside each other: accuracy over seeds, by specialty and by class."""
 
 from __future__ import annotations
 
@@ -28,16 +28,15 @@ from nofe_lab.views.plots.style import (
 from nofe_lab.views.plots.text import SMALL, fitted
 
 CHANGED_CLASSES, CHANGED_IMAGES = 5, 5
-"""How many classes that gained or lost are drawn, and how many images of each."""
+"""Most classes on each side of `plot_gained_lost`, and most images of each."""
 
 
 @styled
 def plot_comparison(table: pd.DataFrame) -> Figure:
-    """The test accuracy of each network: a point a seed, their mean, and its 95 % interval.
+    """The test accuracy of each network: a point for each seed, the mean and its 95 % interval.
 
-    table: long, with the columns network, seed and test_accuracy (0 to 1); networks are drawn from
-    top to bottom in the order of their first rows.  The interval is Student's t over the seeds; a
-    network with a single seed has none.
+    table: long, with the columns network, seed and test_accuracy (0 to 1).  Networks are drawn in
+    the order of their first rows.  The interval (see `over_seeds`) needs two seeds.
     """
     means = over_seeds(table)
     n = len(means)
@@ -87,9 +86,9 @@ def plot_comparison(table: pd.DataFrame) -> Figure:
 
 @styled
 def plot_per_specialty(base: pd.DataFrame, nofe: pd.DataFrame) -> Figure:
-    """Accuracy on the images of each specialty: the base CNN against the network of experts.
+    """The accuracy on each specialty of the base CNN and of the network of experts.
 
-    Both tables are those of `nofe_lab.evaluation.per_specialty`, with the same specialties.
+    base, nofe: tables of `nofe_lab.evaluation.per_specialty` with the same specialties.
     """
     if list(base["specialty"]) != list(nofe["specialty"]):
         raise InvalidInput("the two tables must have the same specialties in the same order.")
@@ -121,7 +120,7 @@ def plot_per_specialty(base: pd.DataFrame, nofe: pd.DataFrame) -> Figure:
 
 @styled
 def plot_gained_lost(dataset: Dataset, base: Predictions, nofe: Predictions) -> Figure:
-    """The classes that gained and lost most from the base CNN to the network of experts.
+    """The classes whose accuracy changes most from the base CNN to the network of experts.
 
     base, nofe: their predictions for the test split.  Beside each class are the first test images
     that only the NofE answers correctly (gained, left) or only the base CNN does (lost, right).

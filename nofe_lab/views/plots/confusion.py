@@ -1,4 +1,4 @@
-"""Draws confusions: the matrix, its share inside specialties, one class, the images of a cell."""
+"""Draws confusions: the matrix, the share inside specialties, and the images behind them."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ from nofe_lab.views.plots.style import (
 from nofe_lab.views.plots.text import LINE, SMALL, fitted, text_width, wrapped
 
 CLASS_IMAGES = 12
-"""Training images of a class that are drawn, in two rows."""
+"""Training images in the figure of a class, in two rows."""
 RIVALS = 8
-"""How many of the classes that a class is mistaken for are drawn."""
+"""Bars in the figure of a class: the classes it is most often mistaken for."""
 
 
 @styled
@@ -56,13 +56,12 @@ def plot_confusion(
     title: str | None = None,
     minus: NDArray[np.int64] | None = None,
 ) -> Figure:
-    """What the images of each class are mistaken for, classes in the order of the specialties.
+    """The confusion matrix, with the classes in the order of the specialties.
 
-    confusion: counts [C, C], row = label, column = prediction.  Colours show shares of a row; the
-    diagonal (right predictions) is left blank, so that the scale serves the mistakes.  Specialties
-    are outlined: what lies inside an outline is a mistake inside a specialty.  With more than 200
-    classes their names are left out.
-    minus: counts of another network: what is drawn is how much larger or smaller the shares are.
+    confusion: counts [C, C], row = label, column = prediction.  Colours are shares of a row.  The
+    diagonal (right predictions) is blank, so that the colour scale covers mistakes only.  Mistakes
+    inside a specialty lie inside its outline.  Class names are drawn for up to 200 classes.
+    minus: counts of another network, whose shares are subtracted.
     """
     C, K = specialties.C, specialties.K
     order = list(specialties.order)
@@ -133,7 +132,7 @@ def _confusion_title(confusion: NDArray[np.int64], specialties: Specialties) -> 
 
 
 def mistake_shares(confusion: NDArray[np.int64], C: int) -> NDArray[np.float64]:
-    """Counts [C, C] as shares of their rows; NaN on the diagonal, where there is no mistake."""
+    """Counts [C, C] as shares of their rows, with NaN on the diagonal."""
     _check_confusion(confusion, C)
     shares: NDArray[np.float64] = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     np.fill_diagonal(shares, np.nan)
@@ -141,7 +140,7 @@ def mistake_shares(confusion: NDArray[np.int64], C: int) -> NDArray[np.float64]:
 
 
 def top_share(shares: NDArray[np.float64]) -> float:
-    """Where the scale of such shares, or of their differences, ends: few cells lie beyond it."""
+    """The end of the colour scale: 0.5 % of the nonzero shares (or differences) exceed it."""
     sizes = np.abs(shares[np.abs(shares) > 0])
     return float(np.quantile(sizes, 0.995)) if len(sizes) else 0.01
 
@@ -153,7 +152,7 @@ def _check_confusion(confusion: NDArray[np.int64], C: int) -> None:
 
 @styled
 def plot_inside_share(share: InsideShare) -> Figure:
-    """Share of the mistakes inside specialties, against random partitions of the same sizes."""
+    """The share of mistakes inside specialties, beside that of random partitions."""
     figure = new_figure(6.5, 1.6)
     axes = figure.subplots()
     low, high, mean = share.random_low, share.random_high, share.random_mean
@@ -260,7 +259,7 @@ def _plot_rivals(
 
 @styled
 def plot_images(split: Split, chosen: Sequence[int], captions: Sequence[str], title: str) -> Figure:
-    """Images of a split, by their indices, each with a line below it."""
+    """The images of a split with these indices, a caption below each."""
     columns, side = 8, 1.2
     lines = -(-len(chosen) // columns)
     figure, axes = canvas(columns * side + 0.2, 0.45 + (lines * (side + 0.1) or 0.4))

@@ -1,4 +1,4 @@
-"""Draws what accuracy costs: arithmetic, the experts that are run, and measured speed."""
+"""Draws costs: accuracy against arithmetic, accuracy with few experts, and measured speed."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ from nofe_lab.views.plots.style import (
 from nofe_lab.views.plots.text import fitted
 
 SAME_COST = 0.02
-"""Share by which costs may differ and count as equal."""
+"""Costs count as equal if they differ by at most this share."""
 
 
 @styled
 def plot_front(
     table: pd.DataFrame, cost: str = "total_training_macs", by: str = "network"
 ) -> Figure:
-    """Mean accuracy of each network against what it costs; the front is what nothing beats.
+    """Mean accuracy of each network against its cost, with the Pareto front.
 
-    table: long, with the columns `by`, kind (see `Arm`), seed, test_accuracy and `cost`, which is
-    in multiply-accumulates: ``macs`` of one image, or ``total_training_macs``.  Costs that differ
-    by up to SAME_COST count as equal.  Grey bars are 95 % intervals, cut where they leave the
-    picture; networks with fewer seeds than others say so.
+    table: long, with the columns `by`, kind (see `Arm`), seed, test_accuracy and `cost`.
+    cost: ``macs`` (multiply-accumulates of one image) or ``total_training_macs``; costs that differ
+    by up to `SAME_COST` count as equal.
+    Grey bars are 95 % intervals, clipped at the edges.  The label of a network with fewer seeds
+    than others says how many it has.
     """
     means = over_seeds(table, by=by).set_index(by)
     means["cost"] = table.groupby(by)[cost].mean()
@@ -46,8 +47,8 @@ def plot_front(
     better = means["mean"].to_numpy() > means["mean"].to_numpy()[:, None]
     best = pd.Series(~(affordable & better).any(1), means.index)
     height = 0.9 + 0.31 * max(len(means), 10)
-    figure = new_figure(WIDTH, height)
-    figure.set_layout_engine("none")  # it would shrink the axes for the names beside them
+    # constrained layout would shrink the axes to make room for the names beside them
+    figure = new_figure(WIDTH, height, "none")
     axes = figure.add_axes((0.07, 0.55 / height, 0.6, 1 - 0.9 / height))
     front = means[best]
     axes.plot(front["cost"], front["mean"], color=ACCENT, linewidth=1.2, drawstyle="steps-post")
@@ -65,7 +66,7 @@ def plot_front(
         part = means[which]
         colours = [ACCENT if best[str(name)] else GREY for name in part.index]
         axes.scatter(part["cost"], part["mean"], 34, c=colours, marker=marker, zorder=3)
-    # labels beside the axes, in the order of accuracy: points lie too close for names of their own
+    # points lie too close for labels of their own: labels stand beside, in order of accuracy
     places = np.linspace(0.985, 0.015, len(means))
     for place, (name, row) in zip(
         places, means.sort_values("mean", ascending=False).iterrows(), strict=True
@@ -97,7 +98,7 @@ def plot_front(
         handles += [Line2D([], [], color=LIGHT, linewidth=2)]
         names += ["interval over seeds (95 %)"]
     figure.legend(handles, names, loc="upper left", ncols=4)
-    # intervals of two seeds are many times as wide as the differences: they may leave the picture
+    # intervals of two seeds are much wider than the differences: they may be clipped
     low, high = means["mean"].min(), means["mean"].max()
     margin = 0.15 * (high - low) or 0.01
     axes.set_ylim(low - margin, high + margin)
@@ -106,14 +107,14 @@ def plot_front(
 
 @styled
 def plot_conditional(curves: pd.DataFrame, flat: pd.DataFrame | None = None) -> Figure:
-    """What is left of a network of experts when only the most promising experts are run.
+    """Accuracy of networks of experts when the gate selects only some experts for each image.
 
     curves: long, with the columns arm, seed, experts, top1, macs, gate_top1 and macs_gate_alone.
-    Left: accuracy lost against the number of experts; right: accuracy against multiply-accumulates
-    of an image, with the gate's, and where each dotted line begins, the gate's own answers.  Lines
-    are means over the seeds, bands and bars their 95 % intervals (Student t).
-    flat: long, with the columns arm, seed, top1 and macs: flat networks, drawn as points on the
-    right.
+    flat: long, with the columns arm, seed, top1 and macs: flat networks, points on the right.
+
+    Left: change in accuracy against the number of experts.  Right: accuracy against
+    multiply-accumulates of an image, including the gate's; each dotted line starts at the answers
+    of the gate alone.  Lines are means over seeds, bands and bars their 95 % intervals.
     """
     figure = new_figure(WIDTH, 3.9)
     left, right = figure.subplots(1, 2)
@@ -168,9 +169,10 @@ def plot_conditional(curves: pd.DataFrame, flat: pd.DataFrame | None = None) -> 
 
 @styled
 def plot_speed(compared: pd.DataFrame) -> Figure:
-    """Ratios of a benchmark (see `nofe_lab.bench.compared`): a panel a comparison, a bar a network.
+    """Ratios of a benchmark: a panel for each comparison, a bar for each network.
 
-    The dashed line is the target; networks that it does not speak of are grey.
+    compared: the table of `nofe_lab.bench.compared`.  The dashed line is the target; networks
+    without a target are grey.
     """
     names = list(dict.fromkeys(compared["what"]))
     networks = list(dict.fromkeys(compared["network"]))

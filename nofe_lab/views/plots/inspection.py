@@ -1,4 +1,4 @@
-"""Draws one image on its way through a network of experts."""
+"""Draws what a network of experts makes of one image."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ from nofe_lab.views.plots.text import fitted
 def plot_inspection(
     image: torch.Tensor, found: Inspection, specialties: Specialties, title: str
 ) -> Figure:
-    """One image through a network of experts: where it looks, and what each expert says of it.
+    """Where the networks look in one image, and how sure each expert is.
 
-    Bars: full, what the common softmax gives to an expert's classes together; hollow, what the
-    expert gives to its own best class when it is asked alone; a diamond, what the gate believes.
+    For each expert, a filled bar is the probability of its classes together in the softmax over all
+    classes, a hollow bar the probability of its best class in the softmax over its own classes, and
+    a diamond the probability that the gate gives to the best class of that specialty.
     """
     experts = list(specialties.nonempty)
     height = max(4.4, 1.3 + 0.27 * len(experts))
@@ -73,7 +74,7 @@ def plot_inspection(
 def inspected_maps(
     image: torch.Tensor, found: Inspection, specialties: Specialties
 ) -> dict[str, torch.Tensor]:
-    """The pictures of an inspection, each with its caption: uint8 [channels, height, width]."""
+    """The images of an inspection: caption -> uint8 [channels, height, width]."""
     k = specialties.nonempty[found.expert]
     said = specialties.class_names[int(found.nofe.argmax())]
     base = specialties.class_names[int(found.base.argmax())]
@@ -86,9 +87,10 @@ def inspected_maps(
 
 
 def heat(image: torch.Tensor, where: NDArray[np.float64]) -> torch.Tensor:
-    """An image uint8 [channels, height, width] in grey under a map of it [height, width].
+    """An image in grey with a heat map over it: uint8 [3, height, width].
 
-    Returns uint8 [3, height, width]: dark blue where the map is 0, yellow where it is 1.
+    image: uint8 [channels, height, width].  where: the map [height, width], from 0 (dark blue) to 1
+    (yellow).
     """
     grey = image.double().mean(0).numpy() / 255
     colour = mpl.colormaps["viridis"](where)[..., :3]

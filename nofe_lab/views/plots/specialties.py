@@ -1,4 +1,4 @@
-"""Draws specialties and classes: cards, images, and the overlap of two partitions."""
+"""Draws specialties as cards, images of classes, and the classes that two partitions share."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ def plot_specialties(
     notes: Mapping[int, str] | None = None,
     colours: Sequence[Colour] | None = None,
 ) -> Figure:
-    """The specialties drawn: a card for each, with the thumbnail of each of its classes.
+    """A card for each specialty, with the thumbnails of its classes.
 
-    order: the specialties in the order of their cards; None: all that have a class.  notes: a line
-    below the label of a card.  colours: one a specialty, to match those of another partition.
+    order: the specialties to draw, in this order; None: all that have a class.
+    notes: specialty -> a line below its label.
+    colours: one for each specialty; None: those of `specialty_colours`.
     """
     specialties.check_classes(dataset.class_names)
     shown = specialties.nonempty if order is None else tuple(order)
@@ -50,9 +51,9 @@ def plot_specialties(
     most = max(specialties.sizes)
 
     def cards(split: int) -> tuple[int, list[tuple[int, ...]], list[float]]:
-        """Thumbnails side by side, specialties of each row of `split` cards, heights of rows."""
+        """For `split` cards a row: thumbnails side by side, specialties and height of each row."""
         columns = max(min(int((9.9 / split - 0.25) / cell), most), 1)
-        columns = -(-most // -(-most // columns))  # as few as need no more lines
+        columns = -(-most // -(-most // columns))  # the fewest that need no more lines
         rows = [shown[i : i + split] for i in range(0, len(shown), split)]
         lines = [max(-(-specialties.sizes[k] // columns) for k in row) for row in rows]
         return columns, rows, [head + 0.06 + n * (side + line) for n in lines]
@@ -82,7 +83,7 @@ def plot_specialties(
 
 @styled
 def plot_samples(dataset: Dataset, classes: int = 10, per_class: int = 8) -> Figure:
-    """Training images of `classes` classes, evenly spaced in class order, one row a class."""
+    """Training images of `classes` classes, evenly spaced in class order, a row for each."""
     whole_number("classes", classes, 1)
     whole_number("per_class", per_class, 1)
     shown = np.linspace(0, dataset.C - 1, min(classes, dataset.C)).round().astype(int).tolist()
@@ -104,10 +105,10 @@ def plot_samples(dataset: Dataset, classes: int = 10, per_class: int = 8) -> Fig
 def plot_crosstab(
     specialties: Specialties, other: Specialties, title: str = "superclass"
 ) -> Figure:
-    """How many classes specialties share with the groups of another partition of the classes.
+    """How many classes each specialty shares with each group of another partition.
 
-    other: for instance the data set's superclasses.  title: what its groups are called.  Its
-    columns are in the order of the specialties that hold most of them.
+    other: for example the data set's superclasses.  title: what its groups are called.
+    Its columns are in the order of the specialties that hold most of their classes.
     """
     table = np.zeros((specialties.K, other.K), dtype=int)
     agreement = specialties.agreement(other)

@@ -1,4 +1,4 @@
-"""Draws a training: its curves, the affinity, and how the classes moved."""
+"""Draws a training: loss and accuracy, the affinity, and the specialties as they form."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from nofe_lab.views.plots.style import (
 from nofe_lab.views.plots.text import LINE, SMALL, fitted, text_width, wrapped
 
 MOST_MAPS = 12
-"""How many updates of the map are drawn; of more, as many, evenly spaced."""
+"""At most so many updates of the map are drawn; of more, evenly spaced ones."""
 
 
 @styled
 def plot_history(histories: Mapping[str, pd.DataFrame]) -> Figure:
     """Loss (left) and accuracy (right) of each network over its epochs.
 
-    histories: network -> table with the columns epoch, train_loss, train_accuracy, and val_loss,
-    val_accuracy where there are validation images.
+    histories: network -> table with the columns epoch, train_loss and train_accuracy; val_loss and
+    val_accuracy if there are validation images.
     """
     figure = new_figure(WIDTH, 3.4)
     colours = dict(zip(histories, specialty_colours(max(len(histories), 1)), strict=False))
@@ -73,10 +73,10 @@ def plot_history(histories: Mapping[str, pd.DataFrame]) -> Figure:
 
 @styled
 def plot_affinity(affinity: NDArray[np.floating], specialties: Specialties) -> Figure:
-    """How much of each class the generalist puts into each specialty, as a heat map.
+    """Heat map of the affinity: how much of each class the generalist puts into each specialty.
 
-    affinity: A[C, K], as the rules for the specialty map read it.  A row is a class, in the order
-    of the specialties; its own specialty is outlined.
+    affinity: A[C, K], the input of the assignment rules.  Rows are classes in the order of the
+    specialties; the specialty of each class is outlined.
     """
     C, K = specialties.C, specialties.K
     if affinity.shape != (C, K):
@@ -114,7 +114,7 @@ def plot_affinity(affinity: NDArray[np.floating], specialties: Specialties) -> F
 
 
 def _halves(specialties: Specialties) -> list[tuple[int, ...]]:
-    """The specialties that have a class, as two parts of about equally many classes."""
+    """The specialties that have a class, in two parts with about as many classes each."""
     every = specialties.nonempty
     ends = np.cumsum([specialties.sizes[k] for k in every])
     cut = int(np.abs(ends - specialties.C / 2).argmin()) + 1
@@ -130,13 +130,15 @@ def plot_evolution(
     update: int | None = None,
     follow: int | None = None,
 ) -> Figure:
-    """How the classes moved between the specialties while the generalist learned.
+    """How the classes moved between specialties while the generalist learned.
 
-    map_history: columns update, class, specialty; update 0 is the random start.  map_updates:
-    columns update, moved, objective_before, objective_after.  specialties: the final ones.
-    A line is a class, in the colour of the specialty that it ends in.  Below: how many classes
-    each update moved, and the objective before and after it, on the same images.
-    update: is marked.  follow: a class whose line stands out from the others.
+    map_history: columns update, class, specialty; update 0 is the random start.
+    map_updates: columns update, moved, objective_before, objective_after.
+    specialties: the final ones; each class is a line in the colour of its final specialty.
+    update: marks this update.  follow: highlights the line of this class.
+
+    Panels below the lines show how many classes each update moved, and the objective before and
+    after it on the same images.
     """
     maps = maps_of(map_history)
     C, K, updates = specialties.C, specialties.K, len(maps) - 1
@@ -222,10 +224,10 @@ def plot_evolution(
 def alluvial(
     maps: NDArray[np.integer], K: int, gap: float
 ) -> tuple[NDArray[np.float64], list[tuple[int, int, float, int]]]:
-    """Where each class lies in each map: y [maps, C], and the blocks of the specialties.
+    """The layout of an alluvial diagram: y of each class [maps, C], and blocks of specialties.
 
-    A block is (map, specialty, top, size).  Inside a specialty, classes have the order in which
-    they lie in the next map, so that few lines cross.
+    A block is (map, specialty, top, size).  Classes of a specialty are ordered as in the next map,
+    so that few lines cross.
     """
     places = np.zeros(maps.shape)
     following = np.arange(maps.shape[1], dtype=float)
@@ -244,7 +246,7 @@ def alluvial(
 
 
 def shown_maps(updates: int) -> NDArray[np.int64]:
-    """Which maps are drawn, of the random start and so many updates: all, or evenly spaced ones."""
+    """The updates whose maps are drawn, from 0, the random start: all, or evenly spaced ones."""
     found: NDArray[np.int64] = np.unique(
         np.linspace(0, updates, min(updates, MOST_MAPS) + 1).round().astype(np.int64)
     )
@@ -254,7 +256,7 @@ def shown_maps(updates: int) -> NDArray[np.int64]:
 def _curves(
     x: NDArray[np.int64], places: NDArray[np.float64], margin: float
 ) -> list[NDArray[np.float64]]:
-    """One smooth line [points, 2] a class through its places at x, level near each x."""
+    """A smooth line [points, 2] for each class through its places at x."""
     along = np.linspace(0, 1, 25)
     rise = along**2 * (3 - 2 * along)
     left, right = x[:-1, None] + margin, x[1:, None] - margin

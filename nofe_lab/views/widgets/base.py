@@ -1,10 +1,9 @@
-"""What all widgets have in common: their state in traits, their pictures, their JavaScript.
+"""The base of all widgets: state in traits, figures of the state, JavaScript.
 
-A widget is an anywidget.  Python holds its state and computes every table it shows; its JavaScript
-(in ``static/``, part of the package, so it works offline) draws these tables and hands back what
-the reader chose: matplotlib would need a second for what a click should change at once.  What a
-widget shows, a ``plot_*`` function can draw too: `View.figures` are the pictures of its current
-state, and they are what is seen where no kernel runs.
+A widget is an anywidget.  Python holds its state and computes every table it shows.  Its JavaScript
+(in ``static/``, part of the package, so that it works offline) draws these tables and sends back
+what the reader chose; matplotlib would take a second for each click.  `View.figures` draws the
+current state with ``plot_*`` functions; this picture is shown where no kernel runs.
 """
 
 from __future__ import annotations
@@ -35,28 +34,28 @@ from nofe_lab.views import plots
 
 STATIC = Path(__file__).parent / "static"
 DPI = 100
-"""Of the pictures that stand for a widget where no kernel runs."""
+"""Resolution of the picture that is shown where no kernel runs."""
 MOST_PIXELS = 6_000_000
-"""Of such a picture; larger ones are drawn more coarsely."""
+"""Most pixels of that picture; larger ones are drawn at a lower resolution."""
 
 
 def script(*parts: str) -> str:
-    """A widget's JavaScript: what all share, and its own parts.
+    """A widget's JavaScript: the common part and its own.
 
-    One string, because the notebook loads it from one: its modules cannot import each other.
+    The notebook loads it as one string, in which modules cannot import each other.
     """
     return "\n".join((STATIC / f"{part}.js").read_text("utf-8") for part in ("common", *parts))
 
 
 class InvalidTrait(InvalidInput, traitlets.TraitError):
-    """A trait was set to what is not there; traitlets takes it back, whoever set it."""
+    """A trait was set to an invalid value; traitlets then restores the old one."""
 
 
 def check(*traits: str) -> Callable[[Callable[[Any, Any], Any]], Any]:
-    """Marks the method of a widget that checks traits: it returns the value or raises InvalidInput.
+    """Decorate a widget's method that validates traits: it returns a value or raises InvalidInput.
 
-    As `traitlets.validate`, but the error is also one after which traitlets restores the old value
-    when the new one comes from the browser.
+    Like `traitlets.validate`, but the error also makes traitlets restore the old value if the new
+    one came from the browser.
     """
 
     def marked(method: Callable[[Any, Any], Any]) -> Any:
@@ -73,14 +72,14 @@ def check(*traits: str) -> Callable[[Callable[[Any, Any], Any]], Any]:
 
 
 class View(anywidget.AnyWidget):  # type: ignore[misc]
-    """A picture with handles; the base of all widgets here."""
+    """The base class of all widgets."""
 
     _css = STATIC / "style.css"
 
     words = traitlets.Unicode(help="What is shown, in words.").tag(sync=True)
 
     what = "view"
-    """What the picture shows, for the caption where no kernel runs."""
+    """What the widget shows, for the caption of its picture."""
 
     def __init__(self, **traits: Any) -> None:
         self._stills: list[Any] = []
@@ -88,17 +87,17 @@ class View(anywidget.AnyWidget):  # type: ignore[misc]
         self.on_msg(self._hear)
 
     def _hear(self, _: Any, what: dict[str, Any], buffers: list[Any]) -> None:
-        """A message of the browser: whether anybody is here, or a wish."""
+        """Answer a message from the browser: a ping or a command."""
         if what.get("do") == "ping":
             self.send({"pong": what.get("token")})
         else:
             self.obey(what, buffers)
 
     def obey(self, what: dict[str, Any], buffers: list[Any]) -> None:
-        """Do what the reader wishes, in widgets where more than traits can be wished for."""
+        """Carry out a command of the browser, in widgets that have some."""
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
-        """Take values from the browser; what cannot be is answered with what is."""
+        """Take values from the browser; reject invalid ones and send the current values back."""
         try:
             super().set_state(sync_data)
         except InvalidTrait as error:
@@ -106,12 +105,12 @@ class View(anywidget.AnyWidget):  # type: ignore[misc]
             self.send_state(list(sync_data))
 
     def figures(self) -> dict[str, Figure]:
-        """The current state, drawn: name -> figure, from top to bottom."""
+        """Figures of the current state: name -> figure, from top to bottom."""
         raise NotImplementedError
 
     @property
     def png(self) -> bytes:
-        """The figures below each other, and a caption that is true where no kernel runs."""
+        """The figures below each other, with a caption for readers without a kernel."""
         caption = (
             f"{self.words}  This is a picture of the {self.what} as it was when this cell was run; "
             "with a running kernel (JupyterLab) it can be used by mouse and keyboard."
@@ -119,15 +118,15 @@ class View(anywidget.AnyWidget):  # type: ignore[misc]
         return stacked([*self.figures().values(), _caption(caption)])
 
     def save(self, run: Run, name: str) -> None:
-        """Keep the current figures in the run's folder, as PNG and SVG."""
+        """Save the current figures in the run's folder, as PNG and SVG."""
         for part, figure in self.figures().items():
             run.save_figure(figure, f"{name}_{part}")
 
     def _ipython_display_(self) -> None:
-        """Two outputs: the widget, and the picture that stands for it where no kernel runs.
+        """Display two outputs: the widget, and the picture that is shown where no kernel runs.
 
-        One bundle of both would do in JupyterLab, but an exported page takes the widget's part of
-        it, and shows nothing.  While the widget is alive, its style sheet hides the picture.
+        One output with both would do in JupyterLab, but an exported page would take the widget's
+        part and show nothing.  While the widget is alive, its style sheet hides the picture.
         """
         live, _ = self._repr_mimebundle_() or ({}, {})
         display({**live, "text/plain": self.words}, raw=True)
@@ -135,7 +134,7 @@ class View(anywidget.AnyWidget):  # type: ignore[misc]
         self._stills.append(display(data, metadata=metadata, raw=True, display_id=True))
 
     def refresh(self) -> None:
-        """Make the pictures that stand for the widget anew, of its state as it is now."""
+        """Update the pictures that were displayed with the widget to its current state."""
         if self._stills:
             data, metadata = self._picture()
             for still in self._stills:
@@ -147,9 +146,9 @@ class View(anywidget.AnyWidget):  # type: ignore[misc]
 
 
 class ClassView(View):
-    """A widget in which one class is chosen; `label` and `class_name` follow each other.
+    """A widget in which one class is chosen; `label` and `class_name` stay in step.
 
-    Raises InvalidInput if a class is chosen that is none.  -1 and "" mean none, where a widget
+    Raises InvalidInput if an unknown class is chosen.  -1 and "" mean no class, where a widget
     allows that.
     """
 
@@ -202,12 +201,12 @@ def check_table(what: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
 
 
 def hex_colours(K: int) -> list[str]:
-    """`plots.specialty_colours` as the browser wants them."""
+    """`plots.specialty_colours` as hexadecimal strings, for the browser."""
     return [to_hex(colour) for colour in plots.specialty_colours(K)]
 
 
 def cards(specialties: Specialties, colours: Sequence[str]) -> list[dict[str, Any]]:
-    """The specialties as tables for the browser: one a specialty, the empty ones too."""
+    """The specialties as tables for the browser, empty ones included."""
     return [
         {
             "k": k,
@@ -222,8 +221,8 @@ def cards(specialties: Specialties, colours: Sequence[str]) -> list[dict[str, An
 def sprite(images: Sequence[Tensor], side: int = 48) -> dict[str, Any]:
     """Many small images in one, for the browser.
 
-    images: uint8 [channels, height, width] each.  Returns the bytes of a JPEG (a picture a card
-    needs no more), and how the images lie in it: `side` pixels each, in `columns` columns.
+    images: uint8 [channels, height, width] each.  Returns the bytes of a JPEG and the layout of the
+    images in it: `side` pixels each, in `columns` columns.
     """
     columns = max(min(len(images), 32), 1)
     rows = max(-(-len(images) // columns), 1)

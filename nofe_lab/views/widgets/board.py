@@ -1,4 +1,4 @@
-"""The specialty board: a partition made or changed by hand, and what the machine thinks of it."""
+"""The specialty board: edit a partition by hand and see how good it looks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from nofe_lab.views.widgets.base import (
 )
 
 VISIBLE = 0.0005
-"""Shares that differ by less look alike when they are printed."""
+"""Shares that differ by less are equal when they are printed."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Judgement:
     sizes: tuple[int, ...]
 
     def worse_than(self, other: Judgement) -> list[str]:
-        """In words, what is worse here than there."""
+        """Sentences that say what is worse here than in `other`."""
         found = []
         if (self.objective or 0) < (other.objective or 0) - VISIBLE:
             found.append(f"the objective is {self.objective:.1%} (was {other.objective:.1%})")
@@ -60,7 +60,7 @@ class Judgement:
 
 
 class SpecialtyBoard(ClassView):
-    """Specialties to be changed by hand: drag classes, or move them by keyboard.
+    """Edit specialties by hand: drag classes, or move them with the keyboard.
 
     >>> board = SpecialtyBoard(dataset, specialties, affinity=affinity, confusion=counts)
     >>> board.move("shark", 2)
@@ -118,7 +118,7 @@ class SpecialtyBoard(ClassView):
         self.label = specialties.order[0]
 
     def judge(self, specialties: Specialties) -> Judgement:
-        """How good a partition of these classes looks."""
+        """Judge a partition of these classes."""
         objective = inside = None
         if self.affinity is not None:
             of = np.array(specialties.of)
@@ -141,32 +141,32 @@ class SpecialtyBoard(ClassView):
             self.specialties = moved
 
     def add(self, name: str | None = None) -> None:
-        """Another specialty, empty, behind the others."""
+        """Add an empty specialty after the others."""
         taken = {*self.specialties.names, *self.start.names}
         free = (str(n) for n in range(1, len(taken) + 2) if str(n) not in taken)
         self.specialties = self.specialties.with_one_more(next(free) if name is None else name)
 
     def shift(self, class_: str | int, by: int) -> None:
-        """Put a class into the specialty so many places on, or at most into the last or first."""
+        """Move a class by so many specialties, at most to the first or the last."""
         label = self._label_of(class_)
         self.move(label, min(max(self.specialties.of[label] + by, 0), self.specialties.K - 1))
 
     def remove(self, k: int) -> None:
-        """Take away specialty k, which must have no classes."""
+        """Remove specialty k, which must have no classes."""
         self.specialties = self.specialties.without(k)
 
     def lock(self, class_: str | int) -> None:
-        """Keep a class where it is, or, if it is locked, let it go."""
+        """Lock a class to its specialty, or unlock it if it is locked."""
         label = self._label_of(class_)
         rest = [each for each in self.locked if each != label]
         self.locked = rest if label in self.locked else sorted([*rest, label])
 
     def undo(self) -> None:
-        """Take the last change back."""
+        """Undo the last change."""
         self._travel(self._past, self._future)
 
     def redo(self) -> None:
-        """Make it again."""
+        """Redo the last change that was undone."""
         self._travel(self._future, self._past)
 
     def reset(self) -> None:
@@ -225,7 +225,7 @@ class SpecialtyBoard(ClassView):
         self.words = self._in_words()
 
     def _tell(self) -> None:
-        """Everything that follows from the partition, for the browser."""
+        """Send everything that depends on the partition to the browser."""
         now, start = self.specialties, self.start
         judged = self.judge(now)
         worse = judged.worse_than(self._before)
@@ -244,7 +244,7 @@ class SpecialtyBoard(ClassView):
             self.words = self._in_words()
 
     def _colours(self) -> list[str]:
-        """One for each specialty, which it keeps when others are added or removed."""
+        """A colour for each specialty, which it keeps when others are added or removed."""
         known = list(self.start.names)
         known += [name for name in self.specialties.names if name not in known]
         colours = hex_colours(len(known))
@@ -290,7 +290,7 @@ def _moved(before: Specialties, after: Specialties) -> list[int]:
 
 
 def _plain(number: Any) -> Any:
-    """NumPy's whole numbers as Python's; all else as it is, to be refused."""
+    """NumPy's integers as Python's; anything else unchanged, to be rejected later."""
     return int(number) if isinstance(number, Integral) else number
 
 
@@ -304,4 +304,4 @@ ROWS: dict[str, Callable[[Judgement], str]] = {
     "the same by chance, for these sizes": lambda j: _share(j.chance),
     "classes of the smallest and the largest": lambda j: f"{min(j.sizes)} and {max(j.sizes)}",
 }
-"""How the board judges partitions, row by row."""
+"""The rows of the board's table: name -> text for a partition."""

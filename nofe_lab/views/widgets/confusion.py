@@ -1,4 +1,4 @@
-"""The confusion explorer: what is mistaken for what, and the images behind each cell."""
+"""The confusion explorer: the confusion matrix, and the images behind each cell."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ IMAGES = 24
 
 
 class ConfusionExplorer(View):
-    """The C x C confusions of a network, in blocks, and the images behind the chosen cell.
+    """The confusion matrix of a network, in blocks, and the images behind the chosen cell.
 
     >>> explorer = ConfusionExplorer(data.test, {"base CNN": base, "NofE": nofe}, {"learned": own})
     >>> explorer.network = "NofE minus base CNN"
     >>> explorer.row, explorer.column = 3, 7  # images of class 3 that are answered with class 7
 
-    split: the images.  predictions: network -> what it says of them [N, C]; with two networks their
-    difference can be shown too.  orders: name -> a partition of the classes, whose groups are the
-    blocks: specialties, superclasses, clusters.
-    Raises InvalidInput if the arguments do not fit, or a trait is set to what is not there.
+    split: the images.  predictions: network -> its predictions for them [N, C]; with two networks,
+    their difference can be shown too.  orders: name -> a partition of the classes whose groups are
+    the blocks: specialties, superclasses, clusters.
+    Raises InvalidInput if the arguments do not fit together or a trait is set to an invalid value.
     """
 
     _esm = script("confusion")
