@@ -1,6 +1,6 @@
-"""Pictures in few colours, for small files: the most frequent ones stay exactly as they are.
+"""Pictures in few colours, for small files; the most frequent colours stay exact.
 
-These are the colours of areas and lines, where every difference is seen.
+Those are the colours of areas and lines, where every difference is visible.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from PIL import Image
 
 @dataclass(frozen=True, eq=False)
 class Palette:
-    """Colours for one picture or several: `exact` ones first, then those nearest to the others."""
+    """The colours of one or several pictures: the exact ones, then approximations of the rest."""
 
     exact: tuple[tuple[int, int, int], ...]
     image: Image.Image
 
     @classmethod
     def of(cls, picture: Image.Image, colours: int, exact: int) -> Palette:
-        """`colours` for an RGB picture, of which its `exact` most frequent ones are kept."""
+        """So many `colours` for an RGB picture, its `exact` most frequent ones among them."""
         counts = picture.getcolors(picture.width * picture.height) or []
         frequent = [colour for _, colour in sorted(counts, reverse=True)]
         if len(frequent) > colours:
@@ -34,8 +34,8 @@ class Palette:
         return cls(tuple(kept), image)  # type: ignore[arg-type]
 
     def apply(self, picture: Image.Image) -> Image.Image:
-        """The RGB picture in these colours, a paletted one."""
-        # Pillow looks colours up in steps of four: those to be kept are put in by hand
+        """Convert an RGB picture to one with this palette."""
+        # Pillow looks colours up in steps of four: set the exact ones by hand
         pixels = np.array(picture).astype(np.int64) @ (1 << 16, 1 << 8, 1)
         indices = np.array(picture.quantize(palette=self.image, dither=Image.Dither.NONE))
         for index, (red, green, blue) in enumerate(self.exact):

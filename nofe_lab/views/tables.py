@@ -1,7 +1,7 @@
-"""Tables for readers: what a notebook or an exported page shows of a DataFrame.
+"""Tables for readers: how a notebook or an exported page shows a DataFrame.
 
-Names of classes, files and runs are other people's text.  They are shown as they are written, never
-read as HTML: a `Styler` of pandas would, unless it is told.
+Names of classes, files and runs are untrusted text: they are escaped, which pandas' `Styler` does
+only on request.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def shown(
     index: bool = False,
     **options: Any,
 ) -> Styler:
-    """A table for the end of a cell, all of its texts escaped.
+    """A table for the end of a cell, with all of its text escaped.
 
-    formats: format strings of columns, or of all.  index: whether the index is shown.  options: of
-    ``Styler.format``: precision, thousands, na_rep.
+    formats: column -> format string, or one for all columns.  index: whether to show the index.
+    options: those of ``Styler.format``, for example precision, thousands and na_rep.
 
     >>> shown(pd.DataFrame({"class": ["<b>cat</b>"], "accuracy": [0.5]}), {"accuracy": "{:.1%}"})
     """

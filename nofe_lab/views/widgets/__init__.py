@@ -1,6 +1,6 @@
-"""Widgets: an interactive coat over the plots, as anywidgets with JavaScript of the package.
+"""Interactive versions of the plots: anywidgets whose JavaScript is part of the package.
 
-Each keeps its state in traits that a program can read and set, works by keyboard, and shows a
+Each keeps its state in traits that a program can read and set, works with the keyboard, and shows a
 picture of its state where no kernel runs.
 """
 

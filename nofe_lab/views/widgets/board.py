@@ -29,7 +29,7 @@ from nofe_lab.views.widgets.base import (
 )
 
 VISIBLE = 0.0005
-"""Shares that differ by less are equal when they are printed."""
+"""Differences of shares below this are not visible in print."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Judgement:
     sizes: tuple[int, ...]
 
     def worse_than(self, other: Judgement) -> list[str]:
-        """Sentences that say what is worse here than in `other`."""
+        """What is worse here than in `other`, a clause for each reason."""
         found = []
         if (self.objective or 0) < (other.objective or 0) - VISIBLE:
             found.append(f"the objective is {self.objective:.1%} (was {other.objective:.1%})")

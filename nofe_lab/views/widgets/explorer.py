@@ -45,7 +45,7 @@ class SpecialtyExplorer(ClassView):
     answers.  others: name -> another partition of the same classes, of any K.
     sort_by: number, size, accuracy and leaking (of the last network), or gain (the last network's
     accuracy minus the first's).  Images are of the training split.
-    Raises InvalidInput if the arguments do not fit, or a trait is set to what is not there.
+    Raises InvalidInput if the arguments do not fit together or a trait is set to an invalid value.
     """
 
     _esm = script("cards", "explorer")
@@ -213,7 +213,7 @@ class SpecialtyExplorer(ClassView):
         return list(split.images[split.of_class(label)[:n]])
 
     def _facts(self, k: int, form: str = "{}, mistakes {} in, {} out") -> list[tuple[str, str]]:
-        """What each network does on specialty k, in words."""
+        """The results of each network on specialty k, in words."""
         facts = []
         for row in self.networks[self.networks["specialty"] == k].to_dict("records"):
             said = f"{row['accuracy']:.0%}"
@@ -232,7 +232,7 @@ class SpecialtyExplorer(ClassView):
         return sum(partner[b] == a for a, b in zip(self.specialties.of, other.of, strict=True))
 
     def _rivals(self, label: int) -> list[dict[str, Any]]:
-        """What images of the class are mistaken for, a panel a network."""
+        """What images of the class are mistaken for, a panel for each network."""
         colours = hex_colours(self.specialties.K)
         panels = []
         for network, confusion in self.confusions.items():
@@ -277,7 +277,7 @@ class SpecialtyExplorer(ClassView):
         return self.specialties.of[label] == self.specialties.of[other]
 
     def _in_words(self, label: int) -> str:
-        """What is shown, for those who do not see it."""
+        """A description of what is shown, for readers who do not see it."""
         parts = [
             f"Class {self.class_names[label]}, specialty {self.specialties.names[self.specialty]}."
         ]

@@ -1,4 +1,4 @@
-"""The prediction inspector: one image, and what each part of the networks makes of it."""
+"""The prediction inspector: one image, and how each part of the networks responds to it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BEST = 5
 
 
 class PredictionInspector(View):
-    """Look at single predictions: the trunk, each expert before and after the common softmax, why.
+    """Single predictions: features of the trunk, answers of each expert, and where they look.
 
     >>> inspector = PredictionInspector(data, data.val, base, nofe, base_said, nofe_said)
     >>> inspector.which = "introduced"  # mistakes that the experts introduced
@@ -33,10 +33,10 @@ class PredictionInspector(View):
     >>> inspector.index = 17  # an image of the split
 
     split: the images.  base, nofe: the networks; a NofE with a gate shows its choice too.
-    base_said, nofe_said: what they say of the split.  which: the images to step through (corrected,
-    introduced, wrong in both, all); place: the position among them.  An image of one's own can be
-    uploaded, or given to `ask`; index is -1 then.
-    Raises InvalidInput for what does not fit or is not there.
+    base_said, nofe_said: their predictions for the split.  which: the images to step through
+    (corrected, introduced, wrong in both, all); place: the position among them.  Images from
+    elsewhere can be uploaded or passed to `ask`; index is -1 then.
+    Raises InvalidInput if the arguments do not fit together or a trait is set to an invalid value.
     """
 
     _esm = script("inspector")
@@ -125,7 +125,7 @@ class PredictionInspector(View):
             self.step(0)
 
     def step(self, by: int) -> None:
-        """Go on by so many images, or back; to the current place, if another image is shown."""
+        """Go forward (or back) by so many images; if another image is shown, return to `place`."""
         here = self.place if self.in_step else self.place - by
         self.place = min(max(here + by, 0), self.size - 1)
         self._go()
@@ -221,7 +221,7 @@ class PredictionInspector(View):
         return said
 
     def obey(self, what: dict[str, Any], buffers: list[Any]) -> None:
-        """A step, or an uploaded file."""
+        """Carry out a step or inspect an uploaded file."""
         if what["do"] == "step":
             self.step(int(what["by"]))
             return

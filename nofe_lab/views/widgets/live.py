@@ -1,4 +1,4 @@
-"""Live training: the curves and the specialties while they come about."""
+"""Live training: the curves and the specialties while a network trains."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from nofe_lab.views import plots
 from nofe_lab.views.widgets.base import View, cards, hex_colours, script, thumbnails
 
 PERIOD = 0.5
-"""Seconds between two messages about steps."""
+"""Least seconds between two messages about steps."""
 
 
 class LiveTraining(View):
@@ -34,8 +34,8 @@ class LiveTraining(View):
     >>> display(live)
     >>> experiment.run(experiment.generalist(), watch=live)
 
-    K: number of specialties that a generalist learns.  Where nobody watches (papermill, a pipe) it
-    shows nothing: there the loop prints a line an epoch.
+    K: number of specialties that a generalist learns.  Without a viewer (papermill, a pipe) nothing
+    is displayed; the loop prints a line for each epoch instead.
     """
 
     _esm = script("cards", "live")
@@ -67,7 +67,7 @@ class LiveTraining(View):
         )
 
     def __call__(self, event: Event) -> None:
-        """Take note of what the training loop tells."""
+        """Update the state from an event of the training loop."""
         match event:
             case StageLoaded():
                 self.loaded = [*self.loaded, event.title]

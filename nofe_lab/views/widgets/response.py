@@ -1,4 +1,4 @@
-"""How long a widget takes to answer a click, in the kernel: measured, not promised."""
+"""Measures how long each widget takes in the kernel to respond to a click."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Click = Callable[[int], object]
 
 
 def synthetic(C: int, per_class: int = 10) -> Dataset:
-    """Noise as a data set of C classes, for the time that it takes to show it."""
+    """A data set of noise with C classes, to measure how long it takes to show it."""
     rng = np.random.default_rng(0)
     labels = torch.arange(C).repeat(per_class)
     pixels = rng.integers(256, size=(len(labels), 3, 32, 32), dtype=np.uint8)
@@ -39,16 +39,16 @@ def synthetic(C: int, per_class: int = 10) -> Dataset:
 
 
 def response(dataset: Dataset, K: int, repeats: int = 21) -> pd.DataFrame:
-    """Milliseconds between a click and its answer, one row a widget and kind of click.
+    """Milliseconds between a click and its response, one row for each widget and kind of click.
 
-    dataset: its test images are those behind the cells.  The networks' answers are synthetic.
-    median_ms, largest_ms: over `repeats` clicks on ever other things, from the change of a trait to
-    the messages for the browser, packed as JSON.
+    dataset: its test images are those behind the cells.  The networks' predictions are synthetic.
+    median_ms, largest_ms: over `repeats` different clicks, from the change of a trait to the
+    messages for the browser, packed as JSON.
     """
     whole_number("repeats", repeats, 1)
     rows = []
     for widget, name, click in _clicks(dataset, K):
-        # without a kernel nobody packs the messages: this is what the kernel would do
+        # no kernel runs here: pack the messages as it would
         widget.comm.publish_msg = lambda *_, data=None, **__: json.dumps(data, default=str)
         seconds = []
         for i in range(repeats):
@@ -71,7 +71,7 @@ def response(dataset: Dataset, K: int, repeats: int = 21) -> pd.DataFrame:
 
 
 def _clicks(dataset: Dataset, K: int) -> Iterator[tuple[Any, str, Click]]:
-    """Widgets, and what a reader does with them: click number i chooses another thing each time."""
+    """Widgets and kinds of clicks; each click number i chooses something else."""
     C, names = dataset.C, dataset.class_names
     rng = np.random.default_rng(0)
     labels = dataset.test.labels.numpy()
