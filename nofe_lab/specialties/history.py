@@ -7,13 +7,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nofe_lab.config import InvalidInput
+from nofe_lab.specialties.partition import Specialties
 
 
-def maps_of(map_history: pd.DataFrame) -> NDArray[np.int64]:
+def maps_of(map_history: pd.DataFrame, specialties: Specialties) -> NDArray[np.int64]:
     """The specialty of each class after each update: int64 [updates + 1, C], the start first.
 
     map_history: a run's table of that name, with the columns update, class and specialty.
-    Raises InvalidInput if a class has no specialty in one of the maps.
+    specialties: those that the last map must equal.
+    Raises InvalidInput if a class has no specialty in one of the maps, or the last map is another.
     """
     twice = map_history[map_history.duplicated(["update", "class"])]
     if len(twice):
@@ -26,7 +28,10 @@ def maps_of(map_history: pd.DataFrame) -> NDArray[np.int64]:
         raise InvalidInput(
             "the map's history needs one row for each class and each update, from update 0 on."
         )
-    return wide.to_numpy(dtype=np.int64)
+    maps: NDArray[np.int64] = wide.to_numpy(dtype=np.int64)
+    if tuple(maps[-1]) != specialties.of:
+        raise InvalidInput("the map's history must end in the specialties that are shown with it.")
+    return maps
 
 
 def settling(maps: NDArray[np.int64]) -> pd.DataFrame:

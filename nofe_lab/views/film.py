@@ -20,7 +20,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from nofe_lab.config import InvalidInput
 from nofe_lab.data import Dataset
 from nofe_lab.specialties import Specialties, maps_of
 from nofe_lab.views import plots
@@ -93,9 +92,7 @@ def film(
     Raises InvalidInput if the history does not end in the specialties.
     """
     specialties.check_classes(dataset.class_names)
-    maps = maps_of(map_history)
-    if tuple(maps[-1]) != specialties.of:
-        raise InvalidInput("the map's history must end in the specialties that it is drawn with.")
+    maps = maps_of(map_history, specialties)
     scene = _Scene(dataset, specialties, maps, map_updates, theme)
     frames, durations = [], []
     for before, update, share in moments(maps):

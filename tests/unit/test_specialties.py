@@ -265,16 +265,17 @@ def test_maps_and_when_classes_settled() -> None:
         for c, k in enumerate(of)
     ]
     history = pd.DataFrame(rows).sample(frac=1, random_state=0)
-    assert np.array_equal(maps_of(history), maps)
+    final = Specialties(("a", "b", "c"), (0, 1, 1), 2)
+    assert np.array_equal(maps_of(history, final), maps)
     found = settling(maps)
     assert found["moves"].tolist() == [0, 1, 4]
     assert found["last_moved"].tolist() == [0, 1, 4]
     assert found["settled"].tolist() == [True, True, False]
     assert settling(maps[:1])["settled"].all()
     with pytest.raises(InvalidInput, match=r"has class \d twice in update \d"):
-        maps_of(pd.concat([history, history[:1]]))
+        maps_of(pd.concat([history, history[:1]]), final)
     with pytest.raises(InvalidInput, match="one row for each class and each update"):
-        maps_of(history[1:])
+        maps_of(history[1:], final)
 
 
 def test_moves_are_read_from_text() -> None:

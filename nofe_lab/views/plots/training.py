@@ -140,10 +140,8 @@ def plot_evolution(
     Panels below the lines show how many classes each update moved, and the objective before and
     after it on the same images.
     """
-    maps = maps_of(map_history)
+    maps = maps_of(map_history, specialties)
     C, K, updates = specialties.C, specialties.K, len(maps) - 1
-    if tuple(maps[-1]) != specialties.of:
-        raise InvalidInput("the map's history must end in the specialties that it is drawn with.")
     pitch = float(np.clip(6.5 / C, 0.07, 0.25))
     gap = max(1.5, 0.1 / pitch)
     rows = [pitch * (C + gap * K), *([0.9, 1.2] if updates else [])]

@@ -1,4 +1,4 @@
-"""How the partition formed: from the random start, update by update."""
+"""The evolution player: how the partition formed, from the random start, update by update."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from nofe_lab.views import plots
 from nofe_lab.views.widgets.base import ClassView, check, hex_colours, script
 
 LISTED = 40
-"""Classes that are listed by name at most."""
+"""Most classes that are listed by name."""
 
 
 class EvolutionPlayer(ClassView):
-    """The way of every class through the updates of the map, with a slider and a play button.
+    """The path of every class through the updates of the map, with a slider and a play button.
 
     >>> player = EvolutionPlayer(run.table("map_history"), specialties, run.table("map_updates"))
     >>> player.update = 3  # what the third update did
     >>> player.class_name = "shark"  # follow one class
 
     map_history, map_updates: the tables of a generalist's run.  specialties: the final ones.
-    Raises InvalidInput if they do not fit together, or a trait is set to what is not there.
+    Raises InvalidInput if they do not fit together or a trait is set to an invalid value.
     """
 
     _esm = script("evolution")
@@ -44,9 +44,7 @@ class EvolutionPlayer(ClassView):
     def __init__(
         self, map_history: pd.DataFrame, specialties: Specialties, map_updates: pd.DataFrame
     ) -> None:
-        maps = maps_of(map_history)
-        if tuple(maps[-1]) != specialties.of:
-            raise InvalidInput("the map's history must end in the specialties it is shown with.")
+        maps = maps_of(map_history, specialties)
         if len(map_updates) != len(maps) - 1:
             raise InvalidInput(
                 f"{len(maps) - 1} updates of the map need as many rows; got {len(map_updates)}."
