@@ -304,10 +304,13 @@ def test_an_update_of_the_map_is_broken_off_and_done_when_training_goes_on(
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_polite_end_is_kept_too(runs_dir: Path, name: str) -> None:
-    process = subprocess.Popen(ask(runs_dir, checkpoint_seconds=3600.0, epochs=400))
-    wait_until(lambda: list(runs_dir.glob("*.unfinished/step-*")))
-    process.send_signal(getattr(signal, name))
-    assert process.wait() == -getattr(signal, name)
+    command = ask(runs_dir, checkpoint_seconds=3600.0, epochs=400)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        # past the first checkpoint, at the end of epoch 1, and not yet past the next one
+        assert any("epoch 2/400" in line for line in process.stdout)
+        process.send_signal(getattr(signal, name))
+    assert process.returncode == -getattr(signal, name)
     assert len(list(runs_dir.glob("*.unfinished/step-*"))) == 2
 
 
