@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from nofe_lab.data import Dataset, Split
+from nofe_lab.data import Dataset, Source
 from nofe_lab.data.dataset import clearest, label_margins
 from nofe_lab.specialties import Specialties
 
@@ -106,7 +106,7 @@ class Predictions:
 
 
 def predict(
-    model: nn.Module, split: Split, target_of_class: torch.Tensor | None = None
+    model: nn.Module, split: Source, target_of_class: torch.Tensor | None = None
 ) -> Predictions:
     """Run a network over a split in evaluation mode, without augmentation.
 
@@ -127,25 +127,25 @@ def with_clearest(
     margin between the logit of its label and the next; arguments are those of `predict`.
     """
 
-    def margins(few: Split) -> NDArray[np.floating]:
+    def margins(few: Source) -> NDArray[np.floating]:
         found = predict(model, few, target_of_class)
         return label_margins(found.logits, found.labels)
 
     return replace(dataset, clearest=clearest(dataset.train, margins))
 
 
-def _outputs(model: nn.Module, split: Split) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _outputs(model: nn.Module, split: Source) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The outputs of a network for a split and the labels, batch by batch."""
     device = next(model.parameters()).device
     model.eval()
-    height, width = split.images.shape[2:]
+    _, height, width = split.image_shape
     size = max(EVALUATION_PIXELS // (height * width), 1)
-    for images, labels in zip(split.images.split(size), split.labels.split(size), strict=True):
+    for images, labels in zip(split.parts(size), split.labels.split(size), strict=True):
         with torch.inference_mode():
             yield model(images.to(device)).float().cpu(), labels
 
 
-def class_means(model: nn.Module, split: Split, C: int) -> NDArray[np.float64]:
+def class_means(model: nn.Module, split: Source, C: int) -> NDArray[np.float64]:
     """The mean features of each class [C, d]; zeros for a class without images.
 
     model: raw images uint8 [B, c, h, w] -> features [B, ...], which are flattened.

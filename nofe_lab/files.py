@@ -279,6 +279,29 @@ def user_path(text: str | Path) -> Path:
     return Path(expanded)
 
 
+def writable_path(what: str, written: str | Path) -> Path:
+    """The path of a file that can be written, its folder made if it is missing.
+
+    An existing file stays as it is.  Raises InvalidInput, which names the path as it was written.
+    """
+    try:
+        path = user_path(written)
+        if not str(written).strip() or path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        existed = path.exists()
+        path.open("ab").close()
+        if not existed:
+            path.unlink()
+    except (OSError, ValueError) as error:
+        why = as_written(getattr(error, "strerror", None) or first_line(error), written)
+        raise InvalidInput(
+            f"{what} {str(written)!r} cannot be written ({why}); accepted: the path of a file that "
+            "you may write."
+        ) from error
+    return path
+
+
 def is_scratch(path: Path) -> bool:
     """Whether a file or folder is one that was being written when its process died."""
     return path.name.startswith(".")

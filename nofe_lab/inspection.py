@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nofe_lab.config import InvalidInput
-from nofe_lab.data.batches import ImageNetwork
+from nofe_lab.data.preprocess import ImageNetwork
 from nofe_lab.networks.nofe import NofE
 from nofe_lab.networks.tracing import modes_kept
 

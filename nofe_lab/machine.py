@@ -1,6 +1,6 @@
-"""The machine that does the arithmetic: its device, and the precision it works in there.
+"""The machine that computes: its device, and its precision.
 
-Both are provenance of a run, never part of its identity: another machine takes up the same runs.
+Both are provenance of a run, not part of its identity: another machine can continue the same run.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ import gc
 import os
 import platform
 import re
+import statistics
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ fp32: everything in float32, without TF32."""
 
 
 class OutOfMemory(InvalidInput):
-    """The device has too little memory; the message says what to lower."""
+    """The device ran out of memory; the message says what to lower."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +41,17 @@ class Machine:
 
     @classmethod
     def pick(cls, device: str = "auto", precision: str = "auto") -> Machine:
-        """What is asked for.  Raises InvalidInput if the device is not to be had.
+        """Choose a machine.  Raises InvalidInput if the device is not available.
 
-        device ``auto``: the CUDA device, else Apple's, else the CPU.  precision ``auto``: bf16
-        where the device has instructions for it, else fp32.
+        device ``auto``: CUDA, else Apple's GPU, else the CPU.  precision ``auto``: bf16 if the
+        device has instructions for it, else fp32.
         """
         available = ["cpu"]
         if torch.backends.mps.is_available():
             available.insert(0, "mps")
         if torch.cuda.is_available():
             available[:0] = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        named = re.sub(r"^gpu(?=$|:)", "cuda", str(device))  # what people call it
+        named = re.sub(r"^gpu(?=$|:)", "cuda", str(device))  # a common name for it
         device = named if named in available else one_of("device", device, ["auto", *available])
         found = torch.device(available[0] if device == "auto" else device)
         if one_of("precision", precision, ["auto", *PRECISIONS]) == "auto":
@@ -58,7 +60,7 @@ class Machine:
 
     @property
     def name(self) -> str:
-        """What the device calls itself, e.g. "AMD EPYC (2 cores)"."""
+        """The name of the hardware, e.g. "AMD EPYC (2 cores)"."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         model = platform.processor() or platform.machine()
@@ -71,7 +73,7 @@ class Machine:
         return label if self.device.type == "cpu" else f"{self.device.type} of {label}"
 
     def synchronize(self) -> None:
-        """Wait until the device has done what it was told."""
+        """Wait until the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
@@ -79,10 +81,10 @@ class Machine:
 
     @contextmanager
     def enough_memory(self, what: str, batch_size: int | None = None) -> Iterator[None]:
-        """Raise OutOfMemory, which says what to lower, where torch finds too little memory.
+        """Turn torch's errors about too little memory into OutOfMemory, which says what to lower.
 
-        what: the work that was going on.  batch_size: None where it is no training.  The device's
-        memory is free again afterwards, so that a notebook can try something smaller at once.
+        what: the work in progress.  batch_size: that of a training, else None.  The device's memory
+        is freed, so that a notebook can try something smaller at once.
         """
         shortage = None
         try:
@@ -91,7 +93,7 @@ class Machine:
             if not is_out_of_memory(error):
                 raise
             shortage = first_line(error)
-            traceback.clear_frames(error.__traceback__)  # they hold the tensors
+            traceback.clear_frames(error.__traceback__)  # its frames hold the tensors
             error.__traceback__ = None
         if shortage is not None:
             gc.collect()
@@ -114,7 +116,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch, on any device, speaks of too little memory."""
+    """Whether an error means that a device, of any kind, ran out of memory."""
     signs = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
         sign in str(error).lower() for sign in signs
@@ -122,9 +124,23 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def exact_float32() -> None:
-    """Let a GPU compute float32 as such: by default its convolutions round their inputs to TF32."""
+    """Turn TF32 off, to which a GPU's convolutions round float32 inputs by default."""
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.fp32_precision = "ieee"
+
+
+def in_turn(machine: Machine, repeats: int, sides: Sequence[Callable[[], object]]) -> list[float]:
+    """Median seconds of each side.  They run in turn, after one round that warms up."""
+    seconds: list[list[float]] = [[] for _ in sides]
+    for repeat in range(repeats + 1):
+        for each, side in zip(seconds, sides, strict=True):
+            machine.synchronize()
+            started = time.perf_counter()
+            side()
+            machine.synchronize()
+            if repeat:
+                each.append(time.perf_counter() - started)
+    return [statistics.median(each) for each in seconds]
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -1,6 +1,17 @@
-"""Data sets: what one is, where it comes from, and how its images reach the device."""
+"""Data sets: what one is, where its images come from, and in which batches they are learned."""
 
-from nofe_lab.data.dataset import Dataset, Split
-from nofe_lab.data.sources import load_dataset, source_state
+from nofe_lab.data.batches import Batch, Batches
+from nofe_lab.data.dataset import Dataset
+from nofe_lab.data.source import Resident, Source
+from nofe_lab.data.sources import load_dataset, prepared, source_state
 
-__all__ = ["Dataset", "Split", "load_dataset", "source_state"]
+__all__ = [
+    "Batch",
+    "Batches",
+    "Dataset",
+    "Resident",
+    "Source",
+    "load_dataset",
+    "prepared",
+    "source_state",
+]

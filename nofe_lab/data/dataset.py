@@ -1,4 +1,4 @@
-"""What a data set is: named classes, three splits of resident images, and a content fingerprint.
+"""What a data set is: named classes, three splits of images, and a content fingerprint.
 
 The three splits have three jobs, and mixing them up is how comparisons go wrong.  Weights and the
 specialty map are learned from *train* alone.  *val* is carved from it, unless the data came with
@@ -7,7 +7,6 @@ one, and guides the eye while a network trains.  *test* is touched only by final
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -29,67 +28,10 @@ from nofe_lab.config import (
     real_number,
     whole_number,
 )
+from nofe_lab.data.source import Source, key_of
 
 SET_ASIDE = "a fifth of every class's images was set aside as test, drawn by data_seed."
 """What is said of `fifth_of_each_class`."""
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Images and labels, resident in memory.
-
-    images: uint8 [N, channels, height, width].  labels: int64 [N], from 0 to C - 1.
-    groups: int64 [N], equal for images that must not be parted, such as photographs of one object;
-    None: each stands alone.
-    ``split[index]`` gives a smaller Split for an index tensor, a slice or a mask.
-    """
-
-    images: Tensor
-    labels: Tensor
-    groups: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise InvalidInput(
-                "images must be uint8 [N, channels, height, width]; "
-                f"got {self.images.dtype} {list(self.images.shape)}."
-            )
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
-            raise InvalidInput(
-                f"labels must be int64 [{len(self.images)}]; "
-                f"got {self.labels.dtype} {list(self.labels.shape)}."
-            )
-
-    def __repr__(self) -> str:
-        return f"{len(self):,} images"
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: Tensor | slice) -> Split:
-        groups = None if self.groups is None else self.groups[index]
-        return Split(self.images[index], self.labels[index], groups)
-
-    def of_class(self, label: int) -> Tensor:
-        """Indices int64 [n] of the images of one class."""
-        return (self.labels == label).nonzero().flatten()
-
-    def subset(self, size: int | None, seed: int) -> Split:
-        """A random subset of `size` images, drawn by `seed`; all of them if None or too few.
-
-        Every class of the split has at least one image in it, which takes the place of the image
-        drawn last; the subset is larger than `size` only where there are more classes than that.
-        """
-        if size is None or size >= len(self):
-            return self
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        is_first = torch.zeros(len(self), dtype=torch.bool)
-        is_first[np.unique(self.labels[order].numpy(), return_index=True)[1]] = True
-        # of each class the image drawn first, then others as they were drawn; a plain draw of
-        # `size` images if that leaves no class out
-        places = torch.cat([is_first.nonzero(), (~is_first).nonzero()]).flatten()
-        kept = places[: max(size, int(is_first.sum()))].sort().values
-        return self[order[kept]]
 
 
 def draw_of_each_class(labels: Tensor, size_of: Callable[[int], int], seed: int) -> Tensor:
@@ -186,7 +128,7 @@ CANDIDATES = (50, 20_000)
 """The most images of a class, and of all, among which its thumbnail is chosen."""
 
 
-def clearest(split: Split, margins: Callable[[Split], NDArray[np.floating]]) -> Tensor:
+def clearest(split: Source, margins: Callable[[Source], NDArray[np.floating]]) -> Tensor:
     """The image of each class with the largest margin, int64 [C], of at most 50 a class.
 
     margins: what a classifier makes of images, float [n]: its score for the label of each minus the
@@ -202,7 +144,7 @@ def clearest(split: Split, margins: Callable[[Split], NDArray[np.floating]]) -> 
     return asked[torch.from_numpy(order[first])]
 
 
-def clearest_by_pixels(split: Split) -> Tensor:
+def clearest_by_pixels(split: Source) -> Tensor:
     """`clearest` before any network has been trained: ridge regression of 16 x 16 pixels judges.
 
     Each image is judged by a fit to the other folds; classes too small to fold judge themselves.
@@ -210,10 +152,10 @@ def clearest_by_pixels(split: Split) -> Tensor:
     from sklearn.linear_model import RidgeClassifier
     from sklearn.model_selection import cross_val_predict
 
-    def margins(few: Split) -> NDArray[np.floating]:
-        parts = few.images.split(256)  # as floats, all of them could fill the memory
+    def margins(few: Source) -> NDArray[np.floating]:
         pool = torch.nn.functional.adaptive_avg_pool2d
-        small = torch.cat([pool(part.float() / 255, 16).flatten(1) for part in parts])
+        # in parts: as floats, all of them could fill the memory
+        small = torch.cat([pool(part.float() / 255, 16).flatten(1) for part in few.parts(256)])
         pixels = (small - small.mean(dim=1, keepdim=True)).numpy()
         labels = few.labels.numpy()
         ridge = RidgeClassifier(alpha=300)
@@ -247,9 +189,9 @@ class Dataset:
 
     name: str
     class_names: tuple[str, ...]
-    train: Split
-    val: Split
-    test: Split
+    train: Source
+    val: Source
+    test: Source
     superclass_names: tuple[str, ...] = ()
     superclass_of: tuple[int, ...] = ()
     """The superclass of each class, an index into superclass_names; empty if there are none."""
@@ -271,11 +213,10 @@ class Dataset:
         check_distinct(f"class names of {self.name}", self.class_names)
         for split_name in ("train", "val", "test"):
             split = getattr(self, split_name)
-            if split.images.shape[1:] != self.train.images.shape[1:]:
+            if split.image_shape != self.image_shape:
                 raise InvalidInput(
                     f"all splits of {self.name} must have images of one size; those of train are "
-                    f"{list(self.train.images.shape[1:])}, those of {split_name} "
-                    f"{list(split.images.shape[1:])}."
+                    f"{list(self.image_shape)}, those of {split_name} {list(split.image_shape)}."
                 )
             labels = split.labels
             if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.C:
@@ -311,20 +252,18 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) in pixels."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
+        return self.train.image_shape
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hexadecimal digest of names, superclasses, pixels and labels of all splits."""
-        digest = hashlib.sha256()
-        names = (self.class_names, self.superclass_names, self.superclass_of)
-        digest.update(repr(names).encode())
-        for split in (self.train, self.val, self.test):
-            digest.update(repr(tuple(split.images.shape)).encode())
-            digest.update(np.ascontiguousarray(split.images.numpy()).data)
-            digest.update(np.ascontiguousarray(split.labels.numpy()).data)
-        return digest.hexdigest()[:16]
+        """Hexadecimal digest of names, superclasses, and the images and labels of all splits.
+
+        An image is known by its file (path, size, content) and its preparation, so that every form
+        of source has the same fingerprint; images that come from no file, by their pixels.
+        """
+        names = repr((self.class_names, self.superclass_names, self.superclass_of))
+        splits = (self.train, self.val, self.test)
+        return key_of(names, *(split.fingerprint for split in splits)).hex()[:16]
 
     @cached_property
     def thumbnails(self) -> Tensor:
@@ -334,7 +273,7 @@ class Dataset:
         the one that fools it least.
         """
         chosen = clearest_by_pixels(self.train) if self.clearest is None else self.clearest
-        return self.train.images[chosen]
+        return self.train.sample(chosen)
 
     def with_val(self, fraction: float, seed: int) -> Dataset:
         """The same data with `fraction` of every class's training images moved to val.

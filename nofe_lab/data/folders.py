@@ -19,6 +19,7 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,11 +30,11 @@ from nofe_lab.config import InvalidInput, composed, first_line, shown
 from nofe_lab.data.dataset import (
     SET_ASIDE,
     Dataset,
-    Split,
     few_of_each_class,
     fifth_of_each_class,
 )
 from nofe_lab.data.pictures import ENDINGS, Pictures
+from nofe_lab.data.source import Resident, key_of, stacked
 from nofe_lab.files import (
     UnreadableFile,
     as_written,
@@ -93,13 +94,24 @@ class Listed:
     labels: Tensor
     """int64 [N]."""
     groups: Tensor | None = None
-    """int64 [N], see `Split`."""
+    """int64 [N], see `Source`."""
 
     def __getitem__(self, mask: Tensor) -> Listed:
         places = mask.nonzero().flatten().tolist()
         encoded, names = [self.encoded[i] for i in places], [self.names[i] for i in places]
         groups = None if self.groups is None else self.groups[mask]
         return Listed(encoded, names, self.labels[mask], groups)
+
+    @property
+    def contents(self) -> list[bytes]:
+        """Size and digest of each image file [N]."""
+        with ThreadPoolExecutor() as pool:  # files are read and hashed outside the interpreter lock
+            return list(pool.map(_content, self.encoded))
+
+    def keys(self, preparation: str, contents: Sequence[bytes]) -> Tensor:
+        """The keys of the images (see `Source`): of paths, contents and preparation."""
+        names = (name.replace(os.sep, "/") for name in self.names)
+        return stacked(key_of(*both, preparation) for both in zip(names, contents, strict=True))
 
     def few(self, train_per_class: int | None, seed: int) -> Listed:
         """At most `train_per_class` images of every class, drawn by `seed`; all of them if None."""
@@ -242,15 +254,17 @@ def decoded(
     an image cannot be decoded.
     """
     pictures = Pictures(name, reading.image_size, reading.skip_unreadable)
+    contents = {split: part.contents for split, part in listed.items()}
     splits = {}
     for split in ("train", "val", "test"):  # the training images give the bit depth
         if (part := listed.get(split)) is not None:
             images, kept = pictures.read(part.encoded, part.names)
             groups = None if part.groups is None else part.groups[kept]
-            splits[split] = Split(images, part.labels[kept], groups)
+            keys = part.keys(f"{reading.image_size} {pictures.bit_depth}", contents[split])[kept]
+            splits[split] = Resident(images, part.labels[kept], groups, keys)
     train, test = splits["train"], splits["test"]
     val = splits.get("val", train[:0])
-    said = (*notes, *_alike(class_names), *_twice(listed), *pictures.notes)
+    said = (*notes, *_alike(class_names), *_twice(contents), *pictures.notes)
     depth = pictures.bit_depth or 16
     return Dataset(name, class_names, train, val, test, notes=said, bit_depth=depth)
 
@@ -264,21 +278,11 @@ def _alike(class_names: Sequence[str]) -> list[str]:
     return [f"Classes whose names differ in case alone: {few(pairs)}."] if pairs else []
 
 
-def _twice(listed: Mapping[str, Listed]) -> list[str]:
+def _twice(contents: Mapping[str, Sequence[bytes]]) -> list[str]:
     """A note on files of one content in train and in another split."""
-    sizes = {split: [_size(each) for each in part.encoded] for split, part in listed.items()}
     said = []
-    for split in [split for split in ("val", "test") if split in listed]:
-        common = set(sizes["train"]) & set(sizes[split])
-        digests = [
-            {
-                _digest(each)
-                for each, size in zip(listed[part].encoded, sizes[part], strict=True)
-                if size in common
-            }
-            for part in ("train", split)
-        ]
-        if n := len((digests[0] & digests[1]) - {None}):
+    for split in [split for split in ("val", "test") if split in contents]:
+        if n := len((set(contents["train"]) & set(contents[split])) - {b""}):
             said.append(
                 f"{n} image file{'s are' if n > 1 else ' is'} in train and in {split}: what is "
                 f"measured on {split} looks better than it is."
@@ -286,21 +290,16 @@ def _twice(listed: Mapping[str, Listed]) -> list[str]:
     return said
 
 
-def _size(encoded: Path | bytes | None) -> int:
-    try:
-        return encoded.stat().st_size if isinstance(encoded, Path) else len(encoded or b"")
-    except OSError:
-        return -1
-
-
-def _digest(encoded: Path | bytes | None) -> bytes | None:
+def _content(encoded: Path | bytes | None) -> bytes:
+    """Size and digest of a file or of its content; empty where it is missing or cannot be read."""
     if not isinstance(encoded, Path):
-        return hashlib.sha256(encoded).digest() if encoded else None
+        return key_of(str(len(encoded)), encoded) if encoded else b""
     try:
         with open_regular(encoded, memory(), links=True) as file:
-            return hashlib.file_digest(file, "sha256").digest()
+            digest = hashlib.file_digest(file, "sha256").digest()
+            return key_of(str(os.fstat(file.fileno()).st_size), digest)
     except (OSError, UnreadableFile):
-        return None
+        return b""
 
 
 def read_image_folder(name: str, directory: str, reading: Reading) -> Dataset:

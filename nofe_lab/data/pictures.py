@@ -35,9 +35,6 @@ ENDINGS = (
 """How the names of image files end, in lower case; of files with several images the first is read.
 """
 
-MAX_IMAGE_SIZE = 1024
-"""The largest side, in pixels, that images can be resized to."""
-
 AT_ONCE = 2**26
 """Pixels that threads decode at once, all together; one larger image is decoded alone."""
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from nofe_lab.compat import import_torchvision
 from nofe_lab.config import (
+    MAX_IMAGE_SIZE,
     MAX_VAL_FRACTION,
     InvalidInput,
     data_folder,
@@ -25,7 +26,7 @@ from nofe_lab.config import (
     true_or_false,
     whole_number,
 )
-from nofe_lab.data.dataset import SET_ASIDE, Dataset, Split, fifth_of_each_class, superclass_of
+from nofe_lab.data.dataset import SET_ASIDE, Dataset, fifth_of_each_class, superclass_of
 from nofe_lab.data.folders import (
     BY_FOLDER,
     Reading,
@@ -34,7 +35,8 @@ from nofe_lab.data.folders import (
     read_image_folder,
 )
 from nofe_lab.data.parquet import NAMES_FILE, read_parquet
-from nofe_lab.data.pictures import ENDINGS, MAX_IMAGE_SIZE
+from nofe_lab.data.pictures import ENDINGS
+from nofe_lab.data.source import Resident
 from nofe_lab.files import as_written, read_text, user_path
 
 READY_MADE = ("glyphs", "cifar100", "cifar10", "digits")
@@ -129,9 +131,18 @@ def load_dataset(
                 f"for dataset {name!r}, whose images are 32 x 32."
             )
         dataset = _ready_made(name, argument, seed, download_dir)
+    return prepared(dataset, val_fraction, seed, train_per_class)
+
+
+def prepared(
+    dataset: Dataset, val_fraction: float, seed: int, train_per_class: int | None = None
+) -> Dataset:
+    """A data set with few training images of each class if asked, and with val images.
+
+    They are carved from the training images, unless the data set has its own (see `load_dataset`).
+    """
     if train_per_class is not None:
         dataset = dataset.with_few(train_per_class, seed)
-    # a folder's own val images are val already
     return dataset if len(dataset.val) else dataset.with_val(val_fraction, seed)
 
 
@@ -206,12 +217,8 @@ def _ready_made(name: str, argument: str, seed: int, download_dir: Path | str | 
     return _glyphs(name, argument, seed)
 
 
-def _split(images: np.ndarray | torch.Tensor, labels: Sequence[int] | np.ndarray) -> Split:
-    return Split(torch.as_tensor(images), torch.from_numpy(np.array(labels, dtype=np.int64)))
-
-
-def _empty(like: Split) -> Split:
-    return like[:0]
+def _split(images: np.ndarray | torch.Tensor, labels: Sequence[int] | np.ndarray) -> Resident:
+    return Resident(torch.as_tensor(images), torch.from_numpy(np.array(labels, dtype=np.int64)))
 
 
 def _glyphs(name: str, argument: str, seed: int) -> Dataset:
@@ -232,7 +239,7 @@ def _glyphs(name: str, argument: str, seed: int) -> Dataset:
         name,
         glyphs.CLASS_NAMES,
         train,
-        _empty(train),
+        train[:0],
         test,
         glyphs.SUPERCLASS_NAMES,
         glyphs.SUPERCLASS_OF,
@@ -256,7 +263,7 @@ def _cifar(name: str, folder: Path) -> Dataset:
         _split(np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)), part.targets)
         for part in (train_set, test_set)
     )
-    dataset = Dataset(name, tuple(train_set.classes), train, _empty(train), test)
+    dataset = Dataset(name, tuple(train_set.classes), train, train[:0], test)
     if name == "cifar10":
         return dataset
     coarse_names, coarse = _cifar100_superclasses(folder)
@@ -293,4 +300,4 @@ def _digits(seed: int) -> Dataset:
         f"No official split: {SET_ASIDE}",
         "The 8 x 8 grey images were enlarged to 32 x 32 and repeated in three channels.",
     )
-    return Dataset("digits", names, train, _empty(train), test, notes=notes)
+    return Dataset("digits", names, train, train[:0], test, notes=notes)

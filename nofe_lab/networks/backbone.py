@@ -1,7 +1,7 @@
 """The backbone contract: what any CNN must offer to become a network of experts.
 
-A backbone is not a network but a maker of parts.  From the same parts come all the networks of a
-comparison, so that they differ in nothing else:
+A backbone is not a network; it makes the parts of networks.  All networks of a comparison are made
+of the same parts, so that they differ in nothing else:
 
     base CNN    = trunk + head(C)      C original classes
     generalist  = trunk + head(K)      K specialties
@@ -14,7 +14,7 @@ import copy
 import hashlib
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from typing import Any
@@ -25,16 +25,14 @@ from torch import Tensor, nn
 from nofe_lab.config import (
     MAX_BRANCH_WIDTH,
     InvalidInput,
-    Preset,
-    Recipe,
     derive_seed,
     one_of,
-    quick_preset,
 )
 from nofe_lab.log import log
 from nofe_lab.networks.counting import count_macs
 from nofe_lab.networks.digests import CannotDigest, code_of, digest_of
 from nofe_lab.networks.tracing import is_known
+from nofe_lab.recipes import Preset, Recipe, quick_preset
 
 
 class Backbone(ABC):
@@ -47,10 +45,10 @@ class Backbone(ABC):
 
     name: str
     input_shape: tuple[int, int, int] = (3, 32, 32)
-    """(channels, height, width) of what the network sees, in pixels.  Larger images are cropped to
-    it: a random window in training, the one in the middle otherwise."""
+    """(channels, height, width) of the network's input.  Larger images are cropped to it: at random
+    in training, in the centre otherwise."""
     notes: tuple[str, ...] = ()
-    """What was chosen without being asked for, in sentences; said before training."""
+    """Choices that were made automatically, in sentences that are printed before training."""
 
     @abstractmethod
     def make_trunk(self) -> nn.Module:
@@ -67,9 +65,9 @@ class Backbone(ABC):
     def make_control(self, n: int, K: int, width: float = 1.0) -> nn.Module:
         """One flat branch as deep as an expert, at about the cost of K: features -> logits [N, n].
 
-        width: of the experts.  By default the expert whose width makes it cost nearest to K.
+        width: of the experts.  By default an expert that is wide enough to cost nearest to K.
         """
-        return self.make_branch(n, _control_width(self, n, K, width))
+        return self.make_branch(n, matching_width(self, n, K, width))
 
     def make_shared(self) -> nn.Module:
         """Layers between trunk and branches that the experts share and a base CNN lacks."""
@@ -89,7 +87,7 @@ class Backbone(ABC):
     def initialise(self, part: nn.Module, scheme: str) -> None:
         """Set the weights of a fresh part.
 
-        published: as its maker has left them.  kaiming: Gaussian on fan-in, with ReLU's gain for
+        published: as its maker leaves them.  kaiming: Gaussian on fan-in, with ReLU's gain for
         convolutions and none for fc layers.
         """
         if one_of("initialisation", scheme, ("kaiming", "published")) == "published":
@@ -136,11 +134,11 @@ class Backbone(ABC):
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Everything that makes its networks different ones; part of every run's identity.
+        """All that tells its networks from others; part of every run's identity.
 
         By default its name, its input and a digest of its parts: their layers and parameter shapes,
-        and for a backbone of one's own its code and the weights that one seed gives.  What code
-        outside the classes of its parts does is not seen.
+        and for a user's own backbone also its code and its initial weights for one seed.  Code
+        outside the classes of its parts is not included.
         """
         with seeded(0):
             parts = (self.make_trunk(), self.make_shared(), self.make_head(7), self.make_branch(7))
@@ -177,23 +175,40 @@ class Backbone(ABC):
         ]
 
 
-@lru_cache(maxsize=64)
-def _control_width(backbone: Backbone, n: int, K: int, width: float) -> float:
-    """The width, in 64ths, at which one branch costs nearest to K branches of `width`."""
+def expert_macs(backbone: Backbone, n: int, K: int, width: float = 1.0) -> int:
+    """Multiply-accumulates of K branches for one image, each over n / K classes, rounded up."""
     with seeded(0):
-        before = nn.Sequential(backbone.make_trunk(), backbone.make_shared()).eval()
-        with torch.no_grad():
-            shape = tuple(before(torch.zeros(1, *backbone.input_shape)).shape[1:])
+        return K * _branch_cost(backbone)(-(-n // K), width)
 
-        def cost(outputs: int, wide: float) -> int:
-            return count_macs(backbone.make_branch(outputs, wide), shape)
+
+@lru_cache(maxsize=64)
+def matching_width(
+    backbone: Backbone, n: int, K: int, width: float = 1.0, branches: int = 1
+) -> float:
+    """The width, in 64ths, at which so many branches cost nearest to K branches of `width`.
+
+    All of them are over n classes together: one branch is the flat control of K experts.
+    """
+    with seeded(0):
+        cost = _branch_cost(backbone)
+
+        def macs(step: int) -> int:
+            return branches * cost(-(-n // branches), step / 64)
 
         wanted = K * cost(-(-n // K), width)
-        low, high = 1, round(64 * min(K * width, MAX_BRANCH_WIDTH))
+        low, high = 1, round(64 * min(max(K / branches, 1) * width, MAX_BRANCH_WIDTH))
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if cost(n, middle / 64) < wanted else (low, middle)
-        return min((low, high), key=lambda w: abs(cost(n, w / 64) - wanted)) / 64
+            low, high = (middle, high) if macs(middle) < wanted else (low, middle)
+        return min((low, high), key=lambda step: abs(macs(step) - wanted)) / 64
+
+
+def _branch_cost(backbone: Backbone) -> Callable[[int, float], int]:
+    """A function: (outputs, width) of a branch -> its multiply-accumulates for one image."""
+    before = nn.Sequential(backbone.make_trunk(), backbone.make_shared()).eval()
+    with torch.no_grad():
+        shape = tuple(before(torch.zeros(1, *backbone.input_shape)).shape[1:])
+    return lambda outputs, width: count_macs(backbone.make_branch(outputs, width), shape)
 
 
 class CNN(nn.Module):
@@ -221,9 +236,9 @@ def seeded(*parts: object) -> Iterator[None]:
 
 
 def fresh(backbone: Backbone, make: Any, scheme: str, seed: int, *use: object) -> nn.Module:
-    """A part with its initial weights, which depend on (seed, use) alone.
+    """A part with initial weights, which depend on (seed, use) alone.
 
-    So a base CNN, a generalist and a NofE from scratch of one seed begin with the same trunk.
+    So with one seed a base CNN, a generalist and a NofE from scratch begin with the same trunk.
     """
     with seeded(seed, *use):
         part: nn.Module = make()

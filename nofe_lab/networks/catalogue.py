@@ -21,11 +21,9 @@ from nofe_lab.compat import import_torchvision
 from nofe_lab.config import (
     PRESETS,
     InvalidInput,
-    Preset,
     first_line,
     one_of,
     shown,
-    strong_preset,
 )
 from nofe_lab.files import (
     UnreadableFile,
@@ -42,6 +40,7 @@ from nofe_lab.networks.digests import CannotDigest, digest_of
 from nofe_lab.networks.paper import PAPER
 from nofe_lab.networks.surgery import SplitNetwork
 from nofe_lab.networks.widths import is_plain
+from nofe_lab.recipes import Preset, strong_preset
 
 Network = str | Backbone | nn.Module | Callable[[], nn.Module]
 """What `backbone` accepts."""

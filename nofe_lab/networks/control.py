@@ -1,8 +1,8 @@
-"""The flat control: what a network of experts adds to its base CNN, without the experts.
+"""The flat control: as deep and as large as a network of experts, but without experts.
 
-A network of experts is deeper and larger than its base CNN.  Its control has the same trunk, and
-in place of K branches a single one, as deep as they are and as expensive as all of them together.
-What the network of experts gains on it comes from the specialties; the rest from size.
+A network of experts is deeper and larger than its base CNN.  Its control has the same trunk and, in
+place of K branches, a single one: as deep as they are, and as expensive as all of them together.
+What the network of experts gains over its control comes from the specialties, the rest from size.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from typing import Any
 
 from torch import nn
 
-from nofe_lab.config import InvalidInput, Preset, whole_number
+from nofe_lab.config import InvalidInput, whole_number
 from nofe_lab.networks.backbone import Backbone, seeded
+from nofe_lab.recipes import Preset
 
 
 class FlatControl(Backbone):
     """The backbone of the flat control of a network of K experts: its head is `make_control`'s.
 
-    width: of the experts.  Raises InvalidInput if the backbone's branches cannot have other widths.
+    width: of the experts.  Raises InvalidInput if the widths of the branches cannot be changed.
     """
 
     def __init__(self, backbone: Backbone, K: int, width: float = 1.0) -> None:
@@ -56,7 +57,7 @@ class FlatControl(Backbone):
     def for_images(self, image_shape: tuple[int, int, int]) -> Backbone:
         found = FlatControl(self.original.for_images(image_shape), self.K, self.width)
         with seeded(0):
-            found.make_head(2)  # refuses widths that it cannot have
+            found.make_head(2)  # raises InvalidInput if a width is impossible
         return found
 
     @cached_property

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad
 
-from nofe_lab.config import NetworkConfig, Preset, Recipe, quick_preset
 from nofe_lab.networks.backbone import Backbone
+from nofe_lab.recipes import NetworkConfig, Preset, Recipe, quick_preset
 
 FIRST_CHANNELS = 3
 """Channels of an image: the convolution that takes them is the first."""

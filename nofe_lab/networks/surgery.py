@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from nofe_lab.config import InvalidInput, Preset, first_line, one_of, quick_preset
+from nofe_lab.config import InvalidInput, first_line, one_of
 from nofe_lab.networks.backbone import Backbone, seeded, size_in_words
 from nofe_lab.networks.tracing import (
     Cut,
@@ -35,6 +35,7 @@ from nofe_lab.networks.tracing import (
     view_refused,
 )
 from nofe_lab.networks.widths import Widths, find_widths, is_plain, redrawn, resize
+from nofe_lab.recipes import Preset, quick_preset
 
 SMALL = 64
 """Images with a side of fewer pixels are small."""

@@ -5,7 +5,8 @@ from nofe_lab.stages.experiment import Experiment, superclass_specialties
 from nofe_lab.stages.flat import FlatStage
 from nofe_lab.stages.generalist import GeneralistStage
 from nofe_lab.stages.nofe import NofEStage
-from nofe_lab.stages.stage import Stage, Workshop, load_model, load_specialties
+from nofe_lab.stages.runner import Runner
+from nofe_lab.stages.stage import Stage, load_model, load_specialties
 
 __all__ = [
     "Arm",
@@ -13,8 +14,8 @@ __all__ = [
     "FlatStage",
     "GeneralistStage",
     "NofEStage",
+    "Runner",
     "Stage",
-    "Workshop",
     "load_model",
     "load_specialties",
     "superclass_specialties",

@@ -2,53 +2,43 @@
 
 from __future__ import annotations
 
-import ast
-import difflib
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from nofe_lab.checkpoint import SECONDS
 from nofe_lab.config import (
     CLUSTERED,
-    RULES,
     SPECIALTIES,
-    FlatConfig,
-    GateConfig,
-    GeneralistConfig,
     InvalidInput,
-    NofEConfig,
-    Preset,
-    Recipe,
     derive_seed,
     one_of,
     text,
-    true_or_false,
     whole_number,
 )
-from nofe_lab.data import Dataset, load_dataset, source_state
-from nofe_lab.data.batches import ImageNetwork
-from nofe_lab.data.pictures import MAX_IMAGE_SIZE
+from nofe_lab.data import Dataset, load_dataset, prepared, source_state
+from nofe_lab.data.preprocess import ImageNetwork
+from nofe_lab.knobs import check_fields, default
 from nofe_lab.log import log
 from nofe_lab.machine import PRECISIONS
 from nofe_lab.networks import Backbone, FlatControl, backbone, preset
 from nofe_lab.networks.catalogue import Network
 from nofe_lab.networks.counting import layer_table
+from nofe_lab.recipes import Preset, Recipe
 from nofe_lab.runs import Run, default_runs_dir
 from nofe_lab.specialties import Specialties
 from nofe_lab.stages.arms import TWO_AND_GATE, Arm
-from nofe_lab.stages.flat import FlatStage
-from nofe_lab.stages.gate import GateStage
-from nofe_lab.stages.generalist import GeneralistStage
-from nofe_lab.stages.nofe import NofEStage
+from nofe_lab.stages.flat import FlatConfig, FlatStage
+from nofe_lab.stages.gate import GateConfig, GateStage
+from nofe_lab.stages.generalist import GeneralistConfig, GeneralistStage
+from nofe_lab.stages.nofe import NofEConfig, NofEStage
 from nofe_lab.stages.report import FinalReport, final_report
-from nofe_lab.stages.stage import Stage, Workshop, load_model
+from nofe_lab.stages.runner import Runner
+from nofe_lab.stages.stage import Stage, load_model
 from nofe_lab.training import Listener
 
 GATE_EPOCHS = 10
@@ -57,95 +47,56 @@ GATE_EPOCHS = 10
 
 @dataclass(frozen=True)
 class Experiment:
-    """The parameters of the notebooks, under the same names, and what they make.
+    """The knobs, and the stages that they make.
 
-    None stands for the preset's value.  Everything that can be refused without the data is refused
-    here, the rest when `data` is first used or a stage is made: always before training.
+    What each knob is and accepts is declared in `nofe_lab.knobs`, and listed in docs/guide.md.
+    None stands for the preset's value.  `dataset` and `backbone` take objects as well as names.
+    Everything that can be refused without the data is refused here, the rest when `data` is first
+    used or a stage is made: always before training.  Nothing is read or written here.
 
     >>> experiment = Experiment("glyphs", K=10, epochs=2)
     >>> base, nofe = experiment.run(experiment.base(), experiment.nofe())
     """
 
-    dataset: str = "glyphs"
-    """glyphs, cifar100, folder:DIR, parquet:DIR ... (see `load_dataset`)."""
-    backbone: Network = "alexnet_quick"
-    """The base CNN: a name, a torch module, or a Backbone (see `nofe_lab.backbone`)."""
-    K: int = 10
-    """Number of specialties."""
-    rule: str | None = None
-    """How the specialty map is updated: optimal, greedy, elastic, free or random."""
-    preset: str = "quick"
-    """The recipes: quick, paper or strong."""
-    epochs: int | None = None
-    """Length of every stage; learning-rate drops scale with it."""
-    batch_size: int | None = None
-    """Images a step, in every stage."""
-    learning_rate: float | None = None
-    """Base or peak learning rate, in every stage."""
-    seed: int = 0
-    """Of weights, order, augmentation and random partitions."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    precision: str = "auto"
-    """Of training: bf16 or fp32; auto: bf16 where the device has instructions for it."""
-    runs_dir: str | None = None
-    """Folder of the runs; by default data/runs of the checkout."""
-    checkpoint_seconds: float = SECONDS
-    """The longest time between two checkpoints of a training, in seconds."""
-    specialties: str = "learned"
-    """learned, random, superclass, confusion, features, or the path of a .json file."""
-    trunk: str = "generalist"
-    """Where the NofE's trunk begins: generalist, base or scratch."""
-    val_fraction: float | None = None
-    """Share of the training images set aside as val."""
-    split: str | None = None
-    """The module where the trunk ends and the branches begin, in networks that are split."""
-    stem: str = "auto"
-    """auto, original, or small (for small images), in networks that are split."""
-    weights: str | None = None
-    """Pretrained weights: a local file, or a name that torchvision or timm knows."""
-    branch_width: float = 1.0
-    """Factor on the hidden channels of the branches."""
-    branch_start: str = "fresh"
-    """fresh, or tail: branches begin with the layers behind the trunk that they start from."""
-    flips: bool | None = None
-    """Random horizontal flips in training, in every stage."""
-    image_size: int | None = None
-    """Side in pixels that images of a folder are resized to."""
-    train_per_class: int | None = None
-    """Use only so many training images of every class."""
-    skip_unreadable: bool = False
-    """Go on without images that cannot be decoded."""
-    groups: str | None = None
-    """folder, or the path of a CSV: images that no split may part (see `load_dataset`)."""
-    data_seed: int = 0
-    """Of the choice of val and of the pixels of glyphs; runs of all seeds share it."""
-    update_every: float | None = None
-    """Length of a training interval between two updates of the map, in update_unit; None: the
-    preset's, which scales with `epochs`."""
-    update_unit: str = "epochs"
-    """epochs or iterations."""
-    affinity: str | None = None
-    """counts or probability."""
-    affinity_images: int | None = None
-    """Training images that the affinity is measured on; 0: all."""
-    affinity_from: str = "evaluation"
-    """evaluation: of those images, as published; training: of the predictions of the steps since
-    the last update, without a pass of its own."""
-    elastic_lambda: float = 1000.0
-    """Weight of the elastic rule's size penalty."""
+    dataset: str | Dataset = default("dataset")
+    backbone: Network = default("backbone")
+    K: int = default("K")
+    rule: str | None = default("rule")
+    preset: str = default("preset")
+    epochs: int | None = default("epochs")
+    batch_size: int | None = default("batch_size")
+    learning_rate: float | None = default("learning_rate")
+    seed: int = default("seed")
+    device: str = default("device")
+    precision: str = default("precision")
+    runs_dir: str | None = default("runs_dir")
+    checkpoint_seconds: float = default("checkpoint_seconds")
+    specialties: str = default("specialties")
+    trunk: str = default("trunk")
+    val_fraction: float | None = default("val_fraction")
+    split: str | None = default("split")
+    stem: str = default("stem")
+    weights: str | None = default("weights")
+    branch_width: float = default("branch_width")
+    branch_start: str = default("branch_start")
+    flips: bool | None = default("flips")
+    image_size: int | None = default("image_size")
+    train_per_class: int | None = default("train_per_class")
+    skip_unreadable: bool = default("skip_unreadable")
+    groups: str | None = default("groups")
+    data_seed: int = default("data_seed")
+    map_updates: int | None = default("map_updates")
+    affinity: str | None = default("affinity")
+    affinity_images: int | None = default("affinity_images")
+    affinity_from: str = default("affinity_from")
+    elastic_lambda: float = default("elastic_lambda")
     _backbone: Backbone = field(init=False, repr=False, compare=False)
     _recipes: Preset = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            value = getattr(self, each.name, None)
-            if each.type in ("str", "str | None"):
-                text(each.name, value, each.default is None)
-            elif isinstance(value, np.integer):
-                object.__setattr__(self, each.name, int(value))
-        if self.affinity_images is not None:
-            whole_number("affinity_images", self.affinity_images, 0)
+        check_fields(self)
+        if not isinstance(self.dataset, Dataset):
+            text("dataset", self.dataset)
         network = _backbone(self.backbone, self.split, self.stem, self.weights)
         object.__setattr__(self, "_backbone", network)
         recipes = preset(self.preset, network).override(
@@ -159,43 +110,36 @@ class Experiment:
         object.__setattr__(self, "_recipes", recipes)
         self._generalist_config(self.rule)
         self._nofe_config(self.specialties, self.trunk, self.branch_width, self.branch_start)
-        whole_number("data_seed", self.data_seed, 0)
-        true_or_false("skip_unreadable", self.skip_unreadable)
-        for name, low, high in (
-            ("image_size", 1, MAX_IMAGE_SIZE),
-            ("train_per_class", 1, None),
-        ):
-            if getattr(self, name) is not None:
-                whole_number(name, getattr(self, name), low, high)
-        self.workshop  # noqa: B018  folder, device, precision and seconds are refused there
-
-    @property
-    def _runs_dir(self) -> str:
-        return str(self.runs_dir) if self.runs_dir is not None else str(default_runs_dir())
+        self.runner  # noqa: B018  refuses devices and precisions that the machine does not have
 
     @property
     def recipes(self) -> Preset:
         """The preset's recipes, with the overrides in place."""
         return self._recipes
 
-    @property
-    def workshop(self) -> Workshop:
-        """Where the stages are carried out."""
-        return Workshop(self._runs_dir, self.device, self.precision, self.checkpoint_seconds)
+    @cached_property
+    def runner(self) -> Runner:
+        """Carries the stages out."""
+        runs_dir = default_runs_dir() if self.runs_dir is None else self.runs_dir
+        return Runner(runs_dir, self.device, self.precision, self.checkpoint_seconds)
 
     @cached_property
     def data(self) -> Dataset:
         """The data set; loaded once for all experiments on the same data."""
-        return _load(
-            self.dataset,
-            source_state(self.dataset, self.groups),
-            val_fraction=self.recipes.val_fraction,
-            seed=self.data_seed,
-            image_size=self.image_size,
-            train_per_class=self.train_per_class,
-            skip_unreadable=self.skip_unreadable,
-            groups=self.groups,
-        )
+        fraction, seed, few = self.recipes.val_fraction, self.data_seed, self.train_per_class
+        of_files = ("image_size", "groups", "skip_unreadable")
+        options = {name: getattr(self, name) for name in of_files}
+        if isinstance(self.dataset, Dataset):
+            for name, value in options.items():
+                if value != default(name):
+                    raise InvalidInput(
+                        f"{name} is for images that are read from files; got {value!r} for the "
+                        f"Dataset {self.dataset.name!r}."
+                    )
+            return prepared(self.dataset, fraction, seed, few)
+        state = source_state(self.dataset, self.groups)
+        options |= {"val_fraction": fraction, "seed": seed, "train_per_class": few}
+        return _load(self.dataset, state, **options)
 
     @property
     def held_out(self) -> Experiment:
@@ -459,15 +403,15 @@ class Experiment:
 
         watch: is told the events of what is trained, like `nofe_lab.views.LiveTraining`.
         """
-        return self.workshop.carry_out(stages, watch)
+        return self.runner.run(stages, watch)
 
     def model(self, stage: Stage) -> ImageNetwork:
         """The trained network of a stage, on the experiment's device."""
-        return load_model(stage, self.run(stage)[0], self.workshop.machine.device)
+        return load_model(stage, self.run(stage)[0], self.runner.machine.device)
 
     def final_report(self, networks: Mapping[str, Stage]) -> FinalReport:
         """Load or train the named stages and test each network on the test split."""
-        return final_report(self.workshop, list(networks.items()))
+        return final_report(self.runner, list(networks.items()))
 
     def seeds(self, n: int) -> tuple[int, ...]:
         """The experiment's seed and the n - 1 after it."""
@@ -497,14 +441,16 @@ class Experiment:
         if not lines:
             raise InvalidInput("a comparison needs at least 1 seed; got none.")
         named = [(name, line[name]) for name in lines[0] for line in lines]
-        return final_report(self.workshop, named)
+        return final_report(self.runner, named)
 
     def in_precision(self, precision: str) -> Experiment:
         """The same experiment in another precision, with a runs folder of its own inside its own.
 
         The precision is no part of a run's identity, so one folder could not keep both.
         """
-        return replace(self, precision=precision, runs_dir=str(Path(self._runs_dir) / precision))
+        return replace(
+            self, precision=precision, runs_dir=str(Path(self.runner.runs_dir) / precision)
+        )
 
     def precision_report(self, seeds: Iterable[int]) -> FinalReport:
         """The final report of the network of experts, trained in each precision with every seed."""
@@ -512,7 +458,7 @@ class Experiment:
         for precision in PRECISIONS:
             there = self.in_precision(precision)
             named = [(f"NofE in {precision}", there.with_seed(s).nofe()) for s in seeds]
-            reports.append(final_report(there.workshop, named))
+            reports.append(final_report(there.runner, named))
         return FinalReport(
             pd.concat([report.table for report in reports], ignore_index=True),
             reports[0].class_names,
@@ -531,6 +477,8 @@ class Experiment:
         words = ["papermill", f"notebooks/{notebook}.ipynb", "out.ipynb"]
         if "backbone" in asked:
             asked["backbone"] = self._backbone.name
+        if isinstance(self.dataset, Dataset):
+            asked["dataset"] = self.dataset.name
         for name, value in (asked | also).items():
             machine = name in ("runs_dir", "device", "precision", "checkpoint_seconds")
             if not machine and value is not None:
@@ -539,8 +487,6 @@ class Experiment:
 
     def _generalist_config(self, rule: str | None) -> GeneralistConfig:
         recipes = self.recipes
-        if rule is not None:
-            one_of("rule", rule, RULES)
         images = self.affinity_images
         if images is None and self.affinity_from == "evaluation":
             images = recipes.affinity_images
@@ -552,9 +498,9 @@ class Experiment:
             recipe=recipes.generalist,
             K=self.K,
             rule=rule or recipes.rule,
-            update_every=every if self.update_every is None else self.update_every,
-            update_unit=self.update_unit,  # type: ignore[arg-type]
-            affinity=recipes.affinity if self.affinity is None else self.affinity,  # type: ignore[arg-type]
+            update_every=every,
+            map_updates=self.map_updates,
+            affinity=self.affinity or recipes.affinity,  # type: ignore[arg-type]
             affinity_images=images or None,
             affinity_from=self.affinity_from,  # type: ignore[arg-type]
             elastic_lambda=self.elastic_lambda,
@@ -579,27 +525,6 @@ class Experiment:
             self.K if origin in CLUSTERED else None,
         )
 
-    @classmethod
-    def from_notebook(cls, namespace: Mapping[str, Any], also: Iterable[str] = ()) -> Experiment:
-        """The experiment of a notebook's parameters.  Pass ``globals()`` right after their cell.
-
-        also: names of parameters that the notebook has beyond the experiment's.
-        papermill only warns about a parameter that a notebook does not have; here a misspelt one
-        raises InvalidInput with the list of known ones, and so does one that this notebook ignores.
-        """
-        own = {f.name for f in fields(cls) if f.init}
-        cells = _parameters_cells(namespace["In"])
-        declared = cells[0] & (own | set(also)) if cells else set()
-        for name in sorted(set().union(*cells) - declared):
-            if not name.startswith("PAPERMILL_"):
-                nearest = difflib.get_close_matches(name, declared, n=1)
-                hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-                raise InvalidInput(
-                    f"parameter {name!r} is unknown{hint}; known parameters: "
-                    f"{', '.join(sorted(declared))}."
-                )
-        return cls(**{name: namespace[name] for name in own & declared})
-
 
 def superclass_specialties(dataset: Dataset) -> Specialties:
     """The data set's superclasses as a partition.  Raises InvalidInput if it has none."""
@@ -609,23 +534,6 @@ def superclass_specialties(dataset: Dataset) -> Specialties:
         )
     names = dataset.superclass_names
     return Specialties(dataset.class_names, dataset.superclass_of, len(names), names)
-
-
-def _parameters_cells(history: Sequence[str]) -> list[set[str]]:
-    """Names assigned by a notebook's parameters cells: its own first, then papermill's.
-
-    history: IPython's list of executed cells.  The cells in question begin with the comment
-    "# Parameters", and the last of them that were executed one after the other count: those before
-    may be mistakes that have been mended.
-    """
-    cells: list[set[str]] = []
-    for source in reversed(history):
-        if source.lstrip().startswith("# Parameters"):
-            names = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name))
-            cells.insert(0, {name.id for name in names if isinstance(name.ctx, ast.Store)})
-        elif cells:
-            break
-    return cells
 
 
 def _backbone(network: Network, split: str | None, stem: str, weights: str | None) -> Backbone:

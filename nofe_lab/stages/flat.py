@@ -7,19 +7,36 @@ as large as the network of experts.  Either may start from another stage's trunk
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-import torch
 from torch import nn
 
-from nofe_lab.checkpoint import Checkpoints
-from nofe_lab.config import FlatConfig
 from nofe_lab.data import Dataset
+from nofe_lab.knobs import check_fields
 from nofe_lab.machine import Machine
 from nofe_lab.networks import CNN, Backbone, FlatControl
-from nofe_lab.runs import Run
+from nofe_lab.recipes import NetworkConfig, Recipe
+from nofe_lab.runs import Checkpoints, Run
 from nofe_lab.specialties import Specialties
 from nofe_lab.stages.stage import Stage, Trained, load_model
-from nofe_lab.training import Listener
+from nofe_lab.training import Classification, Listener
+
+
+@dataclass(frozen=True)
+class FlatConfig:
+    """A base CNN: trunk + head over all C classes."""
+
+    network: NetworkConfig
+    """The network."""
+    recipe: Recipe
+    """Its optimisation."""
+    seed: int = 0
+    """Of the weights, the order of the images and their augmentation."""
+    trunk: str = "scratch"
+    """Whose trunk it starts from: scratch, or the generalist's or the base CNN's."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 class FlatStage(Stage):
@@ -57,5 +74,6 @@ class FlatStage(Stage):
             trunk = origin.get_submodule("trunk").state_dict()
             network.get_submodule("trunk").load_state_dict(trunk)
         model = self.image_network(network, machine)
-        history = self.fit(model, machine, torch.arange(self.dataset.C), listeners, checkpoints)
+        task = Classification(self.recipe, self.dataset.val)
+        history = self.fit(model, machine, task, listeners, checkpoints)
         return Trained(model, history)

@@ -4,31 +4,46 @@ A gate is one more branch on the trunk's features, with an output for each class
 answer as the network of experts does (distillation), which tells it more than the right specialty
 would; the probability that it gives to the classes of an expert is that expert's promise.  Trunk
 and experts stay as they are, so that with all experts the network answers as before.
-
-Distillation after G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network",
-2015.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from nofe_lab.checkpoint import Checkpoints
-from nofe_lab.config import GateConfig
-from nofe_lab.data import Split
-from nofe_lab.data.batches import Batches, ImageNetwork
+from nofe_lab.data.preprocess import ImageNetwork
+from nofe_lab.evaluation import predict
+from nofe_lab.knobs import KNOBS, check_fields
 from nofe_lab.machine import Machine
 from nofe_lab.networks import NofE
 from nofe_lab.networks.backbone import fresh
-from nofe_lab.runs import Run
+from nofe_lab.recipes import NetworkConfig, Recipe
+from nofe_lab.runs import Checkpoints, Run
 from nofe_lab.specialties import Specialties
 from nofe_lab.stages.nofe import NofEStage
 from nofe_lab.stages.stage import Stage, Trained, load_model, specialties_of
-from nofe_lab.training import Listener, ParameterGroups
+from nofe_lab.training import Distillation, Listener, ParameterGroups
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """A gate that chooses which experts of a trained network of experts are run for an image."""
+
+    network: NetworkConfig
+    """The network."""
+    recipe: Recipe
+    """Its optimisation; everything but the gate stays as it is."""
+    width: float = 1.0
+    """Factor on the hidden channels of a branch as the backbone makes it."""
+    seed: int = 0
+    """Of the gate's weights, the order of the images and their augmentation."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, width=KNOBS["branch_width"].kind)
 
 
 class GateStage(Stage):
@@ -80,12 +95,6 @@ class GateStage(Stage):
     def parameter_groups(self, model: nn.Module) -> ParameterGroups:
         return self.backbone.parameter_groups(model.get_submodule("network.nofe.gate"), self.recipe)
 
-    def batches(self, device: torch.device) -> Batches:
-        """Its labels are the numbers of the images: each has probabilities of its own to learn."""
-        images = self.dataset.train.images
-        numbered = Split(images, torch.arange(len(images)))
-        return Batches(numbered, self.recipe, self.seed, device, self.window)
-
     def train(
         self,
         parents: Mapping[str, Run],
@@ -95,12 +104,14 @@ class GateStage(Stage):
     ) -> Trained:
         specialties = specialties_of(self.nofe, parents["nofe"])
         teacher = load_model(self.nofe, parents["nofe"], machine.device)
-        table = torch.from_numpy(self.predict(teacher, self.dataset.train).logits).softmax(1)
+        logits = torch.from_numpy(predict(teacher, self.dataset.train).logits)
+        answers = logits.softmax(1).to(machine.device)
         network = self.network(specialties)
         assert isinstance(network, NofE)
         network.load_state_dict(teacher.network.state_dict(), strict=False)  # all but the gate
         model = self.image_network(network, machine)
-        history = self.fit(model, machine, table, listeners, checkpoints)
+        task = Distillation(self.recipe, self.dataset.val, answers)
+        history = self.fit(model, machine, task, listeners, checkpoints)
         gated = ImageNetwork(model.preprocess, network, machine.precision)
         return Trained(gated, history, files={"specialties.json": specialties.to_json()})
 

@@ -16,8 +16,9 @@ update after the last interval: the final partition is one that the generalist h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -25,16 +26,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from nofe_lab.checkpoint import Checkpoints, Misfit, State
-from nofe_lab.config import GeneralistConfig, InvalidInput, derive_seed
-from nofe_lab.data import Dataset
+from nofe_lab.config import ABOVE_0, InvalidInput, derive_seed
+from nofe_lab.data import Batch, Dataset
+from nofe_lab.knobs import Real, Whole, check_fields
 from nofe_lab.machine import Machine
 from nofe_lab.networks import CNN, Backbone
-from nofe_lab.runs import Run
+from nofe_lab.recipes import NetworkConfig, Recipe
+from nofe_lab.runs import Checkpoints, Run
+from nofe_lab.runs.checkpoint import IncompatibleCheckpoint
 from nofe_lab.specialties import Specialties, affinity_matrix, assign, objective
 from nofe_lab.specialties.assignment import Affinity
 from nofe_lab.stages.stage import Stage, Trained
-from nofe_lab.training import Listener, MapUpdated, check_finite, interruptible
+from nofe_lab.training import Listener, MapUpdated, Task, check_finite, interruptible
 
 MAP_UPDATE_COLUMNS = (
     "update",
@@ -49,8 +52,45 @@ MAP_UPDATE_COLUMNS = (
 )
 
 
-MAX_UPDATES = 100_000
-"""The most updates of the map in one training."""
+@dataclass(frozen=True)
+class GeneralistConfig:
+    """A base CNN over K specialties that are learned together with its weights."""
+
+    network: NetworkConfig
+    """The network."""
+    recipe: Recipe
+    """Its optimisation."""
+    K: int = 10
+    """Number of specialties."""
+    rule: str = "optimal"
+    """How the map is updated; with `random` it is drawn once and never updated."""
+    update_every: float = 1.0
+    """Length in epochs of a training interval between two updates of the map."""
+    map_updates: int | None = None
+    """How many updates there are, after intervals of one length, instead of `update_every`."""
+    affinity: Literal["counts", "probability"] = "counts"
+    """What A[c, k] adds up: arg-max decisions, or softmax probabilities."""
+    affinity_images: int | None = None
+    """Size of the random subset of the training images that A is measured on; None: all."""
+    affinity_from: Literal["evaluation", "training"] = "evaluation"
+    """evaluation: A is measured by a pass over these images, as published; training: from the
+    predictions of the steps since the last update, which costs no pass."""
+    elastic_lambda: float = 1000.0
+    """Weight of the size penalty of the elastic rule, for counts rescaled to 100 a class."""
+    seed: int = 0
+    """Of the first map, the weights, the order of the images and their augmentation."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, update_every=Real(ABOVE_0), affinity_images=Whole(1))
+        if self.affinity_from == "training" and self.affinity_images is not None:
+            raise InvalidInput(
+                "affinity_images must be 0 (all) with affinity_from 'training', which counts the "
+                f"images of every step; got {self.affinity_images}."
+            )
+        if self.map_updates is not None:  # the other is not read: it must not make another run
+            object.__setattr__(self, "update_every", type(self).update_every)
+        if self.rule != "elastic":
+            object.__setattr__(self, "elastic_lambda", type(self).elastic_lambda)
 
 
 class GeneralistStage(Stage):
@@ -73,7 +113,7 @@ class GeneralistStage(Stage):
         if config.rule != "random" and not self.updates:
             raise InvalidInput(
                 f"update_every must leave room for an update within {self.recipe.epochs} epochs; "
-                f"got {config.update_every:g} {config.update_unit}."
+                f"got {config.update_every:g} epochs."
             )
 
     @property
@@ -84,30 +124,25 @@ class GeneralistStage(Stage):
     def K(self) -> int:
         return self.config.K
 
-    @property
-    def outputs(self) -> int:
-        return self.K
-
     def network(self, specialties: Specialties | None = None) -> nn.Module:
         return CNN(self.backbone, self.K, self.network_config.initialisation, self.seed)
 
     @cached_property
     def updates(self) -> list[int]:
         """The steps after which the map is updated: the ends of all intervals but the last."""
-        if self.config.rule == "random":
+        config, steps = self.config, self.steps
+        if config.rule == "random":
             return []
-        interval = self.config.update_every
-        if self.config.update_unit == "epochs":
-            interval *= self.steps_per_epoch
-        interval = max(interval, 1)  # more often than after each step is no more often
-        if self.steps / interval > MAX_UPDATES:
-            raise InvalidInput(
-                f"update_every must be longer: {self.config.update_every:g} "
-                f"{self.config.update_unit} make more than {MAX_UPDATES:,} updates of the map in "
-                f"{self.recipe.epochs:,} epochs."
-            )
-        ends = np.arange(1, int(self.steps / interval) + 1) * interval
-        return sorted({int(end) for end in ends.round() if 0 < end < self.steps})
+        if (number := config.map_updates) is not None:
+            if number >= steps:
+                raise InvalidInput(
+                    f"map_updates must be at most {steps - 1}, one after each of the {steps} steps "
+                    f"but the last; got {number}."
+                )
+            return [round(k * steps / (number + 1)) for k in range(1, number + 1)]
+        interval = max(config.update_every * self.steps_per_epoch, 1)
+        ends = np.arange(1, int(steps / interval) + 1) * interval
+        return sorted({int(end) for end in ends.round() if 0 < end < steps})
 
     @property
     def images_evaluated(self) -> int:
@@ -125,17 +160,8 @@ class GeneralistStage(Stage):
         checkpoints: Checkpoints | None = None,
     ) -> Trained:
         model = self.image_network(self.network(), machine)
-        learning = MapLearning(self, model, machine, listeners)
-        history = self.fit(
-            model,
-            machine,
-            learning.table,
-            listeners,
-            checkpoints,
-            new_table=learning.update,
-            observe=learning.observe,
-            memory=learning,
-        )
+        learning = SpecialtyLearning(self, model, machine, listeners)
+        history = self.fit(model, machine, learning, listeners, checkpoints)
         final = learning.affinity()
         return Trained(
             model,
@@ -145,7 +171,7 @@ class GeneralistStage(Stage):
                 "map_updates.csv": pd.DataFrame(learning.rows, columns=MAP_UPDATE_COLUMNS).to_csv(
                     index=False
                 ),
-                "map_history.csv": learning.history(),
+                "map_history.csv": learning.map_history(),
                 "affinity.csv": pd.DataFrame(
                     final,
                     index=pd.Index(self.dataset.class_names, name="class"),
@@ -155,18 +181,9 @@ class GeneralistStage(Stage):
             result={"objective": objective(final, learning.maps[-1])},
         )
 
-    def affinity(self, model: nn.Module, number: int) -> Affinity:
-        """A[C, K] on training images, a random subset drawn anew for each update."""
-        seed = derive_seed(self.seed, "affinity", number)
-        images = self.dataset.train.subset(self.config.affinity_images, seed)
-        found = self.predict(model, images)
-        return affinity_matrix(
-            found.probabilities, found.labels, self.dataset.C, self.config.affinity
-        )
 
-
-class MapLearning:
-    """The specialty map on its way from the random start: the hooks of the training loop."""
+class SpecialtyLearning(Task):
+    """Specialties as targets, and the map of classes to specialties learned on the way."""
 
     def __init__(
         self,
@@ -175,9 +192,11 @@ class MapLearning:
         machine: Machine,
         listeners: Sequence[Listener],
     ) -> None:
+        super().__init__(stage.recipe, stage.dataset.val)
         self.stage = stage
         self.model = model
         self.listeners = listeners
+        self.device = machine.device
         C, K = stage.dataset.C, stage.K
         start = Specialties.random(stage.dataset.class_names, K, stage.seed)
         self.maps = [np.array(start.of, dtype=np.int64)]
@@ -187,6 +206,11 @@ class MapLearning:
         self.seen: RunningAffinity | None = None
         if stage.config.affinity_from == "training":
             self.seen = RunningAffinity(C, K, stage.config.affinity, machine.device)
+        self._to_device()
+
+    def _to_device(self) -> None:
+        self.map = torch.from_numpy(self.maps[-1]).to(self.device)
+        """The current one, int64 [C]."""
 
     @property
     def specialties(self) -> Specialties:
@@ -194,27 +218,36 @@ class MapLearning:
         return Specialties(self.stage.dataset.class_names, tuple(self.maps[-1]), self.stage.K)
 
     @property
-    def table(self) -> Tensor:
-        """The generalist's target for each class, int64 [C]."""
-        return torch.from_numpy(self.maps[-1])
+    def output_of_class(self) -> Tensor:
+        return self.map
 
-    def observe(self, logits: Tensor, classes: Tensor) -> None:
-        """Take note of a training step's predictions, if the affinity is made of them."""
+    def targets(self, batch: Batch) -> Tensor:
+        return self.map[batch.labels]
+
+    def metrics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         if self.seen is not None:
-            self.seen.add(logits, classes)
+            self.seen.add(logits, batch.labels)
+        return super().metrics(logits, batch)
 
     def affinity(self) -> Affinity:
-        """A[C, K] for the next update, or after the last."""
-        if self.seen is None:
-            return self.stage.affinity(self.model, len(self.maps))
-        check_finite(self.stage.recipe, "predictions", [self.seen.total])
-        return self.seen.affinity
+        """A[C, K] for the next update, or after the last.
 
-    def update(self, step: int) -> Tensor | None:
-        """Update the map, if an update is due after `step` steps, and return the new table."""
+        Of the predictions since the last update, or of a random subset of the training images that
+        is drawn anew for each update.
+        """
+        config, dataset = self.stage.config, self.stage.dataset
+        if self.seen is not None:
+            check_finite(self.recipe, "predictions", [self.seen.total])
+            return self.seen.affinity
+        seed = derive_seed(self.stage.seed, "affinity", len(self.maps))
+        found = self.predict(self.model, dataset.train.subset(config.affinity_images, seed))
+        return affinity_matrix(found.probabilities, found.labels, dataset.C, config.affinity)
+
+    def after_step(self, step: int) -> None:
+        """Update the map, if an update is due after `step` steps."""
         stage, config = self.stage, self.stage.config
         if step not in stage.updates:
-            return None
+            return
         number, old = len(self.maps), self.maps[-1]
         with interruptible():
             affinity = self.affinity()
@@ -228,6 +261,7 @@ class MapLearning:
         if self.seen is not None:
             self.seen.begin_anew()
         self.maps.append(new)
+        self._to_device()
         sizes = self.specialties.sizes
         row = {
             "update": number,
@@ -243,9 +277,8 @@ class MapLearning:
         self.rows.append(row)
         for listener in self.listeners:
             listener(MapUpdated(number, row, tuple(new.tolist())))
-        return self.table
 
-    def history(self) -> str:
+    def map_history(self) -> str:
         """CSV, one row a class and update: the map's way from its random start (0)."""
         names = self.stage.dataset.class_names
         epochs = [0.0, *(row["epoch"] for row in self.rows)]
@@ -263,40 +296,51 @@ class MapLearning:
         ]
         return pd.concat(parts).to_csv(index=False)
 
-    def state(self) -> State:
-        tensors = {"maps": torch.from_numpy(np.stack(self.maps))}
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {
+            "maps": torch.from_numpy(np.stack(self.maps)),
+            "updates": self.rows,
+        }
         if self.seen is not None:
-            tensors |= {"affinity": self.seen.total, "images": self.seen.images}
-        return State(tensors, {"updates": self.rows})
+            state |= {"affinity": self.seen.total, "images": self.seen.images}
+        return state
 
-    def restore(self, state: State) -> Tensor:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         stage, seen = self.stage, self.seen
-        kept = state.tensors.get("maps")
-        count = len(kept) if kept is not None and kept.ndim else 0
+        tensors = dict(state)
+        rows = tensors.pop("updates", None)
+        kept = tensors.get("maps")
+        count = len(kept) if isinstance(kept, Tensor) and kept.ndim else 0
         expected: dict[str, Any] = {"maps": (torch.int64, (count, stage.dataset.C))}
         if seen is not None:
             expected["affinity"] = (torch.float32, tuple(seen.total.shape))
             expected["images"] = (torch.float32, tuple(seen.images.shape))
-        found = {name: (value.dtype, tuple(value.shape)) for name, value in state.tensors.items()}
+        found = {
+            name: (value.dtype, tuple(value.shape)) if isinstance(value, Tensor) else value
+            for name, value in tensors.items()
+        }
         if found != expected:
-            raise Misfit(f"its specialty map is another's: {found}, not {expected}.")
-        maps = state.tensors["maps"].numpy()
-        rows: Any = state.record.get("updates") if isinstance(state.record, Mapping) else None
+            raise IncompatibleCheckpoint(
+                f"its specialty map is another's: {found}, not {expected}."
+            )
+        maps = tensors["maps"].numpy()
         is_history = (
             isinstance(rows, list)
             and len(rows) == len(maps) - 1
             and all(isinstance(row, dict) and set(row) == set(MAP_UPDATE_COLUMNS) for row in rows)
             and [row["step"] for row in rows] == stage.updates[: len(rows)]
         )
-        if not is_history or (maps[0] != self.maps[0]).any():
-            raise Misfit("the history of its specialty map is another's.")
+        if not isinstance(rows, list) or not is_history or (maps[0] != self.maps[0]).any():
+            raise IncompatibleCheckpoint("the history of its specialty map is another's.")
         if maps.min() < 0 or maps.max() >= stage.K:
-            raise Misfit(f"its specialty map holds {maps.min()} to {maps.max()}, K is {stage.K}.")
+            raise IncompatibleCheckpoint(
+                f"its specialty map holds {maps.min()} to {maps.max()}, K is {stage.K}."
+            )
         self.maps, self.rows = list(maps.copy()), rows
+        self._to_device()
         if seen is not None:
-            seen.total.copy_(state.tensors["affinity"])
-            seen.images.copy_(state.tensors["images"])
-        return self.table
+            seen.total.copy_(tensors["affinity"])
+            seen.images.copy_(tensors["images"])
 
 
 class RunningAffinity:

@@ -9,26 +9,60 @@ trunk; the other combinations are its rivals, and take the same code.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import nn
 
-from nofe_lab.checkpoint import Checkpoints
-from nofe_lab.config import CLUSTERED, InvalidInput, NofEConfig
+from nofe_lab.config import CLUSTERED, SPECIALTIES, InvalidInput
 from nofe_lab.data import Dataset
-from nofe_lab.data.batches import ImageNetwork
+from nofe_lab.data.preprocess import ImageNetwork
 from nofe_lab.evaluation import class_means, predict
+from nofe_lab.knobs import KNOBS, Choice, check_fields
 from nofe_lab.machine import Machine
 from nofe_lab.networks import Backbone, NofE
 from nofe_lab.networks.backbone import seeded
 from nofe_lab.networks.counting import count_macs
-from nofe_lab.runs import Run
+from nofe_lab.recipes import NetworkConfig, Recipe
+from nofe_lab.runs import Checkpoints, Run
 from nofe_lab.specialties import Specialties, confusion_clusters, feature_clusters
 from nofe_lab.stages.flat import FlatStage
 from nofe_lab.stages.generalist import GeneralistStage
 from nofe_lab.stages.stage import Stage, Trained, load_model, specialties_of
-from nofe_lab.training import Listener
+from nofe_lab.training import Classification, Listener
+
+
+@dataclass(frozen=True)
+class NofEConfig:
+    """A trunk and one expert branch a specialty, trained end to end under one softmax."""
+
+    network: NetworkConfig
+    """The network."""
+    recipe: Recipe
+    """Its optimisation."""
+    specialties: str = "learned"
+    """learned (the generalist's), random (balanced), superclass, confusion or features (clusters of
+    a trained base CNN's confusions, or of the features of its classes), or file (given by its
+    content)."""
+    trunk: str = "generalist"
+    """Whose trunk it starts from: the generalist's, the base CNN's, or a fresh one (scratch),
+    which begins with the backbone's pretrained weights where it has any."""
+    branch_width: float = 1.0
+    """Factor on the hidden channels of a branch."""
+    branch_start: str = "fresh"
+    """fresh: weights of its own; tail: the layers behind the trunk it starts from."""
+    seed: int = 0
+    """Of the fresh weights, the random specialties, the order and the augmentation."""
+    clusters: int | None = None
+    """How many specialties confusion and features make; None for all others, which know it."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, specialties=Choice((*SPECIALTIES, "file")), clusters=KNOBS["K"].kind)
+        if self.branch_start == "tail" and (self.trunk == "scratch" or self.branch_width != 1):
+            raise InvalidInput(
+                "branch_start 'tail' needs a trunk that has been trained and branch_width 1; "
+                f"got trunk {self.trunk!r} and branch_width {self.branch_width:g}."
+            )
 
 
 class NofEStage(Stage):
@@ -136,7 +170,8 @@ class NofEStage(Stage):
         model = self.image_network(network, machine)
         if checkpoints is not None:
             checkpoints.origin.append(specialties.digest)
-        history = self.fit(model, machine, torch.arange(self.dataset.C), listeners, checkpoints)
+        task = Classification(self.recipe, self.dataset.val)
+        history = self.fit(model, machine, task, listeners, checkpoints)
         return Trained(model, history, files={"specialties.json": specialties.to_json()})
 
     def _partition(self, parents: Mapping[str, Run], machine: Machine) -> Specialties:

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import nn
 
 from nofe_lab.config import InvalidInput
-from nofe_lab.evaluation import Predictions, per_class, predict
+from nofe_lab.data.preprocess import ImageNetwork
+from nofe_lab.evaluation import Predictions, conditional, per_class, predict
+from nofe_lab.machine import in_turn
+from nofe_lab.networks import NofE
 from nofe_lab.networks.counting import count_macs, count_parameters
-from nofe_lab.runs import Run
-from nofe_lab.stages.stage import Stage, Workshop, load_model
+from nofe_lab.runs import Run, code_revision
+from nofe_lab.stages.gate import GateAlone, GateStage
+from nofe_lab.stages.runner import Runner
+from nofe_lab.stages.stage import Stage, load_model
+
+TIMED_BATCHES = (1, 256)
+"""Batch sizes at which `few_experts` measures time."""
+
+TIMED_REPEATS = 9
+"""Repeats of each of these measurements."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,15 +89,15 @@ class FinalReport:
         return self.shown.to_string(index=False)
 
 
-def final_report(workshop: Workshop, networks: Sequence[tuple[str, Stage]]) -> FinalReport:
+def final_report(runner: Runner, networks: Sequence[tuple[str, Stage]]) -> FinalReport:
     """Load or train the runs of the named stages and test each network once."""
     if not networks:
         raise InvalidInput("a report needs at least 1 network; got none.")
     rows, predictions = [], []
-    runs = workshop.carry_out([stage for _, stage in networks])
+    runs = runner.run([stage for _, stage in networks])
     for (name, stage), run in zip(networks, runs, strict=True):
-        with workshop.machine.enough_memory(f"the report of {stage.label}"):
-            model = load_model(stage, run, workshop.machine.device)
+        with runner.machine.enough_memory(f"the report of {stage.label}"):
+            model = load_model(stage, run, runner.machine.device)
             found = predict(model, stage.dataset.test)
         predictions.append(found)
         figures = {
@@ -130,3 +144,58 @@ def _origin(stage: Stage, run: Run) -> dict[str, object]:
         "python": made["versions"]["python"],
         "revision": made["revision"],
     }
+
+
+def few_experts(runner: Runner, stage: GateStage) -> pd.DataFrame:
+    """Test accuracy and cost when a gate runs only some experts for each image.
+
+    stage: the network of experts with its gate, which is trained if it is missing.
+    One row for each number of experts, with top1, top5, nll and found (see `conditional`).
+    macs: multiply-accumulates of one image, with trunk and gate.  ms_N: milliseconds an image of
+    `predict` at batch N; ms_N_all: the same without a gate, all experts run; ms_N_trunk: the layers
+    before the experts alone.  gate_top1, macs_gate_alone: the gate's own answers, no expert run.
+    gate_epochs, gate_training_macs, gate_seconds: the gate's training, on top of the network's.
+    """
+    (run,) = runner.run([stage])
+    machine = runner.machine
+    model = load_model(stage, run, machine.device)
+    network = model.network
+    assert isinstance(network, NofE)
+    test = stage.dataset.test
+    gate = predict(ImageNetwork(model.preprocess, GateAlone(network)), test)
+    table = conditional(predict(model, test), gate, network.specialties)
+    cost = network.macs(stage.backbone.input_shape)
+    branches = np.array(cost.branches)
+    table["macs"] = [
+        round(cost.trunk + cost.gate + np.dot(shares, branches)) for shares in table.pop("shares")
+    ]
+    trunk = ImageNetwork(model.preprocess, nn.Sequential(network.trunk, network.shared)).eval()
+    for batch in TIMED_BATCHES:
+        images = test.sample(range(min(batch, len(test)))).to(machine.device)
+
+        def side(m: int | None, images: torch.Tensor = images) -> Callable[[], object]:
+            return lambda: model.predict(images, m)
+
+        with torch.inference_mode():
+            sides = [side(m) for m in (*table["experts"], None)]
+            seconds = in_turn(machine, TIMED_REPEATS, [*sides, partial(trunk, images)])
+        *few, everything, before = (1000 * each / len(images) for each in seconds)
+        table[f"ms_{batch}"] = few
+        table[f"ms_{batch}_all"], table[f"ms_{batch}_trunk"] = everything, before
+    return table.assign(
+        macs_all=cost.trunk + sum(branches),
+        macs_gate_alone=cost.trunk + cost.gate,
+        gate_top1=gate.accuracy,
+        gate_width=stage.config.width,
+        gate_macs=cost.gate,
+        gate_epochs=stage.recipe.epochs,
+        gate_training_macs=stage.training_macs,
+        gate_seconds=run.seconds,
+        hardware=machine.name,
+        threads=torch.get_num_threads(),
+        precision=model.precision,
+        torch=torch.__version__,
+        revision=run.provenance["revision"],
+        tested_by=code_revision(),
+        run=run.id,
+    )

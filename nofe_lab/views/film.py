@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nofe_lab.data import Dataset
+from nofe_lab.log import log
 from nofe_lab.specialties import Specialties, maps_of
 from nofe_lab.views import plots
 from nofe_lab.views.palette import Palette
@@ -99,6 +100,19 @@ def film(
         frames.append(scene.at(before, update, share))
         durations.append(MOVING if share < 1 else RESTING)
     return Film(tuple(frames), (*durations[:-1], END))
+
+
+def save_films(
+    folder: Path,
+    dataset: Dataset,
+    specialties: Specialties,
+    map_history: pd.DataFrame,
+    map_updates: pd.DataFrame,
+) -> None:
+    """Write `film` as film.gif, for light pages, and as film_dark.gif."""
+    for name, theme in (("film.gif", LIGHT), ("film_dark.gif", DARK)):
+        film(dataset, specialties, map_history, map_updates, theme).save(folder / name)
+        log.info(f"{folder / name}: {(folder / name).stat().st_size / 1e6:.2f} MB")
 
 
 def moments(maps: NDArray[np.int64]) -> Iterator[tuple[int, int, float]]:

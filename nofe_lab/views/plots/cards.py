@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 from numpy.typing import NDArray
 
-from nofe_lab.data import Dataset, Split
+from nofe_lab.data import Dataset, Source
 from nofe_lab.specialties import Specialties
 from nofe_lab.views.plots.style import Colour, mix, specialty_colours
 from nofe_lab.views.plots.text import SMALL, fitted, text_width
@@ -71,9 +71,9 @@ def rgb(image: torch.Tensor) -> NDArray[np.uint8]:
     return pixels if pixels.shape[2] == 3 else pixels[..., :1].repeat(3, axis=2)
 
 
-def first_images(split: Split, c: int, n: int) -> torch.Tensor:
+def first_images(split: Source, c: int, n: int) -> torch.Tensor:
     """The first n images of class c: uint8 [n, channels, height, width]."""
-    return split.images[split.of_class(c)[:n]]
+    return split.sample(split.of_class(c)[:n])
 
 
 def label_of(specialties: Specialties, k: int) -> str:

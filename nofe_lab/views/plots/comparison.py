@@ -165,7 +165,7 @@ def plot_gained_lost(dataset: Dataset, base: Predictions, nofe: Predictions) -> 
             axes.text(x + half - 0.15, y + 0.14, figures, fontsize=8, va="center", ha="right")
             for n, i in enumerate(np.flatnonzero(changed & (labels == c))[:CHANGED_IMAGES]):
                 left, top = x + n * cell, y + 0.28
-                draw_image(axes, dataset.test.images[i], left, top, 0.84)
+                draw_image(axes, dataset.test.sample([i])[0], left, top, 0.84)
                 said = {"true": c, "base": base.predicted[i], "NofE": nofe.predicted[i]}
                 for line, (who, given) in enumerate(said.items()):
                     axes.text(

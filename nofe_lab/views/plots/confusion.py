@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
 from nofe_lab.config import InvalidInput, whole_number
-from nofe_lab.data import Dataset, Split
+from nofe_lab.data import Dataset, Source
 from nofe_lab.specialties import Specialties
 from nofe_lab.statistics import RANDOM_PARTITIONS, InsideShare, errors_inside, inside_by_chance
 from nofe_lab.views.plots.cards import (
@@ -258,7 +258,9 @@ def _plot_rivals(
 
 
 @styled
-def plot_images(split: Split, chosen: Sequence[int], captions: Sequence[str], title: str) -> Figure:
+def plot_images(
+    split: Source, chosen: Sequence[int], captions: Sequence[str], title: str
+) -> Figure:
     """The images of a split with these indices, a caption below each."""
     columns, side = 8, 1.2
     lines = -(-len(chosen) // columns)
@@ -268,6 +270,6 @@ def plot_images(split: Split, chosen: Sequence[int], captions: Sequence[str], ti
         axes.text(0.1, 0.7, "no image", color=GREY)
     for n, (i, caption) in enumerate(zip(chosen, captions, strict=True)):
         x, y = 0.1 + n % columns * side, 0.42 + n // columns * (side + 0.1)
-        draw_image(axes, split.images[i], x, y, side - 0.2)
+        draw_image(axes, split.sample([i])[0], x, y, side - 0.2)
         axes.text(x, y + side - 0.08, fitted(caption, side - 0.1), fontsize=SMALL, va="center")
     return figure

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from nofe_lab.config import InvalidInput
-from nofe_lab.data import Split
+from nofe_lab.data import Source
 from nofe_lab.evaluation import Predictions
 from nofe_lab.specialties import Specialties
 from nofe_lab.statistics import errors_inside, inside_by_chance
@@ -52,7 +52,7 @@ class ConfusionExplorer(View):
 
     def __init__(
         self,
-        split: Split,
+        split: Source,
         predictions: Mapping[str, Predictions],
         orders: Mapping[str, Specialties],
     ) -> None:
@@ -154,7 +154,7 @@ class ConfusionExplorer(View):
         chosen = self._behind()
         shown = chosen[:IMAGES]
         with self.hold_sync():
-            self.examples = sprite([self.split.images[i] for i in shown], 64)
+            self.examples = sprite(list(self.split.sample(shown.tolist())), 64)
             self.detail = {
                 "title": f"{self.class_names[self.row]} → {self.class_names[self.column]}",
                 "where": self._cell_in_words(len(chosen), len(shown)),

@@ -210,7 +210,7 @@ class SpecialtyExplorer(ClassView):
 
     def _images(self, label: int, n: int) -> list[Any]:
         split = self.dataset.train
-        return list(split.images[split.of_class(label)[:n]])
+        return list(split.sample(split.of_class(label)[:n]))
 
     def _facts(self, k: int, form: str = "{}, mistakes {} in, {} out") -> list[tuple[str, str]]:
         """The results of each network on specialty k, in words."""

@@ -12,9 +12,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from nofe_lab.config import InvalidInput
-from nofe_lab.data import Dataset, Split
-from nofe_lab.data.batches import ImageNetwork
+from nofe_lab.data import Dataset, Source
 from nofe_lab.data.pictures import Unreadable, decode
+from nofe_lab.data.preprocess import ImageNetwork
 from nofe_lab.evaluation import Predictions
 from nofe_lab.inspection import Inspection, Inspector
 from nofe_lab.views import plots
@@ -58,7 +58,7 @@ class PredictionInspector(View):
     def __init__(
         self,
         dataset: Dataset,
-        split: Split,
+        split: Source,
         base: ImageNetwork,
         nofe: ImageNetwork,
         base_said: Predictions,
@@ -142,11 +142,11 @@ class PredictionInspector(View):
         if change["new"] >= 0:
             label = int(self.split.labels[change["new"]])
             title = f"image {change['new']}: {self.dataset.class_names[label]}"
-            self._show(self.split.images[change["new"]], title, label)
+            self._show(self.split.sample([change["new"]])[0], title, label)
 
     def ask(self, image: Tensor, title: str = "an image of yours") -> Inspection:
         """Inspect an image uint8 [channels, height, width] of the data set's size."""
-        expected = tuple(self.split.images.shape[1:])
+        expected = self.split.image_shape
         if tuple(image.shape) != expected or image.dtype != torch.uint8:
             raise InvalidInput(
                 f"an image must be uint8 {list(expected)}; got {image.dtype} {list(image.shape)}."
@@ -232,7 +232,7 @@ class PredictionInspector(View):
         except Unreadable as error:
             self.problem = f"{name!r} cannot be shown ({error})."
             return
-        channels, height, width = self.split.images.shape[1:]
+        channels, height, width = self.split.image_shape
         pixels = np.array(ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR))
         image = torch.from_numpy(pixels).permute(2, 0, 1)
         if channels == 1:

@@ -26,31 +26,24 @@ import hashlib
 import io
 import json
 import os
-import platform
 import re
 import secrets
 import shutil
 import socket
-import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache, cached_property
-from importlib import metadata
+from functools import cached_property
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
 import pandas as pd
-import safetensors
-import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from nofe_lab.checkpoint import MAX_SECONDS, SECONDS, Checkpoints, OtherFormat
 from nofe_lab.config import (
     MAX_FLOAT,
     MAX_INT,
@@ -76,13 +69,17 @@ from nofe_lab.files import (
     write_text,
 )
 from nofe_lab.log import log
-from nofe_lab.machine import Machine
+from nofe_lab.runs.checkpoint import MAX_SECONDS, SECONDS, Checkpoints, OtherFormat
 
-FORMAT = 2
-"""Version of the layout of a run.  Format 1, which had checksums without sizes, is still read."""
+FORMAT = 3
+"""Version of the layout of a run.  Format 2, whose ids are of identity format 1, is still read."""
 
-IDENTITY_FORMAT = 1
-"""Version of what an id is made of; runs keep their ids when only the layout changes."""
+IDENTITY_FORMAT = 2
+"""Version of what an id is made of: fields at their default are left out, and data sets are known
+by their files.  Runs keep their ids when only the layout changes."""
+
+_IDENTITY_FORMATS = {2: 1, FORMAT: IDENTITY_FORMAT}
+"""By the format of the run."""
 
 _ASIDE = re.compile(r"\.damaged-\d+$")
 """The ending of a damaged run's folder that was set aside."""
@@ -517,9 +514,12 @@ def _is_ours(path: Path) -> bool:
     return re.fullmatch(r"(flat|generalist|nofe|gate)-.+-[0-9a-f]{12}", path.name) is not None
 
 
-def identity_hash(identity: Mapping[str, Any]) -> str:
-    """12 hexadecimal digits that depend on all of `identity` (anything JSON can write)."""
-    return _digest({**identity, "format": IDENTITY_FORMAT})[:12]
+def identity_hash(identity: Mapping[str, Any], version: int | None = None) -> str:
+    """12 hexadecimal digits that depend on all of `identity` (anything JSON can write).
+
+    version: of what ids are made of, by default IDENTITY_FORMAT.
+    """
+    return _digest({**identity, "format": version or IDENTITY_FORMAT})[:12]
 
 
 def _digest(content: Mapping[str, Any]) -> str:
@@ -554,19 +554,17 @@ def _checked(record: Any, path: Path) -> dict[str, Any]:
     Raises DamagedRun, OtherFormat, and whatever comes of a record that is none.
     """
     found = record["format"]
-    if type(found) is int and found > FORMAT:
+    if type(found) is int and (found > FORMAT or found == 1):
         raise OtherFormat(
-            f"the run {path.name} is of format {found}, this library reads formats 1 to {FORMAT}: "
+            f"the run {path.name} is of format {found}, this library reads formats 2 to {FORMAT}: "
             "open it with the version of nofe_lab that wrote it, or choose another runs_dir."
         )
-    if found not in (1, FORMAT):
-        raise DamagedRun(f"its format is {shown(found)}, this library reads 1 to {FORMAT}")
+    if type(found) is not int or found not in _IDENTITY_FORMATS:
+        raise DamagedRun(f"its format is {shown(found)}, this library reads 2 to {FORMAT}")
     if record.pop("digest", None) != _digest(record):
         raise DamagedRun("run.json has been changed")
-    if found == 1:
-        record = _from_format_1(record)
-    run_id = record["id"]
-    if run_id != identity_hash(record["identity"]) or not path.name.endswith(f"-{run_id}"):
+    run_id, expected_id = record["id"], identity_hash(record["identity"], _IDENTITY_FORMATS[found])
+    if run_id != expected_id or not path.name.endswith(f"-{run_id}"):
         raise DamagedRun(f"it is the run {run_id}")
     _check_fields("about", record["about"], _ABOUT)
     _check_fields("provenance", record["provenance"], _MADE)
@@ -580,7 +578,7 @@ def _checked(record: Any, path: Path) -> dict[str, Any]:
     for file, expected in record["files"].items():
         inside = path / _plain_name(file)
         try:
-            check_regular(inside, expected.get("bytes", inside.lstat().st_size))
+            check_regular(inside, expected["bytes"])
             whole = sha256(inside) == expected["sha256"]
         except (UnreadableFile, OSError) as error:
             _check_readable(path, error)
@@ -600,13 +598,6 @@ def _check_readable(path: Path, error: BaseException) -> None:
             f"the run {path.name} cannot be read ({first_line(cause)}); accepted: a run that you "
             "may read, on a disk that can be read."
         ) from error
-
-
-def _from_format_1(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record of format 1, in the present one: it had no sizes, and no precision at first."""
-    files = {file: {"sha256": checksum} for file, checksum in record["files"].items()}
-    made = {"precision": "fp32", "lineage": {}, **record["provenance"]}
-    return {**record, "files": files, "provenance": made}
 
 
 def _check_fields(what: str, found: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
@@ -660,51 +651,3 @@ def _scratch_prefix(name: str, run_id: str) -> str:
 def default_runs_dir() -> Path:
     """The folder ``runs`` of `data_folder`."""
     return data_folder() / "runs"
-
-
-LIBRARY = Path(__file__).resolve().parent
-
-
-@cache
-def code_revision() -> str:
-    """The git revision, with "-dirty" where the library's files differ from it; or the version."""
-    root = LIBRARY.parent
-    if (root / ".git").exists():
-        git = ["git", "-C", str(root)]
-        named = [*git, "describe", "--always", "--abbrev=10"]
-        done = subprocess.run(named, capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            changed = [*git, "diff", "--quiet", "HEAD", "--", LIBRARY.name]
-            is_dirty = subprocess.run(changed, capture_output=True, check=False).returncode != 0
-            return done.stdout.strip() + "-dirty" * is_dirty
-    return metadata.version("nofe_lab")
-
-
-@cache
-def code_digest() -> str:
-    """A digest of the library's Python files: what a run was made with, whatever else changes."""
-    digest = hashlib.sha256()
-    for path in sorted(LIBRARY.rglob("*.py")):
-        digest.update(f"{path.relative_to(LIBRARY).as_posix()}\0".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:10]
-
-
-def provenance(machine: Machine, seconds: float) -> dict[str, Any]:
-    """Revision, versions, hardware, seconds and the time of day, of a run that builds on none."""
-    return {
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "seconds": round(seconds, 2),
-        "lineage": {},
-        "revision": code_revision(),
-        "code": code_digest(),
-        "precision": machine.precision,
-        "device": machine.name,
-        "threads": torch.get_num_threads(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("nofe_lab", "torch", "numpy", "pillow")},
-            "safetensors": safetensors.__version__,
-        },
-    }

@@ -43,7 +43,7 @@ from nofe_lab.files import (
 )
 from nofe_lab.log import log
 
-FORMAT = 1
+FORMAT = 2
 """Version of what a checkpoint holds."""
 
 SECONDS = 60.0
@@ -70,7 +70,7 @@ class OtherFormat(InvalidInput):
     """A run or a checkpoint is of a format that this version cannot read."""
 
 
-class Misfit(UnreadableFile):
+class IncompatibleCheckpoint(UnreadableFile):
     """A checkpoint is whole, but not one of this training; the message says why."""
 
 
@@ -115,7 +115,8 @@ class Checkpoints:
     def resume(self, restore: Callable[[State], None]) -> bool:
         """Hand the newest checkpoint that can be used to `restore`; False if there is none.
 
-        restore: raises Misfit, before it has changed anything, if the state is another training's.
+        restore: raises IncompatibleCheckpoint, before it has changed anything, if the state is
+        another training's.
         A checkpoint that cannot be used is named, and the one before it is tried.  Raises
         InvalidInput if one is of another format.
         """
@@ -244,9 +245,11 @@ class Checkpoints:
                 f"it is not one of nofe_lab's ({type(error).__name__}: {error})."
             ) from error
         if (run_id, step, told) != (self.run_id, _step_of(path), _step_of(path)):
-            raise Misfit(f"it is step {shown(step)} ({shown(told)}) of the run {shown(run_id)}.")
+            raise IncompatibleCheckpoint(
+                f"it is step {shown(step)} ({shown(told)}) of the run {shown(run_id)}."
+            )
         if origin != self.origin:
-            raise Misfit("the runs that it builds on have been trained anew since.")
+            raise IncompatibleCheckpoint("the runs that it builds on have been trained anew since.")
         return state, seconds, interruptions, conditions
 
 

@@ -1,0 +1,158 @@
+"""How networks are optimised: recipes, and the presets that hold those of all stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from nofe_lab.config import InvalidInput, real_number
+from nofe_lab.knobs import Choice, Flag, Real, Whole, check_fields
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one stage is optimised: stochastic gradient descent on softmax cross-entropy."""
+
+    epochs: int
+    """Passes over the training images."""
+    learning_rate: float
+    """The base (steps) or peak (one_cycle) learning rate."""
+    batch_size: int = 100
+    """Images a step; the last, smaller batch of an epoch is left out."""
+    momentum: float = 0.9
+    """Of SGD."""
+    nesterov: bool = False
+    """Nesterov's form of the momentum."""
+    weight_decay: float = 0.0
+    """L2 penalty, added to the gradient."""
+    schedule: Literal["steps", "one_cycle"] = "steps"
+    """steps: divided by 10 at each of `drops`; one_cycle: linear to the peak, then linear to 0."""
+    drops: tuple[float, ...] = ()
+    """Fractions of the stage's length after which the learning rate is divided by 10."""
+    flips: bool = False
+    """Random horizontal flips of the training images."""
+    padding: int = 0
+    """Pixels of zeros around a training image before a random window is cut out of it."""
+    multipliers: bool = False
+    """Use the backbone's published learning-rate and decay multipliers."""
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            momentum=Real(0, 1),
+            nesterov=Flag(),
+            weight_decay=Real(0),
+            schedule=Choice(("steps", "one_cycle")),
+            padding=Whole(0),
+            multipliers=Flag(),
+        )
+        if self.nesterov and self.momentum == 0:
+            raise InvalidInput("nesterov needs a momentum above 0; got 0.")
+        for drop in self.drops:
+            real_number("a drop of the learning rate", drop, 0, 1)
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of step `step` of `steps`, counted from 0."""
+        if self.schedule == "steps":
+            passed = sum(step >= round(drop * steps) for drop in self.drops)
+            return self.learning_rate * 0.1**passed
+        peak = 0.2 * steps
+        rising = (step + 1) / (peak + 1)
+        falling = (steps - step) / (steps - peak)
+        return self.learning_rate * min(rising, falling)
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """How a network's weights begin, and what its pixels look like.
+
+    Which network it is belongs to a stage's backbone, which has an identity of its own.
+    """
+
+    initialisation: Literal["kaiming", "published"] = "kaiming"
+    """kaiming: Gaussian on fan-in; published: what the network's authors used."""
+    inputs: Literal["standardised", "mean_image"] = "standardised"
+    """standardised: per channel, mean 0, deviation 1; mean_image: 0..255 minus the mean image."""
+
+    def __post_init__(self) -> None:
+        initialisation = Choice(("kaiming", "published"))
+        check_fields(
+            self, initialisation=initialisation, inputs=Choice(("standardised", "mean_image"))
+        )
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The recipes of all stages, and what they share."""
+
+    network: NetworkConfig
+    """The network."""
+    val_fraction: float
+    """Share of the training images that is set aside as validation images."""
+    rule: str
+    """How the specialty map is updated."""
+    generalist: Recipe
+    """Of the generalist."""
+    nofe: Recipe
+    """Of the network of experts."""
+    flat: Recipe
+    """Of the base CNN."""
+    update_every: float
+    """Epochs between two updates of the map; it scales with `epochs`."""
+    affinity: Literal["counts", "probability"]
+    """What the affinity adds up."""
+    affinity_images: int | None
+    """How many training images the affinity is measured on; None: all."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def override(self, **changes: Any) -> Preset:
+        """The same preset with `changes` to every stage's recipe; None leaves a value alone."""
+        changes = {name: value for name, value in changes.items() if value is not None}
+        return replace(
+            self,
+            generalist=replace(self.generalist, **changes),
+            nofe=replace(self.nofe, **changes),
+            flat=replace(self.flat, **changes),
+        )
+
+
+STRONG_EPOCHS = 24
+"""Epochs of each stage in the preset `strong`."""
+
+STRONG_PADDING = 4
+"""Pixels around a training image there, before a window is cut out of it."""
+
+
+def strong_preset(quick: Preset) -> Preset:
+    """A backbone's quick recipes with what 2016's lack: augmentation, and time to profit from it.
+
+    Random windows and flips in every stage, six times as long, with as many updates of the map; all
+    training images are used.
+    """
+    longer = quick.override(epochs=STRONG_EPOCHS, flips=True, padding=STRONG_PADDING)
+    every = quick.update_every * STRONG_EPOCHS / quick.generalist.epochs
+    return replace(longer, val_fraction=0.0, update_every=every)
+
+
+def quick_preset(initialisation: Literal["kaiming", "published"] = "kaiming") -> Preset:
+    """Minutes on two CPU cores: one-cycle learning rates, standardised inputs, the exact rule."""
+    recipe = Recipe(
+        epochs=4,
+        learning_rate=0.03,
+        nesterov=True,
+        weight_decay=5e-4,
+        schedule="one_cycle",
+    )
+    return Preset(
+        network=NetworkConfig(initialisation, "standardised"),
+        val_fraction=0.1,
+        rule="optimal",
+        generalist=recipe,
+        nofe=recipe,
+        flat=recipe,
+        update_every=0.5,
+        affinity="probability",
+        affinity_images=5000,
+    )

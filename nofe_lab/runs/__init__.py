@@ -1,0 +1,16 @@
+"""Runs: finished ones, found by what was asked for, and the checkpoints of unfinished ones."""
+
+from nofe_lab.runs.checkpoint import Checkpoints
+from nofe_lab.runs.provenance import code_digest, code_revision
+from nofe_lab.runs.store import DamagedRun, Run, RunStore, default_runs_dir, identity_hash
+
+__all__ = [
+    "Checkpoints",
+    "DamagedRun",
+    "Run",
+    "RunStore",
+    "code_digest",
+    "code_revision",
+    "default_runs_dir",
+    "identity_hash",
+]

@@ -1,0 +1,255 @@
+"""The runner carries stages out: it finds finished runs and trains the missing ones.
+
+It says which runs are missing and how long they will take, then trains each after the ones that it
+builds on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nofe_lab.config import InvalidInput, first_line
+from nofe_lab.knobs import KNOBS
+from nofe_lab.log import log
+from nofe_lab.machine import Machine, exact_float32
+from nofe_lab.runs import Checkpoints, Run, RunStore, code_digest, code_revision
+from nofe_lab.runs.checkpoint import SECONDS
+from nofe_lab.runs.provenance import provenance
+from nofe_lab.stages.stage import Stage, Trained
+from nofe_lab.training import (
+    Event,
+    Listener,
+    Progress,
+    StageBegun,
+    StageEnded,
+    StageLoaded,
+    TrainingDiverged,
+    tell,
+)
+
+
+@dataclass
+class _Unsaved:
+    """A network that is trained, but could not be saved."""
+
+    trained: Trained
+    provenance: dict[str, Any]
+
+
+class _Guarded:
+    """A listener that cannot do harm to the training it watches: it is dropped if it fails."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener: Listener | None = listener
+
+    def __call__(self, event: Event) -> None:
+        if self.listener is None:
+            return
+        try:
+            self.listener(event)
+        except Exception as error:
+            self.listener = None
+            log.warning(f"The training goes on unwatched ({type(error).__name__}: {error}).")
+
+
+_UNSAVED: dict[tuple[Path, str], _Unsaved] = {}
+"""By runs folder and id, in this process: the disk may have room when the run is asked for again.
+"""
+
+
+class Runner:
+    """Carries stages out in one runs folder, on one machine.
+
+    checkpoint_seconds: the longest time between two checkpoints of a training.
+    Raises InvalidInput if the device is not available or the time is negative.
+    """
+
+    def __init__(
+        self,
+        runs_dir: Path | str,
+        device: str = "auto",
+        precision: str = "auto",
+        checkpoint_seconds: float = SECONDS,
+    ) -> None:
+        self.machine = Machine.pick(device, precision)
+        if self.machine.device.type == "cuda":
+            exact_float32()
+        self.seconds = KNOBS["checkpoint_seconds"].check(checkpoint_seconds)
+        self.runs_dir = runs_dir
+
+    @cached_property
+    def store(self) -> RunStore:
+        """The runs in its folder, which is made now.  Raises InvalidInput if that fails."""
+        return RunStore(self.runs_dir)
+
+    def run(self, stages: Sequence[Stage], watch: Listener | None = None) -> list[Run]:
+        """The runs of `stages`, in their order: loaded where finished, trained where missing.
+
+        watch: is told the events of what is trained (see `nofe_lab.training`).
+        """
+        ordered: dict[str, Stage] = {}
+        runs: dict[str, Run] = {}
+
+        def visit(stage: Stage) -> None:
+            if stage.id in ordered:
+                return
+            if (run := self.store.find(stage.id)) is not None:
+                runs[stage.id] = run
+                self.store.sweep(stage.run_name, stage.id)
+            else:
+                for parent in stage.parents.values():
+                    visit(parent)
+            ordered[stage.id] = stage
+
+        for stage in stages:
+            visit(stage)
+        watch = _Guarded(watch) if watch is not None else None
+        self._announce(ordered, runs, watch)
+        for run_id, stage in ordered.items():
+            if run_id not in runs:
+                parents = {role: runs[parent.id] for role, parent in stage.parents.items()}
+                runs[run_id] = self._train(stage, parents, watch)
+        return [runs[stage.id] for stage in stages]
+
+    def _announce(
+        self, ordered: Mapping[str, Stage], runs: Mapping[str, Run], watch: Listener | None
+    ) -> None:
+        for run_id, stage in ordered.items():
+            if run_id in runs:
+                made = runs[run_id].provenance
+                here = {"precision": self.machine.precision}
+                if made.get("code") != code_digest():  # older runs do not say
+                    here["revision"] = code_revision()
+                other = [
+                    f"{what} {made[what]}, now {now}"
+                    for what, now in here.items()
+                    if made[what] != now
+                ]
+                note = f" (trained under {'; '.join(other)})" if other else ""
+                name = runs[run_id].path.name
+                log.info(f"{stage.label}: loaded {name}{note}")
+                if watch is not None:
+                    watch(StageLoaded(stage.title))
+        missing = [stage for run_id, stage in ordered.items() if run_id not in runs]
+        if not missing:
+            return
+        self.store.check_writable()
+        # stages that differ in their seed or their parents alone take the same time
+        known: dict[tuple[object, ...], tuple[float, tuple[str, ...]]] = {}
+        total = 0.0
+        for note in dict.fromkeys(note for stage in missing for note in stage.backbone.notes):
+            log.info(note)
+        log.info(f"To train, on {self.machine}:")
+        for stage in missing:
+            network = json.dumps(stage.backbone.identity)
+            alike = (stage.kind, stage.K, network, stage.recipe, stage.dataset.name)
+            if alike not in known:
+                with self.machine.enough_memory(stage.label, stage.recipe.batch_size):
+                    known[alike] = stage.trial(self.machine)
+            done = self.store.checkpoints(stage.run_name, stage.id).step / stage.steps
+            seconds = known[alike][0] * max(1 - done, 0)
+            total += seconds
+            log.info(f"  {stage.label}: about {seconds / 60:.1f} min")
+        for note in dict.fromkeys(note for _, notes in known.values() for note in notes):
+            log.info(f"  {note}")
+        log.info(f"  together about {total / 60:.1f} min")
+
+    def _train(self, stage: Stage, parents: Mapping[str, Run], watch: Listener | None) -> Run:
+        def wait(who: str) -> None:
+            log.info(f"{stage.label}: {who} is training it; waiting for the result.")
+
+        key = (self.store.folder, stage.id)
+        with self.store.training(stage.run_name, stage.id, wait, self.seconds) as checkpoints:
+            if (run := self.store.find(stage.id)) is not None:
+                log.info(f"{stage.label}: loaded {run.path.name}, which has been trained meanwhile")
+                _UNSAVED.pop(key, None)
+                return run
+            if key not in _UNSAVED:
+                _UNSAVED[key] = self._trained(stage, parents, checkpoints, watch)
+            run = self._saved(stage, _UNSAVED[key], checkpoints)
+            del _UNSAVED[key]
+            checkpoints.remove()
+        figures = ", ".join(
+            f"{name.replace('_accuracy', '')} {run.result[name]:.1%}"
+            for name in ("train_accuracy", "val_accuracy")
+            if name in run.result
+        )
+        log.info(f"{stage.label}: {figures}, {run.seconds:.0f} s; saved {run.path.name}")
+        return run
+
+    def _trained(
+        self,
+        stage: Stage,
+        parents: Mapping[str, Run],
+        checkpoints: Checkpoints,
+        watch: Listener | None,
+    ) -> _Unsaved:
+        made = provenance(self.machine, 0.0)
+        told = [f"{name} {made[name]}" for name in ("code", "device", "precision", "threads")]
+        checkpoints.conditions = [", ".join([*told, f"torch {made['versions']['torch']}"])]
+        checkpoints.label = stage.label
+        checkpoints.origin = [f"{role} {run.digest}" for role, run in sorted(parents.items())]
+        progress = Progress(stage.title, stage.steps)
+        listeners: list[Listener] = [_Guarded(each) for each in (progress, watch) if each]
+        finished = False
+        tell(listeners, StageBegun(stage.title, stage.steps, stage.recipe.epochs))
+        try:
+            with self.machine.enough_memory(stage.label, stage.recipe.batch_size):
+                trained = stage.train(parents, self.machine, listeners, checkpoints)
+            finished = True
+        except TrainingDiverged:
+            checkpoints.remove()  # it would diverge again
+            raise
+        finally:
+            progress.close()
+            tell(listeners, StageEnded(stage.title, finished))
+        made = {
+            **provenance(self.machine, checkpoints.seconds_trained),
+            "interruptions": checkpoints.interruptions,
+            "conditions": checkpoints.conditions,
+            "lineage": {key: s for run in parents.values() for key, s in run.lineage.items()},
+        }
+        return _Unsaved(trained, made)
+
+    def _saved(self, stage: Stage, unsaved: _Unsaved, checkpoints: Checkpoints) -> Run:
+        trained = unsaved.trained
+        last = trained.history[-1]
+        shown: dict[str, float] = {
+            name: last[name] for name in ("train_accuracy", "val_accuracy") if name in last
+        }
+
+        def save() -> Run:
+            return self.store.save(
+                stage.run_name,
+                stage.identity,
+                stage.about,
+                trained.model.state_dict(),
+                {
+                    "history.csv": pd.DataFrame(trained.history).to_csv(index=False),
+                    "classes.json": json.dumps(stage.dataset.class_names, ensure_ascii=False),
+                    **trained.files,
+                },
+                shown | trained.result,
+                unsaved.provenance,
+            )
+
+        try:
+            return save()
+        except OSError:
+            checkpoints.make_room()
+        try:
+            return save()
+        except OSError as error:
+            raise InvalidInput(
+                f"{stage.label}: trained, but cannot be saved in {str(self.store.folder)!r} "
+                f"({first_line(error)}); mend that and run this cell again: the trained network is "
+                f"kept in this process, and on disk what it was at step {checkpoints.step} of "
+                f"{stage.steps}."
+            ) from error

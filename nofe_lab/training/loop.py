@@ -1,0 +1,328 @@
+"""The one training loop, for base CNNs, generalists, networks of experts and gates alike.
+
+It knows a model, a task and batches.  It emits events; progress bars, histories and live views
+listen to them.
+
+Training can be stopped between any two steps and resumed by another process, with the same result
+to the bit: the order of the images, their augmentation and every other random draw are functions of
+the seed and the step, and everything else that a step depends on is in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from nofe_lab.config import derive_seed
+from nofe_lab.data import Batch, Batches
+from nofe_lab.log import log
+from nofe_lab.recipes import Recipe
+from nofe_lab.runs.checkpoint import MAX_SECONDS, Checkpoints, IncompatibleCheckpoint, State
+from nofe_lab.training.events import EpochDone, Listener, StepDone, tell
+from nofe_lab.training.interrupts import StopNow, StopRequests
+from nofe_lab.training.tasks import Task, check_finite
+
+ParameterGroups = list[dict[str, Any]]
+
+
+def fit(
+    model: nn.Module,
+    groups: ParameterGroups,
+    task: Task,
+    batches: Batches,
+    recipe: Recipe,
+    *,
+    checkpoints: Checkpoints | None = None,
+    listeners: Sequence[Listener] = (),
+) -> list[dict[str, float]]:
+    """Train `model` in place and return its history, one row an epoch.
+
+    model: raw images uint8 [B, c, h, w] and what was drawn for them -> logits [B, n].  groups: the
+    optimiser's parameter groups, with "rate_multiplier".  task: what it is taught.
+    checkpoints: where training is saved, and resumed from if there is one.  An interruption
+    (SIGINT) then raises Interrupted after the current step, once everything is saved; without
+    checkpoints it raises KeyboardInterrupt at once, as usual.
+    Losses stay on the device until the epoch ends.  Random numbers, of dropout for example, come
+    from the global generators of torch, NumPy and Python, which are seeded for every step and
+    restored afterwards.
+    """
+    with _own_random_states(), StopRequests(listen=checkpoints is not None) as stop:
+        training = _Training(model, groups, task, batches, recipe, checkpoints, listeners, stop)
+        training.resume()
+        training.run()
+        return training.history
+
+
+class _Training:
+    """One call of `fit`: its parts, and where it stands between two steps."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: ParameterGroups,
+        task: Task,
+        batches: Batches,
+        recipe: Recipe,
+        checkpoints: Checkpoints | None,
+        listeners: Sequence[Listener],
+        stop: StopRequests,
+    ) -> None:
+        self.model, self.task, self.batches, self.recipe = model, task, batches, recipe
+        self.checkpoints, self.listeners, self.stop = checkpoints, listeners, stop
+        self.optimiser = sgd(groups, recipe, batches.device)
+        self.steps = recipe.epochs * len(batches)
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        self.sums: dict[str, Tensor] = {}
+        """Of the current epoch, on the device: the loss of its batches, the metrics of its images.
+        """
+        self.seconds = 0.0
+        """Of the current epoch."""
+        self.is_step_open = False
+        """Whether the task was interrupted after the last step and has yet to finish it."""
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        if self.checkpoints is None:
+            return
+        self.checkpoints.resume(self._load)
+        if self.step:
+            log.info(f"{self.checkpoints.label}: resumes from step {self.step} of {self.steps}")
+            tell(self.listeners, StepDone(self.step, self.steps))
+            if self.is_step_open:
+                self.is_step_open = False
+                self._after_step()
+
+    def run(self) -> None:
+        """Do the steps that are left."""
+        batches, recipe = self.batches, self.recipe
+        for epoch in range(self.step // len(batches), recipe.epochs):
+            started = time.perf_counter() - self.seconds
+            self.model.train()
+            for batch in batches.epoch(epoch, self.step % len(batches)):
+                self._do_step(batch)
+                epoch_ended = self.step % len(batches) == 0
+                if epoch_ended:
+                    self._end_epoch(epoch, started)
+                else:
+                    self.seconds = time.perf_counter() - started
+                self._after_step()  # after validation, so that both see one state of the task
+                due = self.checkpoints is not None and self.checkpoints.due(epoch_ended)
+                if self.stop.requested or due:
+                    saved = self._save()
+                    if self.stop.requested:
+                        self.stop.end(self.step, self.steps, saved)
+
+    def _do_step(self, batch: Batch) -> None:
+        _seed(self.batches.device, derive_seed(self.batches.seed, "step", self.step))
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.recipe.rate(self.step, self.steps) * group["rate_multiplier"]
+        logits = self.model(batch.images, batch.drawn)
+        loss = self.task.loss(logits, batch)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        found = {"loss": loss.detach(), **self.task.metrics(logits.detach(), batch)}
+        for name, value in found.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.step += 1
+        tell(self.listeners, StepDone(self.step, self.steps))
+
+    def _end_epoch(self, epoch: int, started: float) -> None:
+        batches, sums = len(self.batches), self.sums
+        images = batches * self.recipe.batch_size
+        check_finite(self.recipe, "losses", [sums["loss"]])
+        check_finite(self.recipe, "weights", self.model.parameters())
+        row = {
+            "epoch": epoch + 1,
+            "learning_rate": self.recipe.rate(self.step - 1, self.steps),
+            "train_loss": sums.pop("loss").item() / batches,
+            **{f"train_{name}": value.item() / images for name, value in sums.items()},
+            **self.task.validate(self.model),
+        }
+        row["seconds"] = time.perf_counter() - started
+        self.history.append(row)
+        self.sums, self.seconds = {}, 0.0
+        tell(self.listeners, EpochDone(epoch + 1, self.recipe.epochs, row))
+
+    def _after_step(self) -> None:
+        try:
+            self.task.after_step(self.step)
+        except StopNow:
+            self.is_step_open = True
+            self.stop.end(self.step, self.steps, self._save())
+        if not self.model.training:  # the task has evaluated it
+            self.model.train()
+
+    def _save(self) -> bool:
+        assert self.checkpoints is not None
+        return self.checkpoints.save(self.step, self._state())
+
+    def _state(self) -> State:
+        """Everything that the next step depends on and that the stage does not make itself."""
+        weights = _values(self.model)
+        momentum = {
+            name: self.optimiser.state[value]["momentum_buffer"]
+            for name, value in weights.items()
+            if self.optimiser.state.get(value, {}).get("momentum_buffer") is not None
+        }
+        of_task = self.task.state_dict()
+        tensors = {key: value for key, value in of_task.items() if isinstance(value, Tensor)}
+        parts = {"model": weights, "momentum": momentum, "task": tensors, "sums": self.sums}
+        record = {
+            "step": self.step,
+            "history": self.history,
+            "seconds": self.seconds,
+            "open": self.is_step_open,
+            "task": {key: value for key, value in of_task.items() if key not in tensors},
+        }
+        named = {f"{part}.{name}": t for part, found in parts.items() for name, t in found.items()}
+        return State(named, record)
+
+    def _load(self, state: State) -> None:
+        """The inverse of `_state`.
+
+        Raises IncompatibleCheckpoint, and changes nothing, if the state is another training's.
+        """
+        weights, momentum, of_task, sums = (
+            {
+                name.removeprefix(prefix): tensor
+                for name, tensor in state.tensors.items()
+                if name.startswith(prefix)
+            }
+            for prefix in ("model.", "momentum.", "task.", "sums.")
+        )
+        own = _values(self.model)
+        _check_alike("weights", weights, own)
+        _check_alike("momentum", momentum, {name: own[name] for name in momentum if name in own})
+        if not all(value.ndim == 0 and value.isfinite() for value in sums.values()):
+            raise IncompatibleCheckpoint("the sums of its epoch are not finite scalars.")
+        try:
+            step, history = int(state.record["step"]), list(state.record["history"])
+            seconds, record = float(state.record["seconds"]), dict(state.record["task"])
+            rows = [{str(name): float(value) for name, value in row.items()} for row in history]
+            epochs = [int(row.get("epoch", 0)) for row in rows]
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise IncompatibleCheckpoint(
+                f"its record cannot be read ({type(error).__name__}: {error})."
+            ) from error
+        if not 0 < step <= self.steps or epochs != [*range(1, step // len(self.batches) + 1)]:
+            raise IncompatibleCheckpoint(
+                f"it is of step {step} and {len(rows)} epochs; this training has {self.steps}."
+            )
+        if ("loss" in sums) != bool(step % len(self.batches)):
+            raise IncompatibleCheckpoint("the sums of its epoch are missing, or another's.")
+        if not 0 <= seconds <= MAX_SECONDS or not all(
+            map(math.isfinite, chain(*map(dict.values, rows)))
+        ):
+            raise IncompatibleCheckpoint("its history holds values that are not finite.")
+        self.task.load_state_dict({**record, **of_task})
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(weights[name])
+            for name, value in momentum.items():
+                # laid out as its weights: the fused optimiser reads both in the order of memory
+                buffer = torch.empty_like(own[name], memory_format=torch.preserve_format)
+                self.optimiser.state[own[name]]["momentum_buffer"] = buffer.copy_(value)
+        self.step, self.seconds = step, seconds
+        self.is_step_open = state.record.get("open") is True
+        self.history = [{**row, "epoch": n} for row, n in zip(rows, epochs, strict=True)]
+        self.sums = {name: value.to(self.batches.device) for name, value in sums.items()}
+
+
+def _values(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, each once, also those that a state dict leaves out."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _check_alike(what: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise IncompatibleCheckpoint unless the tensors have the same names, types and shapes."""
+    if odd := sorted(set(found) ^ set(expected)):
+        raise IncompatibleCheckpoint(
+            f"its {what} are another network's: only one of both has {odd[0]!r}."
+        )
+    for name, tensor in found.items():
+        here = expected[name]
+        if (tensor.dtype, tensor.shape) != (here.dtype, here.shape):
+            raise IncompatibleCheckpoint(
+                f"its {what} are another network's: {name!r} is {tensor.dtype} "
+                f"{list(tensor.shape)}, not {here.dtype} {list(here.shape)}."
+            )
+        if not tensor.isfinite().all():
+            raise IncompatibleCheckpoint(
+                f"its {what} hold values that are not finite, in {name!r}."
+            )
+
+
+def seconds_per_step(
+    model: nn.Module,
+    groups: ParameterGroups,
+    batches: Batches,
+    recipe: Recipe,
+    synchronize: Callable[[], None],
+    repeats: int = 3,
+) -> float:
+    """Median seconds of a training step.  The weights of `model` change."""
+    model.train()
+    optimiser = sgd(groups, recipe, batches.device)
+    seconds = []
+    with _own_random_states():
+        for repeat, batch in enumerate(batches.epoch(0)):
+            started = time.perf_counter()
+            logits = model(batch.images, batch.drawn)
+            cross_entropy(logits, batch.labels % logits.shape[1]).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            synchronize()
+            seconds.append(time.perf_counter() - started)
+            if repeat == repeats:
+                break
+    return statistics.median(seconds[1:] or seconds)  # the first step warms up
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed what a step may draw from: dropout draws from torch, networks of one's own from any."""
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would look for all devices
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+
+
+@contextmanager
+def _own_random_states() -> Iterator[None]:
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
+
+
+def sgd(groups: ParameterGroups, recipe: Recipe, device: torch.device) -> torch.optim.SGD:
+    """The optimiser: SGD, fused into one kernel for all weights where the device has it.
+
+    The loop sets the learning rates before each step.
+    """
+    return torch.optim.SGD(
+        groups,
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        fused=device.type in ("cpu", "cuda"),
+    )
