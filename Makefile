@@ -42,7 +42,7 @@ study: $(READY)  ## make the next ROWS rows of the study (minutes each; needs NO
 	$(BIN)/python -m nofe_lab study --rows $(ROWS) --commit
 
 results: $(READY)  ## rebuild the tables and figures of README and docs from data/results
-	$(BIN)/python docs/tables.py
+	$(BIN)/python -m nofe_lab results
 
 film: $(READY)  ## draw the README's film from the generalist of `make run` (1 minute)
 	$(BIN)/python -m nofe_lab film --output data/figures

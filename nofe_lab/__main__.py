@@ -1,114 +1,55 @@
 """The command line: ``python -m nofe_lab``.
 
-``runs`` lists runs, and removes one on request; ``bench`` measures speed, ``widgets`` how soon the
-widgets answer; ``study`` compares networks of experts with their opponents; ``film`` draws how
-specialties form.
+``runs`` lists runs or removes one; ``bench`` measures speed, ``widgets`` how fast the widgets
+answer; ``study`` compares networks of experts with their opponents, ``results`` rebuilds the tables
+and figures of README and docs; ``film`` draws how specialties form.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import sys
-import tempfile
-import time
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from nofe_lab.bench import NETWORKS, Bench, against_targets
-from nofe_lab.config import InvalidInput, printable, whole_number
-from nofe_lab.data import load_dataset
+from nofe_lab.config import InvalidInput, printable
 from nofe_lab.evaluation import with_clearest
+from nofe_lab.files import writable_path
+from nofe_lab.knobs import KNOBS, understood
 from nofe_lab.log import give_up, log, write_line
 from nofe_lab.machine import Machine
-from nofe_lab.runs import Run, RunStore, default_runs_dir, provenance
+from nofe_lab.runs import Run, RunStore, default_runs_dir
 from nofe_lab.stages import Experiment, load_specialties
-from nofe_lab.study import CONDITIONAL, RESULTS, Queue
-from nofe_lab.training import Event
+
+Command = Callable[[Namespace], None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, or 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m nofe_lab", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runs = commands.add_parser("runs", help="list the runs, or remove one")
-    runs.add_argument("--runs-dir", default=None, help="folder of the runs (default: data/runs)")
-    runs.add_argument("--remove", metavar="ID", help="delete the run whose id begins with ID")
-    speed = commands.add_parser("bench", help="measure speed, side by side with the alternatives")
-    speed.add_argument("--output", default=None, help="write the table to this CSV file")
-    speed.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    speed.add_argument("--precision", default="auto", help="auto, bf16, fp32")
-    speed.add_argument("--networks", nargs="+", default=list(NETWORKS), metavar="NETWORK")
-    speed.add_argument("--batch", type=int, default=128, help="images a step")
-    speed.add_argument("--repeats", type=int, default=7, help="of every measurement")
-    widgets = commands.add_parser("widgets", help="measure how soon the widgets answer a click")
-    widgets.add_argument("--output", default=None, help="write the table to this CSV file")
-    widgets.add_argument("--dataset", default="glyphs", help="whose test images are shown")
-    widgets.add_argument("--repeats", type=int, default=21, help="of every click")
-    film = commands.add_parser("film", help="draw how the specialties of a generalist form")
-    film.add_argument("--output", default=".", help="folder for film.gif and film_dark.gif")
-    film.add_argument("--dataset", default="glyphs", help="what the generalist learns")
-    film.add_argument("--K", type=int, default=10, help="number of specialties")
-    film.add_argument("--seed", type=int, default=0, help="of the generalist")
-    film.add_argument("--runs-dir", default=None, help="folder of the runs (default: data/runs)")
-    study = commands.add_parser("study", help="make the next rows of the study")
-    study.add_argument("--rows", type=int, default=1, help="how many (default: 1)")
-    study.add_argument("--list", action="store_true", help="only show which rows are missing")
-    study.add_argument("--study", nargs="+", default=None, metavar="NAME", help="of these alone")
-    study.add_argument("--arm", default=None, metavar="NAME", help="of this network alone")
-    study.add_argument("--seed", type=int, default=None, help="of this seed alone")
-    study.add_argument("--results", default=RESULTS, help="the table that rows go into")
-    study.add_argument("--conditional", default=CONDITIONAL, help="the table of a few experts")
-    study.add_argument("--runs-dir", default=None, help="folder of the runs (default: data/runs)")
-    study.add_argument("--commit", action="store_true", help="commit the tables after each row")
+    parser = ArgumentParser(prog="python -m nofe_lab", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    for prepare in COMMANDS:
+        command = commands.add_parser(prepare.__name__, help=prepare.__doc__)
+        command.set_defaults(run=prepare(command))
     options = parser.parse_args(arguments)
     words = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join(["python", "-m", "nofe_lab", *words])
+    options.line = shlex.join(["python", "-m", "nofe_lab", *words])
     try:
-        if options.command == "bench":
-            machine = Machine.pick(options.device, options.precision)
-            measured = Bench(machine, options.networks, options.batch, options.repeats)
-            measure(measured, options.output, command)
-            return 0
-        if options.command == "widgets":
-            answer(options.dataset, options.repeats, options.output, command)
-            return 0
-        if options.command == "film":
-            wanted = {"K": options.K, "seed": options.seed, "runs_dir": options.runs_dir}
-            draw_film(Path(options.output), Experiment(options.dataset, **wanted))
-            return 0
-        if options.command == "study":
-            tables = (options.results, options.conditional)
-            which = {"arm": options.arm, "seed": options.seed}
-            queue = Queue(options.study, *tables, options.runs_dir, **which)
-            if options.list:
-                missing = list(queue.missing())
-                for each, arm, seed in missing:
-                    log.info(f"{each.name}: {arm.name}, seed {seed}")
-                log.info(f"{len(missing)} rows missing")
-                return 0
-            for _ in range(whole_number("rows", options.rows, 1)):
-                if not queue.work():
-                    log.info("no rows missing")
-                    break
-                if options.commit:
-                    queue.commit()
-            return 0
-        folder = Path(options.runs_dir or default_runs_dir())
-        if not os.path.isdir(folder):
-            raise InvalidInput(f"there is no folder {str(folder)!r}; accepted: a folder of runs.")
-        store = RunStore(folder)
-        if options.remove is not None:
-            log.info(f"removed {store.remove(options.remove)}")
-        else:
-            write_line(listing(store), sys.stdout)
+        options.run(options)
     except InvalidInput as error:
         write_line(str(error), sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name not in ("nofe_lab.bench", "nofe_lab.study"):
+            raise
+        said = "this command needs a checkout of the repository; the wheel does not have it."
+        write_line(said, sys.stderr)
         return 2
     finally:
         for stream in (sys.stdout, sys.stderr):
@@ -119,95 +60,141 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(bench: Bench, output: str | None, command: str) -> None:
-    """Run a benchmark and show it against its targets.
-
-    output: a CSV file for its table, also if it is broken off; its first line is the command.
-    """
-    _check_output(output)
-    try:
-        write_line(against_targets(bench.run()).to_string(index=False), sys.stdout)
-    finally:
-        if output is not None and bench.rows:
-            text = f"# {command}\n{bench.table.to_csv(index=False)}"
-            Path(output).write_text(text, "utf-8")
+# --- commands: each adds its options to its parser and returns the function to run
 
 
-def answer(dataset: str, repeats: int, output: str | None, command: str) -> None:
-    """Measure how soon the widgets answer: on a data set of K = 10, and with 1000 classes."""
-    from nofe_lab.views.widgets.response import response, synthetic
+def runs(parser: ArgumentParser) -> Command:
+    """List the runs, or remove one."""
+    add_knobs(parser, "runs_dir")
+    parser.add_argument("--remove", metavar="ID", help="delete the run whose id begins with ID")
 
-    _check_output(output)
-    data = load_dataset(dataset, val_fraction=0.0)
-    parts = [response(data, 10, repeats), response(synthetic(1000), 30, repeats), live_share()]
-    found = pd.concat(parts)
-    about = provenance(Machine.pick("cpu"), 0.0)
-    found = found.assign(hardware=about["device"], revision=about["revision"])
-    write_line(found.to_string(index=False), sys.stdout)
-    if output is not None:
-        Path(output).write_text(f"# {command}\n{found.to_csv(index=False)}", "utf-8")
+    def run(options: Namespace) -> None:
+        folder = Path(options.runs_dir or default_runs_dir())
+        if not os.path.isdir(folder):
+            raise InvalidInput(f"there is no folder {str(folder)!r}; accepted: a folder of runs.")
+        store = RunStore(folder)
+        if options.remove is not None:
+            log.info(f"removed {store.remove(options.remove)}")
+        else:
+            write_line(listing(store), sys.stdout)
 
-
-def draw_film(folder: Path, experiment: Experiment) -> None:
-    """Write the film of an experiment's generalist, which is trained if it has not been.
-
-    folder: where film.gif and film_dark.gif are put, for light and for dark pages.
-    """
-    from nofe_lab.views.film import DARK, LIGHT, film
-
-    for name in ("film.gif", "film_dark.gif"):
-        _check_output(str(folder / name))
-    stage = experiment.generalist()
-    (run,) = experiment.run(stage)
-    specialties = load_specialties(run)
-    model = experiment.model(stage)
-    data = with_clearest(experiment.data, model, torch.tensor(specialties.of))
-    tables = run.table("map_history"), run.table("map_updates")
-    for name, theme in (("film.gif", LIGHT), ("film_dark.gif", DARK)):
-        film(data, specialties, *tables, theme).save(folder / name)
-        log.info(f"{folder / name}: {(folder / name).stat().st_size / 1e6:.2f} MB")
+    return run
 
 
-def live_share() -> pd.DataFrame:
-    """What the live view of a training costs it: the share of its time, in a real training."""
-    from nofe_lab.views.widgets.live import LiveTraining
+def bench(parser: ArgumentParser) -> Command:
+    """Measure speed, side by side with the alternatives."""
+    parser.add_argument("--output", default=None, help="write the table to this CSV file")
+    add_knobs(parser, "device", "precision")
+    parser.add_argument("--networks", nargs="+", default=None, metavar="NETWORK")
+    parser.add_argument("--batch", type=int, default=128, help="images a step")
+    parser.add_argument("--repeats", type=int, default=7, help="of every measurement")
 
-    with tempfile.TemporaryDirectory() as folder:
-        experiment = Experiment(device="cpu", runs_dir=folder)
-        live, spent = LiveTraining(experiment.data, experiment.K), 0.0
+    def run(options: Namespace) -> None:
+        from nofe_lab.bench.speed import NETWORKS, Bench, measure
 
-        def timed(event: Event) -> None:
-            nonlocal spent
-            begun = time.perf_counter()
-            live(event)
-            spent += time.perf_counter() - begun
+        machine = Machine.pick(options.device, options.precision)
+        networks = options.networks or NETWORKS
+        measured = Bench(machine, networks, options.batch, options.repeats)
+        measure(measured, options.output, options.line)
 
-        (run,) = experiment.run(experiment.generalist(), watch=timed)
-        row = {
-            "widget": "LiveTraining",
-            "click": "(a whole training)",
-            "dataset": experiment.data.name,
-            "classes": experiment.data.C,
-            "images": len(experiment.data.train),
-            "repeats": 1,
-            "share": round(spent / run.seconds, 5),
-        }
-    return pd.DataFrame([row])
+    return run
 
 
-def _check_output(output: str | None) -> None:
-    if output is None:
-        return
-    try:
-        Path(output).touch()
-    except OSError as error:
-        raise InvalidInput(
-            f"{output!r} cannot be written ({error}); accepted: a file in a folder of yours."
-        ) from error
+def widgets(parser: ArgumentParser) -> Command:
+    """Measure how fast the widgets answer a click."""
+    parser.add_argument("--output", default=None, help="write the table to this CSV file")
+    add_knobs(parser, "dataset")
+    parser.add_argument("--repeats", type=int, default=21, help="of every click")
+
+    def run(options: Namespace) -> None:
+        from nofe_lab.bench.widgets import measure
+
+        measure(options.dataset, options.repeats, options.output, options.line)
+
+    return run
+
+
+def film(parser: ArgumentParser) -> Command:
+    """Draw how the specialties of a generalist form; train it if necessary."""
+    parser.add_argument("--output", default=".", help="folder for film.gif and film_dark.gif")
+    knobs = [name for name in Experiment.__dataclass_fields__ if name in KNOBS]
+    add_knobs(parser, *knobs)
+
+    def run(options: Namespace) -> None:
+        from nofe_lab.views.film import save_films
+
+        folder = Path(options.output)
+        for name in ("film.gif", "film_dark.gif"):
+            writable_path("output", folder / name)
+        experiment = Experiment(**understood({name: getattr(options, name) for name in knobs}))
+        stage = experiment.generalist()
+        (found,) = experiment.run(stage)
+        specialties = load_specialties(found)
+        model = experiment.model(stage)
+        data = with_clearest(experiment.data, model, torch.tensor(specialties.of))
+        tables = found.table("map_history"), found.table("map_updates")
+        save_films(folder, data, specialties, *tables)
+
+    return run
+
+
+def study(parser: ArgumentParser) -> Command:
+    """Make the next rows of the study."""
+    parser.add_argument("--rows", type=int, default=1, help="how many (default: 1)")
+    parser.add_argument("--list", action="store_true", help="only show which rows are missing")
+    parser.add_argument("--study", nargs="+", default=None, metavar="NAME", help="of these alone")
+    parser.add_argument("--arm", default=None, metavar="NAME", help="of this network alone")
+    parser.add_argument("--seed", type=int, default=None, help="of this seed alone")
+    parser.add_argument("--results", default=None, help="the table that rows go into")
+    parser.add_argument("--conditional", default=None, help="the table of a few experts")
+    add_knobs(parser, "runs_dir")
+    parser.add_argument("--commit", action="store_true", help="commit the tables after each row")
+
+    def run(options: Namespace) -> None:
+        from nofe_lab.study.queue import CONDITIONAL, RESULTS, Queue
+
+        queue = Queue(
+            options.study,
+            options.results or RESULTS,
+            options.conditional or CONDITIONAL,
+            options.runs_dir,
+            options.arm,
+            options.seed,
+        )
+        if options.list:
+            queue.show()
+        else:
+            queue.run(options.rows, options.commit)
+
+    return run
+
+
+def results(parser: ArgumentParser) -> Command:
+    """Rebuild the tables and figures of README and docs."""
+
+    def run(options: Namespace) -> None:
+        from nofe_lab.study.readme import rebuild
+
+        rebuild()
+
+    return run
+
+
+COMMANDS = (runs, bench, widgets, film, study, results)
+
+
+def add_knobs(parser: ArgumentParser, *names: str) -> None:
+    """Add options for knobs, such as --runs-dir for runs_dir."""
+    for knob in map(KNOBS.__getitem__, names):
+        option = f"--{knob.name.replace('_', '-')}"
+        parser.add_argument(option, default=knob.default, help=knob.help, metavar="VALUE")
+
+
+# --- the list of runs
 
 
 def listing(store: RunStore) -> str:
-    """A table of the runs: data, network, K, accuracy, age and disk use."""
+    """A table of the runs, and what is wrong with those that cannot be used."""
     runs, problems = store.opened()
     aside = sorted(printable(path.name) for path in store.folder.glob("*.damaged-*"))
     note = f"\nset aside as damaged, delete them by hand: {', '.join(aside)}" if aside else ""
@@ -231,7 +218,7 @@ def listing(store: RunStore) -> str:
 
 
 def _short(text: str, length: int = 60) -> str:
-    """A text for a column: printable, and cut in its middle."""
+    """A printable text, shortened in its middle."""
     text = printable(text)
     return text if len(text) <= length else f"{text[: length // 2]}…{text[-length // 2 + 1 :]}"
 

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ import torch
 from hypothesis import settings
 
 from nofe_lab import Dataset, Experiment
-from nofe_lab.data import Split
+from nofe_lab.data import Resident
 
 settings.register_profile("nofe_lab", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("nofe_lab")
@@ -36,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def _draw(per_class: int, rng: np.random.Generator) -> Split:
+def _draw(per_class: int, rng: np.random.Generator) -> Resident:
     """Stripes in a colour, with noise: the colour is the superclass, the stripes' direction not."""
     stripes = (np.arange(32) // 4 % 2).astype(float)
     patterns = (np.tile(stripes[:, None], (1, 32)), np.tile(stripes, (32, 1)))
@@ -45,7 +44,7 @@ def _draw(per_class: int, rng: np.random.Generator) -> Split:
     for image, label in zip(images, labels, strict=True):
         image[label // 2] += 120 * patterns[label % 2]
     pixels = torch.from_numpy(images.clip(0, 255).astype(np.uint8))
-    return Split(pixels, torch.from_numpy(labels))
+    return Resident(pixels, torch.from_numpy(labels))
 
 
 @pytest.fixture(scope="session")
@@ -66,20 +65,14 @@ def runs_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tiny_experiment(
-    tiny: Dataset, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Experiment]:
+def tiny_experiment(tiny: Dataset, runs_dir: Path) -> Callable[..., Experiment]:
     """Makes small experiments on `tiny` on the CPU: K = 3, one epoch of three steps."""
-
-    def load(name: str, state: str, *, val_fraction: float, seed: int, **options: Any) -> Dataset:
-        return tiny.with_val(val_fraction, seed)
 
     def make(**parameters: object) -> Experiment:
         small = {"K": 3, "epochs": 1, "batch_size": 36, "learning_rate": 0.005}
         where = {"device": "cpu", "runs_dir": str(runs_dir)}
-        return Experiment(**{"dataset": "tiny", **small, **where, **parameters})  # type: ignore[arg-type]
+        return Experiment(**{"dataset": tiny, **small, **where, **parameters})  # type: ignore[arg-type]
 
-    monkeypatch.setattr("nofe_lab.stages.experiment._load", load)
     return make
 
 

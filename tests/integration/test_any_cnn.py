@@ -20,15 +20,15 @@ from torch.nn.functional import dropout
 
 from nofe_lab import Dataset, InvalidInput, NofE, Specialties, backbone
 from nofe_lab.compat import import_torchvision
-from nofe_lab.config import Recipe
-from nofe_lab.data import Split
-from nofe_lab.data.batches import Batches, ImageNetwork, Preprocess
+from nofe_lab.data import Batches, Resident
+from nofe_lab.data.preprocess import ImageNetwork, Preprocess
 from nofe_lab.networks import CNN
 from nofe_lab.networks.counting import count_macs, count_parameters
 from nofe_lab.networks.grouped import CannotGroup, GroupedBranches
 from nofe_lab.networks.surgery import SplitNetwork
 from nofe_lab.networks.tracing import assemble, halves
-from nofe_lab.training import fit
+from nofe_lab.recipes import Recipe
+from nofe_lab.training import Classification, fit
 
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "backbones.md"
 SMALL = (3, 32, 32)
@@ -224,12 +224,13 @@ def widths_of(maker: SplitNetwork) -> float:
 
 def check_that_it_trains(maker: SplitNetwork, images: Tensor, network: NofE) -> None:
     recipe = Recipe(1, 0.01, batch_size=8)
-    batches = Batches(Split(images, torch.arange(16) % 7), recipe, 0, torch.device("cpu"))
+    batches = Batches(Resident(images, torch.arange(16) % 7), recipe, 0, torch.device("cpu"))
     preprocess = Preprocess(torch.full((1, 1, 1), 100.0), torch.full((1, 1, 1), 1 / 50))
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     model = ImageNetwork(preprocess, network)
     groups = maker.parameter_groups(model, recipe)
-    (row,) = fit(model, groups, batches, recipe, torch.arange(7))
+    task = Classification(recipe, batches.source[:0])
+    (row,) = fit(model, groups, task, batches, recipe)
     assert len(batches) == 2
     assert 0 < row["train_loss"] < float("inf")
     parts = ("trunk.", "branches.0.", "branches.1.", "branches.2.")

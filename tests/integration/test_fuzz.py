@@ -27,11 +27,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from nofe_lab import Experiment, InvalidInput, Specialties, load_dataset
-from nofe_lab.checkpoint import Checkpoints, State
 from nofe_lab.config import printable
 from nofe_lab.machine import Machine
 from nofe_lab.networks.catalogue import _read
-from nofe_lab.runs import RunStore, provenance
+from nofe_lab.runs import RunStore
+from nofe_lab.runs.checkpoint import Checkpoints, State
+from nofe_lab.runs.provenance import provenance
 
 SECONDS = 30
 """The longest that a case may take."""

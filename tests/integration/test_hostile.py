@@ -27,15 +27,17 @@ from test_fuzz import within
 from torch import nn
 
 from nofe_lab import Dataset, InvalidInput, Specialties, backbone, load_dataset
-from nofe_lab import checkpoint as checkpoints
 from nofe_lab.__main__ import listing
-from nofe_lab.checkpoint import Checkpoints, State
 from nofe_lab.config import printable
 from nofe_lab.data.folders import split_of
 from nofe_lab.files import read_tensors, sha256, write_tensors
 from nofe_lab.machine import Machine
 from nofe_lab.networks.surgery import SplitNetwork
-from nofe_lab.runs import RunStore, _digest, identity_hash, provenance
+from nofe_lab.runs import RunStore, identity_hash
+from nofe_lab.runs import checkpoint as checkpoints
+from nofe_lab.runs.checkpoint import Checkpoints, State
+from nofe_lab.runs.provenance import provenance
+from nofe_lab.runs.store import _digest
 
 SECONDS = 30
 VALUES: tuple[Any, ...] = (

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from nofe_lab.bench import TARGETS, against_targets, read
+from nofe_lab.bench.targets import TARGETS, against_targets, read
 from nofe_lab.stages import Arm
 from nofe_lab.statistics import paired_differences
-from nofe_lab.study import GATED, LAST, PRIMARY, SECONDARY, STUDIES, TERTIARY
+from nofe_lab.study import readme, tables
+from nofe_lab.study.questions import (
+    FEW_QUESTIONS,
+    GATED,
+    LAST,
+    OWN_RANDOM,
+    PRIMARY,
+    QUESTIONS,
+    SECONDARY,
+    STUDIES,
+    TERTIARY,
+    TWO,
+)
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "data" / "results"
@@ -86,7 +96,7 @@ def test_rows_made_again_are_of_the_same_networks_on_another_machine() -> None:
     assert (both.hardware != both.hardware_once).all()
 
 
-def test_the_first_part_of_the_study_is_complete(tables: ModuleType) -> None:
+def test_the_first_part_of_the_study_is_complete() -> None:
     first = next(iter(STUDIES.values()))
     rows = measured(STUDY)
     rows = rows[rows.study == first.name]
@@ -94,23 +104,16 @@ def test_the_first_part_of_the_study_is_complete(tables: ModuleType) -> None:
     complete = set(seeds[seeds == set(range(first.seeds))].index)  # later arms may be under way
     assert len(complete) >= 26
     assert {arm.name for arm in PRIMARY + SECONDARY + TERTIARY + LAST + GATED} <= complete
-    asked = {arm for pair in (*tables.QUESTIONS, *tables.FEW_QUESTIONS) for arm in pair}
-    assert asked - {tables.TWO, tables.SAME_BASE} <= complete
+    asked = (arm for pair in (*QUESTIONS, *FEW_QUESTIONS) for arm in pair)
+    assert {arm.name for arm in asked if isinstance(arm, Arm)} <= complete
 
 
-@pytest.fixture(scope="module")
-def tables(script: Callable[[str], ModuleType]) -> ModuleType:
-    return script("docs/tables.py")
-
-
-def test_tables_and_figures_are_what_the_results_make_of_them(
-    tables: ModuleType, tmp_path: Path
-) -> None:
-    for name in tables.FILES:
+def test_tables_and_figures_are_what_the_results_make_of_them(tmp_path: Path) -> None:
+    for name in readme.FILES:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    tables.main(tmp_path)
-    for name in tables.FILES:
+    readme.rebuild(tmp_path)
+    for name in readme.FILES:
         assert (tmp_path / name).read_text() == (ROOT / name).read_text(), "run `make results`"
     for path in (tmp_path / "data" / "figures").iterdir():
         again, kept = (
@@ -122,12 +125,10 @@ def test_tables_and_figures_are_what_the_results_make_of_them(
         assert (apart > 64).mean() < 0.002, "run `make results`"  # fonts may differ a little
 
 
-def test_verdicts_are_those_of_the_differences(
-    tables: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_verdicts_are_those_of_the_differences(monkeypatch: pytest.MonkeyPatch) -> None:
     apart = {
         tables.PAPER: [0, 0, 0],
-        tables.OWN_RANDOM: [-0.021, -0.02, -0.019],  # the NofE is better by two points
+        OWN_RANDOM.name: [-0.021, -0.02, -0.019],  # the NofE is better by two points
         "base CNN": [0.019, 0.02, 0.021],
         "flat control": [-0.02, 0.001, 0.02],
         "flat control, both budgets": [0.01],
@@ -162,7 +163,7 @@ def test_verdicts_are_those_of_the_differences(
         for line in lines
         if line[1].strip() == tables.PAPER
     }
-    assert found[tables.OWN_RANDOM] == ["2 / 1", "3", "+2.00 [+1.75, +2.25] (0.33)", "better"]
+    assert found[OWN_RANDOM.name] == ["2 / 1", "3", "+2.00 [+1.75, +2.25] (0.33)", "better"]
     assert found["base CNN"] == ["2 / 1", "3", "-2.00 [-2.25, -1.75] (0.33)", "worse"]
     assert re.fullmatch(r"-0.03 \[-5.00, \+4.94\] \(\d\.\d\d\)", found["flat control"][2])
     assert found["flat control"][3] == "open"
@@ -170,14 +171,14 @@ def test_verdicts_are_those_of_the_differences(
     assert found["base CNN, both budgets"] == ["", "", "not measured yet"]
     few = [line.strip("| ").split(" | ") for line in tables.few_answer().splitlines()[2:]]
     (small,) = (line for line in few if line[2].strip() == "small flat control, both budgets")
-    assert small[1] == tables.TWO
+    assert small[1] == TWO
     assert small[3:] == ["5 / 1", "2", "-4.00 [-4.00, -4.00] (0.00)", "worse"]
 
 
-def test_every_table_and_picture_is_shown(tables: ModuleType) -> None:
-    text = "".join((ROOT / name).read_text() for name in tables.FILES)
-    assert set(re.findall(r"<!-- table (\w+) -->", text)) == set(tables.TABLES)
-    for name in tables.PICTURES:
+def test_every_table_and_picture_is_shown() -> None:
+    text = "".join((ROOT / name).read_text() for name in readme.FILES)
+    assert set(re.findall(r"<!-- table (\w+) -->", text)) == set(readme.TABLES)
+    for name in readme.PICTURES:
         assert f"data/figures/{name}.png" in text
 
 

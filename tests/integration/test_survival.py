@@ -30,12 +30,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nofe_lab import Experiment, InvalidInput, load_specialties, predict, training
-from nofe_lab.checkpoint import _digest
+from nofe_lab import Experiment, InvalidInput, load_specialties, predict
 from nofe_lab.files import read_tensors, write_tensors
 from nofe_lab.machine import Machine, OutOfMemory
 from nofe_lab.runs import Run, RunStore
+from nofe_lab.runs.checkpoint import _digest
 from nofe_lab.stages import Stage, generalist
+from nofe_lab.training import Interrupted, loop
 
 STAGES = ("base", "generalist", "nofe")
 
@@ -57,7 +58,7 @@ class Restless(nn.Module):
 
 def experiment(runs_dir: Path, **changes: Any) -> Experiment:
     """Of a minute's hundredth, with a checkpoint after every step."""
-    small = {"K": 5, "epochs": 8, "batch_size": 30, "flips": True, "update_every": 0.4}
+    small = {"K": 5, "epochs": 8, "batch_size": 30, "flips": True, "map_updates": 19}
     where = {"device": "cpu", "runs_dir": str(runs_dir), "checkpoint_seconds": 0.0}
     return Experiment("glyphs:4", backbone=Restless, split="drop", **{**small, **where, **changes})
 
@@ -220,8 +221,8 @@ test_survival.train("base", Path({str(runs_dir)!r}), **{changes!r})
 def test_an_interrupted_training_stops_after_its_step_and_goes_on_when_asked_again(
     runs_dir: Path, undisturbed: tuple[Path, dict[str, float]]
 ) -> None:
-    slow = "import time; from nofe_lab import training; seed = training._seed\n"
-    slow += "training._seed = lambda *given: (time.sleep(0.05), seed(*given))\n"
+    slow = "import time; from nofe_lab.training import loop; seed = loop._seed\n"
+    slow += "loop._seed = lambda *given: (time.sleep(0.05), seed(*given))\n"
     process = subprocess.Popen(
         ask(runs_dir, prelude=slow), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -230,15 +231,15 @@ def test_an_interrupted_training_stops_after_its_step_and_goes_on_when_asked_aga
     _, errors = process.communicate()
     last = errors.strip().splitlines()[-1]
     found = re.fullmatch(
-        r"nofe_lab.training.Interrupted: stopped after step (\d+) of 80; all of it is kept. Run "
-        r"this cell, or the same command, again to go on.",
+        r"nofe_lab.training.interrupts.Interrupted: stopped after step (\d+) of 80; all of it is "
+        r"kept. Run this cell, or the same command, again to go on.",
         last,
     )
     assert found, errors
     (folder,) = runs_dir.glob("*.unfinished")
     assert (folder / f"step-{int(found[1]):08}.safetensors").is_file()
     done = subprocess.run(ask(runs_dir), capture_output=True, text=True, check=True)
-    assert f"goes on from step {found[1]} of 80" in done.stdout
+    assert f"resumes from step {found[1]} of 80" in done.stdout
     run = only_run(runs_dir, "base")
     assert bits(run) == bits(only_run(undisturbed[0], "base"))
     assert run.provenance["interruptions"] == 1
@@ -256,7 +257,7 @@ def test_an_interrupted_gate_learns_the_same_answers(
             parent = only_run(undisturbed[0], kind)
             shutil.copytree(parent.path, folder / parent.path.name)
     train("gate", tmp_path / "other")
-    seed, steps = training._seed, []
+    seed, steps = loop._seed, []
 
     def interrupt_once(*given: Any) -> None:
         steps.append(given)
@@ -264,8 +265,8 @@ def test_an_interrupted_gate_learns_the_same_answers(
             signal.raise_signal(signal.SIGINT)
         seed(*given)
 
-    monkeypatch.setattr(training, "_seed", interrupt_once)
-    with pytest.raises(training.Interrupted, match="stopped after step 23 of 80"):
+    monkeypatch.setattr(loop, "_seed", interrupt_once)
+    with pytest.raises(Interrupted, match="stopped after step 23 of 80"):
         train("gate", runs_dir)
     train("gate", runs_dir)
     assert len(steps) == 80
@@ -291,7 +292,7 @@ def test_an_update_of_the_map_is_broken_off_and_done_when_training_goes_on(
     ends: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: ends.append(number))
     try:
-        with pytest.raises(training.Interrupted, match="all of it is kept"):
+        with pytest.raises(Interrupted, match="all of it is kept"):
             train("generalist", runs_dir, affinity_from=affinity_from)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -350,7 +351,7 @@ def test_the_lock_of_a_dead_process_does_not_hold_the_living(
     second = start("base", runs_dir, log, epochs=400)
     wait_until(lambda: "waiting" in log.read_text())
     first.kill()
-    wait_until(lambda: "goes on from step" in log.read_text())
+    wait_until(lambda: "resumes from step" in log.read_text())
     second.kill()
     second.join()
 
@@ -374,18 +375,19 @@ def in_a_file_system_of(mebibytes: float, runs_dir: Path, *commands: str) -> tup
 
 
 FILLED = """
-from nofe_lab import checkpoint, training
+from nofe_lab.runs import checkpoint
+from nofe_lab.training import loop
 place = Path({place!r}) / "filler"
 def fill():
     try:
         with place.open("ab", buffering=0) as file:
             while file.write(bytes(1000)): pass
     except OSError: pass
-def full(*given, seed=training._seed):
+def full(*given, seed=loop._seed):
     if not place.exists() and list(place.parent.glob("*.unfinished/step-00000012*")):
         fill()
     seed(*given)
-training._seed = full
+loop._seed = full
 def make_room(self, make_room=checkpoint.Checkpoints.make_room):
     make_room(self)
     if {again}: fill()
@@ -514,8 +516,8 @@ def test_an_unfinished_run_of_another_format_is_refused_with_both_versions(
     runs_dir: Path, start: Callable[..., BaseProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path: path.read_bytes() for path in unfinished(runs_dir, start)}
-    monkeypatch.setattr("nofe_lab.checkpoint.FORMAT", 2)
-    with pytest.raises(InvalidInput, match="is of format 1, this library goes on with format 2"):
+    monkeypatch.setattr("nofe_lab.runs.checkpoint.FORMAT", 99)
+    with pytest.raises(InvalidInput, match="is of format 2, this library goes on with format 99"):
         train("base", runs_dir)
     assert {path: path.read_bytes() for path in before} == before
 
@@ -526,10 +528,10 @@ def test_a_later_format_of_other_fields_is_left_alone(
     paths = unfinished(runs_dir, start)
     for path in paths:
         tensors, _ = read_tensors(path)
-        text = json.dumps({"format": 2, "secs": 1})
+        text = json.dumps({"format": 3, "secs": 1})
         write_tensors(path, tensors, {"nofe_lab": text, "digest": _digest(tensors, text)})
     before = {path: path.read_bytes() for path in paths}
-    with pytest.raises(InvalidInput, match="is of format 2, this library goes on with format 1"):
+    with pytest.raises(InvalidInput, match="is of format 3, this library goes on with format 2"):
         train("base", runs_dir)
     assert {path: path.read_bytes() for path in before} == before
 
@@ -591,7 +593,7 @@ def test_too_little_memory_is_said_in_one_sentence_with_what_to_lower(
         if len(steps) == 7:
             raise error
 
-    monkeypatch.setattr("nofe_lab.training._seed", step)
+    monkeypatch.setattr("nofe_lab.training.loop._seed", step)
     with pytest.raises(OutOfMemory, match=r"lower batch_size \(it is 30\), image_size or branch_w"):
         train("base", runs_dir)
     assert list(runs_dir.glob("*.unfinished/step-00000006*"))  # what was done is kept
@@ -658,7 +660,7 @@ def test_a_folder_that_becomes_read_only_in_training_keeps_the_network_in_the_pr
             for name in ("unlink", "rename", "replace"):
                 monkeypatch.setattr(Path, name, refuse)
 
-    monkeypatch.setattr("nofe_lab.training._seed", step)
+    monkeypatch.setattr("nofe_lab.training.loop._seed", step)
     with pytest.raises(InvalidInput, match=r"trained, but cannot be saved in .*this cell again"):
         train("base", runs_dir)
     assert "cannot be saved ([Errno 13] Permission denied); training goes on" in (

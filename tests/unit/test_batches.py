@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from nofe_lab import Dataset
-from nofe_lab.config import Recipe
-from nofe_lab.data import Split
-from nofe_lab.data.batches import Augmentation, Batches, ImageNetwork, Preprocess, Window
+from nofe_lab.data import Resident
+from nofe_lab.data.batches import Augmentation, Batches, Window
+from nofe_lab.data.preprocess import ImageNetwork, Preprocess
 from nofe_lab.networks import CNN, backbone
-from nofe_lab.training import fit
+from nofe_lab.recipes import Recipe
+from nofe_lab.training import Classification, fit
 
 CPU = torch.device("cpu")
 HEIGHT, WIDTH = 6, 8
@@ -21,11 +22,11 @@ Draw = dict[int, tuple[bool, tuple[int, int]]]
 """Of each image: is it mirrored, and where does its window begin."""
 
 
-def random_split(n: int) -> Split:
+def random_split(n: int) -> Resident:
     """Images of noise, 6 rows and 8 columns, labelled with their index."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (n, 3, HEIGHT, WIDTH), generator=generator)
-    return Split(pixels.to(torch.uint8), torch.arange(n))
+    return Resident(pixels.to(torch.uint8), torch.arange(n))
 
 
 def preprocess(window: Window | None = None) -> Preprocess:
@@ -61,8 +62,10 @@ def batches_of(
 def draws(batches: Batches, epoch: int) -> Draw:
     return {
         int(label): (bool(flip), (int(corner[0]), int(corner[1])))
-        for _, labels, drawn in batches.epoch(epoch)
-        for label, flip, corner in zip(labels, drawn.flips, drawn.corners, strict=True)
+        for batch in batches.epoch(epoch)
+        for label, flip, corner in zip(
+            batch.labels, batch.drawn.flips, batch.drawn.corners, strict=True
+        )
     }
 
 
@@ -138,8 +141,10 @@ def test_a_training_epoch_shows_the_images_that_were_drawn(
 ) -> None:
     batches = batches_of(padding=padding, window=window, flips=flips)
     split = random_split(40)
-    for images, labels, drawn in batches.epoch(3):
+    for batch in batches.epoch(3):
+        images, labels, drawn = batch.images, batch.labels, batch.drawn
         assert torch.equal(images, split.images[labels])
+        assert torch.equal(batch.index, labels)
         assert drawn.padding == padding
         mirrored = drawn.flips if drawn.flips is not None else torch.zeros(len(labels))
         seen = preprocess(window)(images, drawn)
@@ -170,7 +175,8 @@ def test_each_pixel_comes_from_its_place_in_the_image(tiny: Dataset, inputs: str
         mean = np.broadcast_to(mean.mean(axis=(1, 2), keepdims=True), mean.shape)
         scale = 1 / every.std(axis=(0, 2, 3))
     window, recipe = (26, 26), Recipe(1, 0.1, batch_size=8, flips=True, padding=4)
-    images, _, drawn = next(Batches(tiny.train, recipe, 0, CPU, window).epoch(0))
+    batch = next(Batches(tiny.train, recipe, 0, CPU, window).epoch(0))
+    images, drawn = batch.images, batch.drawn
     seen = Preprocess.measure(tiny, inputs, window)(images, drawn)
     assert 0 < drawn.flips.sum() < 8
     assert drawn.corners.min() < 0
@@ -208,15 +214,15 @@ def test_windows_begin_at_every_place_alike(
 
 @pytest.mark.parametrize("window", [None, (HEIGHT, WIDTH)])
 def test_no_corners_are_drawn_where_there_is_one_place(window: Window | None) -> None:
-    for _, _, drawn in batches_of(window=window).epoch(0):
-        assert drawn.corners is None
-        assert drawn.flips is not None
+    for batch in batches_of(window=window).epoch(0):
+        assert batch.drawn.corners is None
+        assert batch.drawn.flips is not None
 
 
 def test_without_flips_only_corners_are_drawn() -> None:
-    for _, _, drawn in batches_of(window=(4, 4), flips=False).epoch(0):
-        assert drawn.flips is None
-        assert drawn.corners.shape == (8, 2)
+    for batch in batches_of(window=(4, 4), flips=False).epoch(0):
+        assert batch.drawn.flips is None
+        assert batch.drawn.corners.shape == (8, 2)
 
 
 def test_what_is_drawn_for_an_image_does_not_depend_on_the_batch_size() -> None:
@@ -279,7 +285,8 @@ def test_a_network_for_26_pixels_sees_windows_of_an_image_of_32(tiny: Dataset) -
     )
     model.eval()
     recipe = Recipe(1, 0.1, batch_size=4, flips=True)
-    images, _, drawn = next(Batches(tiny.train, recipe, 0, CPU, window).epoch(0))
+    batch = next(Batches(tiny.train, recipe, 0, CPU, window).epoch(0))
+    images, drawn = batch.images, batch.drawn
     with torch.no_grad():
         in_training, in_the_middle = model(images, drawn), model(images)
     assert in_training.shape == in_the_middle.shape == (4, tiny.C)
@@ -320,7 +327,7 @@ def train(model: ImageNetwork, data: Dataset, seed: int = 0) -> list[Tensor]:
     recipe = Recipe(2, 0.1, batch_size=40, flips=True, padding=2)
     batches = Batches(data.train, recipe, seed, CPU, model.preprocess.window)
     parameters = {"params": [*model.parameters()], "rate_multiplier": 1, "weight_decay": 0.0}
-    fit(model, [parameters], batches, recipe, torch.arange(data.C))
+    fit(model, [parameters], Classification(recipe, data.train[:0]), batches, recipe)
     dropout = model.network.get_submodule("3")
     assert isinstance(dropout, WatchedDropout)
     return dropout.masks

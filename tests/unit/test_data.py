@@ -23,18 +23,19 @@ from torch.overrides import TorchFunctionMode
 
 from nofe_lab import Dataset, InvalidInput, load_dataset
 from nofe_lab.compat import import_torchvision
-from nofe_lab.config import Recipe
-from nofe_lab.data import Split
-from nofe_lab.data.batches import Augmentation, Batches, Preprocess
+from nofe_lab.data import Resident
+from nofe_lab.data.batches import Augmentation, Batches
 from nofe_lab.data.dataset import share_of_each_class
+from nofe_lab.data.preprocess import Preprocess
+from nofe_lab.recipes import Recipe
 
 CPU = torch.device("cpu")
 
 
-def split_of(labels: Sequence[int], shape: tuple[int, int, int] = (1, 2, 2)) -> Split:
+def split_of(labels: Sequence[int], shape: tuple[int, int, int] = (1, 2, 2)) -> Resident:
     """Images that carry their index in every pixel."""
     index = torch.arange(len(labels), dtype=torch.uint8)[:, None, None, None]
-    return Split(index.expand(-1, *shape).contiguous(), torch.tensor(labels, dtype=torch.int64))
+    return Resident(index.expand(-1, *shape).contiguous(), torch.tensor(labels, dtype=torch.int64))
 
 
 def dataset_of(
@@ -52,13 +53,13 @@ def dataset_of(
 )
 def test_images_that_are_not_uint8_with_four_dimensions_are_refused(images: torch.Tensor) -> None:
     with pytest.raises(InvalidInput, match=r"images must be uint8 \[N, channels, height, width\]"):
-        Split(images, torch.zeros(2, dtype=torch.int64))
+        Resident(images, torch.zeros(2, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("labels", [torch.zeros(3, dtype=torch.int64), torch.zeros(2)])
 def test_labels_that_are_not_int64_one_an_image_are_refused(labels: torch.Tensor) -> None:
     with pytest.raises(InvalidInput, match=r"labels must be int64 \[2\]; got"):
-        Split(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), labels)
+        Resident(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), labels)
 
 
 def test_a_split_is_indexed_by_tensors_slices_and_masks() -> None:
@@ -74,7 +75,7 @@ def with_noise(tiny: Dataset, noisy: Tensor) -> Dataset:
     images = tiny.train.images.clone()
     noise = torch.Generator().manual_seed(0)
     images[noisy] = torch.randint(0, 200, images[noisy].shape, generator=noise, dtype=torch.uint8)
-    return replace(tiny, train=Split(images, tiny.train.labels))
+    return replace(tiny, train=Resident(images, tiny.train.labels))
 
 
 def test_the_thumbnail_of_a_class_is_no_noise_even_before_a_network_is_trained(
@@ -123,7 +124,7 @@ def test_a_subset_is_drawn_by_its_seed_without_repeats() -> None:
     assert split.subset(51, 1) is split
 
 
-def places(split: Split) -> list[int]:
+def places(split: Resident) -> list[int]:
     """Which images of `split_of` these are, in order."""
     return split.images[:, 0, 0, 0].tolist()
 
@@ -264,10 +265,10 @@ def test_notes_are_shown_under_the_data_set_and_are_not_part_of_its_fingerprint(
     assert noted.with_few(1, 0).notes[:2] == noted.notes
 
 
-def one_pixel_more(split: Split) -> Split:
+def one_pixel_more(split: Resident) -> Resident:
     images = split.images.clone()
     images[-1, -1, -1, -1] += 1
-    return Split(images, split.labels)
+    return Resident(images, split.labels)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +276,7 @@ def one_pixel_more(split: Split) -> Split:
     [
         lambda data: {"train": one_pixel_more(data.train)},
         lambda data: {"test": one_pixel_more(data.test)},
-        lambda data: {"train": Split(data.train.images, data.train.labels.flip(0))},
+        lambda data: {"train": Resident(data.train.images, data.train.labels.flip(0))},
         lambda data: {"val": data.test[:1]},
         lambda data: {"class_names": ("a", "b", "d")},
         lambda data: {"superclass_names": ("x",), "superclass_of": (0, 0, 0)},
@@ -296,7 +297,7 @@ def test_the_fingerprint_is_that_of_the_content_and_not_of_the_name() -> None:
 
 def test_a_fingerprint_can_be_taken_of_every_second_image() -> None:
     every_second = split_of([0, 0, 1, 1, 2, 2])[::2]
-    copied = Split(every_second.images.clone(), every_second.labels.clone())
+    copied = Resident(every_second.images.clone(), every_second.labels.clone())
     found = dataset_of([0, 1, 2], train=every_second).fingerprint
     assert found == dataset_of([0, 1, 2], train=copied).fingerprint
 
@@ -732,8 +733,8 @@ def test_a_table_without_names_of_its_labels_is_refused(tmp_path: Path) -> None:
 
 def two_images() -> Dataset:
     pixels = torch.tensor([[[[0, 10]]], [[[20, 30]]]], dtype=torch.uint8)
-    train = Split(pixels, torch.tensor([0, 1]))
-    other = Split(pixels + 100, torch.tensor([0, 1]))
+    train = Resident(pixels, torch.tensor([0, 1]))
+    other = Resident(pixels + 100, torch.tensor([0, 1]))
     return Dataset("two", ("a", "b"), train, other, other)
 
 
@@ -759,7 +760,7 @@ def test_the_mean_image_is_subtracted_pixel_by_pixel_without_scaling() -> None:
 
 
 def test_a_constant_channel_is_not_divided_by_zero() -> None:
-    train = Split(torch.full((2, 1, 1, 2), 7, dtype=torch.uint8), torch.tensor([0, 1]))
+    train = Resident(torch.full((2, 1, 1, 2), 7, dtype=torch.uint8), torch.tensor([0, 1]))
     found = Preprocess.measure(Dataset("grey", ("a", "b"), train, train, train), "standardised")
     assert found(train.images).tolist() == torch.zeros(2, 1, 1, 2).tolist()
 
@@ -785,8 +786,10 @@ def drawn(batches: Batches, epoch: int) -> list[tuple[int, int, bool]]:
     """(image, label, flipped) in the order of the epoch; images carry their index."""
     return [
         (int(image[0, 0, 0]), int(label), bool(flip))
-        for images, labels, (flips, _, _) in batches.epoch(epoch)
-        for image, label, flip in zip(images, labels, _all(flips), strict=True)
+        for batch in batches.epoch(epoch)
+        for image, label, flip in zip(
+            batch.images, batch.labels, _all(batch.drawn.flips), strict=True
+        )
     ]
 
 
@@ -838,7 +841,7 @@ def test_being_flipped_does_not_depend_on_the_place_in_the_order() -> None:
 
 
 def test_nothing_is_flipped_unless_the_recipe_says_so() -> None:
-    assert all(d.flips is None for _, _, d in batches_of(8, 4, flips=False).epoch(0))
+    assert all(batch.drawn.flips is None for batch in batches_of(8, 4, flips=False).epoch(0))
 
 
 def test_drawing_batches_leaves_torch_s_global_random_state_alone() -> None:
@@ -889,7 +892,7 @@ def test_tiny_imagenet_is_read_whole(nofe_data: Path, monkeypatch: pytest.Monkey
 def test_statistics_of_large_images_take_little_memory() -> None:
     """It took 16 times the images: chunks of 4096 of them, whatever their size, as float64."""
     images = torch.randint(0, 255, (80, 3, 224, 224), dtype=torch.uint8)
-    split = Split(images, torch.arange(80) % 2)
+    split = Resident(images, torch.arange(80) % 2)
     data = Dataset("large", ("a", "b"), split, split[:0], split)
     sizes: list[int] = []
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nofe_lab import Specialties, evaluation, predict
-from nofe_lab.data import Dataset, Split
+from nofe_lab.data import Dataset, Resident
 from nofe_lab.evaluation import (
     Predictions,
     oracle,
@@ -60,7 +60,7 @@ class Scripted(nn.Module):
 def test_thumbnails_are_the_images_a_network_answers_correctly_with_the_largest_margin() -> None:
     said = [[90, 80], [70, 10], [200, 220], [50, 60], [30, 20], [40, 39]]
     images = torch.tensor(said, dtype=torch.uint8)[:, :, None, None].expand(-1, -1, 4, 4)
-    split = Split(images.contiguous(), torch.tensor([0, 0, 0, 1, 1, 1]))
+    split = Resident(images.contiguous(), torch.tensor([0, 0, 0, 1, 1, 1]))
     data = Dataset("said", ("a", "b"), split, split[:0], split)
     found = evaluation.with_clearest(data, Scripted())
     assert found.clearest is not None
@@ -111,14 +111,14 @@ def test_predictions_are_made_in_evaluation_mode_whatever_the_batch(
 ) -> None:
     monkeypatch.setattr(evaluation, "EVALUATION_PIXELS", batch)  # images of one pixel each
     pixels = torch.tensor([90, 10, 80, 20, 30], dtype=torch.uint8)[:, None, None, None]
-    found = predict(Counting().train(), Split(pixels, torch.tensor([0, 1, 1, 1, 0])))
+    found = predict(Counting().train(), Resident(pixels, torch.tensor([0, 1, 1, 1, 0])))
     assert found.predicted.tolist() == [0, 1, 0, 1, 1]
     assert found.accuracy == pytest.approx(3 / 5)
 
 
 def test_predictions_of_a_generalist_are_held_against_the_map() -> None:
     pixels = torch.tensor([90, 10, 80], dtype=torch.uint8)[:, None, None, None]
-    split = Split(pixels, torch.tensor([2, 0, 1]))
+    split = Resident(pixels, torch.tensor([2, 0, 1]))
     found = predict(Counting(), split, target_of_class=torch.tensor([1, 0, 0]))
     assert found.labels.tolist() == [0, 1, 0]
     assert found.accuracy == 1

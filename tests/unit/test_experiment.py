@@ -24,18 +24,18 @@ from nofe_lab import (
     predict,
     superclass_specialties,
 )
-from nofe_lab.data import Split
-from nofe_lab.data.batches import ImageNetwork
+from nofe_lab.data import Resident
+from nofe_lab.data.preprocess import ImageNetwork
 from nofe_lab.files import sha256, write_tensors
 from nofe_lab.machine import Machine
 from nofe_lab.networks import NofE, backbone
 from nofe_lab.networks.counting import count_macs, count_parameters
 from nofe_lab.networks.paper import AlexNetQuick
-from nofe_lab.runs import _digest
+from nofe_lab.runs.store import _digest
 from nofe_lab.specialties import confusion_clusters
 from nofe_lab.stages import FlatStage, GeneralistStage, NofEStage, Stage
 from nofe_lab.stages.gate import GateAlone
-from nofe_lab.study import few_experts
+from nofe_lab.stages.report import few_experts
 from nofe_lab.training import Event, StageLoaded
 
 Make = Callable[..., Experiment]
@@ -66,13 +66,6 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return kinds
 
 
-def with_data(monkeypatch: pytest.MonkeyPatch, data: Dataset) -> None:
-    monkeypatch.setattr(
-        "nofe_lab.stages.experiment._load",
-        lambda name, state, *, val_fraction, seed, **_: data.with_val(val_fraction, seed),
-    )
-
-
 # --- what is refused, and when
 
 
@@ -94,14 +87,14 @@ REFUSED_AT_ONCE = [
     ({"device": "gpu"}, r"device 'gpu' is unknown.*; accepted: 'auto', .*'cpu'"),
     ({"precision": "bf32"}, r"precision 'bf32' is unknown.*; accepted: 'auto', 'bf16', 'fp32'\."),
     ({"precision": 16}, r"precision must be text; got 16\."),
-    ({"epochs": 0}, r"epochs must be a whole number of at least 1; got 0\."),
-    ({"epochs": 1.5}, r"epochs must be a whole number of at least 1; got 1\.5\."),
+    ({"epochs": 0}, r"epochs must be a whole number from 1 to 1000000; got 0\."),
+    ({"epochs": 1.5}, r"epochs must be a whole number from 1 to 1000000; got 1\.5\."),
     ({"batch_size": 0}, r"batch_size must be a whole number of at least 1; got 0\."),
     ({"learning_rate": 0}, r"learning_rate must be a number above 0; got 0\."),
     ({"seed": -1}, r"seed must be a whole number of at least 0; got -1\."),
     ({"data_seed": "x"}, r"data_seed must be a whole number of at least 0; got 'x'\."),
-    ({"update_every": 0}, r"update_every must be a number above 0; got 0\."),
-    ({"update_unit": "steps"}, r"update_unit 'steps' is unknown"),
+    ({"map_updates": 0}, r"map_updates must be a whole number from 1 to 100000; got 0\."),
+    ({"map_updates": 100_001}, r"map_updates must be a whole number from 1 to 100000; got 100001"),
     ({"affinity": "votes"}, r"affinity 'votes' is unknown; accepted: 'counts', 'probability'\."),
     ({"affinity_images": -1}, r"affinity_images must be a whole number of at least 0; got -1\."),
     (
@@ -164,13 +157,12 @@ def test_an_unknown_data_set_stops_before_training(runs_dir: Path) -> None:
 
 @pytest.mark.usefixtures("no_training")
 def test_a_class_with_too_few_images_to_split_stops_before_training(
-    tiny: Dataset, tiny_experiment: Make, monkeypatch: pytest.MonkeyPatch
+    tiny: Dataset, tiny_experiment: Make
 ) -> None:
     keep = (tiny.train.labels != 3).nonzero().flatten()
     one_more = tiny.train.of_class(3)[:1]
     train = tiny.train[torch.cat([keep, one_more])]
-    with_data(monkeypatch, replace(tiny, train=train))
-    experiment = tiny_experiment(val_fraction=0.1)
+    experiment = tiny_experiment(dataset=replace(tiny, train=train), val_fraction=0.1)
     with pytest.raises(InvalidInput, match=r"class 'green columns' has 1 training image, too few"):
         experiment.run(experiment.base())
 
@@ -186,16 +178,15 @@ def test_a_batch_larger_than_the_training_split_stops_before_training(
 
 @pytest.mark.usefixtures("no_training")
 def test_images_of_a_size_that_the_backbone_does_not_take_stop_before_training(
-    tiny: Dataset, tiny_experiment: Make, monkeypatch: pytest.MonkeyPatch
+    tiny: Dataset, tiny_experiment: Make
 ) -> None:
-    def crop(split: Split) -> Split:
-        return Split(split.images[..., :28, :28], split.labels)
+    def crop(split: Resident) -> Resident:
+        return Resident(split.images[..., :28, :28], split.labels)
 
     small = replace(tiny, train=crop(tiny.train), val=crop(tiny.val), test=crop(tiny.test))
-    with_data(monkeypatch, small)
     sentence = "'alexnet_quick' takes images of 3 x 32 x 32 or larger; got 3 x 28 x 28"
     with pytest.raises(InvalidInput, match=sentence):
-        tiny_experiment().base()
+        tiny_experiment(dataset=small).base()
 
 
 @pytest.mark.usefixtures("no_training")
@@ -227,20 +218,27 @@ def test_a_partition_of_other_classes_or_with_one_expert_is_refused(
         tiny_experiment().nofe(Specialties(tiny.class_names, (1,) * 6, 3))
 
 
-def test_a_runs_dir_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_training")
+def test_a_runs_dir_that_cannot_be_written_stops_before_training(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(InvalidInput, match=r"runs_dir '.*file/runs' cannot be written"):
-        Experiment(runs_dir=str(file / "runs"))
+    for folder, why in ((file / "runs", "file/runs' cannot"), ("", "' cannot .*it is empty")):
+        experiment = Experiment("glyphs:4", runs_dir=str(folder))
+        with pytest.raises(InvalidInput, match=f"runs_dir '.*{why}"):
+            experiment.run(experiment.base())
+
+
+def test_an_experiment_touches_no_disk_when_it_is_made(tmp_path: Path) -> None:
+    experiment = Experiment(f"folder:{tmp_path}/pictures", runs_dir=str(tmp_path / "runs"))
+    assert experiment.with_seed(1).runner.machine == experiment.runner.machine
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("no_training")
-def test_superclass_specialties_need_superclasses(
-    tiny: Dataset, tiny_experiment: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with_data(monkeypatch, replace(tiny, superclass_names=(), superclass_of=()))
+def test_superclass_specialties_need_superclasses(tiny: Dataset, tiny_experiment: Make) -> None:
+    without = replace(tiny, superclass_names=(), superclass_of=())
     with pytest.raises(InvalidInput, match="is for data sets with superclasses; tiny has none"):
-        tiny_experiment(specialties="superclass").nofe()
+        tiny_experiment(dataset=without, specialties="superclass").nofe()
 
 
 def test_an_unknown_budget_is_refused(tiny_experiment: Make) -> None:
@@ -259,69 +257,14 @@ def test_a_refusal_is_shown_in_notebooks_as_its_sentence_alone() -> None:
     assert shown == ["InvalidInput: K must be 2; got 1."]
 
 
-# --- from a notebook
-
-
-OWN = "# Parameters: change them here\nK: int = 10  # of experts\nepochs: int = None\n"
-
-
-def namespace(*cells: str, runs_dir: Path) -> dict[str, Any]:
-    """What ``globals()`` holds after the cells, with IPython's list of them."""
-    values: dict[str, Any] = {}
-    cells = tuple(
-        f"{cell}runs_dir = {str(runs_dir)!r}\n" if cell.startswith("# Parameters:") else cell
-        for cell in cells
-    )
-    for cell in cells:
-        exec(cell, values)
-    return {**values, "In": ["", *cells]}
-
-
-def test_a_notebook_s_parameters_make_its_experiment(runs_dir: Path) -> None:
-    injected = "# Parameters\nK = 4\nepochs = 3\n"
-    found = Experiment.from_notebook(namespace(OWN, injected, "import os", runs_dir=runs_dir))
-    assert found == Experiment(K=4, epochs=3, runs_dir=str(runs_dir))
-
-
-@pytest.mark.parametrize("cell", ["epoch = 3\n", "epoch: int = 3\n", "K, epoch = 3, 3\n"])
-def test_a_misspelt_parameter_is_refused_with_the_nearest_and_all_known(
-    cell: str, runs_dir: Path
-) -> None:
-    sentence = r"'epoch' is unknown \(did you mean 'epochs'\?\); known .* K, epochs, runs_dir\."
-    for cells in [(OWN, f"# Parameters\n{cell}"), (OWN + cell,)]:
-        with pytest.raises(InvalidInput, match=sentence):
-            Experiment.from_notebook(namespace(*cells, runs_dir=runs_dir))
-
-
-def test_a_parameter_that_this_notebook_has_not_is_refused(runs_dir: Path) -> None:
-    with pytest.raises(InvalidInput, match="parameter 'trunk' is unknown"):
-        Experiment.from_notebook(namespace(OWN, "# Parameters\ntrunk = 'base'", runs_dir=runs_dir))
-
-
-def test_a_mended_parameters_cell_counts_and_not_the_wrong_one_before(runs_dir: Path) -> None:
-    cells = (OWN + "epoch = 3\n", "import os", OWN + "epochs = 3\n", "import os")
-    assert Experiment.from_notebook(namespace(*cells, runs_dir=runs_dir)).epochs == 3
-
-
-def test_a_variable_of_a_later_cell_is_no_parameter(runs_dir: Path) -> None:
-    cells = (OWN, "import os", "specialties = affinity = [1]", "x = '# Parameters'\n")
-    assert Experiment.from_notebook(namespace(*cells, runs_dir=runs_dir)).specialties == "learned"
-
-
-def test_a_notebook_may_have_parameters_of_its_own(runs_dir: Path) -> None:
-    cells = (OWN + "n_seeds = 3\n", "# Parameters\nPAPERMILL_INPUT_PATH = 'x'\n")
-    found = Experiment.from_notebook(namespace(*cells, runs_dir=runs_dir), also=["n_seeds"])
-    assert found.K == 10
-
-
-def test_intervals_between_updates_scale_with_the_epochs(runs_dir: Path) -> None:
-    def every(**changes: Any) -> float:
+def test_as_many_updates_come_in_a_shorter_stage(runs_dir: Path) -> None:
+    def updates(**changes: Any) -> int:
         found = Experiment(preset="paper", dataset="glyphs:4", runs_dir=str(runs_dir), **changes)
-        return found.generalist().config.update_every
+        return len(found.generalist().updates)
 
-    assert every() == 2.0  # of 8
-    assert every(epochs=4) == 1.0
-    assert every(epochs=4, update_every=2) == 2.0
+    assert updates() == 3  # every 2 of 8 epochs
+    assert updates(epochs=4) == 3
+    assert updates(epochs=4, map_updates=2) == 2
 
 
 # --- recipes and choices
@@ -526,7 +469,7 @@ def test_few_experts_answer_for_their_classes_and_the_gate_for_the_others(
 
 def test_the_curve_over_experts_is_what_predict_gives(tiny_experiment: Make) -> None:
     experiment = tiny_experiment()
-    curve = few_experts(experiment, experiment.nofe())
+    curve = few_experts(experiment.runner, experiment.gate())
     model, test = experiment.model(experiment.gate()), experiment.data.test
     with torch.inference_mode():
         for m, accuracy in zip(curve["experts"], curve["top1"], strict=True):
@@ -586,11 +529,12 @@ def test_held_out_experiments_have_val_images(tiny_experiment: Make) -> None:
 
 
 def test_an_id_does_not_depend_on_folder_device_or_name(
-    tiny: Dataset, tiny_experiment: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Dataset, tiny_experiment: Make, tmp_path: Path
 ) -> None:
     first = tiny_experiment().nofe().id
-    with_data(monkeypatch, replace(tiny, name="renamed"))
-    assert tiny_experiment(runs_dir=str(tmp_path / "other"), device="auto").nofe().id == first
+    renamed = replace(tiny, name="renamed")
+    other = tiny_experiment(dataset=renamed, runs_dir=str(tmp_path / "other"), device="auto")
+    assert other.nofe().id == first
 
 
 @pytest.mark.parametrize(
@@ -620,7 +564,7 @@ def test_every_stage_s_id_depends_on_what_all_stages_share(
     [
         {"K": 2},
         {"rule": "greedy"},
-        {"update_every": 0.5},
+        {"map_updates": 2},
         {"affinity": "counts"},
         {"affinity_images": 50},
         {"affinity_from": "training"},
@@ -640,7 +584,6 @@ def test_a_learned_nofe_s_id_depends_on_the_generalist_s(
     ("whole", "real"),
     [
         ({"rule": "elastic", "elastic_lambda": 5}, {"rule": "elastic", "elastic_lambda": 5.0}),
-        ({"update_every": 1, "epochs": 2}, {"update_every": 1.0, "epochs": 2}),
         ({"learning_rate": 1}, {"learning_rate": 1.0}),
     ],
     ids=name_of,
@@ -651,15 +594,12 @@ def test_a_whole_number_and_its_float_ask_for_the_same_run(
     assert tiny_experiment(**whole).generalist().id == tiny_experiment(**real).generalist().id
 
 
-def test_runs_from_before_there_was_a_choice_of_the_affinity_s_images_are_found_again(
-    tiny_experiment: Make,
-) -> None:
+def test_what_is_at_its_default_is_no_part_of_an_identity(tiny_experiment: Make) -> None:
+    """So a later knob changes no id of the runs that were made without it."""
     first, other = tiny_experiment(), tiny_experiment(affinity_from="training")
     assert tiny_experiment(affinity_from="evaluation").generalist().id == first.generalist().id
     assert "affinity_from" not in first.generalist().identity["config"]
     assert other.generalist().identity["config"]["affinity_from"] == "training"
-    assert other.generalist().config.affinity_images is None
-    assert tiny_experiment(affinity_from="training", affinity_images=0).nofe().id == other.nofe().id
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -667,7 +607,7 @@ def test_the_precision_makes_no_other_run_and_is_not_part_of_the_command(
     tiny_experiment: Make, precision: str
 ) -> None:
     first, other = tiny_experiment(), tiny_experiment(precision=precision)
-    assert other.workshop.machine.precision == precision
+    assert other.runner.machine.precision == precision
     for stage in ("base", "generalist", "nofe"):
         assert getattr(first, stage)().id == getattr(other, stage)().id
     assert "precision" not in json.dumps(other.nofe().identity)
@@ -690,7 +630,7 @@ def test_a_finished_run_does_not_ask_for_its_parents(tiny_experiment: Make) -> N
     experiment = tiny_experiment()
     (generalist,) = experiment.run(experiment.generalist())
     (nofe,) = experiment.run(experiment.nofe())
-    experiment.workshop.store.remove(generalist.id)
+    experiment.runner.store.remove(generalist.id)
     (again,) = experiment.run(experiment.nofe())
     assert again.path == nofe.path
     assert not generalist.path.exists()
@@ -737,7 +677,7 @@ def test_asking_for_a_nofe_trains_its_parents_first_and_once(
     assert nofe.identity["parents"] == parents
     assert base.identity["parents"] == {}
     announced = capsys.readouterr().out
-    assert announced.startswith(f"To train, on {experiment.workshop.machine}:\n  base CNN")
+    assert announced.startswith(f"To train, on {experiment.runner.machine}:\n  base CNN")
     assert "  generalist (optimal, K = 3)" in announced
     assert "  NofE (optimal specialties, K = 3; trunk: generalist (optimal))" in announced
 
@@ -888,7 +828,7 @@ def test_a_stage_without_val_images_reports_its_training_accuracy(tiny_experimen
 def test_a_run_keeps_its_history_its_classes_and_what_it_was_asked(
     tiny: Dataset, tiny_experiment: Make
 ) -> None:
-    experiment = tiny_experiment(epochs=2, update_every=1)
+    experiment = tiny_experiment(epochs=2, map_updates=1)
     (run,) = experiment.run(experiment.generalist())
     assert run.history["epoch"].tolist() == [1, 2]
     assert json.loads(run.text("classes.json")) == list(tiny.class_names)
@@ -906,10 +846,10 @@ def test_a_run_keeps_its_history_its_classes_and_what_it_was_asked(
 
 
 def test_a_folder_of_parquet_files_names_its_runs_by_its_last_part(
-    tiny: Dataset, tiny_experiment: Make, monkeypatch: pytest.MonkeyPatch
+    tiny: Dataset, tiny_experiment: Make
 ) -> None:
-    with_data(monkeypatch, replace(tiny, name="parquet:$NOFE_DATA/my set"))
-    assert tiny_experiment().base().run_name == "flat-my_set-alexnet_quick-s0"
+    renamed = replace(tiny, name="parquet:$NOFE_DATA/my set")
+    assert tiny_experiment(dataset=renamed).base().run_name == "flat-my_set-alexnet_quick-s0"
 
 
 # --- final reports
@@ -1061,7 +1001,6 @@ def test_weights_that_are_not_the_network_s_are_refused(
         ({"seed": 10**5000}, "seed must be a whole number .*; got a number of thousands of digits"),
         ({"seed": 2**63}, "seed must be a whole number of at least 0, in 64 bits; got 9223372036"),
         ({"K": True}, "K must be a whole number of at least 2; got True"),
-        ({"runs_dir": ""}, "runs_dir '' cannot be written .it is empty"),
         ({"skip_unreadable": "yes"}, "skip_unreadable must be true or false; got 'yes'"),
         ({"groups": 3}, "groups must be text; got 3"),
         ({"image_size": []}, r"image_size must be a whole number from 1 to 1024; got \[\]"),
@@ -1089,10 +1028,6 @@ def test_numpy_s_numbers_are_numbers(tiny_experiment: Make) -> None:
     assert plain.control(experts=2).id == numpys.control(experts=np.int64(2)).id  # type: ignore[arg-type]
 
 
-def test_an_interval_below_a_step_is_one_of_a_step(tiny_experiment: Make) -> None:
-    assert tiny_experiment(update_every=1e-9).generalist().updates == [1, 2]
-
-
 def test_a_stage_of_one_step_says_what_it_lacks(tiny_experiment: Make) -> None:
     with pytest.raises(InvalidInput, match=r"epochs must be more, or batch_size smaller.*got 1"):
         tiny_experiment(batch_size=108).generalist()
@@ -1107,10 +1042,10 @@ def test_a_run_is_compared_by_the_library_s_code_and_not_by_the_repository_s_rev
     """Saving a notebook, or committing a row, made every later load speak of another revision."""
     experiment = tiny_experiment()
     experiment.run(experiment.base())
-    monkeypatch.setattr("nofe_lab.stages.stage.code_revision", lambda: "0123456-dirty")
+    monkeypatch.setattr("nofe_lab.stages.runner.code_revision", lambda: "0123456-dirty")
     experiment.run(experiment.base())
     assert "trained under" not in capsys.readouterr().out
-    monkeypatch.setattr("nofe_lab.stages.stage.code_digest", lambda: "another")
+    monkeypatch.setattr("nofe_lab.stages.runner.code_digest", lambda: "another")
     experiment.run(experiment.base())
     assert "(trained under revision " in capsys.readouterr().out
 
@@ -1130,12 +1065,6 @@ def test_the_run_of_another_stage_is_not_loaded(tiny_experiment: Make) -> None:
         load_model(experiment.with_seed(1).base(), run)
     with pytest.raises(InvalidInput, match="device 'x' is unknown"):
         load_model(experiment.base(), run, "x")
-
-
-def test_a_map_that_is_updated_too_often_is_refused(tiny_experiment: Make) -> None:
-    often = tiny_experiment(epochs=10**6, update_every=1, update_unit="iterations")
-    with pytest.raises(InvalidInput, match="more than 100,000 updates of the map"):
-        often.generalist()
 
 
 def test_a_report_of_nothing_is_refused(tiny_experiment: Make) -> None:

@@ -334,11 +334,10 @@ def test_the_layer_table_of_one_network(tiny_experiment: Make) -> None:
 
 
 def test_accuracy_is_reported_per_class_where_classes_differ_in_size(
-    tiny: Dataset, tiny_experiment: Make, monkeypatch: pytest.MonkeyPatch
+    tiny: Dataset, tiny_experiment: Make
 ) -> None:
     uneven = replace(tiny, test=tiny.test[torch.tensor([0, 1, 2, 3, 4, 5, 10])])
-    monkeypatch.setattr("nofe_lab.stages.experiment._load", lambda *_, **__: uneven)
-    experiment = tiny_experiment()
+    experiment = tiny_experiment(dataset=uneven)
     report = experiment.final_report({"base": experiment.base()})
     counts = report.per_class.set_index("class")["images"]
     assert counts.tolist() == [5, 1, 1, 0, 0, 0]

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nofe_lab import Backbone, InvalidInput, NofE, Specialties
-from nofe_lab.config import Recipe
 from nofe_lab.networks import CNN, backbone, preset
+from nofe_lab.networks.backbone import expert_macs, matching_width
 from nofe_lab.networks.counting import count_macs, count_parameters
 from nofe_lab.networks.paper import AlexNetQuick
+from nofe_lab.recipes import Recipe
 
 
 class Flat(Backbone):
@@ -71,6 +72,26 @@ def test_counting_leaves_a_network_in_training_mode() -> None:
 def test_an_unknown_initialisation_is_refused() -> None:
     with pytest.raises(InvalidInput, match="initialisation 'xavier' is unknown"):
         CNN(Flat(), 3, "xavier", seed=0)
+
+
+# --- widths of equal cost
+
+
+@pytest.mark.parametrize("K", [4, 10])
+def test_the_experts_arithmetic_is_that_of_their_layers(K: int) -> None:
+    network = backbone("alexnet_quick")
+    nofe = NofE(network, balanced(100, K), "kaiming", 0, 0.5)
+    counted = sum(count_macs(branch, (64, 4, 4)) for branch in nofe.branches.values())
+    assert expert_macs(network, 100, K, 0.5) == counted
+
+
+@pytest.mark.parametrize("name", ["alexnet_quick", "nin_c100"])
+@pytest.mark.parametrize("branches", [1, 5, 50])
+def test_other_numbers_of_branches_get_the_same_arithmetic(name: str, branches: int) -> None:
+    network = backbone(name)
+    width = matching_width(network, 100, 10, branches=branches)
+    expected = pytest.approx(expert_macs(network, 100, 10), rel=0.05)
+    assert expert_macs(network, 100, branches, width) == expected
 
 
 # --- the contract

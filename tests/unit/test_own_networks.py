@@ -26,7 +26,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
 
 from nofe_lab import Experiment, InvalidInput, NofE, Specialties, backbone
-from nofe_lab.data.batches import ImageNetwork, Preprocess
+from nofe_lab.data.preprocess import ImageNetwork, Preprocess
 from nofe_lab.networks import CNN
 from nofe_lab.networks.surgery import SplitNetwork
 

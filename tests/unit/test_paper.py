@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nofe_lab.config import NetworkConfig, Preset, Recipe
 from nofe_lab.networks import CNN, PAPER, Backbone, FlatControl, NofE, backbone, preset
 from nofe_lab.networks.counting import count_macs, count_parameters
 from nofe_lab.networks.paper import BasicBlock, WithinChannelLRN
+from nofe_lab.recipes import NetworkConfig, Preset, Recipe
 from nofe_lab.specialties import Specialties
 
 # --- sizes, derived by hand

@@ -16,21 +16,22 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from nofe_lab import InvalidInput, Run, checkpoint
+from nofe_lab import InvalidInput, Run, load_specialties
 from nofe_lab.__main__ import main
-from nofe_lab.checkpoint import State
 from nofe_lab.files import read_tensors, write_tensors
 from nofe_lab.machine import Machine
 from nofe_lab.runs import (
     DamagedRun,
-    OtherFormat,
     RunStore,
-    _digest,
+    checkpoint,
     default_runs_dir,
     identity_hash,
-    provenance,
 )
+from nofe_lab.runs.checkpoint import OtherFormat, State
+from nofe_lab.runs.provenance import provenance
+from nofe_lab.runs.store import _digest
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 IDENTITY: dict[str, Any] = {"stage": "flat", "config": {"seed": 0, "rate": 0.1}, "parents": {}}
 ABOUT = {
     "title": "base CNN (2 epochs)",
@@ -86,9 +87,9 @@ def test_the_id_outlives_a_new_layout_and_depends_on_its_own_format(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = identity_hash(IDENTITY)
-    monkeypatch.setattr("nofe_lab.runs.FORMAT", 99)
+    monkeypatch.setattr("nofe_lab.runs.store.FORMAT", 99)
     assert identity_hash(IDENTITY) == before
-    monkeypatch.setattr("nofe_lab.runs.IDENTITY_FORMAT", 99)
+    monkeypatch.setattr("nofe_lab.runs.store.IDENTITY_FORMAT", 99)
     assert identity_hash(IDENTITY) != before
 
 
@@ -132,7 +133,7 @@ def test_a_run_that_another_process_has_saved_first_is_kept(store: RunStore) -> 
 def test_runs_are_listed_oldest_first(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     for hour, stage in ((12, "b"), (11, "a"), (13, "c")):
         when = f"2024-05-06T{hour}:00:00+0000"
-        monkeypatch.setattr("nofe_lab.runs.time.strftime", lambda _, when=when: when)
+        monkeypatch.setattr("nofe_lab.runs.provenance.time.strftime", lambda _, when=when: when)
         save(store, stage=stage)
     assert [run.identity["stage"] for run in store] == ["a", "b", "c"]
 
@@ -223,7 +224,7 @@ DAMAGES = [
     (remove_a_file, "history.csv is missing or changed"),
     (remove_the_record, "run.json cannot be read: 'run.json' cannot be opened"),
     (change_the_identity, "run.json has been changed"),
-    (write_no_format, "its format is 'new', this library reads 1 to 2"),
+    (write_no_format, "its format is 'new', this library reads 2 to 3"),
 ]
 
 
@@ -252,26 +253,37 @@ def rewrite(run: Run, **changes: Any) -> None:
     (run.path / "run.json").write_text(json.dumps(record))
 
 
-def test_a_run_of_a_later_format_is_refused_with_both_versions_and_left_alone(
-    store: RunStore,
+@pytest.mark.parametrize("found", [1, 99])
+def test_a_run_of_a_format_that_is_not_read_is_refused_with_both_and_left_alone(
+    found: int, store: RunStore
 ) -> None:
     run = save(store)
-    rewrite(run, format=99)
-    with pytest.raises(OtherFormat, match=r"is of format 99, this library reads formats 1 to 2"):
+    rewrite(run, format=found)
+    with pytest.raises(OtherFormat, match=f"is of format {found}, this library reads formats 2 to"):
         store.find(run.id)
     assert run.path.is_dir()
     assert list(store) == []
 
 
-def test_a_run_of_format_1_is_read_in_the_present_format(store: RunStore) -> None:
-    run = save(store)
-    files = {name: known["sha256"] for name, known in run.record["files"].items()}
-    made = {key: value for key, value in run.provenance.items() if key != "precision"}
-    rewrite(run, format=1, files=files, provenance=made)
-    found = store.find(run.id)
-    assert found is not None
-    assert (found.record["format"], found.provenance["precision"]) == (2, "fp32")
-    assert found.weights()["w"].tolist() == [0, 1, 2, 3]
+@pytest.mark.parametrize("version", [2, 3])
+def test_runs_that_were_made_in_a_format_stay_readable(
+    version: int, store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Real runs of digits, made when the format was new: a generalist and a network of experts."""
+    made = FIXTURES / f"runs_of_format_{version}"
+    shutil.copytree(made, store.folder, dirs_exist_ok=True)
+    generalist, nofe = list(store)
+    assert [run.path.name for run in (generalist, nofe)] == sorted(p.name for p in made.iterdir())
+    assert nofe.about["title"] == "NofE (optimal specialties, K = 3; trunk: generalist (optimal))"
+    assert nofe.identity["parents"] == {"specialties": generalist.id, "trunk": generalist.id}
+    assert list(nofe.lineage) == [generalist.id, nofe.id]
+    assert nofe.weights()["network.trunk.0.weight"].shape == (4, 3, 3, 3)
+    assert len(nofe.history) == 1
+    assert set(nofe.reports) >= {"test_accuracy", "test_top5"}
+    assert load_specialties(nofe).sizes == load_specialties(generalist).sizes
+    assert len(generalist.table("map_updates")) == 7
+    assert main(["runs", "--runs-dir", str(store.folder)]) == 0
+    assert "2 runs, 0.0 MB\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
@@ -22,10 +24,11 @@ FILES = {
 
 FLOORS = (
     ("__main__", "__init__"),
-    ("views", "stages", "bench", "study"),
-    ("training", "evaluation", "statistics", "inspection"),
-    ("checkpoint", "runs", "specialties", "networks", "data"),
-    ("config", "compat", "log", "files", "machine"),
+    ("bench", "study"),
+    ("views", "stages", "notebook"),
+    ("evaluation", "statistics", "training", "inspection"),
+    ("runs", "specialties", "networks", "data"),
+    ("config", "compat", "log", "files", "machine", "knobs", "recipes"),
 )
 """Top to bottom; a part imports from floors below it, and from parts to its left on its own."""
 
@@ -83,7 +86,7 @@ def test_a_file_imports_only_from_below_or_from_its_left(module: str) -> None:
         ("networks", "specialties", True),
         ("specialties", "networks", False),
         ("data", "evaluation", False),
-        ("training", "evaluation", False),
+        ("evaluation", "training", False),
         ("stages", "views", False),
         ("views", "stages", False),
         ("config", "compat", False),
@@ -98,6 +101,16 @@ def test_no_file_imports_itself_by_a_detour() -> None:
     graph = {module: own_imports(module) for module in FILES}
     order = list(TopologicalSorter(graph).static_order())  # raises CycleError
     assert order.index("nofe_lab.config") < order.index("nofe_lab.data.dataset")
+
+
+def test_only_the_command_line_imports_what_the_wheel_lacks_and_only_when_asked() -> None:
+    lacking = ("bench", "study")
+    for module in FILES:
+        wanted = {name for name in own_imports(module) if part_of(name) in lacking}
+        assert not wanted or part_of(module) in (*lacking, "__main__")
+    code = "import sys, nofe_lab.__main__; print([m for m in sys.modules if 'nofe_lab.' in m])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not any(f"nofe_lab.{part}" in done.stdout for part in lacking)
 
 
 def test_only_the_widgets_import_ipywidgets() -> None:

@@ -12,7 +12,8 @@ import pytest
 from nofe_lab import Experiment, InvalidInput, Specialties
 from nofe_lab.__main__ import main
 from nofe_lab.stages import Arm
-from nofe_lab.study import (
+from nofe_lab.study import paper_rows
+from nofe_lab.study.questions import (
     BASE,
     FEW,
     GATED,
@@ -27,11 +28,9 @@ from nofe_lab.study import (
     STUDIES,
     SUPERCLASS_PAIRS,
     TERTIARY,
-    Queue,
     Study,
-    paper_rows,
-    read,
 )
+from nofe_lab.study.queue import Queue, read
 from nofe_lab.training import TrainingDiverged
 
 ARMS = (BASE, RANDOM, LEARNED)
@@ -43,7 +42,7 @@ def queue(
 ) -> Callable[[], Queue]:
     """Makes the queue of a toy study, as a new process would."""
     study = Study("toy", lambda _: tiny_experiment(), 2, ARMS, (ARMS[:1] + ARMS[2:], OTHERS))
-    monkeypatch.setattr("nofe_lab.study.STUDIES", {"toy": study})
+    monkeypatch.setattr("nofe_lab.study.queue.STUDIES", {"toy": study})
     return lambda: Queue(None, tmp_path / "study.csv", tmp_path / "conditional.csv")
 
 
@@ -194,7 +193,7 @@ def test_a_row_that_diverges_is_passed_by(
 
     made = queue()
     with monkeypatch.context() as patch:
-        patch.setattr("nofe_lab.study.measured", diverge)
+        patch.setattr("nofe_lab.study.queue.measure", diverge)
         assert made.work()
         made.commit()  # nothing, and that is no error
     assert "base CNN, seed 0: no row (training has diverged.)" in capsys.readouterr().out

@@ -16,21 +16,24 @@ import torch
 from torch import Tensor, nn
 
 from nofe_lab import Dataset, Experiment, InvalidInput, Specialties
-from nofe_lab.config import GeneralistConfig, NetworkConfig, Recipe
-from nofe_lab.data import Split
-from nofe_lab.data.batches import Batches, ImageNetwork, Preprocess
+from nofe_lab.data import Batch, Batches, Resident, Source
+from nofe_lab.data.preprocess import ImageNetwork, Preprocess
 from nofe_lab.machine import Machine
 from nofe_lab.networks import CNN, backbone
+from nofe_lab.recipes import NetworkConfig, Recipe
 from nofe_lab.specialties import affinity_matrix
 from nofe_lab.stages import GeneralistStage
-from nofe_lab.stages.generalist import RunningAffinity
+from nofe_lab.stages.generalist import GeneralistConfig, RunningAffinity, SpecialtyLearning
 from nofe_lab.stages.stage import Trained
 from nofe_lab.training import (
+    Classification,
+    Distillation,
     EpochDone,
     Event,
     MapUpdated,
     Progress,
     StepDone,
+    Task,
     TrainingDiverged,
     fit,
     sgd,
@@ -73,8 +76,8 @@ def test_one_cycle_stays_above_zero_and_at_most_at_its_peak(steps: int) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"epochs": 0}, "epochs must be a whole number of at least 1; got 0"),
-        ({"epochs": 2.0}, "epochs must be a whole number of at least 1; got 2.0"),
+        ({"epochs": 0}, "epochs must be a whole number from 1 to 1000000; got 0"),
+        ({"epochs": 2.0}, "epochs must be a whole number from 1 to 1000000; got 2.0"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1; got 0"),
         ({"learning_rate": 0}, "learning_rate must be a number above 0; got 0"),
         ({"learning_rate": -1}, "learning_rate must be a number above 0; got -1"),
@@ -112,9 +115,9 @@ class Knowing(Weighted):
         return 20 * nn.functional.one_hot(classes, 2).float() + 0 * self.w
 
 
-def two_classes(n: int) -> Split:
+def two_classes(n: int) -> Resident:
     labels = torch.arange(n) % 2
-    return Split(labels.to(torch.uint8)[:, None, None, None].expand(n, 1, 2, 2), labels)
+    return Resident(labels.to(torch.uint8)[:, None, None, None].expand(n, 1, 2, 2), labels)
 
 
 def groups(model: nn.Module, rate_multiplier: float = 1, decay: float = 0) -> list[dict[str, Any]]:
@@ -122,11 +125,18 @@ def groups(model: nn.Module, rate_multiplier: float = 1, decay: float = 0) -> li
     return [{"params": parameters, "rate_multiplier": rate_multiplier, "weight_decay": decay}]
 
 
-def fit_two_classes(model: nn.Module, epochs: int, **hooks: Any) -> list[dict[str, float]]:
+def task_of(recipe: Recipe, val: Source | None = None) -> Classification:
+    return Classification(recipe, two_classes(8)[:0] if val is None else val)
+
+
+def fit_two_classes(
+    model: nn.Module, epochs: int, task: type[Task] = Classification, **options: Any
+) -> list[dict[str, float]]:
     """Two steps of four images an epoch."""
     recipe = Recipe(epochs, 0.1, batch_size=4, momentum=0)
     batches = Batches(two_classes(8), recipe, 0, CPU)
-    return fit(model, groups(model), batches, recipe, torch.arange(2), **hooks)
+    taught = task(recipe, two_classes(8)[:0])
+    return fit(model, groups(model), taught, batches, recipe, **options)
 
 
 @pytest.mark.parametrize(("multiplier", "w"), [(1, 0.05), (2, 0.1)])
@@ -135,9 +145,9 @@ def test_a_step_goes_down_the_gradient_by_rate_times_multiplier(
 ) -> None:
     model = Weighted()
     recipe = Recipe(1, 0.1, batch_size=8, momentum=0)
-    only_first = Split(two_classes(8).images, torch.zeros(8, dtype=torch.int64))
+    only_first = Resident(two_classes(8).images, torch.zeros(8, dtype=torch.int64))
     batches = Batches(only_first, recipe, 0, CPU)
-    fit(model, groups(model, multiplier), batches, recipe, torch.arange(2))
+    fit(model, groups(model, multiplier), task_of(recipe), batches, recipe)
     assert model.w.item() == pytest.approx(w)
 
 
@@ -146,7 +156,7 @@ def test_the_decay_of_a_group_is_added_to_its_gradient() -> None:
     model.w.data.fill_(2.0)
     recipe = Recipe(1, 0.1, batch_size=8, momentum=0)
     batches = Batches(two_classes(8), recipe, 0, CPU)
-    fit(model, groups(model, decay=0.5), batches, recipe, torch.arange(2))
+    fit(model, groups(model, decay=0.5), task_of(recipe), batches, recipe)
     gradient = torch.tensor(2.0).sigmoid().item() - 0.5  # half of the labels are 0
     assert model.w.item() == pytest.approx(2 - 0.1 * (gradient + 0.5 * 2))
 
@@ -175,42 +185,99 @@ def test_the_history_has_one_row_an_epoch() -> None:
 
 
 def test_figures_of_the_validation_join_the_row() -> None:
-    rows = fit_two_classes(Weighted(), 2, validate=lambda table: {"val_accuracy": 0.25})
+    class Validated(Classification):
+        def validate(self, model: nn.Module) -> dict[str, float]:
+            return {"val_accuracy": 0.25}
+
+    rows = fit_two_classes(Weighted(), 2, Validated)
     assert [row["val_accuracy"] for row in rows] == [0.25, 0.25]
 
 
-def test_a_new_table_takes_effect_from_the_next_step_on() -> None:
-    tables: list[list[int]] = []
+def test_a_network_is_validated_on_the_images_of_val() -> None:
+    model, recipe = Knowing(), Recipe(1, 0.1, batch_size=4, momentum=0)
+    batches = Batches(two_classes(8), recipe, 0, CPU)
+    swapped = Resident(two_classes(3).images, 1 - two_classes(3).labels)
+    for val, accuracy in ((two_classes(3), 1), (swapped, 0)):
+        (row,) = fit(model, groups(model), task_of(recipe, val), batches, recipe)
+        assert row["val_accuracy"] == accuracy
+        assert row["val_loss"] == pytest.approx(0 if accuracy else 20, abs=1e-3)
 
-    def validate(table: Tensor) -> dict[str, float]:
-        tables.append(table.tolist())
-        return {}
 
-    def swap(step: int) -> Tensor | None:
-        return torch.tensor([1, 0]) if step == 3 else None
+class Swapping(Classification):
+    """Takes each class for the other one after a step."""
 
-    rows = fit_two_classes(Knowing(), 3, validate=validate, new_table=swap)
-    # steps 1 to 3 with the first table, 4 to 6 with the swapped one
+    after = 3
+
+    def __init__(self, recipe: Recipe, val: Source) -> None:
+        super().__init__(recipe, val)
+        self.map = torch.arange(2)
+        self.validated: list[list[int]] = []
+
+    def targets(self, batch: Batch) -> Tensor:
+        return self.map[batch.labels]
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        return {"first": float(self.map[0])}
+
+    def after_step(self, step: int) -> None:
+        if step == self.after:
+            self.map = torch.tensor([1, 0])
+
+
+def test_what_a_task_changes_after_a_step_counts_from_the_next_step_on() -> None:
+    rows = fit_two_classes(Knowing(), 3, Swapping)
+    # steps 1 to 3 with the first map, 4 to 6 with the swapped one
     assert [row["train_accuracy"] for row in rows] == [1, 0.5, 0]
-    assert tables == [[0, 1], [1, 0], [1, 0]]
+    assert [row["first"] for row in rows] == [0, 1, 1]
 
 
-def test_an_observer_sees_the_logits_of_every_step_and_the_classes_whatever_their_targets() -> None:
-    seen: list[tuple[Tensor, Tensor]] = []
+def test_after_the_last_step_of_an_epoch_a_task_changes_behind_the_validation() -> None:
+    class Later(Swapping):
+        after = 4
 
-    def swapped(step: int) -> Tensor:
-        return torch.tensor([1, 0])
+    assert [row["first"] for row in fit_two_classes(Knowing(), 3, Later)] == [0, 0, 1]
 
-    rows = fit_two_classes(
-        Knowing(), 2, new_table=swapped, observe=lambda *given: seen.append(given)
-    )
+
+def test_metrics_see_the_logits_of_every_step_and_the_classes_whatever_their_targets() -> None:
+    seen: list[tuple[Tensor, Batch]] = []
+
+    class Seeing(Swapping):
+        after = 1
+
+        def metrics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+            seen.append((logits, batch))
+            return {**super().metrics(logits, batch), "images": torch.tensor(len(logits))}
+
+    rows = fit_two_classes(Knowing(), 2, Seeing)
     assert [row["train_accuracy"] for row in rows] == [0.5, 0]
+    assert [row["train_images"] for row in rows] == [1, 1]
     assert len(seen) == 4
-    for logits, classes in seen:
+    for logits, batch in seen:
         assert logits.shape == (4, 2)
         assert not logits.requires_grad
-        assert logits.argmax(1).tolist() == classes.tolist()
-    assert sorted(torch.cat([classes for _, classes in seen[:2]]).tolist()) == [0] * 4 + [1] * 4
+        assert logits.argmax(1).tolist() == batch.labels.tolist()
+    assert sorted(torch.cat([batch.index for _, batch in seen[:2]]).tolist()) == list(range(8))
+
+
+def test_a_network_learns_the_answers_that_it_is_given_for_each_image() -> None:
+    class Table(nn.Module):
+        """Logits of its own for each of two kinds of image."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.logits = nn.Parameter(torch.zeros(2, 2))
+
+        def forward(self, images: Tensor, drawn: object = None) -> Tensor:
+            return self.logits[images[:, 0, 0, 0].long()]
+
+    model, recipe = Table(), Recipe(200, 1.0, batch_size=8, momentum=0)
+    split = two_classes(8)
+    answers = torch.tensor([[0.3, 0.7], [0.9, 0.1]])
+    task = Distillation(recipe, split, answers[split.labels])
+    history = fit(model, groups(model), task, Batches(split, recipe, 0, CPU), recipe)
+    torch.testing.assert_close(model.logits.softmax(1).detach(), answers, atol=1e-3, rtol=0)
+    assert history[-1]["train_accuracy"] == 1  # against the answers
+    assert history[-1]["val_accuracy"] == 0  # against the labels
 
 
 @pytest.mark.parametrize(("device", "fused"), [("cpu", True), ("cuda:1", True), ("mps", False)])
@@ -223,7 +290,7 @@ def test_the_optimiser_is_one_kernel_where_the_device_has_it(device: str, fused:
     assert group["weight_decay"] == 0.1
 
 
-def test_a_hook_that_evaluates_the_model_leaves_the_loop_in_training_mode() -> None:
+def test_a_task_that_evaluates_the_model_leaves_the_loop_in_training_mode() -> None:
     modes: list[bool] = []
 
     class Watched(Weighted):
@@ -233,11 +300,11 @@ def test_a_hook_that_evaluates_the_model_leaves_the_loop_in_training_mode() -> N
 
     model = Watched()
 
-    def evaluate(step: int) -> Tensor:
-        model.eval()
-        return torch.arange(2)
+    class Evaluating(Classification):
+        def after_step(self, step: int) -> None:
+            model.eval()
 
-    fit_two_classes(model, 2, new_table=evaluate)
+    fit_two_classes(model, 2, Evaluating)
     assert modes == [True] * 4
 
 
@@ -248,9 +315,8 @@ def fit_tiny(tiny: Dataset) -> tuple[nn.Module, list[dict[str, float]]]:
         Preprocess.measure(tiny, "standardised"), CNN(maker, tiny.C, "kaiming", seed=1)
     )
     batches = Batches(tiny.train, recipe, 1, CPU)
-    history = fit(
-        model, maker.parameter_groups(model, recipe), batches, recipe, torch.arange(tiny.C)
-    )
+    parameters = maker.parameter_groups(model, recipe)
+    history = fit(model, parameters, Classification(recipe, tiny.val), batches, recipe)
     return model, history
 
 
@@ -267,7 +333,7 @@ def test_a_cnn_learns_the_tiny_data_set_and_twice_the_same(tiny: Dataset) -> Non
 def test_progress_prints_a_line_an_epoch_and_a_map_update_where_nobody_watches(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nofe_lab.training.watched", lambda: False)
+    monkeypatch.setattr("nofe_lab.training.events.watched", lambda: False)
     progress = Progress("base", 4)
     progress(StepDone(1, 4))
     row = {"train_loss": 1.5, "train_accuracy": 0.25, "val_accuracy": 0.5, "seconds": 3.2}
@@ -290,29 +356,47 @@ def stage_of(data: Dataset, epochs: int, batch_size: int = 40, **changes: Any) -
 
 
 @pytest.mark.parametrize(
-    ("every", "unit", "epochs", "updates"),
+    ("every", "epochs", "updates"),
     [
-        (2, "epochs", 8, [8, 16, 24]),  # after epochs 2, 4, 6 of 4 steps each; none after 8
-        (3, "epochs", 8, [12, 24]),
-        (0.5, "epochs", 2, [2, 4, 6]),
-        (1.3, "epochs", 3, [5, 10]),  # 5.2, 10.4
-        (10, "iterations", 8, [10, 20, 30]),
-        (16, "iterations", 8, [16]),
+        (2, 8, [8, 16, 24]),  # after epochs 2, 4, 6 of 4 steps each; none after 8
+        (3, 8, [12, 24]),
+        (0.5, 2, [2, 4, 6]),
+        (1.3, 3, [5, 10]),  # 5.2, 10.4
     ],
 )
 def test_the_map_is_updated_after_every_interval_but_the_last(
-    tiny: Dataset, every: float, unit: Any, epochs: int, updates: list[int]
+    tiny: Dataset, every: float, epochs: int, updates: list[int]
 ) -> None:
-    stage = stage_of(tiny, epochs, batch_size=30, update_every=every, update_unit=unit)
-    assert stage.updates == updates
+    assert stage_of(tiny, epochs, batch_size=30, update_every=every).updates == updates
 
 
-@pytest.mark.parametrize(("every", "unit"), [(1, "epochs"), (3, "iterations"), (100, "epochs")])
+@pytest.mark.parametrize(
+    ("number", "epochs", "updates"),
+    [
+        (1, 8, [16]),  # of 32 steps
+        (3, 8, [8, 16, 24]),
+        (2, 1, [1, 3]),  # 1.33, 2.67
+        (3, 1, [1, 2, 3]),
+    ],
+)
+def test_so_many_updates_as_are_asked_for_follow_intervals_of_one_length(
+    tiny: Dataset, number: int, epochs: int, updates: list[int]
+) -> None:
+    assert stage_of(tiny, epochs, batch_size=30, map_updates=number).updates == updates
+
+
+def test_more_updates_than_there_are_steps_between_are_refused(tiny: Dataset) -> None:
+    sentence = r"map_updates must be at most 3, one after each of the 4 steps but the last; got 4\."
+    with pytest.raises(InvalidInput, match=sentence):
+        stage_of(tiny, 1, batch_size=30, map_updates=4)
+
+
+@pytest.mark.parametrize("every", [1, 100])
 def test_an_interval_that_leaves_no_room_for_an_update_is_refused(
-    tiny: Dataset, every: float, unit: Any
+    tiny: Dataset, every: float
 ) -> None:
-    with pytest.raises(InvalidInput, match=f"leave room for an update .* got {every} {unit}"):
-        stage_of(tiny, 1, update_every=every, update_unit=unit)
+    with pytest.raises(InvalidInput, match=f"leave room for an update .* got {every} epochs"):
+        stage_of(tiny, 1, update_every=every)
 
 
 def test_a_random_map_is_never_updated(tiny: Dataset) -> None:
@@ -413,7 +497,7 @@ def test_the_map_is_learned_from_training_images_only(
     tiny: Dataset, alternation: tuple[Trained, list[Event]]
 ) -> None:
     noise = torch.randint(256, (12, 3, 32, 32), generator=torch.Generator().manual_seed(0))
-    other = Split(noise.to(torch.uint8), torch.arange(12) % 6)
+    other = Resident(noise.to(torch.uint8), torch.arange(12) % 6)
     stage = stage_of(replace(tiny, val=other, test=other), 4, affinity="probability")
     found = stage.train({}, Machine(CPU), [])
     assert found.files["map_history.csv"] == alternation[0].files["map_history.csv"]
@@ -430,16 +514,18 @@ def test_the_affinity_is_measured_on_as_many_images_as_asked(
     tiny: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = stage_of(tiny, 2, affinity_images=17)
-    seen: list[Split] = []
+    seen: list[Resident] = []
 
-    def watch(self: GeneralistStage, model: nn.Module, split: Split) -> Any:
+    def watch(self: Task, model: nn.Module, split: Resident) -> Any:
         seen.append(split)
         raise InterruptedError
 
-    monkeypatch.setattr(GeneralistStage, "predict", watch)
-    for number in (1, 2):
+    monkeypatch.setattr(Task, "predict", watch)
+    learning = SpecialtyLearning(stage, Weighted(), Machine(CPU), [])
+    for _ in range(2):
         with pytest.raises(InterruptedError):
-            stage.affinity(Weighted(), number)
+            learning.affinity()
+        learning.maps.append(learning.maps[0])
     assert [len(split) for split in seen] == [17, 17]
     assert not torch.equal(seen[0].labels, seen[1].labels)  # drawn anew for each update
 
@@ -493,8 +579,7 @@ def test_the_map_can_be_learned_without_an_evaluation(
         pytest.fail("the affinity is measured by a pass of its own")
 
     monkeypatch.setattr(RunningAffinity, "affinity", property(watch))
-    monkeypatch.setattr(GeneralistStage, "affinity", refuse)
-    monkeypatch.setattr(GeneralistStage, "predict", refuse)
+    monkeypatch.setattr(Task, "predict", refuse)
     events: list[Event] = []
     stage = stage_of(tiny.with_val(0, 0), 4, affinity="probability", affinity_from="training")
     trained = stage.train({}, Machine(CPU), [events.append])
@@ -540,7 +625,7 @@ def test_training_that_diverges_stops_with_a_sentence_and_keeps_nothing(
     stage: str, val_fraction: float, tiny_experiment: Callable[..., Experiment], runs_dir: Path
 ) -> None:
     experiment = tiny_experiment(
-        learning_rate=1e6, epochs=2, update_every=0.5, val_fraction=val_fraction, trunk="scratch"
+        learning_rate=1e6, epochs=2, map_updates=3, val_fraction=val_fraction, trunk="scratch"
     )
     with pytest.raises(TrainingDiverged, match=r"learning_rate below 1e\+06"):
         experiment.run(getattr(experiment, stage)())
@@ -561,8 +646,8 @@ def test_the_time_that_is_left_is_said_while_it_trains(
 ) -> None:
     """What was announced before, from four steps on a busy machine, was never revised."""
     clock = [0.0]
-    monkeypatch.setattr("nofe_lab.training.time.perf_counter", lambda: clock[0])
-    monkeypatch.setattr("nofe_lab.training.watched", lambda: False)
+    monkeypatch.setattr("nofe_lab.training.events.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("nofe_lab.training.events.watched", lambda: False)
     progress = Progress("it", 100)
     for step in range(1, 41):
         clock[0] = 10.0 * step

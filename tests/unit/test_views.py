@@ -18,9 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from nofe_lab.bench.widgets import response, synthetic
 from nofe_lab.config import InvalidInput
-from nofe_lab.data import Dataset, Split
-from nofe_lab.data.batches import ImageNetwork, Preprocess
+from nofe_lab.data import Dataset, Resident
+from nofe_lab.data.preprocess import ImageNetwork, Preprocess
 from nofe_lab.evaluation import Predictions, per_specialty
 from nofe_lab.inspection import Inspector
 from nofe_lab.networks import CNN, NofE, backbone
@@ -37,17 +38,16 @@ from nofe_lab.views import (
     SpecialtyExplorer,
     plots,
 )
-from nofe_lab.views.widgets.response import response, synthetic
 
 NAMES = ("$x^2$", "_under", "<b>bold</b>", "Ж", "two  words", "W" * 60, "tiger", "Ω 100%")
 C, K = len(NAMES), 4
 
 
-def make_split(per_class: int, seed: int) -> Split:
+def make_split(per_class: int, seed: int) -> Resident:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(C).repeat_interleave(per_class)
     images = torch.randint(0, 256, (len(labels), 1, 6, 9), generator=generator, dtype=torch.uint8)
-    return Split(images, labels)
+    return Resident(images, labels)
 
 
 @pytest.fixture(scope="module")
@@ -968,7 +968,7 @@ def write_names(*names: str) -> Figure:
 def renamed(names: tuple[str, ...]) -> Dataset:
     rng = np.random.default_rng(0)
     pixels = torch.from_numpy(rng.integers(0, 255, (6, 3, 8, 8), dtype=np.uint8))
-    split = Split(pixels, torch.arange(6))
+    split = Resident(pixels, torch.arange(6))
     return Dataset("named", names, split, split[:0], split)
 
 

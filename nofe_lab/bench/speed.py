@@ -1,12 +1,11 @@
 """The benchmark: what a network of experts costs, against what it should cost.
 
-Every comparison sets two ways of doing one thing side by side: they run in turn on one machine, in
-one precision, and medians of several repeats are compared.  So a busy or a slow machine changes
-the seconds, and hardly the ratio.  The opponents are what a user would have otherwise: a loop over
-the branches, the training loop of the popular CIFAR repositories, and the matrix products that the
-machine does best.
+Each comparison times two ways of doing one thing, in turn on one machine and in one precision, and
+divides their medians.  A slow or busy machine changes the seconds but hardly the ratio.  We compare
+with what a user would have otherwise: a loop over the branches, the training loop of the popular
+CIFAR repositories, and the fastest matrix product of the machine.
 
-Images and weights are random: no accuracy comes out of this.
+Images and weights are random; accuracy is not measured.
 """
 
 from __future__ import annotations
@@ -34,71 +33,38 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from nofe_lab.bench.targets import NETWORKS, against_targets
 from nofe_lab.compat import import_torchvision
-from nofe_lab.config import InvalidInput, Recipe, data_folder, one_of, whole_number
-from nofe_lab.data import Dataset, Split
-from nofe_lab.data.batches import Batches, ImageNetwork, Preprocess
-from nofe_lab.log import log
-from nofe_lab.machine import Machine, autocast, exact_float32
+from nofe_lab.config import one_of, whole_number
+from nofe_lab.data import Batches, Dataset, Resident, Source
+from nofe_lab.data.preprocess import ImageNetwork, Preprocess
+from nofe_lab.files import writable_path
+from nofe_lab.log import log, write_line
+from nofe_lab.machine import Machine, autocast, exact_float32, in_turn
 from nofe_lab.networks import CNN, Backbone, NofE, backbone
+from nofe_lab.networks.backbone import expert_macs, matching_width
 from nofe_lab.networks.counting import count_macs
+from nofe_lab.recipes import Recipe
 from nofe_lab.runs import code_revision
 from nofe_lab.specialties import Specialties, assign
-from nofe_lab.training import fit, sgd
-
-NETWORKS = ("alexnet_quick", "alexnet_c100", "vgg11_c100", "nin_c100", "resnet56_c100")
-"""The published networks for CIFAR-100."""
+from nofe_lab.training import Classification, fit, sgd
 
 C, EXPERTS = 100, 10
-"""Classes, and experts unless said otherwise."""
+"""Number of classes, and of experts unless said otherwise."""
 
 MATRIX_SIDES, PRODUCTS = (512, 1024, 2048, 4096), 4
-"""Of the square matrices whose products are the machine's peak; the fastest of them counts, timed
-over so many in a row."""
-
-RESULTS = data_folder() / "results" / "bench.csv"
-"""Where ``make bench`` leaves its table."""
+"""Sides of the square matrices whose products give the machine's peak (the fastest counts), and how
+many products are timed in a row."""
 
 Side = Callable[[], object]
 
 
-@dataclass(frozen=True)
-class Target:
-    """What a ratio should be, as a geometric mean over the networks named, or all."""
-
-    what: str
-    limit: float
-    at_least: bool
-    networks: tuple[str, ...] = NETWORKS
-
-    def is_met(self, ratio: float) -> bool:
-        """Whether a measured ratio is good enough."""
-        return ratio >= self.limit if self.at_least else ratio <= self.limit
-
-
-TARGETS = {
-    "branches": Target("branches, K = 10: loop / grouped", 2.0, True),
-    "branches at K = 50": Target("branches, K = 50, same arithmetic: loop / grouped", 4.0, True),
-    "branches, K = 50 to 5": Target("branches, K = 50 / K = 5, same arithmetic", 1.25, False),
-    "step against base": Target("(NofE step / base step) / their arithmetic", 1.10, False),
-    "NofE step against peak": Target(
-        "NofE step: achieved / matrix peak", 0.7, True, ("vgg11_c100", "nin_c100")
-    ),
-    "base step against peak": Target(
-        "base step: achieved / matrix peak", 0.7, True, ("vgg11_c100", "nin_c100")
-    ),
-    "epoch": Target("epoch: DataLoader loop / ours", 2.0, True, ("alexnet_quick",)),
-    "overhead": Target("share of an epoch outside of its steps", 0.03, False),
-}
-"""By the name of the rows."""
-
-
 @dataclass
 class Bench:
-    """The comparisons of one machine.
+    """All comparisons on one machine.
 
-    `batch` images a step, medians of `repeats` after one that warms up.
-    Raises InvalidInput for numbers that cannot be.
+    batch: images a step.  repeats: of every measurement, after one that warms up.
+    Raises InvalidInput for unknown networks and numbers out of range.
     """
 
     machine: Machine
@@ -114,7 +80,7 @@ class Bench:
         whole_number("repeats", self.repeats, 1)
 
     def run(self) -> pd.DataFrame:
-        """All comparisons, one row each; a line is printed as soon as it is known."""
+        """Make all comparisons, one row each; each is printed as soon as it is done."""
         if self.machine.device.type == "cuda":
             exact_float32()
         self.imports()
@@ -128,24 +94,24 @@ class Bench:
 
     @property
     def table(self) -> pd.DataFrame:
-        """What has been measured so far."""
+        """The rows measured so far."""
         return pd.DataFrame(self.rows)
 
     # --- comparisons
 
     def branches(self, network: Backbone) -> None:
-        """Forward and backward through the branches alone: the loop against groups."""
-        macs = expert_macs(network, EXPERTS)
+        """Time the branches alone, forward and backward: in groups and as a loop."""
+        macs = expert_macs(network, C, EXPERTS)
         per_mac = {}
         for K in (EXPERTS, 50, 5):
-            width = 1.0 if K == EXPERTS else width_for(network, K, macs)
+            width = 1.0 if K == EXPERTS else matching_width(network, C, EXPERTS, branches=K)
             nofe = self._nofe(network, K, width)
             features = self._features(network, nofe)
             ours, theirs = self._in_turn(
                 partial(self._through, nofe, features, True),
                 partial(self._through, nofe, features, False),
             )
-            per_mac[K] = ours / expert_macs(network, K, width)
+            per_mac[K] = ours / expert_macs(network, C, K, width)
             name = "branches" if K == EXPERTS else f"branches at K = {K}"
             self._add(name, network, K, theirs / ours, ours, theirs, f"branch_width {width:g}")
         self._add(
@@ -159,7 +125,7 @@ class Bench:
         )
 
     def steps(self, network: Backbone) -> None:
-        """Whole steps of training: NofE in groups and as a loop, the base CNN, and the peak."""
+        """Time whole training steps: the NofE in groups and as a loop, the base CNN, the peak."""
         base = self._ready(CNN(network, C, "kaiming", 0))
         nofe = self._nofe(network, EXPERTS)
         shape = network.input_shape
@@ -208,7 +174,7 @@ class Bench:
             self._add(name, network, K, flops / peak / seconds, seconds, flops / peak, note)
 
     def epochs(self, network: Backbone) -> None:
-        """Epochs of the base CNN: ours, the usual loop around a DataLoader, and bare steps."""
+        """Time epochs of the base CNN: ours, the usual loop around a DataLoader, bare steps."""
         base = CNN(network, C, "kaiming", 0)
         steps = min(max(round(5e8 / count_macs(base, network.input_shape)), 3), 40)
         steps = max(steps, math.ceil(C / self.batch))  # an image of every class
@@ -219,15 +185,16 @@ class Bench:
         preprocess = Preprocess.measure(data, "standardised", window)
         model = ImageNetwork(preprocess, base, self.machine.precision).to(self.machine.device)
         batches = Batches(data.train, recipe, 0, self.machine.device, window)
-        classes = torch.arange(C)
+        task = Classification(recipe, data.val)
 
         def ours() -> None:
-            fit(model, network.parameter_groups(model, recipe), batches, recipe, classes)
+            fit(model, network.parameter_groups(model, recipe), task, batches, recipe)
 
         usual = _UsualLoop(network, data, recipe, preprocess, self.machine)
-        images, labels, drawn = next(batches.epoch(0))
-        inputs = preprocess(images, drawn).contiguous(memory_format=torch.channels_last)
-        step = self._step(self._ready(CNN(network, C, "kaiming", 0)), inputs, labels)
+        batch = next(batches.epoch(0))
+        inputs = preprocess(batch.images, batch.drawn)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        step = self._step(self._ready(CNN(network, C, "kaiming", 0)), inputs, batch.labels)
 
         def bare() -> None:
             for _ in range(steps):
@@ -239,9 +206,9 @@ class Bench:
         self._add("overhead", network, None, 1 - only_steps / epoch, epoch, only_steps, count)
 
     def profile(self, network: Backbone) -> pd.DataFrame:
-        """Where the time of one step of the NofE goes: operations, most expensive first.
+        """Profile one step of the NofE: one row an operation, most expensive first.
 
-        share: of the step's time on the device.  The profiler slows a step down a little.
+        share: of the step's time on the device.  The profiler slows the step down a little.
         """
         nofe = self._nofe(network, EXPERTS)
         nofe.grouped = True
@@ -250,7 +217,7 @@ class Bench:
         inputs = images.to(memory_format=torch.channels_last)
         step = self._step(nofe, inputs, labels)
         step()
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it writes to the notebook otherwise
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it prints into the notebook
         with torch.profiler.profile() as profiler:
             step()
             self.machine.synchronize()
@@ -264,15 +231,15 @@ class Bench:
                 / 1000,
             }
             for event in profiler.key_averages()
-            # a GPU's kernels come a second time, with the operations that have launched them
+            # kernels of a GPU are listed twice: also under the operation that launched them
             if event.device_type == kind and not event.is_user_annotation
         ]
         table = pd.DataFrame(rows).sort_values("ms", ascending=False, ignore_index=True)
         return table.assign(share=table["ms"] / table["ms"].sum())
 
     def assignments(self) -> None:
-        """The exact balanced map, for as many classes as in ImageNet; where all specialties look
-        alike but for the first, which needs the most moves."""
+        """Time the exact balanced map, for as many classes as in ImageNet and in the slowest case:
+        all classes prefer the first specialty and are indifferent to the others."""
         for classes, K in ((1000, 100), (21_841, 200)):
             affinity = np.random.default_rng(0).random((classes, K)) * 1e-3
             affinity[:, 0] += 0.5
@@ -284,7 +251,7 @@ class Bench:
             self._add("assignment", None, K, math.nan, seconds, math.nan, note)
 
     def imports(self) -> None:
-        """``import nofe_lab`` where torch is already imported, against the import of torch."""
+        """Time ``import nofe_lab`` after ``import torch``, against the latter."""
         code = (
             "import time; a = time.perf_counter(); import torch; b = time.perf_counter(); "
             "import nofe_lab; print(time.perf_counter() - b, b - a)"
@@ -297,7 +264,7 @@ class Bench:
         ours, theirs = (statistics.median(side) for side in zip(*each, strict=True))
         self._add("import", None, None, ours / theirs, ours, theirs, "against import torch")
 
-    # --- what they are made of
+    # --- parts of the comparisons
 
     def _in_turn(self, *sides: Side) -> list[float]:
         return in_turn(self.machine, self.repeats, sides)
@@ -337,7 +304,7 @@ class Bench:
         )
 
     def _ready(self, network: Any) -> Any:
-        """A network on the device, as ImageNetwork lays it out, in training."""
+        """The network on the device in training mode, with ImageNetwork's memory layout."""
         return network.to(self.machine.device, memory_format=torch.channels_last).train()
 
     def _nofe(self, network: Backbone, K: int, width: float = 1.0) -> Any:
@@ -350,7 +317,7 @@ class Bench:
         return pixels.to(self.machine.device)
 
     def _features(self, network: Backbone, nofe: NofE) -> Tensor:
-        """What the branches read, for a batch of standardised noise."""
+        """The branches' input for a batch of standardised noise."""
         images = self._pixels(network.input_shape, self.batch).float() / 128 - 1
         with torch.no_grad():
             features = nofe.shared(nofe.trunk(images.to(memory_format=torch.channels_last)))
@@ -365,7 +332,7 @@ class Bench:
         features.grad = None
 
     def _step(self, network: nn.Module, images: Tensor, labels: Tensor) -> Side:
-        """One step of training and nothing else."""
+        """A function that does one training step and nothing else."""
         recipe = Recipe(1, 1e-6)
         groups = [{"params": list(network.parameters())}]
         optimiser = sgd(groups, recipe, self.machine.device)
@@ -386,15 +353,16 @@ class Bench:
 
     def _data(self, steps: int) -> Dataset:
         images = self._pixels((3, 32, 32), self.batch * steps).cpu()
-        split = Split(images, torch.arange(len(images)) % C)
+        split = Resident(images, torch.arange(len(images)) % C)
         return Dataset("noise", tuple(map(str, range(C))), split, split[:0], split[:0])
 
 
 class _Pictures(TorchDataset[tuple[Any, int]]):
-    """Images one by one, as torchvision's CIFAR data sets give them."""
+    """Images one by one, as torchvision's CIFAR data sets return them."""
 
-    def __init__(self, split: Split, transform: Callable[[Image.Image], Tensor]) -> None:
-        self.pixels = split.images.permute(0, 2, 3, 1).contiguous().numpy()
+    def __init__(self, split: Source, transform: Callable[[Image.Image], Tensor]) -> None:
+        images = split.sample(torch.arange(len(split)))
+        self.pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
         self.labels = split.labels.tolist()
         self.transform = transform
 
@@ -407,7 +375,7 @@ class _Pictures(TorchDataset[tuple[Any, int]]):
 
 class _UsualLoop:
     """The loop of the popular CIFAR repositories: torchvision's transforms, a DataLoader with two
-    workers, and a network as torch lays it out."""
+    workers, and a network in torch's default memory layout."""
 
     def __init__(
         self,
@@ -446,7 +414,7 @@ class _UsualLoop:
         )
 
     def epoch(self) -> None:
-        """One pass over the images."""
+        """Train for one pass over the images."""
         device = self.machine.device
         loss_sum, correct = 0.0, 0
         for images, labels in self.loader:
@@ -461,99 +429,24 @@ class _UsualLoop:
             correct += (outputs.argmax(1) == labels).sum().item()
 
 
-def in_turn(machine: Machine, repeats: int, sides: Sequence[Side]) -> list[float]:
-    """Median seconds of each side; they run in turn, and once before to warm up."""
-    seconds: list[list[float]] = [[] for _ in sides]
-    for repeat in range(repeats + 1):
-        for each, side in zip(seconds, sides, strict=True):
-            machine.synchronize()
-            started = time.perf_counter()
-            side()
-            machine.synchronize()
-            if repeat:
-                each.append(time.perf_counter() - started)
-    return [statistics.median(each) for each in seconds]
-
-
-def expert_macs(network: Backbone, K: int, width: float = 1.0) -> int:
-    """Multiply-accumulates of all K branches for one image, counted without doing any."""
-    sizes = [C // K + (k < C % K) for k in range(K)]
-    with torch.device("meta"):
-        features = nn.Sequential(network.make_trunk(), network.make_shared()).eval()
-        shape = features(torch.zeros(1, *network.input_shape)).shape[1:]
-        macs = {n: count_macs(network.make_branch(n, width), tuple(shape)) for n in set(sizes)}
-    return sum(macs[n] for n in sizes)
-
-
-def width_for(network: Backbone, K: int, macs: int) -> float:
-    """The branch width, in 64ths, at which K branches have nearest to `macs` altogether."""
-    low, high = 1, 64 * 16
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if expert_macs(network, K, middle / 64) < macs else (low, middle)
-    return min((low, high), key=lambda w: abs(expert_macs(network, K, w / 64) - macs)) / 64
-
-
 def flops_of(step: Side) -> int:
-    """Operations of one step of training, two for each multiply-accumulate, by torch's counter."""
+    """Floating-point operations of one training step, two a multiply-accumulate, by torch."""
     with FlopCounterMode(display=False) as counter:
         step()
     return int(counter.get_total_flops())
 
 
-def compared(table: pd.DataFrame) -> pd.DataFrame:
-    """The ratios that have a target: one row a comparison and network.
+def measure(bench: Bench, output: str | None, command: str) -> None:
+    """Run a benchmark and print its targets.
 
-    what, limit, at_least: the target's; counts: whether it speaks of this network.
+    output: a CSV file for the table, written even if the benchmark is interrupted; its first line
+    is `command`.
     """
-    found = table[table["name"].isin(TARGETS)].copy()
-    found["what"] = [TARGETS[name].what for name in found["name"]]
-    found["limit"] = [TARGETS[name].limit for name in found["name"]]
-    found["at_least"] = [TARGETS[name].at_least for name in found["name"]]
-    found["counts"] = [
-        network in TARGETS[name].networks
-        for name, network in zip(found["name"], found["network"], strict=True)
-    ]
-    return found
-
-
-def against_targets(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a target: what was measured (geometric mean, smallest, largest) and whether met.
-
-    The share of an epoch outside of its steps can be 0 or below, so its mean is arithmetic.
-    """
-    rows = []
-    for name, target in TARGETS.items():
-        found = table[(table["name"] == name) & table["network"].isin(target.networks)]["ratio"]
-        if found.empty:
-            continue
-        mean = found.mean() if name == "overhead" else math.exp(np.log(found).mean())
-        rows.append(
-            {
-                "what": target.what,
-                "networks": len(found),
-                "target": f"{'at least' if target.at_least else 'at most'} {target.limit:g}",
-                "measured": mean,
-                "smallest": found.min(),
-                "largest": found.max(),
-                "met": target.is_met(mean),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def read(path: Path | str) -> pd.DataFrame:
-    """The table of an earlier benchmark.  Raises InvalidInput if the file is none."""
+    if output is not None:
+        writable_path("output", output)
     try:
-        table = pd.read_csv(path, comment="#")
-    except (OSError, ValueError) as error:
-        raise InvalidInput(
-            f"{str(path)!r} cannot be read ({error}); accepted: a file that `make bench` wrote."
-        ) from error
-    missing = {"name", "network", "ratio", "ours_s", "theirs_s"} - set(table.columns)
-    if missing:
-        raise InvalidInput(
-            f"{str(path)!r} is no benchmark's table: it lacks {', '.join(sorted(missing))}; "
-            "accepted: a file that `make bench` has written."
-        )
-    return table.fillna({"network": ""})
+        write_line(against_targets(bench.run()).to_string(index=False), sys.stdout)
+    finally:
+        if output is not None and bench.rows:
+            text = f"# {command}\n{bench.table.to_csv(index=False)}"
+            Path(output).write_text(text, "utf-8")

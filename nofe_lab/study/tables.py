@@ -1,0 +1,435 @@
+"""The tables of the study and of single runs, as Markdown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from nofe_lab.config import CLUSTERED, data_folder, derive_seed
+from nofe_lab.specialties import Specialties
+from nofe_lab.stages.report import TIMED_BATCHES
+from nofe_lab.statistics import inside_by_chance, over_seeds, paired_differences
+from nofe_lab.study import questions
+from nofe_lab.study.questions import (
+    FEW_QUESTIONS,
+    MAIN_STUDY,
+    OTHER_STUDIES,
+    QUESTIONS,
+    SAME_BASE,
+    TWO,
+    Questions,
+)
+
+PAPER = questions.LEARNED.name
+SHOWN_EXPERTS = (2, 1, 0)
+"""How many experts the tables of few experts show."""
+CHOSEN_ON = 0
+"""The seed on which the gate was chosen."""
+
+
+def read_result(name: str) -> pd.DataFrame:
+    """A table of data/results."""
+    return pd.read_csv(data_folder() / "results" / f"{name}.csv", comment="#")
+
+
+def markdown(head: list[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def means_of(table: pd.DataFrame, value: str = "top1", by: str = "arm") -> Any:
+    """`over_seeds`, by the name of the network."""
+    return over_seeds(table, value, by).set_index(by)
+
+
+def differences_from(
+    table: pd.DataFrame, reference: Any, value: str = "top1", by: str = "arm"
+) -> Any:
+    """`paired_differences`, by the name of the network."""
+    return paired_differences(table, reference, value, by).set_index(by)
+
+
+INTERVAL = "[95 %] (detectable)"
+"""What `points` and `between` append to a difference."""
+
+
+def points(found: pd.Series) -> str:
+    """A difference in points, with its interval and the smallest detectable difference."""
+    return between(found, 2, 100)
+
+
+def between(found: pd.Series, digits: int, unit: float) -> str:
+    """The same in other units: a row of `paired_differences` times `unit`."""
+    mean, low, high = (f"{unit * found[name]:+.{digits}f}" for name in ("mean", "low", "high"))
+    if pd.isna(found["low"]):
+        return mean
+    return f"{mean} [{low}, {high}] ({unit * found['detectable']:.{digits}f})"
+
+
+def percent(found: pd.Series) -> str:
+    """A mean ± half the width of its interval, in per cent."""
+    half = "" if pd.isna(found["high"]) else f" ± {100 * (found['high'] - found['mean']):.2f}"
+    return f"{100 * found['mean']:.2f}{half}"
+
+
+def quick() -> pd.DataFrame:
+    """The rows of the main study."""
+    table = read_result("study")
+    return table[table["study"] == MAIN_STUDY]
+
+
+def made_again() -> pd.DataFrame:
+    """The rows of the main study that were trained again on another machine."""
+    return read_result("study_again")
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
+def answer() -> str:
+    """The answer to every question of QUESTIONS."""
+    again = made_again()
+    twin = again[again["arm"] == questions.BASE_TRUNK.name].assign(arm=SAME_BASE)
+    return compared(pd.concat([quick(), twin]), QUESTIONS)
+
+
+def few_answer() -> str:
+    """The answers where two experts are run; the gate's training counts too."""
+    few, table = curves(), quick()
+    two = few[(few["arm"] == PAPER) & (few["experts"] == 2)].assign(arm=TWO)
+    spent = table.loc[table["arm"] == PAPER, "total_training_macs"].iloc[0]
+    two["total_training_macs"] = spent + two["gate_training_macs"]
+    return compared(pd.concat([table, two]), FEW_QUESTIONS)
+
+
+def compared(table: pd.DataFrame, asked: Questions) -> str:
+    """One row a question: the difference of top-1 between its two arms, and a verdict."""
+    pairs = {
+        (one if isinstance(one, str) else one.name, other.name): question
+        for (one, other), question in asked.items()
+    }
+    of = {
+        each: differences_from(table, each)
+        for each in dict.fromkeys(nofe for nofe, _ in pairs)
+        if each in set(table["arm"])
+    }
+    spent = table.groupby("arm")["total_training_macs"].first()
+    rows = []
+    for (nofe, arm), question in pairs.items():
+        differences = of.get(nofe)
+        if differences is None or arm not in differences.index:
+            known = {nofe, arm} <= set(table["arm"])
+            missing = "no common seed yet" if known else "not measured yet"
+            rows.append([question, nofe, arm, "", "", missing, ""])
+            continue
+        found: Any = differences.loc[arm].copy()
+        found[["mean", "low", "high"]] = -found[["mean", "high", "low"]].to_numpy()
+        if pd.isna(found["low"]):
+            verdict = "open: one seed"
+        elif found["low"] > 0:
+            verdict = "better"
+        else:
+            verdict = "worse" if found["high"] < 0 else "open"
+        budgets = " / ".join(f"{spent[each] / 1e12:.0f}" for each in (nofe, arm))
+        seeds = f"{found['seeds']:.0f}"
+        rows.append([question, nofe, arm, budgets, seeds, points(found), verdict])
+    head = ["A compared with", "A", "B", "training, A / B: T multiply-accumulates", "seeds"]
+    return markdown([*head, f"A − B, points {INTERVAL}", "A is"], rows)
+
+
+BUDGET = [
+    "parameters",
+    "multiply-accumulates an image",
+    "epochs in all",
+    "multiply-accumulates of training",
+]
+
+
+def budget(row: pd.Series) -> list[str]:
+    """The cells of a row of the study in the columns BUDGET."""
+    return [
+        f"{row['parameters'] / 1e6:.2f} M",
+        f"{row['macs'] / 1e6:.1f} M",
+        f"{row['total_epochs']:.0f}",
+        f"{row['total_training_macs'] / 1e12:.0f} T",
+    ]
+
+
+def ranked(table: pd.DataFrame, means: pd.DataFrame) -> pd.DataFrame:
+    """The arms' means, best first by the difference from PAPER over common seeds."""
+    wide = table.pivot(index="seed", columns="arm", values="top1")
+    order = wide.sub(wide[PAPER], axis=0).mean().sort_values(ascending=False)
+    return means.loc[order.index]
+
+
+def study_table() -> str:
+    """Every arm: accuracy, difference from the paper's network, size and budget."""
+    table = quick()
+    means = means_of(table)
+    differences = differences_from(table, PAPER)
+    first: Any = table.groupby("arm").first()
+    rows = []
+    for arm, found in ranked(table, means).iterrows():
+        apart = points(differences.loc[arm]) if arm in differences.index else ""
+        seeds = f"{found['seeds']:.0f}"
+        rows.append([str(arm), seeds, percent(found), apart, *budget(first.loc[arm])])
+    head = ["network", "seeds", "top-1 %, mean ± 95 %", f"it − {PAPER} {INTERVAL}"]
+    return markdown([*head, *BUDGET], rows)
+
+
+def quality_table() -> str:
+    """Every arm: all that was measured besides top-1, means over the seeds."""
+    table = quick()
+    machine = table.loc[table["arm"] == PAPER, "hardware"].iloc[0]
+    times = ["seconds", "total_seconds"]  # comparable on one machine only
+    table[times] = table[times].where(table["hardware"] == machine)
+    table["inside"] = 1 - table["crossing"]
+    sizes = table["map"].dropna().map(lambda of: list(Counter(of.split()).values()))
+    table["chance"] = sizes.map(inside_by_chance)
+    means = ranked(table, table.groupby("arm").mean(numeric_only=True))
+    differences = {
+        name: differences_from(table, PAPER, name) for name in ("nll", "calibration_error")
+    }
+    columns = {
+        "top5": "top-5 %",
+        "nll": "negative log-likelihood",
+        "calibration_error": "calibration error %",
+        "train_accuracy": "training top-1 %",
+        "right_specialty": "right specialty %",
+        "within_specialty": "top-1 % if it were known",
+        "inside": "errors inside a specialty %",
+        "chance": "by chance, for its sizes %",
+        "seconds": "seconds",
+        "total_seconds": "with all stages",
+    }
+    rows = []
+    for arm, row in means.iterrows():
+        cells = []
+        for name in columns:
+            value = row[name]
+            plain = name == "nll" or "seconds" in name
+            digits = 0 if "seconds" in name else 3 if name == "nll" else 1
+            shown = value if plain else 100 * value
+            cells.append("" if pd.isna(value) else f"{shown:.{digits}f}")
+        apart = []
+        for name, digits, unit in (("nll", 3, 1), ("calibration_error", 1, 100)):
+            found = differences[name].loc[arm] if arm != PAPER else None
+            apart.append("" if found is None else between(found, digits, unit))
+        rows.append([str(arm), *cells, *apart])
+    head = ["network", *columns.values(), f"negative log-likelihood − that of {PAPER} {INTERVAL}"]
+    return markdown([*head, "calibration error − its, points"], rows)
+
+
+def agreement(table: pd.DataFrame) -> pd.DataFrame:
+    """How alike the specialties of different seeds are, one row an arm.
+
+    table: rows of one study.  ari, nmi: means over the pairs of seeds (see
+    `Specialties.agreement`).  chance_nmi: nmi between one map and another whose classes are
+    shuffled, since the mutual information of unrelated partitions is above 0.
+    """
+    rows = []
+    for arm, part in table.dropna(subset=["map"]).groupby("arm", sort=False):
+        maps = [np.array(each.split(), dtype=int) for each in part["map"]]
+        names = tuple(map(str, range(len(maps[0]))))
+        shuffled = np.random.default_rng(derive_seed("agreement", arm))
+
+        def alike(one: NDArray[np.int64], other: NDArray[np.int64]) -> dict[str, float]:
+            K = int(max(one.max(), other.max())) + 1
+            left, right = (Specialties(names, tuple(of), K) for of in (one, other))  # noqa: B023
+            return left.agreement(right)
+
+        pairs = list(combinations(maps, 2))
+        found = pd.DataFrame([alike(*pair) for pair in pairs], columns=["ari", "nmi"])
+        chance = [alike(one, shuffled.permutation(other))["nmi"] for one, other in pairs]
+        rows.append(
+            {
+                "arm": arm,
+                "pairs": len(pairs),
+                "ari": found["ari"].mean(),
+                "nmi": found["nmi"].mean(),
+                "chance_nmi": np.mean(chance) if chance else np.nan,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def agreement_table() -> str:
+    """How alike the maps of different seeds are, for every arm that makes its own map."""
+    table = quick()
+    learned = (table["partition"] == "learned") & (table["rule"] == table["trunk_rule"])
+    own = (learned & table["changes"].isna()) | table["partition"].isin(CLUSTERED)
+    found = agreement(table[own])
+    start: Any = table[table["arm"] == questions.OWN_RANDOM.name].set_index("seed")["map"]
+    rows = []
+    for row in found[found["pairs"] > 0].itertuples():
+        alike = [f"{row.pairs}", f"{row.ari:.2f}", f"{row.nmi:.2f}", f"{row.chance_nmi:.2f}"]
+        moved = ""
+        if row.arm in set(table[learned]["arm"]):  # began with the random map
+            maps = table[table["arm"] == row.arm].set_index("seed")["map"]
+            counts = [
+                sum(a != b for a, b in zip(of.split(), start[seed].split(), strict=True))
+                for seed, of in maps.items()
+            ]
+            moved = f"{min(counts)} to {max(counts)}"
+        rows.append([row.arm, *alike, moved])
+    head = ["network", "pairs of seeds", "adjusted Rand index", "mutual information", "by chance"]
+    return markdown([*head, "classes moved from the random start"], rows)
+
+
+def curves() -> pd.DataFrame:
+    """Accuracy with few experts in the main study.
+
+    Seed 0, on which the gate was chosen, is left out if there are others.
+    """
+    table = read_result("study_conditional")
+    table = table[table["study"] == MAIN_STUDY]
+    others = table[table["seed"] != CHOSEN_ON]
+    return others if len(others) else table
+
+
+def changes(own: pd.DataFrame) -> tuple[Any, float]:
+    """What few experts change (see `paired_differences`), and the mean accuracy with all.
+
+    own: the curves of one arm.  0 experts: the gate's own answers.
+    """
+    last = own["experts"].max()
+    gate = own[own["experts"] == last].assign(experts=0, top1=lambda rows: rows["gate_top1"])
+    every = pd.concat([gate, own])
+    differences = differences_from(every, last, by="experts")
+    return differences, own.loc[own["experts"] == last, "top1"].mean()
+
+
+def conditional_table() -> str:
+    """Accuracy lost with few experts, and the arithmetic and time saved."""
+    table = curves()
+    rows = []
+    for arm in dict.fromkeys(table["arm"]):
+        own = table[table["arm"] == arm]
+        lost, whole = changes(own)
+        two = own[own["experts"] == 2]
+        times = [
+            [two[f"ms_{batch}{of}"] for of in ("", "_all", "_trunk")] for batch in TIMED_BATCHES
+        ]
+        saved = {
+            "arithmetic": [two["macs"] / two["macs_all"]],
+            "experts": [(few - trunk) / (ten - trunk) for few, ten, trunk in times],
+            "network": [few / ten for few, ten, _ in times],
+        }
+        rows.append(
+            [
+                str(arm),
+                f"{own['seed'].nunique()}",
+                f"{own['experts'].max()}",
+                f"{100 * whole:.2f}",
+                *(points(lost.loc[m]) for m in SHOWN_EXPERTS),
+                *(
+                    " / ".join(f"{100 * (1 - each.median()):.0f}" for each in parts)
+                    for parts in saved.values()
+                ),
+            ]
+        )
+    head = ["network", "seeds", "experts", "all of them: top-1 %"]
+    head += [f"{m or 'none'} of them: points {INTERVAL}" for m in SHOWN_EXPERTS]
+    batches = " / ".join(map(str, TIMED_BATCHES))
+    head += ["2 of them save: arithmetic %"]
+    head += [f"the experts' time %, batch {batches}", f"the whole network's time %, {batches}"]
+    return markdown(head, rows)
+
+
+def precision_table() -> str:
+    """The published comparison in bf16 and in fp32."""
+    table = read_result("cifar100_precision")
+    differences = differences_from(table, "NofE in fp32", "test_accuracy", "network")
+    rows = []
+    for _, found in over_seeds(table).iterrows():
+        name = found["network"]
+        apart = points(differences.loc[name]) if name in differences.index else ""
+        rows.append([name, f"{found['seeds']}", percent(found), apart])
+    return markdown(
+        ["network", "seeds", "top-1 %, mean ± 95 %", f"minus fp32, points {INTERVAL}"], rows
+    )
+
+
+def again_table() -> str:
+    """Runs trained more than once: same data, recipe and seed, other threads or precision."""
+    once = read_result("cifar100_precision").rename(columns={"test_accuracy": "top1"})
+    parts = {"study": quick(), "notebook 6": once}
+    both = pd.concat([part.assign(made=name) for name, part in parts.items()])
+    both = both[both["run"].isin(set(once["run"]) & set(quick()["run"]))]
+    threads = both["threads"].map(lambda n: _counted(n, "thread"))
+    how = both["made"] + ": " + both["precision"] + ", " + threads
+    wide = both.assign(how=how).pivot(index="seed", columns="how", values="top1")
+    cells = (100 * wide).map(lambda each: "" if pd.isna(each) else f"{each:.2f}")
+    rows = [[f"{seed}", *row] for seed, row in cells.iterrows()]
+    return markdown(["seed", *wide.columns], rows)
+
+
+def machines_table() -> str:
+    """Rows of the study that were trained twice, on a CPU and on a GPU."""
+    once, again = quick(), made_again()
+    both = pd.concat([once[once["run"].isin(again["run"])], again])
+    here, there = sorted(both["hardware"].unique(), key=lambda name: "cores" not in name)
+    together = both.groupby(["seed", "hardware"], as_index=False)["top1"].mean()
+    both = pd.concat([both, together.assign(arm="all of these")])
+    rows = []
+    for arm, own in both.groupby("arm", sort=False):
+        (found,) = paired_differences(own, here, "top1", "hardware").to_dict("records")
+        means = own.groupby("hardware")["top1"].mean()
+        cells = [f"{100 * means[name]:.2f}" for name in (here, there)]
+        rows.append([str(arm), f"{found['seeds']}", *cells, points(pd.Series(found))])
+    return markdown(["network", "seeds", here, there, f"difference, points {INTERVAL}"], rows)
+
+
+def settings_table() -> str:
+    """The other studies: the same networks with other recipes, K and images."""
+    rows = []
+    everything = read_result("study")
+    for name in OTHER_STUDIES:
+        table = everything[everything["study"] == name]
+        means = means_of(table)
+        known = PAPER in means.index
+        if known:
+            means = ranked(table, means)
+            differences = differences_from(table, PAPER)
+        for arm, found in means.iterrows():
+            row = table[table["arm"] == arm].iloc[0]
+            difference = points(differences.loc[arm]) if known and arm in differences.index else ""
+            rows.append(
+                [
+                    name.removeprefix("cifar100 alexnet_quick, "),
+                    str(arm),
+                    f"{found['seeds']:.0f}",
+                    percent(found),
+                    difference,
+                    *budget(row)[2:],
+                    " and ".join(table.loc[table["arm"] == arm, "hardware"].unique()),
+                ]
+            )
+    head = ["part of the study", "network", "seeds", "top-1 %, mean ± 95 %"]
+    head += [f"it − {PAPER} {INTERVAL}", *BUDGET[2:], "trained on"]
+    return markdown(head, rows)
+
+
+def few_elsewhere() -> str:
+    """Accuracy lost with few experts in the other studies."""
+    everything = read_result("study_conditional")
+    rows = []
+    for name in OTHER_STUDIES:
+        table = everything[everything["study"] == name]
+        for arm, own in table.groupby("arm", sort=False):
+            lost, whole = changes(own)
+            cells = [points(lost.loc[m]) if m in lost.index else "" for m in SHOWN_EXPERTS]
+            label = name.removeprefix("cifar100 alexnet_quick, ")
+            seeds, last = own["seed"].nunique(), own["experts"].max()
+            rows.append([label, str(arm), f"{seeds}", f"{last}", f"{100 * whole:.2f}", *cells])
+    head = ["part of the study", "network", "seeds", "experts", "all of them: top-1 %"]
+    head += [f"{m or 'none'} of them: points {INTERVAL}" for m in SHOWN_EXPERTS]
+    return markdown(head, rows)
