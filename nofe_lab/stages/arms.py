@@ -216,8 +216,11 @@ class Arm:
 
     @classmethod
     def of_columns(cls, row: Mapping[str, Any]) -> Arm:
-        """The arm of a row of a result file, as `columns` wrote it; empty cells may be NaN."""
-        given = {each.name: row[each.name] for each in fields(cls)}
+        """The arm of a row of a result file, as `columns` wrote it; empty cells may be NaN.
+
+        A column that is missing, because the row is older than its field, stands for the default.
+        """
+        given = {each.name: row[each.name] for each in fields(cls) if each.name in row}
         known = {name: value for name, value in given.items() if value == value and value != ""}
         if "experts" in known:
             known["experts"] = int(known["experts"])

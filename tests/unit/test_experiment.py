@@ -537,6 +537,33 @@ def test_an_id_does_not_depend_on_folder_device_or_name(
     assert other.nofe().id == first
 
 
+def test_ids_stay_what_they_are() -> None:
+    """Networks that were trained years ago are found again: never change what stands here."""
+    images = (torch.arange(60 * 3 * 32 * 32) % 251).to(torch.uint8).reshape(60, 3, 32, 32)
+    split = Resident(images, torch.arange(60) % 6)
+    names, superclasses = tuple("abcdef"), (("x", "y"), (0, 0, 0, 1, 1, 1))
+    data = Dataset("plain", names, split, split[:0], split[:12], *superclasses)
+    plain = Experiment(data, K=3, batch_size=10, device="cpu")
+    other = replace(
+        plain,
+        preset="paper",
+        seed=1,
+        trunk="base",
+        specialties="confusion",
+        rule="elastic",
+        map_updates=2,
+    )
+    assert data.fingerprint == "702f6dd8432d6072"
+    found = [
+        [each.id for each in (e.base(), e.generalist(), e.nofe(), e.gate(), e.control())]
+        for e in (plain, other)
+    ]
+    assert found == [
+        ["186cad19848a", "746bb1cb97cc", "a81b824cb6f1", "eee1a3fc4584", "2820f59fe4fe"],
+        ["c2915fde7cf9", "556a1ef7bef6", "4c65d2bdfa09", "2f78d7b4be61", "30c49b6248a6"],
+    ]
+
+
 @pytest.mark.parametrize(
     "change",
     [

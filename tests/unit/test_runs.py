@@ -277,7 +277,7 @@ def test_runs_that_were_made_in_a_format_stay_readable(
     assert nofe.about["title"] == "NofE (optimal specialties, K = 3; trunk: generalist (optimal))"
     assert nofe.identity["parents"] == {"specialties": generalist.id, "trunk": generalist.id}
     assert list(nofe.lineage) == [generalist.id, nofe.id]
-    assert nofe.weights()["network.trunk.0.weight"].shape == (4, 3, 3, 3)
+    assert nofe.weights()["network.trunk.trunk.0.weight"].shape == (4, 3, 3, 3)
     assert len(nofe.history) == 1
     assert set(nofe.reports) >= {"test_accuracy", "test_top5"}
     assert load_specialties(nofe).sizes == load_specialties(generalist).sizes
