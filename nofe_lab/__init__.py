@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nofe_lab.config import InvalidInput
-    from nofe_lab.data import Dataset, load_dataset
+    from nofe_lab.data import Dataset, Resident, load_dataset
     from nofe_lab.evaluation import predict
     from nofe_lab.networks import Backbone, NofE, backbone
     from nofe_lab.runs import Run
@@ -33,6 +33,7 @@ __all__ = [
     "Experiment",
     "InvalidInput",
     "NofE",
+    "Resident",
     "Run",
     "Specialties",
     "assign",
@@ -46,7 +47,7 @@ __all__ = [
 
 _HOMES = {
     "config": ("InvalidInput",),
-    "data": ("Dataset", "load_dataset"),
+    "data": ("Dataset", "Resident", "load_dataset"),
     "evaluation": ("predict",),
     "networks": ("Backbone", "NofE", "backbone"),
     "runs": ("Run",),
