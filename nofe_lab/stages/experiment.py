@@ -294,7 +294,7 @@ class Experiment:
             learning_rate=self.learning_rate or quick.nofe.learning_rate,
         )
         network = replace(quick.network, inputs=self.recipes.network.inputs)
-        config = GateConfig(network, recipe, self.branch_width, self.seed)
+        config = GateConfig(network, recipe, self.seed, self.branch_width)
         return GateStage(nofe or self.nofe(), config)
 
     def arms(self, own: str | Specialties | None = None) -> list[Arm]:
@@ -517,11 +517,11 @@ class Experiment:
         return NofEConfig(
             self.recipes.network,
             self.recipes.nofe,
+            self.seed,
             origin,
             trunk,
             width,
             start,
-            self.seed,
             self.K if origin in CLUSTERED else None,
         )
 

@@ -6,37 +6,23 @@ as large as the network of experts.  Either may start from another stage's trunk
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from nofe_lab.data import Dataset
-from nofe_lab.knobs import check_fields
-from nofe_lab.machine import Machine
 from nofe_lab.networks import CNN, Backbone, FlatControl
-from nofe_lab.recipes import NetworkConfig, Recipe
-from nofe_lab.runs import Checkpoints, Run
 from nofe_lab.specialties import Specialties
-from nofe_lab.stages.stage import Stage, Trained, load_model
-from nofe_lab.training import Classification, Listener
+from nofe_lab.stages.stage import Stage, StageConfig, Trained, Work, load_model
+from nofe_lab.training import Classification
 
 
 @dataclass(frozen=True)
-class FlatConfig:
+class FlatConfig(StageConfig):
     """A base CNN: trunk + head over all C classes."""
 
-    network: NetworkConfig
-    """The network."""
-    recipe: Recipe
-    """Its optimisation."""
-    seed: int = 0
-    """Of the weights, the order of the images and their augmentation."""
     trunk: str = "scratch"
     """Whose trunk it starts from: scratch, or the generalist's or the base CNN's."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 class FlatStage(Stage):
@@ -61,19 +47,13 @@ class FlatStage(Stage):
     def network(self, specialties: Specialties | None = None) -> nn.Module:
         return CNN(self.backbone, self.dataset.C, self.network_config.initialisation, self.seed)
 
-    def train(
-        self,
-        parents: Mapping[str, Run],
-        machine: Machine,
-        listeners: Sequence[Listener],
-        checkpoints: Checkpoints | None = None,
-    ) -> Trained:
+    def train(self, work: Work) -> Trained:
         network = self.network()
-        if "trunk" in parents:
-            origin = load_model(self.parents["trunk"], parents["trunk"]).network
+        if "trunk" in work.parents:
+            origin = load_model(self.parents["trunk"], work.parents["trunk"]).network
             trunk = origin.get_submodule("trunk").state_dict()
             network.get_submodule("trunk").load_state_dict(trunk)
-        model = self.image_network(network, machine)
+        model = self.image_network(network, work.machine)
         task = Classification(self.recipe, self.dataset.val)
-        history = self.fit(model, machine, task, listeners, checkpoints)
+        history = self.fit(model, task, work)
         return Trained(model, history)

@@ -8,7 +8,6 @@ and experts stay as they are, so that with all experts the network answers as be
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,26 +20,18 @@ from nofe_lab.knobs import KNOBS, check_fields
 from nofe_lab.machine import Machine
 from nofe_lab.networks import NofE
 from nofe_lab.networks.backbone import fresh
-from nofe_lab.recipes import NetworkConfig, Recipe
-from nofe_lab.runs import Checkpoints, Run
 from nofe_lab.specialties import Specialties
 from nofe_lab.stages.nofe import NofEStage
-from nofe_lab.stages.stage import Stage, Trained, load_model, specialties_of
-from nofe_lab.training import Distillation, Listener, ParameterGroups
+from nofe_lab.stages.stage import Stage, StageConfig, Trained, Work, load_model, specialties_of
+from nofe_lab.training import Distillation, ParameterGroups
 
 
 @dataclass(frozen=True)
-class GateConfig:
+class GateConfig(StageConfig):
     """A gate that chooses which experts of a trained network of experts are run for an image."""
 
-    network: NetworkConfig
-    """The network."""
-    recipe: Recipe
-    """Its optimisation; everything but the gate stays as it is."""
     width: float = 1.0
     """Factor on the hidden channels of a branch as the backbone makes it."""
-    seed: int = 0
-    """Of the gate's weights, the order of the images and their augmentation."""
 
     def __post_init__(self) -> None:
         check_fields(self, width=KNOBS["branch_width"].kind)
@@ -95,24 +86,18 @@ class GateStage(Stage):
     def parameter_groups(self, model: nn.Module) -> ParameterGroups:
         return self.backbone.parameter_groups(model.get_submodule("network.nofe.gate"), self.recipe)
 
-    def train(
-        self,
-        parents: Mapping[str, Run],
-        machine: Machine,
-        listeners: Sequence[Listener],
-        checkpoints: Checkpoints | None = None,
-    ) -> Trained:
-        specialties = specialties_of(self.nofe, parents["nofe"])
-        teacher = load_model(self.nofe, parents["nofe"], machine.device)
+    def train(self, work: Work) -> Trained:
+        specialties = specialties_of(self.nofe, work.parents["nofe"])
+        teacher = load_model(self.nofe, work.parents["nofe"], work.machine.device)
         logits = torch.from_numpy(predict(teacher, self.dataset.train).logits)
-        answers = logits.softmax(1).to(machine.device)
+        answers = logits.softmax(1).to(work.machine.device)
         network = self.network(specialties)
         assert isinstance(network, NofE)
         network.load_state_dict(teacher.network.state_dict(), strict=False)  # all but the gate
-        model = self.image_network(network, machine)
+        model = self.image_network(network, work.machine)
         task = Distillation(self.recipe, self.dataset.val, answers)
-        history = self.fit(model, machine, task, listeners, checkpoints)
-        gated = ImageNetwork(model.preprocess, network, machine.precision)
+        history = self.fit(model, task, work)
+        gated = ImageNetwork(model.preprocess, network, work.machine.precision)
         return Trained(gated, history, files={"specialties.json": specialties.to_json()})
 
 

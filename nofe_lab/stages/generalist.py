@@ -31,12 +31,10 @@ from nofe_lab.data import Batch, Dataset
 from nofe_lab.knobs import Real, Whole, check_fields
 from nofe_lab.machine import Machine
 from nofe_lab.networks import CNN, Backbone
-from nofe_lab.recipes import NetworkConfig, Recipe
-from nofe_lab.runs import Checkpoints, Run
 from nofe_lab.runs.checkpoint import IncompatibleCheckpoint
 from nofe_lab.specialties import Specialties, affinity_matrix, assign, objective
 from nofe_lab.specialties.assignment import Affinity
-from nofe_lab.stages.stage import Stage, Trained
+from nofe_lab.stages.stage import Stage, StageConfig, Trained, Work
 from nofe_lab.training import Listener, MapUpdated, Task, check_finite, interruptible
 
 MAP_UPDATE_COLUMNS = (
@@ -53,13 +51,9 @@ MAP_UPDATE_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class GeneralistConfig:
+class GeneralistConfig(StageConfig):
     """A base CNN over K specialties that are learned together with its weights."""
 
-    network: NetworkConfig
-    """The network."""
-    recipe: Recipe
-    """Its optimisation."""
     K: int = 10
     """Number of specialties."""
     rule: str = "optimal"
@@ -77,8 +71,6 @@ class GeneralistConfig:
     predictions of the steps since the last update, which costs no pass."""
     elastic_lambda: float = 1000.0
     """Weight of the size penalty of the elastic rule, for counts rescaled to 100 a class."""
-    seed: int = 0
-    """Of the first map, the weights, the order of the images and their augmentation."""
 
     def __post_init__(self) -> None:
         check_fields(self, update_every=Real(ABOVE_0), affinity_images=Whole(1))
@@ -152,16 +144,10 @@ class GeneralistStage(Stage):
         each = min(self.config.affinity_images or every, every)
         return super().images_evaluated + (len(self.updates) + 1) * each
 
-    def train(
-        self,
-        parents: Mapping[str, Run],
-        machine: Machine,
-        listeners: Sequence[Listener],
-        checkpoints: Checkpoints | None = None,
-    ) -> Trained:
-        model = self.image_network(self.network(), machine)
-        learning = SpecialtyLearning(self, model, machine, listeners)
-        history = self.fit(model, machine, learning, listeners, checkpoints)
+    def train(self, work: Work) -> Trained:
+        model = self.image_network(self.network(), work.machine)
+        learning = SpecialtyLearning(self, model, work.machine, work.listeners)
+        history = self.fit(model, learning, work)
         final = learning.affinity()
         return Trained(
             model,

@@ -8,7 +8,7 @@ trunk; the other combinations are its rivals, and take the same code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,23 +23,18 @@ from nofe_lab.machine import Machine
 from nofe_lab.networks import Backbone, NofE
 from nofe_lab.networks.backbone import seeded
 from nofe_lab.networks.counting import count_macs
-from nofe_lab.recipes import NetworkConfig, Recipe
-from nofe_lab.runs import Checkpoints, Run
+from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties, confusion_clusters, feature_clusters
 from nofe_lab.stages.flat import FlatStage
 from nofe_lab.stages.generalist import GeneralistStage
-from nofe_lab.stages.stage import Stage, Trained, load_model, specialties_of
-from nofe_lab.training import Classification, Listener
+from nofe_lab.stages.stage import Stage, StageConfig, Trained, Work, load_model, specialties_of
+from nofe_lab.training import Classification
 
 
 @dataclass(frozen=True)
-class NofEConfig:
+class NofEConfig(StageConfig):
     """A trunk and one expert branch a specialty, trained end to end under one softmax."""
 
-    network: NetworkConfig
-    """The network."""
-    recipe: Recipe
-    """Its optimisation."""
     specialties: str = "learned"
     """learned (the generalist's), random (balanced), superclass, confusion or features (clusters of
     a trained base CNN's confusions, or of the features of its classes), or file (given by its
@@ -51,8 +46,6 @@ class NofEConfig:
     """Factor on the hidden channels of a branch."""
     branch_start: str = "fresh"
     """fresh: weights of its own; tail: the layers behind the trunk it starts from."""
-    seed: int = 0
-    """Of the fresh weights, the random specialties, the order and the augmentation."""
     clusters: int | None = None
     """How many specialties confusion and features make; None for all others, which know it."""
 
@@ -156,22 +149,16 @@ class NofEStage(Stage):
         network.grouped = True
         return super().image_network(network, machine)
 
-    def train(
-        self,
-        parents: Mapping[str, Run],
-        machine: Machine,
-        listeners: Sequence[Listener],
-        checkpoints: Checkpoints | None = None,
-    ) -> Trained:
-        specialties = self._partition(parents, machine)
+    def train(self, work: Work) -> Trained:
+        specialties = self._partition(work.parents, work.machine)
         network = self.network(specialties)
-        if "trunk" in parents:
-            self.start_from(parents["trunk"], network)
-        model = self.image_network(network, machine)
-        if checkpoints is not None:
-            checkpoints.origin.append(specialties.digest)
+        if "trunk" in work.parents:
+            self.start_from(work.parents["trunk"], network)
+        model = self.image_network(network, work.machine)
+        if work.checkpoints is not None:
+            work.checkpoints.origin.append(specialties.digest)
         task = Classification(self.recipe, self.dataset.val)
-        history = self.fit(model, machine, task, listeners, checkpoints)
+        history = self.fit(model, task, work)
         return Trained(model, history, files={"specialties.json": specialties.to_json()})
 
     def _partition(self, parents: Mapping[str, Run], machine: Machine) -> Specialties:

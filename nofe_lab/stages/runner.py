@@ -22,7 +22,7 @@ from nofe_lab.machine import Machine, exact_float32
 from nofe_lab.runs import Checkpoints, Run, RunStore, code_digest, code_revision
 from nofe_lab.runs.checkpoint import SECONDS
 from nofe_lab.runs.provenance import provenance
-from nofe_lab.stages.stage import Stage, Trained
+from nofe_lab.stages.stage import Stage, Trained, Work
 from nofe_lab.training import (
     Event,
     Listener,
@@ -202,7 +202,7 @@ class Runner:
         tell(listeners, StageBegun(stage.title, stage.steps, stage.recipe.epochs))
         try:
             with self.machine.enough_memory(stage.label, stage.recipe.batch_size):
-                trained = stage.train(parents, self.machine, listeners, checkpoints)
+                trained = stage.train(Work(parents, self.machine, listeners, checkpoints))
             finished = True
         except TrainingDiverged:
             checkpoints.remove()  # it would diverge again

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from nofe_lab.config import InvalidInput, identity_of
 from nofe_lab.data import Batches, Dataset
 from nofe_lab.data.batches import Window, steps_per_epoch
 from nofe_lab.data.preprocess import ImageNetwork, Preprocess
+from nofe_lab.knobs import check_fields
 from nofe_lab.machine import Machine
 from nofe_lab.networks import Backbone
 from nofe_lab.networks.counting import count_macs
@@ -36,20 +37,31 @@ MAX_RUN_NAME = 150
 """Bytes of the readable part of a run's folder; file systems take 255 for a name in all."""
 
 
-class StageConfig(Protocol):
-    """What all stages' configs have; the rest is each stage's own."""
+@dataclass(frozen=True)
+class StageConfig:
+    """What every stage's config has; all of it is part of a run's identity."""
 
-    @property
-    def network(self) -> NetworkConfig:
-        """How the weights begin, and what the pixels look like."""
+    network: NetworkConfig
+    """How the weights begin, and what the pixels look like."""
+    recipe: Recipe
+    """How the network is optimised."""
+    seed: int = 0
+    """Of the weights, the order of the images, their augmentation and every other draw."""
 
-    @property
-    def recipe(self) -> Recipe:
-        """How the network is optimised."""
+    def __post_init__(self) -> None:
+        check_fields(self)
 
-    @property
-    def seed(self) -> int:
-        """Of everything that is random in the stage."""
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage is trained with."""
+
+    parents: Mapping[str, Run]
+    """The finished runs of the stages it builds on, by role."""
+    machine: Machine
+    listeners: Sequence[Listener] = ()
+    checkpoints: Checkpoints | None = None
+    """Where its training is kept, and goes on from if there is one."""
 
 
 @dataclass
@@ -123,17 +135,8 @@ class Stage(ABC):
         return self.network(Specialties.random(names, K, 0) if K is not None else None)
 
     @abstractmethod
-    def train(
-        self,
-        parents: Mapping[str, Run],
-        machine: Machine,
-        listeners: Sequence[Listener],
-        checkpoints: Checkpoints | None = None,
-    ) -> Trained:
-        """Train it.  `parents` are the finished runs of the stages it builds on.
-
-        checkpoints: where its training is kept, and goes on from if there is one.
-        """
+    def train(self, work: Work) -> Trained:
+        """Train it."""
 
     @property
     def trunk(self) -> str:
@@ -206,23 +209,16 @@ class Stage(ABC):
         """The training images on the device."""
         return Batches(self.dataset.train, self.recipe, self.seed, device, self.window)
 
-    def fit(
-        self,
-        model: nn.Module,
-        machine: Machine,
-        task: Task,
-        listeners: Sequence[Listener],
-        checkpoints: Checkpoints | None = None,
-    ) -> list[dict[str, float]]:
+    def fit(self, model: nn.Module, task: Task, work: Work) -> list[dict[str, float]]:
         """Train `model` in place on a task, by the stage's recipe; returns the history."""
         return fit(
             model,
             self.parameter_groups(model),
             task,
-            self.batches(machine.device),
+            self.batches(work.machine.device),
             self.recipe,
-            checkpoints=checkpoints,
-            listeners=listeners,
+            checkpoints=work.checkpoints,
+            listeners=work.listeners,
         )
 
     @property

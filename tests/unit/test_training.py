@@ -24,7 +24,7 @@ from nofe_lab.recipes import NetworkConfig, Recipe
 from nofe_lab.specialties import affinity_matrix
 from nofe_lab.stages import GeneralistStage
 from nofe_lab.stages.generalist import GeneralistConfig, RunningAffinity, SpecialtyLearning
-from nofe_lab.stages.stage import Trained
+from nofe_lab.stages.stage import Trained, Work
 from nofe_lab.training import (
     Classification,
     Distillation,
@@ -417,7 +417,7 @@ def alternation(tiny: Dataset) -> tuple[Trained, list[Event]]:
     """A generalist of four epochs of three steps, its map updated after each but the last."""
     events: list[Event] = []
     stage = stage_of(tiny.with_val(0, 0), 4, affinity="probability")
-    return stage.train({}, Machine(CPU), [events.append]), events
+    return stage.train(Work({}, Machine(CPU), [events.append])), events
 
 
 def maps(trained: Trained) -> list[list[int]]:
@@ -499,12 +499,12 @@ def test_the_map_is_learned_from_training_images_only(
     noise = torch.randint(256, (12, 3, 32, 32), generator=torch.Generator().manual_seed(0))
     other = Resident(noise.to(torch.uint8), torch.arange(12) % 6)
     stage = stage_of(replace(tiny, val=other, test=other), 4, affinity="probability")
-    found = stage.train({}, Machine(CPU), [])
+    found = stage.train(Work({}, Machine(CPU), []))
     assert found.files["map_history.csv"] == alternation[0].files["map_history.csv"]
 
 
 def test_with_the_rule_random_the_map_stays(tiny: Dataset) -> None:
-    trained = stage_of(tiny, 2, rule="random").train({}, Machine(CPU), [])
+    trained = stage_of(tiny, 2, rule="random").train(Work({}, Machine(CPU), []))
     assert len(maps(trained)) == 1
     assert table(trained, "map_updates.csv").empty
     assert maps(trained)[0] == list(Specialties.random(tiny.class_names, 3, seed=1).of)
@@ -582,7 +582,7 @@ def test_the_map_can_be_learned_without_an_evaluation(
     monkeypatch.setattr(Task, "predict", refuse)
     events: list[Event] = []
     stage = stage_of(tiny.with_val(0, 0), 4, affinity="probability", affinity_from="training")
-    trained = stage.train({}, Machine(CPU), [events.append])
+    trained = stage.train(Work({}, Machine(CPU), [events.append]))
     updates = table(trained, "map_updates.csv")
     assert updates["step"].tolist() == [3, 6, 9]
     assert updates["moved"].sum() > 0
@@ -603,7 +603,7 @@ def test_the_affinity_of_the_last_interval_is_kept(
 
     monkeypatch.setattr(RunningAffinity, "add", watch)
     stage = stage_of(tiny.with_val(0, 0), 2, affinity_from="training")
-    trained = stage.train({}, Machine(CPU), [])
+    trained = stage.train(Work({}, Machine(CPU), []))
     logits, classes = (torch.cat(parts) for parts in zip(*observed[3:], strict=True))
     expected = affinity_matrix(logits.softmax(1).numpy(), classes.numpy(), 6)
     A = table(trained, "affinity.csv").set_index("class").to_numpy()
