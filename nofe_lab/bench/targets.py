@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nofe_lab.config import InvalidInput, data_folder
+from nofe_lab.files import user_path
 
 NETWORKS = ("alexnet_quick", "alexnet_c100", "vgg11_c100", "nin_c100", "resnet56_c100")
 """The published networks for CIFAR-100."""
@@ -94,7 +95,7 @@ def against_targets(table: pd.DataFrame) -> pd.DataFrame:
 def read(path: Path | str) -> pd.DataFrame:
     """The table of an earlier benchmark.  Raises InvalidInput if the file holds no such table."""
     try:
-        table = pd.read_csv(path, comment="#")
+        table = pd.read_csv(user_path(path), comment="#")
     except (OSError, ValueError) as error:
         raise InvalidInput(
             f"{str(path)!r} cannot be read ({error}); accepted: a file that `make bench` wrote."

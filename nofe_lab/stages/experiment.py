@@ -51,8 +51,9 @@ class Experiment:
 
     What each knob is and accepts is declared in `nofe_lab.knobs`, and listed in docs/guide.md.
     None stands for the preset's value.  `dataset` and `backbone` take objects as well as names.
-    Everything that can be refused without the data is refused here, the rest when `data` is first
-    used or a stage is made: always before training.  Nothing is read or written here.
+    Whatever can be refused without the data is refused here, the rest when `data` is first used or
+    a stage is made: always before training.  Building one reads no file but `weights`, and writes
+    none.
 
     >>> experiment = Experiment("glyphs", K=10, epochs=2)
     >>> base, nofe = experiment.run(experiment.base(), experiment.nofe())
@@ -125,7 +126,7 @@ class Experiment:
 
     @cached_property
     def data(self) -> Dataset:
-        """The data set; loaded once for all experiments on the same data."""
+        """The data set, loaded once for all experiments on the same data."""
         fraction, seed, few = self.recipes.val_fraction, self.data_seed, self.train_per_class
         of_files = ("image_size", "groups", "skip_unreadable")
         options = {name: getattr(self, name) for name in of_files}
@@ -143,10 +144,10 @@ class Experiment:
 
     @property
     def held_out(self) -> Experiment:
-        """An experiment that has val images: this one, or one that holds a tenth of train out.
+        """This experiment if it has val images, else one that holds out a tenth of train.
 
-        For questions about a base CNN that need images it has not learned from, and are none of the
-        test split's business.
+        For questions about a base CNN that need images it has not learned from; test is for final
+        reports.
         """
         return self if self.recipes.val_fraction else replace(self, val_fraction=0.1)
 
@@ -157,7 +158,7 @@ class Experiment:
     def stage(self, arm: Arm) -> FlatStage | NofEStage:
         """The stage that trains an arm.
 
-        Raises InvalidInput for what this experiment's network or data do not admit.
+        Raises InvalidInput if this experiment's network or data do not allow it.
         """
         there = replace(self, **arm.changed) if arm.changes else self
         stage = there._nofe_stage(arm) if arm.kind == "nofe" else there._flat_stage(arm)
@@ -175,10 +176,10 @@ class Experiment:
         recipe: str = "",
         experts: int | None = None,
     ) -> FlatStage:
-        """The flat control of K experts: one branch, as deep as they are and as expensive.
+        """The flat control: one branch in place of the experts, as deep and as expensive.
 
-        budget, trunk, recipe, experts: see `Arm`; on another stage's trunk it is trained as the
-        network of experts is.
+        budget, trunk, recipe, experts: see `Arm`.  On another stage's trunk it is trained like the
+        network of experts.
         """
         rule = self._rule if trunk == "generalist" else ""
         arm = Arm(
@@ -223,7 +224,7 @@ class Experiment:
         return self.base("generalist") if trunk == "base" else None
 
     def generalist(self, rule: str | None = None) -> GeneralistStage:
-        """The generalist; `rule` instead of the experiment's."""
+        """The generalist.  rule: instead of the experiment's."""
         config = self._generalist_config(rule or self.rule)
         return GeneralistStage(self.data, self._backbone, config)
 
@@ -239,10 +240,10 @@ class Experiment:
         rule: str | None = None,
         trunk_rule: str | None = None,
     ) -> NofEStage:
-        """The network of experts; arguments instead of the experiment's own choices.
+        """The network of experts; arguments replace the experiment's own choices.
 
-        `rule` is that of the generalist behind it, wherever its map or its trunk is used;
-        `trunk_rule` that of another generalist, for the trunk alone.
+        rule: of the generalist that its partition or its trunk comes from.  trunk_rule: of another
+        generalist, for the trunk only.
         """
         wanted = specialties if specialties is not None else self.specialties
         trunk, rule = trunk or self.trunk, rule or self._rule

@@ -45,7 +45,7 @@ class FlatStage(Stage):
         return title
 
     def network(self, specialties: Specialties | None = None) -> nn.Module:
-        return CNN(self.backbone, self.dataset.C, self.network_config.initialisation, self.seed)
+        return CNN(self.backbone, self.dataset.C, self.config.network.initialisation, self.seed)
 
     def train(self, work: Work) -> Trained:
         network = self.network()

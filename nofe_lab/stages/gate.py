@@ -41,10 +41,10 @@ class GateStage(Stage):
     """A network of experts with a gate.  nofe: the one that gets it, as it is."""
 
     kind = "gate"
+    config: GateConfig
 
     def __init__(self, nofe: NofEStage, config: GateConfig) -> None:
         self.nofe = nofe
-        self.config = config
         super().__init__(nofe.dataset, nofe.backbone, config, {"nofe": nofe})
 
     @property
@@ -72,7 +72,7 @@ class GateStage(Stage):
         network.gate = fresh(
             self.backbone,
             lambda: self.backbone.make_branch(self.dataset.C, self.config.width),
-            self.network_config.initialisation,
+            self.config.network.initialisation,
             self.seed,
             "gate",
         )

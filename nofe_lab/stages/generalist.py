@@ -89,9 +89,9 @@ class GeneralistStage(Stage):
     """The generalist and its specialty map."""
 
     kind = "generalist"
+    config: GeneralistConfig
 
     def __init__(self, dataset: Dataset, backbone: Backbone, config: GeneralistConfig) -> None:
-        self.config = config
         super().__init__(dataset, backbone, config, {})
         if config.K > dataset.C:
             raise InvalidInput(
@@ -117,7 +117,7 @@ class GeneralistStage(Stage):
         return self.config.K
 
     def network(self, specialties: Specialties | None = None) -> nn.Module:
-        return CNN(self.backbone, self.K, self.network_config.initialisation, self.seed)
+        return CNN(self.backbone, self.K, self.config.network.initialisation, self.seed)
 
     @cached_property
     def updates(self) -> list[int]:

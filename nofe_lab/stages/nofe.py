@@ -69,6 +69,7 @@ class NofEStage(Stage):
     """
 
     kind = "nofe"
+    config: NofEConfig
 
     def __init__(
         self,
@@ -95,7 +96,6 @@ class NofEStage(Stage):
                 )
         if trunk is not None:
             parents["trunk"] = trunk
-        self.config = config
         super().__init__(dataset, backbone, config, parents)
         if config.branch_width != 1:
             with seeded(0):
@@ -140,7 +140,7 @@ class NofEStage(Stage):
         if found is None:
             raise ValueError("this network's specialties are learned: pass them")
         _check_experts(found)
-        scheme, width = self.network_config.initialisation, self.config.branch_width
+        scheme, width = self.config.network.initialisation, self.config.branch_width
         return NofE(self.backbone, found, scheme, self.seed, width)
 
     def image_network(self, network: nn.Module, machine: Machine) -> ImageNetwork:

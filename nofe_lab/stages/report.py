@@ -15,6 +15,7 @@ from torch import nn
 from nofe_lab.config import InvalidInput
 from nofe_lab.data.preprocess import ImageNetwork
 from nofe_lab.evaluation import Predictions, conditional, per_class, predict
+from nofe_lab.files import user_path
 from nofe_lab.machine import in_turn
 from nofe_lab.networks import NofE
 from nofe_lab.networks.counting import count_macs, count_parameters
@@ -48,7 +49,7 @@ class FinalReport:
 
     def save(self, path: Path | str, command: str) -> Path:
         """Write the table as CSV; its first line is a comment, the command that made it."""
-        path = Path(path)
+        path = user_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"# {command}\n{self.table.to_csv(index=False)}", "utf-8")
         return path

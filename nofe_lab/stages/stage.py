@@ -78,6 +78,7 @@ class Stage(ABC):
     """A request for one trained network.  Raises InvalidInput if network and data do not fit."""
 
     kind: ClassVar[str]
+    config: StageConfig
     arm: Arm | None = None
     """What it is in a comparison."""
 
@@ -91,32 +92,27 @@ class Stage(ABC):
         self.dataset = dataset
         self.backbone = backbone.for_images(dataset.image_shape)
         self.parents = dict(parents)
-        self._config = config
+        self.config = config
         self.steps_per_epoch = steps_per_epoch(dataset.train, self.recipe)
-
-    @property
-    def network_config(self) -> NetworkConfig:
-        """Its initialisation and its inputs."""
-        return self._config.network
 
     @property
     def recipe(self) -> Recipe:
         """How the network is optimised."""
-        return self._config.recipe
+        return self.config.recipe
 
     @property
     def seed(self) -> int:
-        """Of everything that is random in this stage."""
-        return self._config.seed
+        """The seed of everything random in this stage."""
+        return self.config.seed
 
     @property
     @abstractmethod
     def title(self) -> str:
-        """What people read: "base CNN", "generalist (optimal, K = 10)"."""
+        """A name for people: "base CNN", "generalist (optimal, K = 10)"."""
 
     @property
     def label(self) -> str:
-        """The title with what tells two stages of one title apart."""
+        """The title with epochs and seed, which tell stages of one title apart."""
         epochs = self.recipe.epochs
         return f"{self.title}, {epochs} epoch{'s' * (epochs > 1)}, seed {self.seed}"
 
@@ -127,34 +123,34 @@ class Stage(ABC):
 
     @abstractmethod
     def network(self, specialties: Specialties | None = None) -> nn.Module:
-        """The untrained network.  `specialties` stand in for a partition not yet learned."""
+        """The untrained network.  specialties: the partition, if it is learned by a parent."""
 
     def untrained_network(self) -> nn.Module:
-        """The network, with a balanced partition where it is yet to be learned."""
+        """The untrained network, with a random partition if it has yet to be learned."""
         names, K = self.dataset.class_names, self.K
         return self.network(Specialties.random(names, K, 0) if K is not None else None)
 
     @abstractmethod
     def train(self, work: Work) -> Trained:
-        """Train it."""
+        """Train the network.  Raises TrainingDiverged, Interrupted or OutOfMemory."""
 
     @property
     def trunk(self) -> str:
         """Where its trunk begins: generalist, base or scratch."""
-        return str(getattr(self._config, "trunk", "scratch"))
+        return str(getattr(self.config, "trunk", "scratch"))
 
     @property
     def partition(self) -> Specialties | None:
-        """The partition, where it is given and not learned; its content is part of the identity."""
+        """The partition if it is given; then its content is part of the identity."""
         return None
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Everything that makes this run a different one."""
+        """Everything that the run's id depends on."""
         return {
             "stage": self.kind,
             "backbone": self.backbone.identity,
-            "config": identity_of(self._config),
+            "config": identity_of(self.config),
             "data": self.dataset.fingerprint,
             "parents": {role: stage.id for role, stage in self.parents.items()},
             "specialties": self.partition.digest if self.partition is not None else None,
@@ -162,7 +158,7 @@ class Stage(ABC):
 
     @property
     def about(self) -> dict[str, Any]:
-        """What people want to read of its run."""
+        """What a list of runs shows."""
         return {
             "title": self.title,
             "dataset": self.dataset.name,
@@ -193,7 +189,7 @@ class Stage(ABC):
 
     def image_network(self, network: nn.Module, machine: Machine) -> ImageNetwork:
         """The network with its preprocessing in front, on the machine."""
-        preprocess = Preprocess.measure(self.dataset, self.network_config.inputs, self.window)
+        preprocess = Preprocess.measure(self.dataset, self.config.network.inputs, self.window)
         return ImageNetwork(preprocess, network, machine.precision).to(machine.device)
 
     @property
@@ -223,25 +219,25 @@ class Stage(ABC):
 
     @property
     def images_evaluated(self) -> int:
-        """How many images it looks at without learning from them, all evaluations together."""
+        """How many images are evaluated in its training, each time counted."""
         return self.recipe.epochs * len(self.dataset.val)
 
     @cached_property
     def training_macs(self) -> int:
-        """Multiply-accumulates of its training; a backward pass is counted as two forward ones."""
+        """Multiply-accumulates of its training; a backward pass counts as two forward passes."""
         forward = count_macs(self.untrained_network(), self.backbone.input_shape)
         return forward * (3 * self.steps * self.recipe.batch_size + self.images_evaluated)
 
     @property
     def lineage(self) -> dict[str, Stage]:
-        """It and all stages that it builds on, by id."""
+        """This stage and all stages that it builds on, by id."""
         found = {self.id: self}
         for parent in self.parents.values():
             found |= parent.lineage
         return found
 
     def trial(self, machine: Machine) -> tuple[float, tuple[str, ...]]:
-        """Estimate of its training time in seconds, from a few steps, and what they have shown."""
+        """Its estimated training time in seconds, from a few steps, and notes of the network."""
         model = self.image_network(self.untrained_network(), machine)
         batches = self.batches(machine.device)
         groups, recipe = self.parameter_groups(model), self.recipe
@@ -283,7 +279,7 @@ def load_model(
     weights = run.weights()
     image_shape = channels, height, width = stage.dataset.image_shape
     mean, scale = (channels, 1, 1), (channels, 1, 1)
-    if stage.network_config.inputs == "mean_image":
+    if stage.config.network.inputs == "mean_image":
         mean, scale = (channels, height, width), (1, 1, 1)
     preprocess = Preprocess(torch.zeros(mean), torch.ones(scale), stage.window, image_shape)
     model = ImageNetwork(preprocess, stage.network(specialties), precision)

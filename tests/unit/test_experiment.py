@@ -320,7 +320,7 @@ def test_opponents_differ_in_specialties_and_trunk_alone(tiny_experiment: Make) 
     assert len({stage.id for stage in opponents.values()}) == len(opponents) == 21
     nofes = [stage for stage in opponents.values() if isinstance(stage, NofEStage)]
     assert len(nofes) == 13
-    assert len({(stage.recipe, stage.network_config, stage.seed, stage.K) for stage in nofes}) == 1
+    assert len({(stage.recipe, stage.config.network, stage.seed, stage.K) for stage in nofes}) == 1
 
 
 def test_flat_opponents_have_the_budgets_that_they_are_named_for(tiny_experiment: Make) -> None:
