@@ -47,7 +47,8 @@ from nofe_lab.networks.counting import count_macs
 from nofe_lab.recipes import Recipe
 from nofe_lab.runs import code_revision
 from nofe_lab.specialties import Specialties, assign
-from nofe_lab.training import Classification, fit, sgd
+from nofe_lab.training.loop import fit, sgd
+from nofe_lab.training.tasks import Classification
 
 C, EXPERTS = 100, 10
 """Number of classes, and of experts unless said otherwise."""

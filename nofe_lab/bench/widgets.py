@@ -25,7 +25,7 @@ from nofe_lab.networks import CNN, NofE, backbone
 from nofe_lab.runs.provenance import provenance
 from nofe_lab.specialties import Specialties
 from nofe_lab.stages import Experiment
-from nofe_lab.training import EpochDone, Event, MapUpdated, StageBegun, StepDone
+from nofe_lab.training.events import EpochDone, Event, MapUpdated, StageBegun, StepDone
 from nofe_lab.views.widgets.board import SpecialtyBoard
 from nofe_lab.views.widgets.confusion import ConfusionExplorer
 from nofe_lab.views.widgets.evolution import EvolutionPlayer

@@ -39,7 +39,7 @@ from nofe_lab.stages.nofe import NofEConfig, NofEStage
 from nofe_lab.stages.report import FinalReport, final_report
 from nofe_lab.stages.runner import Runner
 from nofe_lab.stages.stage import Stage, load_model
-from nofe_lab.training import Listener
+from nofe_lab.training.events import Listener
 
 GATE_EPOCHS = 10
 """The longest training of a gate."""

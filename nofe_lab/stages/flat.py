@@ -14,7 +14,7 @@ from nofe_lab.data import Dataset
 from nofe_lab.networks import CNN, Backbone, FlatControl
 from nofe_lab.specialties import Specialties
 from nofe_lab.stages.stage import Stage, StageConfig, Trained, Work, load_model
-from nofe_lab.training import Classification
+from nofe_lab.training.tasks import Classification
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from nofe_lab.networks.backbone import fresh
 from nofe_lab.specialties import Specialties
 from nofe_lab.stages.nofe import NofEStage
 from nofe_lab.stages.stage import Stage, StageConfig, Trained, Work, load_model, specialties_of
-from nofe_lab.training import Distillation, ParameterGroups
+from nofe_lab.training.loop import ParameterGroups
+from nofe_lab.training.tasks import Distillation
 
 
 @dataclass(frozen=True)

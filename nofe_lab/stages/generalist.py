@@ -35,7 +35,9 @@ from nofe_lab.runs.checkpoint import IncompatibleCheckpoint
 from nofe_lab.specialties import Specialties, affinity_matrix, assign, objective
 from nofe_lab.specialties.assignment import Affinity
 from nofe_lab.stages.stage import Stage, StageConfig, Trained, Work
-from nofe_lab.training import Listener, MapUpdated, Task, check_finite, interruptible
+from nofe_lab.training.events import Listener, MapUpdated
+from nofe_lab.training.interrupts import interruptible
+from nofe_lab.training.tasks import Task, check_finite
 
 MAP_UPDATE_COLUMNS = (
     "update",

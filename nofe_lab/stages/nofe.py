@@ -28,7 +28,7 @@ from nofe_lab.specialties import Specialties, confusion_clusters, feature_cluste
 from nofe_lab.stages.flat import FlatStage
 from nofe_lab.stages.generalist import GeneralistStage
 from nofe_lab.stages.stage import Stage, StageConfig, Trained, Work, load_model, specialties_of
-from nofe_lab.training import Classification
+from nofe_lab.training.tasks import Classification
 
 
 @dataclass(frozen=True)

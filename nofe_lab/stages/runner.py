@@ -23,16 +23,16 @@ from nofe_lab.runs import Checkpoints, Run, RunStore, code_digest, code_revision
 from nofe_lab.runs.checkpoint import SECONDS
 from nofe_lab.runs.provenance import provenance
 from nofe_lab.stages.stage import Stage, Trained, Work
-from nofe_lab.training import (
+from nofe_lab.training.events import (
     Event,
     Listener,
     Progress,
     StageBegun,
     StageEnded,
     StageLoaded,
-    TrainingDiverged,
     tell,
 )
+from nofe_lab.training.tasks import TrainingDiverged
 
 
 @dataclass

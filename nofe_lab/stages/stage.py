@@ -31,7 +31,9 @@ from nofe_lab.recipes import NetworkConfig, Recipe
 from nofe_lab.runs import Checkpoints, DamagedRun, Run, identity_hash
 from nofe_lab.specialties import Specialties
 from nofe_lab.stages.arms import Arm
-from nofe_lab.training import Listener, ParameterGroups, Task, fit, seconds_per_step
+from nofe_lab.training.events import Listener
+from nofe_lab.training.loop import ParameterGroups, fit, seconds_per_step
+from nofe_lab.training.tasks import Task
 
 MAX_RUN_NAME = 150
 """Bytes of the readable part of a run's folder; file systems take 255 for a name in all."""

@@ -25,7 +25,7 @@ from nofe_lab.runs import code_revision
 from nofe_lab.stages import Arm, Experiment, NofEStage, load_specialties
 from nofe_lab.stages.report import few_experts, final_report
 from nofe_lab.study.questions import GATED, STUDIES, Study, arms_of
-from nofe_lab.training import TrainingDiverged
+from nofe_lab.training.tasks import TrainingDiverged
 
 RESULTS = data_folder() / "results" / "study.csv"
 """The table of the rows."""

@@ -28,7 +28,8 @@ from nofe_lab.networks.grouped import CannotGroup, GroupedBranches
 from nofe_lab.networks.surgery import SplitNetwork
 from nofe_lab.networks.tracing import assemble, halves
 from nofe_lab.recipes import Recipe
-from nofe_lab.training import Classification, fit
+from nofe_lab.training.loop import fit
+from nofe_lab.training.tasks import Classification
 
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "backbones.md"
 SMALL = (3, 32, 32)

@@ -36,7 +36,8 @@ from nofe_lab.machine import Machine, OutOfMemory
 from nofe_lab.runs import Run, RunStore
 from nofe_lab.runs.checkpoint import _digest
 from nofe_lab.stages import Stage, generalist
-from nofe_lab.training import Interrupted, loop
+from nofe_lab.training import loop
+from nofe_lab.training.interrupts import Interrupted
 
 STAGES = ("base", "generalist", "nofe")
 

@@ -13,7 +13,8 @@ from nofe_lab.data.batches import Augmentation, Batches, Window
 from nofe_lab.data.preprocess import ImageNetwork, Preprocess
 from nofe_lab.networks import CNN, backbone
 from nofe_lab.recipes import Recipe
-from nofe_lab.training import Classification, fit
+from nofe_lab.training.loop import fit
+from nofe_lab.training.tasks import Classification
 
 CPU = torch.device("cpu")
 HEIGHT, WIDTH = 6, 8

@@ -36,7 +36,7 @@ from nofe_lab.specialties import confusion_clusters
 from nofe_lab.stages import FlatStage, GeneralistStage, NofEStage, Stage
 from nofe_lab.stages.gate import GateAlone
 from nofe_lab.stages.report import few_experts
-from nofe_lab.training import Event, StageLoaded
+from nofe_lab.training.events import Event, StageLoaded
 
 Make = Callable[..., Experiment]
 

@@ -31,7 +31,7 @@ from nofe_lab.study.questions import (
     Study,
 )
 from nofe_lab.study.queue import Queue, read
-from nofe_lab.training import TrainingDiverged
+from nofe_lab.training.tasks import TrainingDiverged
 
 ARMS = (BASE, RANDOM, LEARNED)
 

@@ -25,19 +25,9 @@ from nofe_lab.specialties import affinity_matrix
 from nofe_lab.stages import GeneralistStage
 from nofe_lab.stages.generalist import GeneralistConfig, RunningAffinity, SpecialtyLearning
 from nofe_lab.stages.stage import Trained, Work
-from nofe_lab.training import (
-    Classification,
-    Distillation,
-    EpochDone,
-    Event,
-    MapUpdated,
-    Progress,
-    StepDone,
-    Task,
-    TrainingDiverged,
-    fit,
-    sgd,
-)
+from nofe_lab.training.events import EpochDone, Event, MapUpdated, Progress, StepDone
+from nofe_lab.training.loop import fit, sgd
+from nofe_lab.training.tasks import Classification, Distillation, Task, TrainingDiverged
 
 CPU = torch.device("cpu")
 

@@ -28,7 +28,14 @@ from nofe_lab.networks import CNN, NofE, backbone
 from nofe_lab.specialties import Specialties, best_objective
 from nofe_lab.stages import load_specialties
 from nofe_lab.statistics import inside_share
-from nofe_lab.training import EpochDone, MapUpdated, StageBegun, StageEnded, StageLoaded, StepDone
+from nofe_lab.training.events import (
+    EpochDone,
+    MapUpdated,
+    StageBegun,
+    StageEnded,
+    StageLoaded,
+    StepDone,
+)
 from nofe_lab.views import (
     ConfusionExplorer,
     EvolutionPlayer,

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from nofe_lab.data import Dataset
 from nofe_lab.specialties import Specialties
-from nofe_lab.training import (
+from nofe_lab.training.events import (
     EpochDone,
     Event,
     MapUpdated,
