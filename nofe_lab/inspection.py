@@ -1,8 +1,7 @@
-"""One image through a network of experts: what each of its parts makes of it.
+"""One image through a network of experts: the answers of its parts, and where they look.
 
-The common softmax hides the experts' own opinions.  Here each expert is asked alone, before the
-softmax sets it against the others, and the places in the image that speak for an answer are found,
-beside those of the base CNN.
+The common softmax hides the experts' own predictions.  An `Inspector` also gives each expert a
+softmax of its own, and Grad-CAM shows the evidence of the expert and of the base CNN in the image.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from nofe_lab.networks.tracing import modes_kept
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """What the networks make of one image; experts are numbered like the specialties with classes.
+    """What the networks predict for one image; expert k has the k-th non-empty specialty.
 
-    Maps are float [height, width] of the image, from 0 to 1.
+    Views and Grad-CAM maps are float [height, width] of the image, from 0 to 1.
     """
 
     base: NDArray[np.float64]
@@ -32,28 +31,28 @@ class Inspection:
     nofe: NDArray[np.float64]
     """Probabilities of the network of experts under its common softmax [C]."""
     alone: NDArray[np.float64]
-    """The same class by class, but each under the softmax of its own expert [C]: what the expert
-    would say if the image were known to be one of its own."""
+    """Probabilities under the softmax of each class's own expert [C]: the prediction if the image
+    were known to be in its specialty."""
     best: NDArray[np.int64]
     """The best class of each expert [K]."""
     mass: NDArray[np.float64]
-    """What the common softmax gives to all classes of each expert together [K]."""
+    """The sum of `nofe` over the classes of each expert [K]."""
     gate: NDArray[np.float64] | None
     """The gate's probability of the best class of each expert [K]; None without a gate."""
     trunk_view: NDArray[np.float64]
-    """Mean size of the trunk's features at each place."""
+    """Mean absolute value of the trunk's features at each position."""
     expert: int
-    """The expert that gives the answer."""
+    """The expert of the predicted class."""
     base_map: NDArray[np.float64]
-    """Where the base CNN sees its answer (Grad-CAM)."""
+    """Grad-CAM of the base CNN for the class that it predicts."""
     expert_map: NDArray[np.float64]
-    """Where the expert sees its answer."""
+    """Grad-CAM of the expert for the predicted class."""
 
 
 class Inspector:
-    """Asks a base CNN and a network of experts about single images.
+    """Runs a base CNN and a network of experts on single images.
 
-    Raises InvalidInput if `nofe` is no network of experts.
+    Raises InvalidInput if `nofe` is not a network of experts.
     """
 
     def __init__(self, base: ImageNetwork, nofe: ImageNetwork) -> None:
@@ -70,7 +69,7 @@ class Inspector:
         """The expert of each class [C]."""
 
     def __call__(self, image: Tensor) -> Inspection:
-        """Ask about an image, uint8 [channels, height, width]."""
+        """Inspect an image, uint8 [channels, height, width]."""
         batch = image[None].to(next(self.nofe.parameters()).device)
         network, n = self.network, len(self.branches)
         with torch.no_grad(), modes_kept(self.nofe):
@@ -78,43 +77,45 @@ class Inspector:
             x = self.nofe.preprocess(batch, None)
             features = network.features(x)
             logits = network.experts(features)[0][network.to_class_order].double().cpu().numpy()
-            guess = network.gate(features)[0] if network.gate is not None else None
+            gate_logits = network.gate(features)[0] if network.gate is not None else None
         with torch.no_grad(), modes_kept(self.base):
             base = torch.softmax(self.base.eval()(batch)[0].double(), 0).cpu().numpy()
-        together = _softmax(logits)
-        mass = np.bincount(self.expert_of, together, n).astype(np.float64)
-        alone = np.empty_like(together)
+        probabilities = _softmax(logits)
+        mass = np.bincount(self.expert_of, probabilities, n).astype(np.float64)
+        alone = np.empty_like(probabilities)
         for k in range(n):
             alone[self.expert_of == k] = _softmax(logits[self.expert_of == k])
         gate = None
-        if guess is not None:
-            believed = _softmax(guess.double().cpu().numpy())
-            gate = np.array([believed[self.expert_of == k].max() for k in range(n)])
-        answer = int(together.argmax())
+        if gate_logits is not None:
+            gate_probabilities = _softmax(gate_logits.double().cpu().numpy())
+            gate = np.array([gate_probabilities[self.expert_of == k].max() for k in range(n)])
+        answer = int(probabilities.argmax())
         expert = int(self.expert_of[answer])
         members = np.flatnonzero(self.expert_of == expert)
         branch = network.branches[str(self.branches[expert])]
-        apart = nn.Sequential(network.trunk, network.shared, branch)
-        _, view = _last_map(nn.Sequential(network.trunk, network.shared), x)
+        whole_expert = nn.Sequential(network.trunk, network.shared, branch)
+        _, view = _last_spatial_layer(nn.Sequential(network.trunk, network.shared), x)
         return Inspection(
             base=base,
-            nofe=together,
+            nofe=probabilities,
             alone=alone,
             best=np.array([np.where(self.expert_of == k, alone, -1).argmax() for k in range(n)]),
             mass=mass,
             gate=gate,
-            trunk_view=_picture(view.abs().mean(1)[0], x, image),
+            trunk_view=_overlay(view.abs().mean(1)[0], x, image),
             expert=expert,
             base_map=self._grad_cam(
                 self.base.network, self.base.preprocess(batch, None), int(base.argmax()), image
             ),
-            expert_map=self._grad_cam(apart, x, int(np.flatnonzero(members == answer)[0]), image),
+            expert_map=self._grad_cam(
+                whole_expert, x, int(np.flatnonzero(members == answer)[0]), image
+            ),
         )
 
     def _grad_cam(
         self, network: nn.Module, x: Tensor, target: int, image: Tensor
     ) -> NDArray[np.float64]:
-        """Where the last feature map speaks for an output, by captum.
+        """Grad-CAM of the last feature map for an output, by captum.
 
         R. R. Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
         Localization", ICCV 2017.
@@ -123,27 +124,27 @@ class Inspector:
 
         with modes_kept(network):
             network.eval()
-            layer, _ = _last_map(network, x)
+            layer, _ = _last_spatial_layer(network, x)
             found = LayerGradCam(network, layer).attribute(x, target, relu_attributions=True)
         assert isinstance(found, Tensor)
-        return _picture(found.detach()[0, 0], x, image)
+        return _overlay(found.detach()[0, 0], x, image)
 
 
-def _last_map(network: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
-    """The last layer of a network that gives a map of several places, and its map [N, c, h, w].
+def _last_spatial_layer(network: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
+    """The last layer with a feature map of several cells, and that map [N, c, h, w].
 
-    Not one that changes its input in place: what captum listens to must stay as it was.
+    Layers that work in place are skipped, since captum's hooks need their inputs unchanged.
     """
     last: list[tuple[nn.Module, Tensor]] = []
 
-    def listen(module: nn.Module, _: object, output: object) -> None:
+    def record(module: nn.Module, _: object, output: object) -> None:
         if not isinstance(output, Tensor) or output.ndim != 4 or output[0, 0].numel() < 2:
             return
         if not getattr(module, "inplace", False):
             last.append((module, output))
 
     leaves = [module for module in network.modules() if not list(module.children())]
-    hooks = [module.register_forward_hook(listen) for module in leaves]
+    hooks = [module.register_forward_hook(record) for module in leaves]
     try:
         with torch.no_grad():
             network(x)
@@ -151,14 +152,14 @@ def _last_map(network: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
         for hook in hooks:
             hook.remove()
     if not last:
-        raise InvalidInput("no layer of the network gives a map of places to look at.")
+        raise InvalidInput("no layer of the network gives a feature map of several cells.")
     return last[-1]
 
 
-def _picture(values: Tensor, x: Tensor, image: Tensor) -> NDArray[np.float64]:
-    """A map [h, w] of what the network saw, x, laid over the whole image, from 0 to 1.
+def _overlay(values: Tensor, x: Tensor, image: Tensor) -> NDArray[np.float64]:
+    """Values [h, w] over the network's input x, resized to the image and scaled to 0..1.
 
-    The network may see the middle of the image alone: the rest is 0.
+    Where the network sees only the centre of the image, the rest is 0.
     """
     (height, width), window = image.shape[1:], (int(x.shape[2]), int(x.shape[3]))
     seen = nn.functional.interpolate(

@@ -1,4 +1,4 @@
-"""Specialties: the partition of the classes as a value, and what makes one: rules, clusterings."""
+"""Specialties: the partition of the classes as a value, assignment rules and clusterings."""
 
 from nofe_lab.specialties.assignment import affinity_matrix, assign, best_objective, objective
 from nofe_lab.specialties.clustering import confusion_clusters, feature_clusters

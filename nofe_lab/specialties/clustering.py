@@ -1,7 +1,7 @@
-"""Specialties from a CNN that has been trained on all classes: the rivals of the learned ones.
+"""Specialties from a CNN trained on all classes: baselines for the learned ones.
 
-No generalist is needed for these: a base CNN's confusions, or what its classes look like in its
-features, say as well which classes are alike.  Clusters differ in size.
+These need no generalist: a base CNN's confusions, or the mean features of its classes, also tell
+which classes are alike.  Clusters differ in size.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from nofe_lab.config import InvalidInput, derive_seed, whole_number
 from nofe_lab.specialties.partition import Specialties
 
-UNCONNECTED = 1e-6
-"""Affinity of classes that are never confused: spectral clustering wants one graph, not many."""
+MIN_AFFINITY = 1e-6
+"""Affinity of classes that are never confused: spectral clustering needs a connected graph."""
 
 
 def confusion_clusters(
@@ -23,7 +23,7 @@ def confusion_clusters(
 ) -> Specialties:
     """Spectral clusters of the classes that a CNN confuses, from counts [C, C] (row = label).
 
-    The affinity of two classes is the share of their images that are taken for the other, as in
+    The affinity of two classes is the share of their images that are mistaken for the other, as in
     Z. Yan et al., "HD-CNN: Hierarchical Deep Convolutional Neural Network for Large Scale Visual
     Recognition", ICCV 2015, who let clusters overlap.  Clustering by scikit-learn.
     """
@@ -33,7 +33,7 @@ def confusion_clusters(
     if confusion.shape != (C, C):
         raise InvalidInput(f"confusions of {C} classes are [{C}, {C}]; got {confusion.shape}.")
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    affinity = (shares + shares.T) / 2 + UNCONNECTED
+    affinity = (shares + shares.T) / 2 + MIN_AFFINITY
     np.fill_diagonal(affinity, 0)
     clustering = SpectralClustering(
         whole_number("K", K, 2, C - 1),

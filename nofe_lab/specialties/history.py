@@ -1,4 +1,4 @@
-"""How a partition formed: the maps that a generalist's run keeps, update by update."""
+"""How a partition formed: the maps in a generalist's run, update by update."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from nofe_lab.specialties.partition import Specialties
 
 
 def maps_of(map_history: pd.DataFrame, specialties: Specialties) -> NDArray[np.int64]:
-    """The specialty of each class after each update: int64 [updates + 1, C], the start first.
+    """The specialty of each class after each update: int64 [updates + 1, C], row 0 the initial map.
 
-    map_history: a run's table of that name, with the columns update, class and specialty.
-    specialties: those that the last map must equal.
-    Raises InvalidInput if a class has no specialty in one of the maps, or the last map is another.
+    map_history: a run's table of that name, with columns update, class and specialty.
+    specialties: must equal the last map.
+    Raises InvalidInput if a map lacks a class, or the last one is not `specialties`.
     """
     twice = map_history[map_history.duplicated(["update", "class"])]
     if len(twice):
@@ -35,11 +35,11 @@ def maps_of(map_history: pd.DataFrame, specialties: Specialties) -> NDArray[np.i
 
 
 def settling(maps: NDArray[np.int64]) -> pd.DataFrame:
-    """When each class came to rest, one row a class.
+    """When each class stopped moving, one row a class.
 
     maps: int64 [updates + 1, C].  moves: how often the class changed its specialty.  last_moved:
-    the last update that moved it; 0 if none did.  settled: whether it stayed where it was through
-    the last quarter of the updates (at least the last one); True where there were none.
+    the last update that moved it, or 0.  settled: whether it stayed in its specialty through the
+    last quarter of the updates (at least one); True without updates.
     """
     updates = len(maps) - 1
     moved = maps[1:] != maps[:-1]

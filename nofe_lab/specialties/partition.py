@@ -1,8 +1,7 @@
 """The partition of the classes into specialties, as an immutable value.
 
-Everything that makes a partition (a rule, a taxonomy, a random draw, an edit by hand) returns a
-`Specialties`, and everything that needs one takes a `Specialties`: one thing to look at, compare,
-save and hand over.
+Rules, taxonomies, random draws and edits by hand all return a `Specialties`, and everything that
+needs a partition takes one.
 """
 
 from __future__ import annotations
@@ -93,7 +92,7 @@ class Specialties:
 
     @cached_property
     def _members(self) -> tuple[tuple[int, ...], ...]:
-        """Of all specialties at once, which is linear in the classes."""
+        """The members of all specialties, in time linear in the classes."""
         ends = np.cumsum(self.sizes)[:-1]
         return tuple(tuple(part.tolist()) for part in np.split(np.array(self.order), ends))
 
@@ -108,7 +107,7 @@ class Specialties:
 
     @property
     def order(self) -> tuple[int, ...]:
-        """All classes, specialty by specialty: the order that makes confusion blocks visible."""
+        """All classes, specialty by specialty: in this order confusions form blocks."""
         return tuple(np.argsort(self.of, kind="stable").tolist())
 
     def moved(self, label: int, k: int) -> Specialties:
@@ -122,12 +121,12 @@ class Specialties:
         return replace(self, of=(*self.of[:label], k, *self.of[label + 1 :]))
 
     def with_one_more(self, name: str | None = None) -> Specialties:
-        """The partition with another, empty specialty behind the others."""
+        """The partition with an empty specialty appended."""
         names = (*self.names, str(self.K + 1) if name is None else name)
         return replace(self, K=self.K + 1, names=names)
 
     def without(self, k: int) -> Specialties:
-        """The partition without the empty specialty k; those behind it move up.
+        """The partition without the empty specialty k; later ones move up.
 
         Raises InvalidInput if it has classes.
         """
@@ -141,7 +140,7 @@ class Specialties:
         return replace(self, of=of, K=self.K - 1, names=names)
 
     def agreement(self, other: Specialties) -> dict[str, float]:
-        """How alike two partitions of the same classes are, whatever their specialties are called.
+        """How alike two partitions of the same classes are, however their specialties are numbered.
 
         nmi: normalised mutual information, 0 to 1.  ari: adjusted Rand index, 1 for equal, about 0
         for unrelated partitions.  Both from scikit-learn.
@@ -155,11 +154,10 @@ class Specialties:
         }
 
     def matched(self, other: Specialties) -> tuple[int, ...]:
-        """For each specialty of `other`, the one of these that it has most in common with.
+        """For each specialty of `other`, the one of these that it shares most classes with.
 
-        One to one, so that the classes in common are as many as they can be (scipy's assignment):
-        the number whose colour it gets when both are drawn side by side.  Specialties of `other`
-        that are left over get the numbers from K on.
+        One to one, with as many shared classes as possible (scipy's assignment), so that plots can
+        give both the same colour.  Specialties of `other` that are left over get numbers from K on.
 
         >>> learned = Specialties(("cat", "dog", "bus"), (0, 0, 1), K=2)
         >>> learned.matched(Specialties(("cat", "dog", "bus"), (1, 1, 0), K=2))
@@ -175,7 +173,7 @@ class Specialties:
         return tuple(partner[k] if k in partner else next(spare) for k in range(other.K))
 
     def check_classes(self, class_names: Sequence[str]) -> None:
-        """Raise InvalidInput unless this partition is one of exactly these classes, in order."""
+        """Raise InvalidInput unless the partition has exactly these classes, in this order."""
         names = tuple(map(composed, class_names))
         if names == self.class_names:
             return
@@ -190,7 +188,7 @@ class Specialties:
 
     @property
     def digest(self) -> str:
-        """Hexadecimal digest of the partition; the names of the specialties do not count."""
+        """Hexadecimal digest of the partition, without the names of its specialties."""
         return hashlib.sha256(repr((self.class_names, self.of, self.K)).encode()).hexdigest()[:16]
 
     @classmethod
@@ -257,7 +255,7 @@ class Specialties:
 
 
 def class_number(name: str, class_names: Sequence[str]) -> int:
-    """Where a class stands among the class names; raises InvalidInput with the nearest name."""
+    """The index of a class among the class names; raises InvalidInput with the nearest name."""
     if composed(name) in class_names:
         return list(class_names).index(composed(name))
     nearest = difflib.get_close_matches(name, class_names, n=1)
@@ -266,12 +264,12 @@ def class_number(name: str, class_names: Sequence[str]) -> int:
 
 
 def read_moves(text: str, class_names: Sequence[str], K: int) -> list[tuple[int, int]]:
-    """Moves that are written as text: the class and the specialty (from 0) of each.
+    """Parse moves written as text into pairs of class and specialty (from 0).
 
     >>> read_moves("dog: 1, bus: 2", ("cat", "dog", "bus"), K=2)
     [(1, 0), (2, 1)]
 
-    text: names of classes, each with the number of a specialty, which are called 1 to K.
+    text: class names, each with the number of a specialty, from 1 to K.
     Raises InvalidInput for an unknown class or specialty.
     """
     names = tuple(class_names)
@@ -294,12 +292,12 @@ def _names(value: object) -> list[str]:
 
 
 def _text(value: object) -> str:
-    """A name; numbers are taken as they are written, but null, true and lists are none."""
+    """A name; numbers count as names, but null, booleans and lists do not."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise TypeError(f"{value!r} is not a name")
     return str(value)
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(map(repr, names[:3])) or "none"
-    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    listed = ", ".join(map(repr, names[:3])) or "none"
+    return listed + (f" and {len(names) - 3} more" if len(names) > 3 else "")
