@@ -1,7 +1,7 @@
 """The backbone contract: what any CNN must offer to become a network of experts.
 
-A backbone is not a network; it makes the parts of networks.  All networks of a comparison are made
-of the same parts, so that they differ in nothing else:
+A backbone is not a network; it makes the parts of networks.  All networks of a comparison share
+these parts and differ in nothing else:
 
     base CNN    = trunk + head(C)      C original classes
     generalist  = trunk + head(K)      K specialties
@@ -22,33 +22,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nofe_lab.config import (
-    MAX_BRANCH_WIDTH,
-    InvalidInput,
-    derive_seed,
-    one_of,
-)
+from nofe_lab.config import MAX_BRANCH_WIDTH, InvalidInput, derive_seed, one_of
 from nofe_lab.log import log
-from nofe_lab.networks.counting import count_macs
-from nofe_lab.networks.digests import CannotDigest, code_of, digest_of
-from nofe_lab.networks.tracing import is_known
+from nofe_lab.networks.counting import count_macs, size_in_words
+from nofe_lab.networks.digests import CannotDigest, digest_of, digest_of_class
+from nofe_lab.networks.tracing import is_from_library
 from nofe_lab.recipes import Preset, Recipe, quick_preset
 
 
 class Backbone(ABC):
     """Makes the parts of one CNN architecture.  Subclass it to bring your own.
 
-    A subclass needs a name, an input_shape, and the three makers of trunk, head and branch.
-    Parts are made on the CPU with torch's default initialisation; `initialise` sets another.
-    Initial weights come from torch's global random state: see `seeded`.
+    A subclass needs a name, an input_shape, make_trunk, make_head and make_branch.  Parts are made
+    on the CPU with torch's default initialisation; `initialise` sets another.  Initial weights come
+    from torch's global random state: see `seeded`.
     """
 
     name: str
     input_shape: tuple[int, int, int] = (3, 32, 32)
-    """(channels, height, width) of the network's input.  Larger images are cropped to it: at random
-    in training, in the centre otherwise."""
+    """(channels, height, width) of the network's input.  Larger images are cropped: at random in
+    training, in the centre otherwise."""
     notes: tuple[str, ...] = ()
-    """Choices that were made automatically, in sentences that are printed before training."""
+    """Automatic choices, as sentences that are printed before training."""
 
     @abstractmethod
     def make_trunk(self) -> nn.Module:
@@ -65,19 +60,19 @@ class Backbone(ABC):
     def make_control(self, n: int, K: int, width: float = 1.0) -> nn.Module:
         """One flat branch as deep as an expert, at about the cost of K: features -> logits [N, n].
 
-        width: of the experts.  By default an expert that is wide enough to cost nearest to K.
+        width: of the experts.  By default one branch of `matching_width`.
         """
         return self.make_branch(n, matching_width(self, n, K, width))
 
     def make_shared(self) -> nn.Module:
-        """Layers between trunk and branches that the experts share and a base CNN lacks."""
+        """Layers between trunk and branches that the experts share but a base CNN lacks."""
         return nn.Identity()
 
     @cached_property
     def tail(self) -> tuple[str, ...] | None:
-        """Names of the head's tensors that a branch can begin with: all but its classifier's.
+        """Names of the head's tensors that can initialise a branch: all but its classifier's.
 
-        None where a branch is made of other layers than the head.
+        None if a branch has other layers than the head.
         """
         with seeded(0):
             parts = (self.make_head(7), self.make_head(8), self.make_branch(7))
@@ -85,10 +80,9 @@ class Backbone(ABC):
         return tuple(n for n in head if head[n] == wider[n]) if head == branch else None
 
     def initialise(self, part: nn.Module, scheme: str) -> None:
-        """Set the weights of a fresh part.
+        """Initialise the weights of a new part.
 
-        published: as its maker leaves them.  kaiming: Gaussian on fan-in, with ReLU's gain for
-        convolutions and none for fc layers.
+        published: as made.  kaiming: Gaussian on fan-in, with ReLU's gain for convolutions only.
         """
         if one_of("initialisation", scheme, ("kaiming", "published")) == "published":
             return
@@ -100,15 +94,15 @@ class Backbone(ABC):
                     nn.init.zeros_(module.bias)
 
     def multipliers(self, parameter_name: str) -> tuple[float, float]:
-        """(learning-rate, weight-decay) multipliers that were published for a parameter."""
+        """Published multipliers (learning rate, weight decay) of a parameter."""
         return 1.0, 1.0
 
     def published_preset(self) -> Preset:
-        """The published recipe.  Raises NotImplementedError where nothing was published."""
+        """The published recipe.  Raises NotImplementedError if none was published."""
         raise NotImplementedError
 
     def quick_preset(self) -> Preset:
-        """Recipes that take minutes on a CPU; the weights begin as the makers leave them."""
+        """Recipes that take minutes on a CPU, with the initialisation that parts are made with."""
         return quick_preset("published")
 
     def for_images(self, image_shape: tuple[int, int, int]) -> Backbone:
@@ -134,23 +128,23 @@ class Backbone(ABC):
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """All that tells its networks from others; part of every run's identity.
+        """What distinguishes its networks from others; part of every run's identity.
 
-        By default its name, its input and a digest of its parts: their layers and parameter shapes,
-        and for a user's own backbone also its code and its initial weights for one seed.  Code
-        outside the classes of its parts is not included.
+        By default its name, its input shape and a digest of the layers and parameter shapes of its
+        parts; for a user's own backbone also of its code and its initial weights for one seed.
+        Code outside the classes of its parts is not included.
         """
         with seeded(0):
             parts = (self.make_trunk(), self.make_shared(), self.make_head(7), self.make_branch(7))
         layers = [(repr(part), [tuple(p.shape) for p in part.parameters()]) for part in parts]
-        if not is_known(type(self)):
-            own = (code_of(type(self)), *_digests(parts))
+        if not is_from_library(type(self)):
+            own = (digest_of_class(type(self)), *_digests_of_parts(parts))
             layers.append((repr(own), []))
         digest = hashlib.sha256(repr(layers).encode()).hexdigest()[:16]
         return {"name": self.name, "input": list(self.input_shape), "layers": digest}
 
     def parameter_groups(self, network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-        """Groups for a torch optimiser; ``rate_multiplier`` is for the loop.
+        """Parameter groups for a torch optimiser; the training loop reads ``rate_multiplier``.
 
         Raises InvalidInput if all parameters are frozen.
         """
@@ -163,7 +157,7 @@ class Backbone(ABC):
         if not groups:
             raise InvalidInput(
                 f"backbone {self.name!r} has nothing to learn, all of its parameters are frozen; "
-                "accepted: a network of which some require gradients."
+                "accepted: a network with some parameters that require gradients."
             )
         return [
             {
@@ -185,9 +179,9 @@ def expert_macs(backbone: Backbone, n: int, K: int, width: float = 1.0) -> int:
 def matching_width(
     backbone: Backbone, n: int, K: int, width: float = 1.0, branches: int = 1
 ) -> float:
-    """The width, in 64ths, at which so many branches cost nearest to K branches of `width`.
+    """The width, in 64ths, at which `branches` branches cost nearest to K branches of `width`.
 
-    All of them are over n classes together: one branch is the flat control of K experts.
+    The n classes are divided among the branches; one branch is the flat control of K experts.
     """
     with seeded(0):
         cost = _branch_cost(backbone)
@@ -204,7 +198,7 @@ def matching_width(
 
 
 def _branch_cost(backbone: Backbone) -> Callable[[int, float], int]:
-    """A function: (outputs, width) of a branch -> its multiply-accumulates for one image."""
+    """A function from (outputs, width) of a branch to its multiply-accumulates for one image."""
     before = nn.Sequential(backbone.make_trunk(), backbone.make_shared()).eval()
     with torch.no_grad():
         shape = tuple(before(torch.zeros(1, *backbone.input_shape)).shape[1:])
@@ -226,7 +220,7 @@ class CNN(nn.Module):
 
 @contextmanager
 def seeded(*parts: object) -> Iterator[None]:
-    """Draw from torch's random state on the CPU as if seeded by `parts`; leave it as it was."""
+    """Seed torch's CPU random state by `parts`; restore it afterwards."""
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(derive_seed(*parts))
     try:
@@ -235,34 +229,31 @@ def seeded(*parts: object) -> Iterator[None]:
         torch.set_rng_state(state)
 
 
-def fresh(backbone: Backbone, make: Any, scheme: str, seed: int, *use: object) -> nn.Module:
-    """A part with initial weights, which depend on (seed, use) alone.
+def fresh(
+    backbone: Backbone, make: Callable[[], nn.Module], scheme: str, seed: int, *use: object
+) -> nn.Module:
+    """A new part, whose initial weights depend on (seed, use) alone.
 
-    So with one seed a base CNN, a generalist and a NofE from scratch begin with the same trunk.
+    With one seed, a base CNN, a generalist and a NofE from scratch start with the same trunk.
     """
     with seeded(seed, *use):
-        part: nn.Module = make()
+        part = make()
         backbone.initialise(part, scheme)
     return part
 
 
-def _digests(parts: tuple[nn.Module, ...]) -> list[str]:
-    """Of a backbone of one's own; another one every time if one of its parts cannot be digested."""
+def _digests_of_parts(parts: tuple[nn.Module, ...]) -> list[str]:
+    """Digests of the parts of a user's backbone; random ones if a part cannot be digested."""
     try:
         return [digest_of(part) for part in parts]
     except CannotDigest as error:
-        log.warning(never_again(str(error)))
+        log.warning(cannot_reuse(str(error)))
         return [secrets.token_hex(8)]
 
 
-def never_again(setting: str) -> str:
-    """What is said of a network with a setting whose content cannot be told."""
+def cannot_reuse(setting: str) -> str:
+    """The note for a network with a setting that cannot be digested."""
     return (
-        f"The content of {setting} cannot be told: runs of this network are not used again, and a "
-        "training of it that is interrupted begins anew."
+        f"The content of {setting} cannot be determined: runs of this network are not reused, and "
+        "an interrupted training of it starts again."
     )
-
-
-def size_in_words(shape: tuple[int, ...]) -> str:
-    """(3, 32, 32) -> "3 x 32 x 32"."""
-    return " x ".join(map(str, shape))

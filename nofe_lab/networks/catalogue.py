@@ -1,4 +1,4 @@
-"""One `backbone(...)` for every CNN: the published six, torchvision's, timm's, or your own."""
+"""One `backbone(...)` for every CNN: the six published ones, torchvision's, timm's, or your own."""
 
 from __future__ import annotations
 
@@ -18,13 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.optim.swa_utils import AveragedModel
 
 from nofe_lab.compat import import_torchvision
-from nofe_lab.config import (
-    PRESETS,
-    InvalidInput,
-    first_line,
-    one_of,
-    shown,
-)
+from nofe_lab.config import PRESETS, InvalidInput, first_line, one_of, shown
 from nofe_lab.files import (
     UnreadableFile,
     all_finite,
@@ -35,7 +29,7 @@ from nofe_lab.files import (
     read_tensors,
     user_path,
 )
-from nofe_lab.networks.backbone import Backbone, never_again, seeded
+from nofe_lab.networks.backbone import Backbone, cannot_reuse, seeded
 from nofe_lab.networks.digests import CannotDigest, digest_of
 from nofe_lab.networks.paper import PAPER
 from nofe_lab.networks.surgery import SplitNetwork
@@ -43,16 +37,16 @@ from nofe_lab.networks.widths import is_plain
 from nofe_lab.recipes import Preset, strong_preset
 
 Network = str | Backbone | nn.Module | Callable[[], nn.Module]
-"""What `backbone` accepts."""
+"""Types that `backbone` accepts."""
 
 TRANSFORMERS = ("vit_", "swin_", "maxvit_")
-"""How the names of torchvision's classifiers that are no CNNs begin."""
+"""Prefixes of torchvision's classifiers that are not CNNs."""
 
 AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
-"""torchvision's networks with further classifiers, which only training would use."""
+"""torchvision's networks with auxiliary classifiers, which are left out."""
 
-FORMER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])(?=\.)")
-"""How names in torchvision's files of densenets differ: ``norm.1`` is now ``norm1``."""
+OLD_DENSENET_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])(?=\.)")
+"""Names in torchvision's weight files of densenets: ``norm.1`` is now ``norm1``."""
 
 
 def backbone(
@@ -62,21 +56,21 @@ def backbone(
     stem: str = "auto",
     weights: str | Path | None = None,
 ) -> Backbone:
-    """A CNN as a backbone: what a base CNN, a generalist and a network of experts are made of.
+    """Make a backbone, the source of base CNN, generalist and network of experts, from a CNN.
 
     network: a published network (``alexnet_quick`` ...), a classification CNN of
-    torchvision.models (``resnet18``), ``timm:NAME``, or your own: a torch module, which brings its
-    weights along, or a class or function that makes one, which begins afresh with every seed.  A
-    `Backbone` is returned as it is.
+    torchvision.models (``resnet18``), ``timm:NAME``, or your own: a torch module, which keeps its
+    weights, or a class or function that makes one, with fresh weights for each seed.  A `Backbone`
+    is returned as it is.
 
-    The others are for all but the published networks and Backbones, which have their own parts:
+    Published networks and Backbones have their own parts and take none of these:
     split: the module where the trunk ends and the branches begin; None chooses one and says so.
     stem: ``small`` keeps the size of small images in the first layers, ``original`` leaves these as
-    they are, ``auto`` is small where images of less than 64 pixels would be shrunk away otherwise,
-    unless weights are given.
-    weights: pretrained ones for trunk and head, from a local file (.safetensors, or a state dict
-    saved by torch), or by a name of torchvision (``IMAGENET1K_V1``) or timm (``a1_in1k``), or
-    ``DEFAULT``; these two are downloaded.
+    they are, ``auto`` is small if images of less than 64 pixels would be downsampled too far and no
+    weights are given.
+    weights: pretrained ones for trunk and head: a local file (.safetensors, or a state dict saved
+    by torch), or ``DEFAULT`` or a name of torchvision (``IMAGENET1K_V1``) or timm (``a1_in1k``),
+    which is downloaded.
 
     >>> backbone("resnet18", split="layer4").make_branch(5, width=0.25)
 
@@ -98,34 +92,34 @@ def backbone(
     network = _unwrapped(str(network) if isinstance(network, Path) else network)
     if not isinstance(network, (str, nn.Module)) and not callable(network):
         raise InvalidInput(
-            f"backbone must be a name, a torch module, or what makes one; got {shown(network)}."
+            f"backbone must be a name, a torch module, or a function; got {shown(network)}."
         )
     if isinstance(network, nn.Module):
         _check_layers(type(network).__name__, network)
     name, build, owner = _maker(network, weights)
-    own, said = "", []
+    own, notes = "", []
     if owner in ("module", "function"):
         with seeded(0):
-            begun = build()
-        _check_layers(name, begun)
-        _check_tensors(name, begun)
+            first = build()
+        _check_layers(name, first)
+        _check_tensors(name, first)
         try:
-            own = digest_of(begun)
+            own = digest_of(first)
         except CannotDigest as error:
             own = secrets.token_hex(8)
-            said.append(never_again(str(error)))
+            notes.append(cannot_reuse(str(error)))
     made = SplitNetwork(name, build, split=split, stem=stem, own=own)
     if weights is not None:
-        made.weights, more = _weights(made, owner, weights)
-        said += more
+        made.weights, more = _load_weights(made, owner, weights)
+        notes += more
     elif isinstance(network, nn.Module):
-        made.weights = _of_module(network, own)
-    made.said = tuple(said)
+        made.weights = _weights_of_module(network, own)
+    made.weight_notes = tuple(notes)
     return made
 
 
 def _check_layers(name: str, network: nn.Module) -> None:
-    """Refuse layers whose weights are not there yet, or are where nobody would find them."""
+    """Refuse layers without weights, or with weights that cannot be found."""
     for path, layer in network.named_modules():
         where = f"the module {path!r}" if path else "the network"
         if isinstance(layer, torch.jit.ScriptModule):
@@ -143,28 +137,27 @@ def _check_layers(name: str, network: nn.Module) -> None:
         if any(isinstance(t, Tensor) and t.is_meta for t in tensors):
             raise InvalidInput(
                 f"backbone {name!r} has no weights: {where} is on torch's meta device; accepted: a "
-                "network with numbers."
+                "network with real weights."
             )
         if any(isinstance(t, (UninitializedParameter, UninitializedBuffer)) for t in tensors):
             raise InvalidInput(
-                f"backbone {name!r} has layers without weights, which the first images would give "
-                f"them ({path or 'its own parameters'}); accepted: a network that has been run "
-                "once on an image, or layers that are not lazy."
+                f"backbone {name!r} has lazy layers without weights ({path or 'the network'}); "
+                "accepted: a network that has been run once on an image."
             )
 
 
 def _check_tensors(name: str, network: nn.Module) -> None:
-    """Refuse a network whose state holds what is no plain tensor, as quantised ones do."""
+    """Refuse a network whose state has other than plain tensors, as when quantised."""
     for key, value in network.state_dict().items():
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
             raise InvalidInput(
-                f"backbone {name!r} cannot be trained: {key!r} is no plain tensor "
+                f"backbone {name!r} cannot be trained: {key!r} is not a plain tensor "
                 f"({type(value).__name__}); accepted: a network before it was quantised or packed."
             )
 
 
 def _unwrapped(network: Any) -> Any:
-    """The network inside what trains several copies of one, averages it, or compiles it."""
+    """The network inside wrappers for parallel training, averaging or compilation."""
     inside = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
     while isinstance(network, nn.Module):
         if isinstance(network, inside):
@@ -179,7 +172,7 @@ def _unwrapped(network: Any) -> Any:
 def preset(name: str, backbone: Backbone) -> Preset:
     """The recipes called `name` for a backbone: ``quick``, ``paper`` or ``strong``.
 
-    Raises InvalidInput if the name is unknown, or ``paper`` and nothing was published.
+    Raises InvalidInput if the name is unknown, or ``paper`` without a published recipe.
     """
     if one_of("preset", name, PRESETS) == "quick":
         return backbone.quick_preset()
@@ -195,7 +188,7 @@ def preset(name: str, backbone: Backbone) -> Preset:
 
 
 def _maker(network: Any, weights: Any) -> tuple[str, Callable[[], nn.Module], str]:
-    """A network's name, a function that makes it, and whose it is."""
+    """A network's name, a function that makes it, and where it comes from."""
     if isinstance(network, nn.Module):
         try:
             kept = copy.deepcopy(network)
@@ -205,12 +198,12 @@ def _maker(network: Any, weights: Any) -> tuple[str, Callable[[], nn.Module], st
                 "accepted: a network whose weights are its own parameters: prune.remove and "
                 "remove_weight_norm make them so."
             ) from error
-        return type(network).__name__, partial(_begun_anew, kept), "module"
+        return type(network).__name__, partial(_reinitialised, kept), "module"
     if callable(network):
         with seeded(0):
             try:
                 made = network()
-            except Exception as error:  # whatever a maker of a user's own may raise
+            except Exception as error:  # a user's function may raise anything
                 if isinstance(error, InvalidInput):
                     raise
                 raise InvalidInput(
@@ -228,7 +221,7 @@ def _maker(network: Any, weights: Any) -> tuple[str, Callable[[], nn.Module], st
         from torchvision.models import get_model
 
         own = {}
-        if network in AUXILIARY:  # torchvision's weights of these expect pixels of another scale
+        if network in AUXILIARY:  # torchvision's weights expect another pixel scale
             named = weights is not None and not _is_file(weights)
             own = {"aux_logits": False, "init_weights": True, "transform_input": named}
         return network, partial(get_model, network, weights=None, **own), "torchvision"
@@ -237,26 +230,30 @@ def _maker(network: Any, weights: Any) -> tuple[str, Callable[[], nn.Module], st
     raise AssertionError("unreachable: one_of refuses every other name")
 
 
-def _begun_anew(network: nn.Module) -> nn.Module:
-    """A copy with fresh weights: each layer's own initialisation, or Gaussian as those it has."""
+def _reinitialised(network: nn.Module) -> nn.Module:
+    """A copy with fresh weights: from each layer's reset_parameters, or Gaussian like the old."""
     made = copy.deepcopy(network).cpu()
     with torch.no_grad():
         for layer in made.modules():
             if is_parametrized(layer):
                 _redraw_parametrised(layer)
                 continue
-            # a layer whose weights are made of others has no use for its own initialisation
+            # reset_parameters does nothing for weights that are computed from others
             if callable(reset := getattr(layer, "reset_parameters", None)) and is_plain(layer):
                 reset()
                 continue
             for parameter in layer.parameters(recurse=False):
-                if parameter.ndim > 1:
-                    parameter.normal_(float(parameter.mean()), float(parameter.std(correction=0)))
+                _redraw(parameter)
     return made
 
 
+def _redraw(parameter: Tensor) -> None:
+    if parameter.ndim > 1:
+        parameter.normal_(float(parameter.mean()), float(parameter.std(correction=0)))
+
+
 def _redraw_parametrised(layer: nn.Module) -> None:
-    """Assign fresh weights to a layer that computes them from others, which then are fresh too."""
+    """Assign fresh weights to a parametrised layer, which sets the underlying parameters."""
     for name in layer.parametrizations:  # type: ignore[union-attr, attr-defined]
         old = getattr(layer, name)
         fresh = torch.empty_like(old).normal_(float(old.mean()), float(old.std(correction=0)))
@@ -264,8 +261,7 @@ def _redraw_parametrised(layer: nn.Module) -> None:
             setattr(layer, name, fresh)
         except (NotImplementedError, RuntimeError):  # a parametrisation without an inverse
             for parameter in layer.parameters():
-                if parameter.ndim > 1:
-                    parameter.normal_(float(parameter.mean()), float(parameter.std(correction=0)))
+                _redraw(parameter)
 
 
 @cache
@@ -308,7 +304,7 @@ def _timm_maker(name: str) -> Callable[[], nn.Module]:
 # --- pretrained weights: a state dict, and a digest of it for the run's identity
 
 
-def _of_module(module: nn.Module, own: str) -> tuple[Mapping[str, Tensor], str]:
+def _weights_of_module(module: nn.Module, own: str) -> tuple[Mapping[str, Tensor], str]:
     state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
     for name, tensor in state.items():
         if not all_finite(tensor):
@@ -319,13 +315,13 @@ def _of_module(module: nn.Module, own: str) -> tuple[Mapping[str, Tensor], str]:
     return state, f"{own} {digest_of_tensors(state)}"
 
 
-def _weights(
+def _load_weights(
     made: SplitNetwork, owner: str, weights: str | Path
 ) -> tuple[tuple[Mapping[str, Tensor], str], list[str]]:
-    said: list[str] = []
+    notes: list[str] = []
     if _is_file(weights):
         try:
-            state, said = _network_in(_read(user_path(weights)), made, user_path(weights))
+            state, notes = _find_state_dict(_read(user_path(weights)), made, user_path(weights))
         except InvalidInput as error:
             raise InvalidInput(as_written(str(error), weights)) from error
     elif owner == "torchvision":
@@ -336,14 +332,14 @@ def _weights(
         raise InvalidInput(f"weights {str(weights)!r}: there is no such file.")
     auxiliary = tuple(f"{part}." for part in AUXILIARY.get(made.name, ()))
     state = {
-        FORMER.sub(r"\1\2", key): tensor
+        OLD_DENSENET_NAME.sub(r"\1\2", key): tensor
         for key, tensor in state.items()
         if not key.startswith(auxiliary)
     }
     _check_state(made, state, weights)
     if f"{made.classifier}.weight" not in state:
-        said.append(f"{made.name}: the weights have no classifier, which begins anew.")
-    return (state, digest_of_tensors(state)), said
+        notes.append(f"{made.name}: the weights have no classifier; it is initialised.")
+    return (state, digest_of_tensors(state)), notes
 
 
 def _is_file(weights: str | Path) -> bool:
@@ -352,7 +348,7 @@ def _is_file(weights: str | Path) -> bool:
 
 
 def _read(path: Path) -> Any:
-    """What a file holds: tensors by name, or a container with them somewhere inside."""
+    """Read a file: tensors by name, or a container with such a state dict inside."""
     try:
         if path.suffix == ".safetensors":
             return read_tensors(path, links=True)[0]
@@ -360,9 +356,9 @@ def _read(path: Path) -> Any:
     except UnreadableFile as error:
         raise InvalidInput(f"weights {str(path)!r} cannot be read: {error}") from error
     try:
-        # of pickled files torch reads tensors and plain containers alone, and runs no code
+        # weights_only: loading never executes code
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds, for files of many kinds
+    except Exception as error:  # torch.load may raise anything
         raise InvalidInput(
             f"weights {str(path)!r} cannot be read ({first_line(error)}); accepted: .safetensors, "
             "or a state dict saved by torch.save."
@@ -370,21 +366,20 @@ def _read(path: Path) -> Any:
     return state
 
 
-def _network_in(
+def _find_state_dict(
     found: Any, made: SplitNetwork, path: Path
 ) -> tuple[Mapping[str, Tensor], list[str]]:
-    """The state dict of a network in what a checkpoint holds, and what was taken off to get it.
+    """The state dict in a checkpoint, and notes on the container and prefix that were removed.
 
-    Checkpoints keep a network beside its optimiser, and wrappers leave a prefix in the names of its
-    tensors.  Raises InvalidInput, which names the keys or the prefix, if there is more than one
-    network, or none.
+    Checkpoints keep a network beside its optimiser, and wrappers add a prefix to the names of its
+    tensors.  Raises InvalidInput unless there is exactly one network.
     """
-    said = []
+    notes = []
     where = f"weights {str(path)!r}"
-    for _ in range(DEEPEST):
-        if not isinstance(found, Mapping) or _is_state(found):
+    for _ in range(MAX_NESTING):
+        if not isinstance(found, Mapping) or _is_state_dict(found):
             break
-        inner = [key for key in found if isinstance(key, str) and _is_state(found[key])]
+        inner = [key for key in found if isinstance(key, str) and _is_state_dict(found[key])]
         known = [key for key in inner if key in CONTAINERS]
         deeper = [key for key in found if key in CONTAINERS and isinstance(found[key], Mapping)]
         choice = known or inner or deeper
@@ -395,8 +390,10 @@ def _network_in(
                 "in a checkpoint: save that one alone."
             )
         found = found[choice[0]]
-        said.append(f"{made.name}: the weights are what the checkpoint keeps as {choice[0]!r}.")
-    if not isinstance(found, Mapping) or not _is_state(found):
+        notes.append(
+            f"{made.name}: the weights are those that the checkpoint keeps as {choice[0]!r}."
+        )
+    if not isinstance(found, Mapping) or not _is_state_dict(found):
         raise InvalidInput(
             f"{where} hold {type(found).__name__}; accepted: a state dict, tensors by name."
         )
@@ -404,36 +401,36 @@ def _network_in(
     own = set(made.skeleton.state_dict())
     while state and not own & set(state):
         inside = {key.partition(".")[0] for key in state} & set(PREFIXES)
-        taken = inside.pop() if len(inside) == 1 else ""
-        if not taken:
+        prefix = inside.pop() if len(inside) == 1 else ""
+        if not prefix:
             firsts = ", ".join(sorted({repr(key.partition(".")[0] + ".") for key in state})[:6])
             raise InvalidInput(
-                f"{where} are not those of {made.name!r}: none of its tensors' names is there, "
-                f"they begin with {firsts}."
+                f"{where} are not those of {made.name!r}: none of its tensor names occurs; "
+                f"these begin with {firsts}."
             )
-        others = [key for key in state if not key.startswith(f"{taken}.")]
+        others = [key for key in state if not key.startswith(f"{prefix}.")]
         state = {
-            key.removeprefix(f"{taken}."): tensor
+            key.removeprefix(f"{prefix}."): tensor
             for key, tensor in state.items()
             if key not in others
         }
         left = f", without {len(others)} others such as {others[0]!r}" if others else ""
-        said.append(f"{made.name}: the weights' names begin with '{taken}.', which is cut{left}.")
-    return state, said
+        notes.append(f"{made.name}: the weights' names begin with '{prefix}.', which is cut{left}.")
+    return state, notes
 
 
 CONTAINERS = ("state_dict", "model", "net", "network", "model_state_dict", "model_state", "weights",
               "model_ema", "ema", "state_dict_ema", "ema_state_dict", "module")  # fmt: skip
 """Keys under which checkpoints keep networks."""
 
-DEEPEST = 5
-"""How many containers a network may lie in."""
+MAX_NESTING = 5
+"""Most containers around a state dict."""
 
 PREFIXES = ("module", "_orig_mod", "model", "net", "network", "backbone", "encoder")
-"""What wrappers put before the names of a network's tensors."""
+"""Prefixes that wrappers add to the names of a network's tensors."""
 
 
-def _is_state(found: Any) -> bool:
+def _is_state_dict(found: Any) -> bool:
     return (
         isinstance(found, Mapping)
         and bool(found)
@@ -444,18 +441,18 @@ def _is_state(found: Any) -> bool:
 def _check_state(made: SplitNetwork, state: Mapping[str, Tensor], weights: str | Path) -> None:
     """Raise InvalidInput unless the tensors are those of the network.
 
-    Its classifier is resized in any case, so theirs may have another number of outputs; and files
-    of old lack the counters of batch normalisations.
+    The classifier is resized anyway, so theirs may have any number of outputs; old files may lack
+    the counters of batch normalisations.
     """
-    odd = [
+    unusable = [
         key
         for key, tensor in state.items()
         if tensor.is_nested or tensor.layout != torch.strided or tensor.is_complex()
     ]
-    if odd or any(not tensor.numel() for key, tensor in state.items() if tensor.ndim):
-        odd = odd or [key for key, tensor in state.items() if not tensor.numel()]
+    if unusable or any(not tensor.numel() for key, tensor in state.items() if tensor.ndim):
+        unusable = unusable or [key for key, tensor in state.items() if not tensor.numel()]
         raise InvalidInput(
-            f"weights {str(weights)!r} cannot be trained on: {odd[0]!r} holds no plain real "
+            f"weights {str(weights)!r} cannot be trained on: {unusable[0]!r} holds no plain real "
             "numbers."
         )
     own = {key: list(tensor.shape) for key, tensor in made.skeleton.state_dict().items()}
@@ -464,7 +461,7 @@ def _check_state(made: SplitNetwork, state: Mapping[str, Tensor], weights: str |
         for key in {f"{made.classifier}.weight", f"{made.classifier}.bias"} & set(own):
             own[key][0] = len(classifier)
     parts = {f"{made.classifier}.weight", f"{made.classifier}.bias"}
-    optional = parts if not parts & set(state) else set()  # it is made anew
+    optional = parts if not parts & set(state) else set()  # then it is initialised
     missing = [
         key
         for key in own

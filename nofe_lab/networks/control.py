@@ -1,8 +1,8 @@
 """The flat control: as deep and as large as a network of experts, but without experts.
 
-A network of experts is deeper and larger than its base CNN.  Its control has the same trunk and, in
-place of K branches, a single one: as deep as they are, and as expensive as all of them together.
-What the network of experts gains over its control comes from the specialties, the rest from size.
+A network of experts is deeper and larger than its base CNN.  Its control has the same trunk and one
+branch instead of K: as deep as they are, and as expensive as all of them together.  What the
+network of experts gains over its control comes from the specialties, the rest from depth and size.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from nofe_lab.recipes import Preset
 
 
 class FlatControl(Backbone):
-    """The backbone of the flat control of a network of K experts: its head is `make_control`'s.
+    """The backbone of the flat control of K experts: its head comes from `make_control`.
 
-    width: of the experts.  Raises InvalidInput if the widths of the branches cannot be changed.
+    width: of the experts.  `for_images` raises InvalidInput if the branches' width is fixed.
     """
 
     def __init__(self, backbone: Backbone, K: int, width: float = 1.0) -> None:

@@ -1,4 +1,4 @@
-"""What a network is made of and what it costs, before anything is trained."""
+"""The layers, parameters and multiply-accumulates of a network, without training it."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def count_macs(module: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """Multiply-accumulates of one image of `input_shape` (c, h, w), by torch's own counter.
+    """Multiply-accumulates for one image of `input_shape` (c, h, w), by torch's FLOP counter.
 
-    Convolutions and matrix products count, biases, pooling and nonlinearities do not.
+    Counts convolutions and matrix products, not biases, pooling and nonlinearities.
     """
     with FlopCounterMode(display=False) as counter:
-        _show_an_image(module, input_shape)
+        _run_once(module, input_shape)
     return int(counter.get_total_flops()) // 2
 
 
-def an_image(module: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
-    """An image [1, c, h, w] of zeros, as a module's weights want it."""
+def blank_image(module: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
+    """An image [1, c, h, w] of zeros, with the device and dtype of a module's parameters."""
     parameter = next(module.parameters(), torch.empty(0))
     return torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
 
 
-def _size_of(output: Tensor) -> str:
-    return " x ".join(map(str, output.shape[1:]))
+def size_in_words(shape: tuple[int, ...]) -> str:
+    """(3, 32, 32) -> "3 x 32 x 32"."""
+    return " x ".join(map(str, shape))
 
 
-def _show_an_image(module: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
+def _run_once(module: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
     with torch.no_grad(), modes_kept(module):
-        output: Tensor = module.eval()(an_image(module, input_shape))
+        output: Tensor = module.eval()(blank_image(module, input_shape))
     return output
 
 
 def layer_table(network: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFrame:
-    """The layer groups of a network, in the order in which an image of `input_shape` meets them.
+    """The layer groups of a network, in the order in which an image of `input_shape` passes them.
 
     One row a group: part (trunk, shared, head, branches), layers (the module inside the part), the
-    output shape of its last layer, parameters and multiply-accumulates.  All branches count
-    together; the shape is that of the first.  The last row is the whole network's.  By torch's own
-    counter.
+    output shape of its last layer, parameters and multiply-accumulates (by torch's FLOP counter).
+    The branches are summed, with the shape of the first.  The last row is the whole network.
     """
     leaves = {m: name for name, m in network.named_modules() if next(m.children(), None) is None}
     rows: dict[tuple[str, str], dict[str, Any]] = {}
@@ -66,7 +66,7 @@ def layer_table(network: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFram
         row = rows.setdefault(group_of(leaves[module]), {"output": "", "macs": 0})
         row["macs"] += macs
         if first and isinstance(output, Tensor):
-            row["output"] = _size_of(output)
+            row["output"] = size_in_words(output.shape[1:])
 
     branches = [name for name, _ in getattr(network, "branches", nn.ModuleDict()).items()]
     first_branch = f"branches.{branches[0]}." if branches else "branches."
@@ -75,7 +75,7 @@ def layer_table(network: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFram
     for leaf in leaves:
         hooks += [leaf.register_forward_pre_hook(before), leaf.register_forward_hook(after)]
     with FlopCounterMode(display=False) as counter:
-        logits = _show_an_image(network, input_shape)
+        logits = _run_once(network, input_shape)
     for hook in hooks:
         hook.remove()
     parameters: Counter[tuple[str, str]] = Counter()
@@ -84,9 +84,9 @@ def layer_table(network: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFram
             parameters[group_of(name.rpartition(".")[0])] += parameter.numel()
     whole = int(counter.get_total_flops()) // 2
     between = whole - sum(row["macs"] for row in rows.values())
-    if between:  # products that a forward makes itself
+    if between:  # products computed in a forward, outside of layers
         rows["", "between layers"] = {"output": "", "macs": between}
-    for group in parameters:  # and parameters that it holds itself
+    for group in parameters:  # parameters held outside of layers
         rows.setdefault(group, {"output": "", "macs": 0})
     table = pd.DataFrame(
         [
@@ -102,14 +102,16 @@ def layer_table(network: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFram
         ]
     )
     sums = [count_parameters(network), whole]
-    total = pd.DataFrame([["total", "", _size_of(logits), *sums]], columns=table.columns)
+    total = pd.DataFrame(
+        [["total", "", size_in_words(logits.shape[1:]), *sums]], columns=table.columns
+    )
     return pd.concat([table, total], ignore_index=True)
 
 
 def _grouping(paths: Iterable[str]) -> Callable[[str], tuple[str, str]]:
-    """A function from a layer's path to (part, group): the modules directly inside the part.
+    """A function from a layer's path to (part, group): the module directly inside the part.
 
-    Where a part is one module with everything inside, as in ``features.7``, one level deeper.
+    One level deeper where a part is a single module, as in ``features.7``.
     """
 
     def inside(path: str) -> tuple[str, list[str]]:

@@ -1,8 +1,8 @@
-"""What makes a network of one's own what it is: a digest of its code and of all of its settings.
+"""Digests of a user's network: its weights, its code and all of its settings.
 
-A run is found again by a digest of what was asked for.  Of a network of one's own that is more than
-its weights: the functions that its layers hold, their configuration objects, the code behind them.
-What is left out here would make another network's results pass for this one's.
+A run is found by a digest of what was asked for.  For a user's network that includes the functions
+and configuration objects that its layers hold, and the code behind them.  Anything left out here
+could pass another network's results off as this one's.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from nofe_lab.files import digest_of_tensors
-from nofe_lab.networks.tracing import HOOKS
+from nofe_lab.networks.tracing import HOOKS, is_from_library
 
-_PARTS = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"}
+_NOT_SETTINGS = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"}
 _HOOK_SETTINGS = (
-    "hook",  # torch keeps hooks, and settings of hooks, under names that hold this
+    "hook",  # in the names of torch's attributes for hooks and their settings
     "_is_full_backward",
     "_load_state",
     "_state_dict",
@@ -37,31 +37,31 @@ _HOOK_SETTINGS = (
 
 
 class CannotDigest(Exception):
-    """The content of a setting cannot be told; the message names it."""
+    """The content of a setting cannot be determined; the message names it."""
 
 
 class Digest:
-    """A digest of Python objects by what they are, not by where they lie in memory."""
+    """A digest of Python objects by content, not by address."""
 
     def __init__(self) -> None:
         self.sha = hashlib.sha256()
         self.paths: dict[int, str] = {}
-        """Of a network's modules, which are digested one by one, by id."""
+        """Paths, by id, of a network's modules, which are digested one by one."""
         self.seen: dict[int, int] = {}
-        self.kept: list[Any] = []  # so that no id is used again
+        self.alive: list[Any] = []  # keeps Python from reusing their ids
 
     def hexdigest(self) -> str:
         """16 hexadecimal digits."""
         return self.sha.hexdigest()[:16]
 
     def write(self, *words: object) -> None:
-        """Take words as they are."""
+        """Add the text of each word."""
         for word in words:
             text = str(word).encode("utf-8", "surrogatepass")
             self.sha.update(f"{len(text)}:".encode() + text)
 
     def add(self, name: str, value: Any) -> None:
-        """Take a named value.  Raises CannotDigest, which gives its name."""
+        """Add a named value.  Raises CannotDigest with its name."""
         self.write(name)
         try:
             self._add(value)
@@ -71,7 +71,7 @@ class Digest:
             raise CannotDigest(name) from error
 
     def add_module(self, path: str, module: nn.Module) -> None:
-        """Take one module of a network: its class, settings and hooks, not its parts."""
+        """Add one module of a network: its class, settings and hooks, not its children."""
         self.write("module", path)
         self._add(type(module))
         if isinstance(module, fx.GraphModule):
@@ -79,7 +79,7 @@ class Digest:
             return
         for name, value in sorted(vars(module).items()):
             is_hooks = any(part in name for part in _HOOK_SETTINGS) and name.startswith("_")
-            if name not in _PARTS and not is_hooks:
+            if name not in _NOT_SETTINGS and not is_hooks:
                 self.add(name, value)
         for hooks in HOOKS:
             for hook in getattr(module, hooks).values():
@@ -105,7 +105,7 @@ class Digest:
             self.write("seen", self.seen[id(value)])
         else:
             self.seen[id(value)] = len(self.seen)
-            self.kept.append(value)
+            self.alive.append(value)
             self._add_object(value)
 
     def _add_object(self, value: Any) -> None:
@@ -129,7 +129,7 @@ class Digest:
             self._add_container(value)
         elif isinstance(value, nn.Module):
             self.write("network", digest_of(value))
-        elif isinstance(value, logging.Logger):  # what is said is not what is computed
+        elif isinstance(value, logging.Logger):  # does not affect results
             self.write("logger", value.name)
         elif _is_all_python(type(value)):
             self._add(type(value))
@@ -139,7 +139,7 @@ class Digest:
             try:
                 self.write("pickled", type(value).__qualname__)
                 self.sha.update(pickle.dumps(value, protocol=4))
-            except Exception as error:  # pickle raises many kinds, for objects of many kinds
+            except Exception as error:  # pickle may raise anything
                 raise CannotDigest from error
 
     def _add_container(self, value: Any) -> None:
@@ -164,14 +164,14 @@ class Digest:
         self.write("class", kind.__module__, kind.__qualname__)
         if issubclass(kind, Enum):
             self._add([(each.name, each.value) for each in kind])
-        elif not _is_foreign(kind):
+        elif not is_from_library(kind):
             for base in kind.__mro__:
-                if not _is_foreign(base):
+                if not is_from_library(base):
                     for name, value in sorted(vars(base).items()):
                         self._add_attribute(name, value)
 
     def _add_attribute(self, name: str, value: Any) -> None:
-        """A method, property or constant of a class; what Python keeps there is passed over."""
+        """Add a method, property or constant of a class; skip what Python itself adds."""
         if isinstance(value, (staticmethod, classmethod)):
             value = value.__func__
         if isinstance(value, property):
@@ -179,13 +179,13 @@ class Digest:
         elif isinstance(value, functools.cached_property):
             self.add(name, value.func)
         elif isinstance(value, types.FunctionType) or not (
-            name.startswith(("__", "_abc_")) or isinstance(value, _MACHINERY)
+            name.startswith(("__", "_abc_")) or isinstance(value, _DESCRIPTORS)
         ):
             self.add(name, value)
 
     def _add_function(self, function: types.FunctionType) -> None:
         self.write("function", function.__module__, function.__qualname__)
-        if _is_foreign(function):
+        if is_from_library(function):
             return
         self.write(source_of(function))
         self._add([function.__defaults__, function.__kwdefaults__])
@@ -202,18 +202,18 @@ class Digest:
             value = function.__globals__[name]
             if not isinstance(value, types.ModuleType):
                 self.add(name, value)
-            elif _is_own(value):  # a file of the user's: what is used of it
+            elif _is_user_file(value):  # a user's file: only what is used of it
                 for attribute in sorted(attributes & set(vars(value))):
                     if not isinstance(inner := vars(value)[attribute], types.ModuleType):
                         self.add(f"{name}.{attribute}", inner)
 
 
 def digest_of(network: nn.Module) -> str:
-    """A digest of all that makes a network of one's own what it is.
+    """A digest of all that determines what a user's network computes.
 
-    Weights and buffers, which of them learn, the code of its modules and of the functions that they
-    use, their settings whatever they are, and their hooks.  Raises CannotDigest for a setting whose
-    content cannot be told.
+    Covers weights and buffers, which of them are trained, the code of its modules and of the
+    functions that they use, their settings and their hooks.  Raises CannotDigest for a setting
+    whose content cannot be determined.
     """
     digest = Digest()
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
@@ -231,7 +231,7 @@ def digest_of(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def code_of(kind: type) -> str:
+def digest_of_class(kind: type) -> str:
     """A digest of the code of a class."""
     digest = Digest()
     digest._add(kind)
@@ -239,16 +239,16 @@ def code_of(kind: type) -> str:
 
 
 def source_of(function: types.FunctionType) -> str:
-    """The text of a function if it can be had; of a lambda, one of several in a line, its code."""
+    """The source of a function if available; else, and for a lambda, its bytecode."""
     if function.__name__ != "<lambda>":
         try:
             return inspect.getsource(function)
         except (OSError, TypeError):
             pass
-    return _code(function.__code__)
+    return _bytecode(function.__code__)
 
 
-def _code(code: types.CodeType) -> str:
+def _bytecode(code: types.CodeType) -> str:
     return repr(
         (code.co_code.hex(), [*map(_constant, code.co_consts)], code.co_names, code.co_varnames)
     )
@@ -256,13 +256,13 @@ def _code(code: types.CodeType) -> str:
 
 def _constant(value: Any) -> str:
     if isinstance(value, types.CodeType):
-        return _code(value)
-    # the order of a set changes from process to process
+        return _bytecode(value)
+    # sets are ordered differently in each process
     return repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
 
 
 def _names_in(code: types.CodeType) -> tuple[set[str], set[str]]:
-    """The globals that code uses, and the names that it looks up in objects."""
+    """The globals that code uses, and the attributes that it reads."""
     names, attributes = set(), set()
     for step in dis.get_instructions(code):
         if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
@@ -277,8 +277,8 @@ def _names_in(code: types.CodeType) -> tuple[set[str], set[str]]:
     return names, attributes
 
 
-def _is_own(module: types.ModuleType) -> bool:
-    """Whether a module is a file of the user's, not of a library."""
+def _is_user_file(module: types.ModuleType) -> bool:
+    """Whether a module is a user's file, not part of a library."""
     file = getattr(module, "__file__", None)
     libraries = {
         sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")
@@ -286,17 +286,17 @@ def _is_own(module: types.ModuleType) -> bool:
     return file is not None and not any(file.startswith(str(place)) for place in libraries)
 
 
-_MACHINERY = (
+_DESCRIPTORS = (
     types.GetSetDescriptorType,
     types.MemberDescriptorType,
     types.WrapperDescriptorType,
     types.MethodDescriptorType,
 )
-"""What Python itself puts into classes."""
+"""Attributes that Python itself adds to classes."""
 
 
 def _settings(value: Any) -> dict[str, Any]:
-    """The attributes of an object, in its dict or its slots."""
+    """The attributes of an object, from its dict or its slots."""
     found = {str(name): inner for name, inner in getattr(value, "__dict__", {}).items()}
     for kind in type(value).__mro__:
         slots = vars(kind).get("__slots__", ())
@@ -312,23 +312,10 @@ def _is_built_in(value: Any) -> bool:
 
 
 def _is_all_python(kind: type) -> bool:
-    """Whether all that an object of a class holds is in its ``__dict__`` and its slots."""
-    return all(map(_is_python, kind.__mro__))
+    """Whether ``__dict__`` and slots hold all the state of a class's objects: no base is in C."""
 
+    def is_python(base: type) -> bool:
+        file = getattr(sys.modules.get(base.__module__), "__file__", None) or ""
+        return base is object or base.__module__ == "__main__" or file.endswith((".py", ".pyc"))
 
-def _is_python(kind: type) -> bool:
-    """Whether a class is written in Python, as far as its module tells; notebooks have no file."""
-    module = sys.modules.get(kind.__module__)
-    file = getattr(module, "__file__", None) or ""
-    return kind is object or kind.__module__ == "__main__" or file.endswith((".py", ".pyc"))
-
-
-_STANDARD = {"builtins", "typing", "collections", "abc", "enum", "functools", "math", "operator"}
-
-
-def _is_foreign(kind: Any) -> bool:
-    """Whether a class or function comes from a library, whose version is noted elsewhere."""
-    module = getattr(kind, "__module__", None) or ""  # code without one is the user's
-    root = module.split(".")[0]
-    libraries = {"torch", "torchvision", "timm", "nofe_lab", "numpy", "pandas", "scipy", "PIL"}
-    return root in libraries | _STANDARD
+    return all(map(is_python, kind.__mro__))

@@ -1,23 +1,22 @@
 """K experts executed as one network.
 
-The branches of a network of experts are alike but for their weights, so K small layers can be one
-large one.  A branch is traced once; its graph is then carried out on *stacked* values, which have
-the K experts in front of a branch's own dimensions:
+The branches of a network of experts differ only in their weights, so K small layers can be one
+large one.  A branch is traced once; its graph then runs on *stacked* values, with a dimension of K
+experts before a branch's own dimensions:
 
     all branches read the same features       one dense layer with K times the outputs
     a convolution of stacked maps             one grouped convolution
     an fc layer of stacked vectors            one batched matrix product
     normalisation, pooling                    the same over K times the channels
-    nonlinearities, sums, flattening ...      the same, one dimension further back
-    classifiers of specialties of all sizes   padded to the largest; the padding is cut off again
+    nonlinearities, sums, flattening ...      the same, one dimension later
+    classifiers of different sizes            padded to the largest; the padding is cut off again
 
-In memory the experts lie beside the channels, [N, h, w, K, c], so a stacked map is a wide map
-without a copy.  What depends on the features alone is computed once.  Where none of this fits, a
-layer runs once for each expert and the rest stays stacked: the function is the branches' in any
-case.
+In memory the experts are next to the channels, [N, h, w, K, c], so stacked maps become wide maps
+without a copy.  Layers that depend only on the features run once.  A layer that fits no rule runs
+once for each expert, and the rest stays stacked: the result is always that of the branches.
 
-This is an execution form only.  Weights stay in the branches, under their names, and are put side
-by side anew in every step, so state dicts, optimisers and single experts know nothing of it.
+Only the execution changes.  Weights stay in the branches, under their names, and are concatenated
+in each step, so state dicts, optimisers and single experts are not affected.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from inspect import signature
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -42,19 +41,19 @@ from nofe_lab.networks.tracing import (
     FX_CONSTANT,
     IN_PLACE,
     attribute,
+    function_of,
     gives_new_memory,
     has_hooks,
     modes_kept,
+    name_and_in_place,
     trace,
-    what_happens,
 )
 from nofe_lab.networks.widths import POINTWISE, POOLING
 
 GROUP_MACS = 1.5e9
-"""Multiply-accumulates, per thread of a CPU, of the experts that run as one there in one forward.
-Fewer experts waste the time between layers; more of them, and what one layer hands to the next no
-longer waits in the cache.  Measured on two cores, with the experts of five networks at K = 10 and
-50.  On a GPU, where none has been measured, all experts are one group."""
+"""Multiply-accumulates of a forward, per CPU thread, for the experts of one group.  Smaller groups
+spend more time between layers; in larger ones activations no longer fit into the cache.  Measured
+on two cores, for five networks at K = 10 and 50.  On a GPU (not measured) there is one group."""
 
 
 class CannotGroup(InvalidInput):
@@ -63,36 +62,35 @@ class CannotGroup(InvalidInput):
 
 @dataclass(frozen=True)
 class Stacked:
-    """A tensor of each expert, as one: [K, ...].
+    """The tensors of all experts as one, [K, ...].
 
-    sizes: of dimension 1 of the experts' own tensors, where they differ; what lies behind is
-    padding.
+    sizes: of dimension 1 of the experts' own tensors, if they differ; the rest is padding.
     """
 
     tensor: Tensor
     sizes: tuple[int, ...] | None = None
 
     def of(self, k: int) -> Tensor:
-        """What expert k has."""
+        """The tensor of expert k, without padding."""
         own = self.tensor[k]
         return own if self.sizes is None else own.narrow(1, 0, self.sizes[k])
 
 
 @dataclass(frozen=True)
-class Apart:
-    """Something of each expert, one beside the other."""
+class PerExpert:
+    """One value for each expert, not stacked."""
 
     values: tuple[Any, ...]
 
 
-_Values = (Tensor, Stacked, Apart)
+_Values = (Tensor, Stacked, PerExpert)
 
 
 class GroupedBranches:
     """The branches of a network of experts as one function: features -> logits [N, sum of n_k].
 
-    branches: modules of one architecture; their classifiers may differ in their outputs.
-    Raises CannotGroup if they are not alike, or if one may change a tensor that is read again.
+    branches: modules of one architecture, whose classifiers may differ in their outputs.
+    Raises CannotGroup if they are not alike, or may change in place a tensor that is read later.
     """
 
     def __init__(self, branches: Sequence[nn.Module]) -> None:
@@ -109,13 +107,13 @@ class GroupedBranches:
         self.last_use = {
             source.name: node.name for node in self.graph.nodes for source in node.all_input_nodes
         }
-        self.apart: dict[str, str] = {}
-        """What runs once for each expert, name -> kind; known after the first call."""
-        self._kept: Tensor | None = None  # once for all steps: a GPU would wait for it in each
+        self.per_expert: dict[str, str] = {}
+        """Nodes that run once for each expert, name -> kind; known after the first call."""
+        self._kept_columns: Tensor | None = None  # cached, lest a GPU wait for it in each step
 
     @property
     def is_current(self) -> bool:
-        """Whether the branches still have the layers that they had."""
+        """Whether no layer of the branches was replaced."""
         return all(
             branch.get_submodule(path) is layer
             for path, layers in self.layers.items()
@@ -127,7 +125,7 @@ class GroupedBranches:
         for node in self.graph.nodes:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             if node.op == "output":
-                return self._joined(args[0])
+                return self._concatenated(args[0])
             if node.op == "placeholder":
                 values[node] = features
             elif node.op == "get_attr":
@@ -140,11 +138,11 @@ class GroupedBranches:
         raise AssertionError("a graph has an output")
 
     def _attribute(self, path: str) -> Any:
-        """A parameter or buffer of every branch, or a value that they share."""
+        """A parameter or buffer of all branches, or a value that they share."""
         first = attribute(self.branches[0], path)
         if not isinstance(first, Tensor) or path.startswith(FX_CONSTANT):
             return first
-        return _restacked(Apart(tuple(attribute(branch, path) for branch in self.branches)))
+        return _stacked(PerExpert(tuple(attribute(branch, path) for branch in self.branches)))
 
     def _run(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         each: list[Callable[..., Any]]
@@ -154,45 +152,47 @@ class GroupedBranches:
             each = [*layers]
             rule = partial(LAYERS.get(type(layers[0]), _no_rule) if alike else _no_rule, layers)
         else:
-            each = [_function(node)] * self.K
-            rule = partial(OPERATIONS.get(_name(node), _no_rule), self.K, each[0])
-        args, kwargs = given = fx.node.map_aggregate((args, kwargs), _restacked)
-        if node.op != "call_module" and not _those(_Values, given):
-            return each[0](*args, **kwargs)  # of sizes, for instance
-        known = _takes(rule.func, len(rule.args) + len(args), tuple(kwargs))
+            each = [function_of(node)] * self.K
+            rule = partial(OPERATIONS.get(_operation(node), _no_rule), self.K, each[0])
+        args, kwargs = given = fx.node.map_aggregate((args, kwargs), _stacked)
+        if node.op != "call_module" and not _find_all(_Values, given):
+            return each[0](*args, **kwargs)  # on sizes, for instance
+        known = _accepts(rule.func, len(rule.args) + len(args), tuple(kwargs))
         result = rule(*args, **kwargs) if known and _fits(rule.func, given) else NotImplemented
         if result is not NotImplemented:
             return result
-        self.apart[node.name] = type(each[0]).__name__ if node.op == "call_module" else _name(node)
-        # what may change its input gets one of its own for each expert
-        own = what_happens(node, self.branches[0])[1]
+        self.per_expert[node.name] = (
+            type(each[0]).__name__ if node.op == "call_module" else _operation(node)
+        )
+        # an operation that may work in place gets copies of shared inputs
+        own = name_and_in_place(node, self.branches[0])[1]
         results = []
         for k, function in enumerate(each):
-            own_args, own_kwargs = _of(k, args, own), _of(k, kwargs, own)
+            own_args, own_kwargs = _arguments_of(k, args, own), _arguments_of(k, kwargs, own)
             results.append(function(*own_args, **own_kwargs))
-        return Apart(tuple(results))
+        return PerExpert(tuple(results))
 
-    def _joined(self, logits: Any) -> Tensor:
-        """[N, sum of n_k]: the experts' logits, one behind the other."""
-        if isinstance(logits, Tensor):  # no layer has weights of its own
+    def _concatenated(self, logits: Any) -> Tensor:
+        """Concatenate the experts' logits: [N, sum of n_k]."""
+        if isinstance(logits, Tensor):  # no layer has weights
             return torch.cat([logits] * self.K, dim=1)
-        if isinstance(logits, Apart):
+        if isinstance(logits, PerExpert):
             return torch.cat(logits.values, dim=1)
         joined = logits.tensor.transpose(0, 1).flatten(1)
         if logits.sizes is None:
             return joined
-        if self._kept is None or self._kept.device != joined.device:
+        if self._kept_columns is None or self._kept_columns.device != joined.device:
             widest = logits.tensor.shape[2]
             kept = [k * widest + j for k, n in enumerate(logits.sizes) for j in range(n)]
-            with torch.inference_mode(False):  # training may use it, too
-                self._kept = torch.tensor(kept, device=joined.device)
-        return joined[:, self._kept]
+            with torch.inference_mode(False):  # so that training can use it, too
+                self._kept_columns = torch.tensor(kept, device=joined.device)
+        return joined[:, self._kept_columns]
 
 
 class Groups:
-    """All branches of a network of experts, in as many groups as suit device and batch.
+    """All branches of a network of experts, in groups that suit device and batch size.
 
-    features -> logits [N, C], one branch behind the other.
+    features -> logits [N, C], the branches' logits concatenated.
     """
 
     def __init__(self, branches: Sequence[nn.Module]) -> None:
@@ -204,9 +204,9 @@ class Groups:
         return torch.cat([group(features) for group in self.groups(features)], dim=1)
 
     def groups(self, features: Tensor) -> list[GroupedBranches | nn.Module]:
-        """How they run for these features: in groups of equal size, or of one; nearly so."""
+        """Groups of nearly equal size for these features; a group of one is the branch itself."""
         K = len(self.branches)
-        number = 1 if features.device.type != "cpu" else math.ceil(K / self._at_once(features))
+        number = 1 if features.device.type != "cpu" else math.ceil(K / self._group_size(features))
         groups = self._by_size.get(number, ())
         if not groups or not all(g.is_current for g in groups if isinstance(g, GroupedBranches)):
             ends = [round(i * K / number) for i in range(number + 1)]
@@ -217,14 +217,14 @@ class Groups:
         return self._by_size[number]
 
     @property
-    def apart(self) -> set[str]:
-        """The kinds of layers and functions that ran once for each expert."""
+    def per_expert(self) -> set[str]:
+        """Kinds of layers and functions that ran once for each expert."""
         groups = (group for groups in self._by_size.values() for group in groups)
         grouped = (group for group in groups if isinstance(group, GroupedBranches))
-        return {kind for group in grouped for kind in group.apart.values()}
+        return {kind for group in grouped for kind in group.per_expert.values()}
 
-    def _at_once(self, features: Tensor) -> int:
-        """How many experts a CPU should run as one."""
+    def _group_size(self, features: Tensor) -> int:
+        """How many experts a CPU should run as one group."""
         if self._macs is None:
             self._macs = count_macs(self.branches[0], tuple(features.shape[1:]))
         affordable = GROUP_MACS * torch.get_num_threads() / max(len(features) * self._macs, 1)
@@ -243,18 +243,18 @@ def _check_alike(branches: Sequence[nn.Module]) -> None:
         if first.keys() != other.keys():
             raise CannotGroup("branches have different layers")
         for path, module in first.items():
-            if _plain(module) != _plain(other[path]):
+            if _signature(module) != _signature(other[path]):
                 raise CannotGroup(f"{path or 'the forward'!r} differs between branches")
 
 
-def _plain(module: nn.Module) -> dict[str, Any]:
-    """What tells a module from another, but for weights and the number of outputs."""
+def _signature(module: nn.Module) -> dict[str, Any]:
+    """What must be equal between branches: all but weights and the number of outputs."""
     plain: dict[str, Any] = {
         k: v for k, v in vars(module).items() if isinstance(v, (int, float, str, tuple))
     }
     for name in ("training", "out_features", "out_channels"):
         plain.pop(name, None)
-    # every GraphModule is of a class of its own
+    # each GraphModule has its own class
     plain["class"] = module.code if isinstance(module, fx.GraphModule) else type(module)
     tensors = {**module._parameters, **module._buffers}
     plain["tensors"] = sorted(name for name, tensor in tensors.items() if tensor is not None)
@@ -262,28 +262,28 @@ def _plain(module: nn.Module) -> dict[str, Any]:
 
 
 def _graph_of(branch: nn.Module) -> fx.Graph:
-    """What torch.fx sees of a branch; to it, `a += b` is a sum that leaves the old `a` alone."""
+    """The fx graph of a branch; fx traces `a += b` as a sum that does not change `a`."""
     if isinstance(branch, fx.GraphModule):
         return branch.graph
     try:
         with modes_kept(branch):
-            return trace(branch, type(branch).__name__)
+            return trace(branch, type(branch).__name__).graph
     except InvalidInput as error:
         raise CannotGroup(str(error)) from error
 
 
 def _check_in_place(graph: fx.Graph, branch: nn.Module) -> None:
-    """Refuse a branch that may change a tensor which it reads again afterwards.
+    """Refuse a branch that may change in place a tensor that it reads later.
 
-    Rules change values in place or not, as it happens; where nobody looks again, that is the same.
+    The rules do not preserve in-place changes; without later reads that makes no difference.
     """
     place = {node: i for i, node in enumerate(graph.nodes)}
-    memory: dict[fx.Node, set[fx.Node]] = {}  # nodes whose tensors may lie in the same place
+    memory: dict[fx.Node, set[fx.Node]] = {}  # nodes whose tensors may share memory
     for node in graph.nodes:
         memory[node] = {node}
         if not node.op.startswith("call"):
             continue
-        name, in_place = what_happens(node, branch)
+        name, in_place = name_and_in_place(node, branch)
         inputs = node.all_input_nodes[: 1 if name in IN_PLACE else None]
         together = set().union(*(memory[source] for source in inputs))
         later = [n for n in together if any(place[user] > place[node] for user in n.users)]
@@ -294,36 +294,29 @@ def _check_in_place(graph: fx.Graph, branch: nn.Module) -> None:
                 memory[member] = together | {node}
 
 
-def _name(node: fx.Node) -> str:
-    """Of a function or method."""
+def _operation(node: fx.Node) -> str:
+    """The name of a node's function or method."""
     return node.target if isinstance(node.target, str) else node.target.__name__
-
-
-def _function(node: fx.Node) -> Callable[..., Any]:
-    """What a node that is no layer calls."""
-    if node.op == "call_function":
-        return cast(Callable[..., Any], node.target)
-    return lambda value, *args, **kwargs: getattr(value, _name(node))(*args, **kwargs)
 
 
 # --- stacked values
 
 
-def _restacked(value: Any) -> Any:
-    """Tensors that are apart, stacked if they have one shape; anything else as it is."""
-    each = value.values if isinstance(value, Apart) else ()
+def _stacked(value: Any) -> Any:
+    """Stack per-expert tensors of one shape; return anything else as it is."""
+    each = value.values if isinstance(value, PerExpert) else ()
     if all(isinstance(v, Tensor) for v in each) and len({v.shape for v in each}) == 1:
         return Stacked(torch.stack(each))
     return value
 
 
-def _of(k: int, given: Any, own: bool) -> Any:
-    """The arguments of expert k; own: copies of what all experts share."""
+def _arguments_of(k: int, given: Any, own: bool) -> Any:
+    """The arguments of expert k; own: copy shared tensors."""
 
     def pick(value: Any) -> Any:
         if isinstance(value, Stacked):
             return value.of(k)
-        if isinstance(value, Apart):
+        if isinstance(value, PerExpert):
             return value.values[k]
         return value.clone() if own and isinstance(value, Tensor) else value
 
@@ -331,16 +324,16 @@ def _of(k: int, given: Any, own: bool) -> Any:
 
 
 def _expanded(value: Tensor | Stacked, K: int) -> Tensor:
-    """[K, ...], also of what all experts share."""
+    """The value as [K, ...]; shared tensors are expanded."""
     return value.expand(K, *value.shape) if isinstance(value, Tensor) else value.tensor
 
 
-def _wide(x: Tensor) -> Tensor:
-    """[K, N, c, ...] -> [N, K c, ...]: without a copy where the experts lie beside the channels."""
+def _fold(x: Tensor) -> Tensor:
+    """[K, N, c, ...] -> [N, K c, ...], without a copy if the experts are next to the channels."""
     return x.movedim(0, 1).flatten(1, 2)
 
 
-def _narrow(x: Tensor, K: int) -> Tensor:
+def _unfold(x: Tensor, K: int) -> Tensor:
     """[N, K c, ...] -> [K, N, c, ...], without a copy."""
     return x.unflatten(1, (K, -1)).movedim(1, 0)
 
@@ -351,9 +344,9 @@ def _flat(parameter: Any) -> Any:
 
 
 def _weights(layers: Sequence[Any], name: str) -> tuple[Any, tuple[int, ...] | None]:
-    """One parameter of all layers [K, outputs, ...], padded where their outputs differ in number.
+    """One parameter of all layers, [K, outputs, ...], and the numbers of outputs if they differ.
 
-    And these numbers, if they do.
+    Then the parameter is padded to the largest.
     """
     each = [getattr(layer, name) for layer in layers]
     if each[0] is None:
@@ -364,8 +357,8 @@ def _weights(layers: Sequence[Any], name: str) -> tuple[Any, tuple[int, ...] | N
     return pad_sequence(each, batch_first=True), sizes
 
 
-def _those(kind: Any, given: Any) -> list[Any]:
-    """All values of a kind among arguments, however deep."""
+def _find_all(kind: Any, given: Any) -> list[Any]:
+    """All values of a type in nested arguments."""
     found: list[Any] = []
 
     def look(value: Any) -> Any:
@@ -378,8 +371,8 @@ def _those(kind: Any, given: Any) -> list[Any]:
 
 
 @cache
-def _takes(rule: Callable[..., Any], positional: int, named: tuple[str, ...]) -> bool:
-    """Whether a rule knows all arguments that are given."""
+def _accepts(rule: Callable[..., Any], positional: int, named: tuple[str, ...]) -> bool:
+    """Whether a rule accepts such arguments."""
     try:
         signature(rule).bind(*[None] * positional, **dict.fromkeys(named))
     except TypeError:
@@ -388,9 +381,9 @@ def _takes(rule: Callable[..., Any], positional: int, named: tuple[str, ...]) ->
 
 
 def _fits(rule: Any, given: Any) -> bool:
-    """Whether a rule can take these values: none apart, and padding only where it does no harm."""
-    padded = any(stacked.sizes is not None for stacked in _those(Stacked, given))
-    return not _those(Apart, given) and (not padded or rule in KEEP_PADDING)
+    """Whether a rule can take these values: not PerExpert, and padded only if it keeps padding."""
+    padded = any(stacked.sizes is not None for stacked in _find_all(Stacked, given))
+    return not _find_all(PerExpert, given) and (not padded or rule in KEEP_PADDING)
 
 
 # --- rules for layers: (the experts' layers, value) -> value, or NotImplemented
@@ -408,7 +401,7 @@ def _conv(layers: list[nn.Conv2d], x: Tensor | Stacked) -> Any:
     if layer.padding_mode != "zeros" or (layer.groups > 1 and (shared or sizes)):
         return NotImplemented
     wide = F.conv2d(
-        x if isinstance(x, Tensor) else _wide(x.tensor),
+        x if isinstance(x, Tensor) else _fold(x.tensor),
         _flat(weight),
         _flat(bias),
         layer.stride,
@@ -416,7 +409,7 @@ def _conv(layers: list[nn.Conv2d], x: Tensor | Stacked) -> Any:
         layer.dilation,
         1 if shared else K * layer.groups,
     )
-    return Stacked(_narrow(wide, K), sizes)
+    return Stacked(_unfold(wide, K), sizes)
 
 
 def _linear(layers: list[nn.Linear], x: Tensor | Stacked) -> Any:
@@ -444,7 +437,7 @@ def _batch_norm(layers: list[nn.BatchNorm2d], x: Tensor | Stacked) -> Any:
         for name in ("running_mean", "running_var", "weight", "bias")
     )
     wide = F.batch_norm(
-        _wide(_expanded(x, K)),
+        _fold(_expanded(x, K)),
         mean,
         variance,
         weight,
@@ -458,14 +451,14 @@ def _batch_norm(layers: list[nn.BatchNorm2d], x: Tensor | Stacked) -> Any:
             for name, wide_one in (("running_mean", mean), ("running_var", variance)):
                 torch._foreach_copy_([getattr(one, name) for one in layers], wide_one.chunk(K))
             torch._foreach_add_([one.num_batches_tracked for one in layers], 1)  # type: ignore[misc]
-    return Stacked(_narrow(wide, K))
+    return Stacked(_unfold(wide, K))
 
 
 def _group_norm(layers: list[nn.GroupNorm], x: Tensor | Stacked) -> Any:
     K, layer = len(layers), layers[0]
     weight, bias = (_flat(_weights(layers, name)[0]) for name in ("weight", "bias"))
-    wide = F.group_norm(_wide(_expanded(x, K)), K * layer.num_groups, weight, bias, layer.eps)
-    return Stacked(_narrow(wide, K))
+    wide = F.group_norm(_fold(_expanded(x, K)), K * layer.num_groups, weight, bias, layer.eps)
+    return Stacked(_unfold(wide, K))
 
 
 def _layer_norm(layers: list[nn.LayerNorm], x: Tensor | Stacked) -> Any:
@@ -483,7 +476,7 @@ def _layer_norm(layers: list[nn.LayerNorm], x: Tensor | Stacked) -> Any:
 
 
 def _pointwise_layer(layers: list[nn.Module], x: Tensor | Stacked) -> Any:
-    return x if isinstance(layers[0], nn.Identity) else _mapped(x, layers[0])
+    return x if isinstance(layers[0], nn.Identity) else _map_tensor(x, layers[0])
 
 
 def _pooling_layer(layers: list[nn.Module], x: Tensor | Stacked) -> Any:
@@ -522,26 +515,26 @@ LAYERS: dict[Any, Callable[..., Any]] = {
         _pointwise_layer,
     ),
 }
-"""By their exact class: what a subclass does is not known."""
+"""By exact class, since subclasses may compute something else."""
 
 
 # --- rules for functions and methods: (K, function, values ...) -> value, or NotImplemented
 
 
-def _mapped(x: Tensor | Stacked, function: Callable[[Tensor], Tensor]) -> Tensor | Stacked:
+def _map_tensor(x: Tensor | Stacked, function: Callable[[Tensor], Tensor]) -> Tensor | Stacked:
     return function(x) if isinstance(x, Tensor) else Stacked(function(x.tensor), x.sizes)
 
 
 def _pointwise(K: int, function: Any, x: Tensor | Stacked, *args: Any, **kwargs: Any) -> Any:
     if "memory_format" in kwargs and isinstance(x, Stacked):
-        return NotImplemented  # there is none for the dimension of the experts
-    return _mapped(x, lambda tensor: function(tensor, *args, **kwargs))
+        return NotImplemented  # has no meaning for stacked tensors
+    return _map_tensor(x, lambda tensor: function(tensor, *args, **kwargs))
 
 
 def _pooling(K: int, function: Any, x: Tensor | Stacked, *args: Any, **kwargs: Any) -> Any:
     if isinstance(x, Tensor):
         return function(x, *args, **kwargs)
-    return Stacked(_narrow(function(_wide(x.tensor), *args, **kwargs), K), x.sizes)
+    return Stacked(_unfold(function(_fold(x.tensor), *args, **kwargs), K), x.sizes)
 
 
 def _dropout(
@@ -552,7 +545,7 @@ def _dropout(
     training: bool = True,
     inplace: bool = False,
 ) -> Any:
-    """Every expert draws for itself, also where what they draw for is shared."""
+    """Each expert draws its own mask, also for a shared input."""
     if not training or p == 0:
         return x
     sizes = None if isinstance(x, Tensor) else x.sizes
@@ -560,7 +553,7 @@ def _dropout(
 
 
 def _arithmetic(K: int, function: Any, x: Any, y: Any) -> Any:
-    """Sums and products, of values of all experts and of what they share."""
+    """Sums and products of stacked and shared values."""
     if isinstance(x, Stacked):
         return Stacked(function(*_aligned(x, y)))
     if isinstance(y, Stacked):
@@ -570,7 +563,7 @@ def _arithmetic(K: int, function: Any, x: Any, y: Any) -> Any:
 
 
 def _aligned(*values: Any) -> list[Any]:
-    """Tensors whose dimensions, but for the experts', are as many."""
+    """The values as tensors with equal numbers of dimensions behind the experts'."""
     tensors = [v.tensor if isinstance(v, Stacked) else v for v in values]
     ranks = [
         t.ndim - isinstance(v, Stacked) if isinstance(t, Tensor) else 0
@@ -587,7 +580,7 @@ def _flatten(K: int, function: Any, x: Any, start_dim: int = 0, end_dim: int = -
         return torch.flatten(x, start_dim, end_dim)
     if x.sizes and (start_dim != 1 or x.tensor.shape[3:].numel() != 1):
         return NotImplemented
-    return Stacked(torch.flatten(x.tensor, _behind(start_dim), _behind(end_dim)), x.sizes)
+    return Stacked(torch.flatten(x.tensor, _shifted(start_dim), _shifted(end_dim)), x.sizes)
 
 
 def _mean(K: int, function: Any, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
@@ -595,31 +588,31 @@ def _mean(K: int, function: Any, x: Any, dim: Any = None, keepdim: bool = False)
         return x.mean(dim, keepdim)
     if dim is None or (x.sizes and (keepdim or set(_dims(dim)) != {2, 3})):
         return NotImplemented
-    return Stacked(x.tensor.mean([_behind(d) for d in _dims(dim)], keepdim), x.sizes)
+    return Stacked(x.tensor.mean([_shifted(d) for d in _dims(dim)], keepdim), x.sizes)
 
 
 def _permute(K: int, function: Any, x: Any, *dims: Any) -> Any:
     if isinstance(x, Tensor):
         return x.permute(*dims)
-    return Stacked(x.tensor.permute(0, *(_behind(d % (x.tensor.ndim - 1)) for d in _dims(*dims))))
+    return Stacked(x.tensor.permute(0, *(_shifted(d % (x.tensor.ndim - 1)) for d in _dims(*dims))))
 
 
 def _transpose(K: int, function: Any, x: Any, one: int, other: int) -> Any:
     if isinstance(x, Tensor):
         return x.transpose(one, other)
-    return Stacked(x.tensor.transpose(_behind(one), _behind(other)))
+    return Stacked(x.tensor.transpose(_shifted(one), _shifted(other)))
 
 
 def _chunk(K: int, function: Any, x: Any, chunks: int, dim: int = 0) -> Any:
     if isinstance(x, Tensor):
         return x.chunk(chunks, dim)
-    return tuple(Stacked(tensor) for tensor in x.tensor.chunk(chunks, _behind(dim)))
+    return tuple(Stacked(tensor) for tensor in x.tensor.chunk(chunks, _shifted(dim)))
 
 
 def _cat(K: int, function: Any, tensors: Any, dim: int = 0) -> Any:
     if all(isinstance(tensor, Tensor) for tensor in tensors):
         return torch.cat(tensors, dim)
-    return Stacked(torch.cat([_expanded(tensor, K) for tensor in tensors], _behind(dim)))
+    return Stacked(torch.cat([_expanded(tensor, K) for tensor in tensors], _shifted(dim)))
 
 
 def _reshape(K: int, function: Any, x: Any, *shape: Any) -> Any:
@@ -640,7 +633,7 @@ def _getattr(K: int, function: Any, x: Any, name: str) -> Any:
 def _getitem(K: int, function: Any, x: Any, index: Any) -> Any:
     each = index if isinstance(index, tuple) else (index,)
     if not all(i is None or isinstance(i, (int, slice, type(...))) for i in each):
-        return NotImplemented  # lists and tensors may move dimensions to the front
+        return NotImplemented  # indexing by lists and tensors may move dimensions
     if isinstance(x, Stacked):
         return Stacked(x.tensor[(slice(None), *each)])
     return x[index]
@@ -649,7 +642,7 @@ def _getitem(K: int, function: Any, x: Any, index: Any) -> Any:
 def _pad(K: int, function: Any, x: Any, pad: Any, mode: str = "constant", value: Any = None) -> Any:
     if mode != "constant":
         return NotImplemented
-    return _mapped(x, lambda tensor: F.pad(tensor, pad, mode, value))
+    return _map_tensor(x, lambda tensor: F.pad(tensor, pad, mode, value))
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -669,20 +662,20 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "getitem": _getitem,
     "pad": _pad,
 }
-"""By the name of the function or method; anything else runs once for each expert."""
+"""By name of the function or method; all others run once for each expert."""
 
 KEEP_PADDING = {
     *(_pointwise, _pointwise_layer, _pooling, _pooling_layer, _dropout, _dropout_layer),
     *(_flatten, _flatten_layer, _mean),
 }
-"""Rules after which the padding of a classifier is where it was before."""
+"""Rules that keep a classifier's padding where it is."""
 
 
-def _behind(dim: int) -> int:
-    """A dimension of a branch's own tensor, in the stacked one."""
+def _shifted(dim: int) -> int:
+    """The stacked tensor's dimension for one of a branch's tensor."""
     return dim + 1 if dim >= 0 else dim
 
 
 def _dims(*given: Any) -> tuple[int, ...]:
-    """(1, 2) of either 1, 2 or (1, 2)."""
+    """(1, 2) from either 1, 2 or (1, 2)."""
     return tuple(given[0]) if len(given) == 1 and not isinstance(given[0], int) else given

@@ -1,7 +1,7 @@
 """The network of experts: a shared trunk, one branch a specialty, one softmax over all classes.
 
 The paper runs every branch for every image.  A *gate*, one more branch but over all classes, makes
-it conditional: what it believes of the classes says which few experts are worth running.
+this conditional: its probabilities choose the few experts to run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nofe_lab.config import InvalidInput, whole_number
 from nofe_lab.networks.backbone import Backbone, fresh
-from nofe_lab.networks.counting import an_image, count_macs
+from nofe_lab.networks.counting import blank_image, count_macs
 from nofe_lab.networks.grouped import CannotGroup, Groups
 from nofe_lab.networks.tracing import modes_kept
 from nofe_lab.specialties import Specialties
@@ -25,20 +25,20 @@ class Macs:
     """Multiply-accumulates of the parts of a network of experts, for one image."""
 
     trunk: int
-    """With the layers that all experts share."""
+    """Including the layers that all experts share."""
     gate: int
     """0 without a gate."""
     branches: tuple[int, ...]
-    """Of each expert."""
+    """One number an expert."""
 
 
 class NofE(nn.Module):
     """images [N, c, h, w] -> logits [N, C] in the original class order.
 
-    Every branch sees every image.  Branch k has one output for each class of specialty k; the
-    outputs of all branches are concatenated and put back into class order, so one softmax, trained
-    end to end, calibrates the experts against each other.
-    An empty specialty has no branch.  Branches are named by their specialty: ``branches.3.…``.
+    Branch k has one output for each class of specialty k.  The outputs of all branches are
+    concatenated and put back into class order, so that one softmax, trained end to end, calibrates
+    the experts against each other.
+    Branches are named by their specialty, as in ``branches.3``; an empty specialty has none.
     width: factor on the hidden channels of every branch.
     """
 
@@ -46,7 +46,7 @@ class NofE(nn.Module):
     gate: nn.Module | None
     """features -> logits [N, C], for `predict`; None until one is set."""
     grouped: bool = False
-    """Run the branches as one (see `grouped`); set it in training.  Hooks on layers need False."""
+    """Run the branches as one (see `grouped.py`), for training.  Hooks on layers need False."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class NofE(nn.Module):
             self.branches[str(k)] = fresh(backbone, make, scheme, seed, "branch", k)
         self.gate = None
         self.why_not_grouped: str | None = None
-        self._as_one: Groups | None = None
+        self._groups: Groups | None = None
         position = torch.tensor(specialties.order).argsort()
         self.register_buffer("to_class_order", position, persistent=False)
 
@@ -75,17 +75,17 @@ class NofE(nn.Module):
         return logits[:, self.to_class_order]
 
     def features(self, x: Tensor) -> Tensor:
-        """What all experts see of the images."""
+        """The features that all experts read."""
         features: Tensor = self.shared(self.trunk(x))
         return features
 
     def predict(self, x: Tensor, experts: int | None = None) -> Tensor:
-        """Logits [N, C] where only the `experts` most promising branches are run for each image.
+        """Logits [N, C], running only the `experts` most promising branches for each image.
 
-        The promise of an expert is the probability that the gate gives to its best class.  The
-        classes of the experts that are not run keep the gate's logits, shifted so that experts and
-        gate agree on how probable the classes that were run are together.  None runs all branches.
-        Raises InvalidInput if there are not so many branches, or no gate.
+        Experts are ranked by the gate's probability of their best class.  The classes of the other
+        experts keep the gate's logits, shifted so that gate and experts agree on the total
+        probability of the classes that were run.  None runs all branches.
+        Raises InvalidInput if there are fewer branches, or no gate.
         """
         if experts is None:
             logits: Tensor = self(x)
@@ -97,11 +97,11 @@ class NofE(nn.Module):
                 "none: train one with `Experiment.gate`."
             )
         features = self.features(x)
-        guess = self.gate(features).float()
+        gate_logits = self.gate(features).float()
         members = [torch.tensor(self.specialties.members(int(k))) for k in self.branches]
-        best = torch.stack([guess[:, classes].amax(1) for classes in members], dim=1)
+        best = torch.stack([gate_logits[:, classes].amax(1) for classes in members], dim=1)
         chosen = best.topk(experts, dim=1).indices
-        found = torch.full_like(guess, -torch.inf)
+        found = torch.full_like(gate_logits, -torch.inf)
         for place, (branch, classes) in enumerate(
             zip(self.branches.values(), members, strict=True)
         ):
@@ -110,13 +110,13 @@ class NofE(nn.Module):
                 seen = features if len(rows) == len(features) else features[rows]
                 found[rows[:, None], classes.to(x.device)] = branch(seen).float()
         ran = found.isfinite()
-        guessed = guess.masked_fill(~ran, -torch.inf).logsumexp(1, keepdim=True)
-        return torch.where(ran, found, guess + found.logsumexp(1, keepdim=True) - guessed)
+        gate_total = gate_logits.masked_fill(~ran, -torch.inf).logsumexp(1, keepdim=True)
+        return torch.where(ran, found, gate_logits + found.logsumexp(1, keepdim=True) - gate_total)
 
     def macs(self, input_shape: tuple[int, ...]) -> Macs:
-        """What the parts cost that `predict` runs or leaves out, for an image (c, h, w)."""
+        """The cost of the parts that `predict` can run or skip, for an image (c, h, w)."""
         with torch.no_grad(), modes_kept(self):
-            features = self.eval().features(an_image(self, input_shape))
+            features = self.eval().features(blank_image(self, input_shape))
         shape = tuple(features.shape[1:])
         return Macs(
             count_macs(nn.Sequential(self.trunk, self.shared), input_shape),
@@ -125,23 +125,23 @@ class NofE(nn.Module):
         )
 
     def experts(self, features: Tensor) -> Tensor:
-        """The logits of all branches [N, C], one branch behind the other."""
+        """The logits of all branches, concatenated [N, C]: specialty by specialty."""
         branches = tuple(self.branches.values())
         if self.grouped and self.why_not_grouped is None:
             try:
-                if self._as_one is None or self._as_one.branches != branches:
-                    self._as_one = Groups(branches)
-                return self._as_one(features)
+                if self._groups is None or self._groups.branches != branches:
+                    self._groups = Groups(branches)
+                return self._groups(features)
             except CannotGroup as reason:
                 self.why_not_grouped = str(reason)
         return torch.cat([branch(features) for branch in branches], dim=1)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What keeps experts from running as one, in sentences; known once they have run."""
+        """What keeps experts from running as one, in sentences; known after the first forward."""
         if self.why_not_grouped is not None:
             return (f"The experts run one after another: {self.why_not_grouped.rstrip('.')}.",)
-        apart = sorted(self._as_one.apart) if self._as_one is not None else ()
-        if not apart:
+        per_expert = sorted(self._groups.per_expert) if self._groups is not None else ()
+        if not per_expert:
             return ()
-        return (f"Layers of these kinds run once for each expert: {', '.join(apart)}.",)
+        return (f"Layers of these kinds run once for each expert: {', '.join(per_expert)}.",)

@@ -1,10 +1,10 @@
 """The six published networks and their published recipes.
 
-From the layer and solver files that the authors of the paper published (Caffe).  Two habits of
-Caffe matter: pooling rounds the output size up (``ceil_mode``), with averages over the cells inside
-the map only, and biases have learning-rate and decay multipliers of their own.
+From the layer and solver files of the paper's authors (Caffe).  Two habits of Caffe matter: pooling
+rounds the output size up (``ceil_mode``) and averages only over cells inside the feature map, and
+biases have their own learning-rate and decay multipliers.
 
-No schedule of a base CNN was published: each has the NofE stage's, with flips.
+No base-CNN schedule was published: each base CNN uses the NofE stage's, with flips.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from nofe_lab.networks.backbone import Backbone
 from nofe_lab.recipes import NetworkConfig, Preset, Recipe, quick_preset
 
 FIRST_CHANNELS = 3
-"""Channels of an image: the convolution that takes them is the first."""
+"""Input channels of the first convolution."""
 
 
 class WithinChannelLRN(nn.Module):
-    """Caffe's local response normalisation within channels; torch's own goes across them.
+    """Caffe's local response normalisation within channels; torch's is across channels.
 
     [N, c, h, w] -> the same: x / (1 + alpha * mean of x^2)^beta, the mean over a zero-padded
     size x size window around each cell.
@@ -47,8 +47,8 @@ class WithinChannelLRN(nn.Module):
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut: [N, inputs, h, w] -> [N, outputs, h/stride, w/stride].
 
-    Where the shape changes the shortcut takes every stride-th cell and adds channels of zeros; it
-    never has parameters.  hidden: channels between the convolutions, by default `outputs`.
+    If the shape changes, the shortcut subsamples by `stride` and appends channels of zeros; it has
+    no parameters.  hidden: channels between the convolutions, by default `outputs`.
     """
 
     def __init__(
@@ -73,36 +73,36 @@ class BasicBlock(nn.Module):
         return result
 
 
-class _Published(Backbone):
-    """What the published networks share."""
+class _PublishedBackbone(Backbone):
+    """Base class of the published networks."""
 
     hidden: tuple[int, ...]
-    """Channels of a branch's layers as published, from front to back, without its classifier."""
+    """Published channels of a branch's layers, from front to back, without its classifier."""
     multiple: int = 1
-    """They are multiples of this."""
+    """Scaled channels are multiples of this."""
 
     @abstractmethod
     def branch(self, n: int, *hidden: int) -> nn.Module:
-        """An expert's layers with other numbers of hidden channels: features -> [N, n]."""
+        """A branch with these numbers of hidden channels: features -> [N, n]."""
 
     def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
         return self.branch(n, *(_scaled(h, width, self.multiple) for h in self.hidden))
 
     def make_control(self, n: int, K: int, width: float = 1.0) -> nn.Module:
-        """Every other layer is K times as wide, from the first on.
+        """Every other layer, from the first on, is K times as wide.
 
-        Each product of a wide and a narrow layer then has the weights of the K products that it
-        stands for.  Only a classifier behind a wide layer has K times those of the experts'.
+        The weights between a wide and a narrow layer then number as many as those of K experts.
+        Only a classifier after a wide layer has K times as many.
         """
         hidden = [_scaled(h, width, self.multiple) for h in self.hidden]
         return self.branch(n, *(h if i % 2 else K * h for i, h in enumerate(hidden)))
 
     def quick_preset(self) -> Preset:
-        """Kaiming's initialisation: some of the published ones need many epochs to get going."""
+        """Kaiming initialisation: with some of the published ones, training starts slowly."""
         return quick_preset("kaiming")
 
 
-class AlexNetQuick(_Published):
+class AlexNetQuick(_PublishedBackbone):
     """AlexNet-Quick-C100: three convolutions, made for 32x32 images and quick experiments."""
 
     name = "alexnet_quick"
@@ -151,7 +151,7 @@ class AlexNetQuick(_Published):
     def published_preset(self) -> Preset:
         """8 epochs at 1e-3, the map updated every 2; NofE 8 epochs at 1e-3 and 2 at 1e-4."""
         recipe = Recipe(10, 1e-3, weight_decay=4e-3, drops=(0.8,), multipliers=True)
-        return _published(
+        return _preset(
             generalist=replace(recipe, epochs=8, drops=(), flips=True),
             nofe=recipe,  # the one published network whose NofE trains without flips
             update_every=2.0,
@@ -159,7 +159,7 @@ class AlexNetQuick(_Published):
         )
 
 
-class AlexNetC100(_Published):
+class AlexNetC100(_PublishedBackbone):
     """AlexNet-C100: AlexNet-Quick's convolutions, with response normalisation, and one fc layer."""
 
     name = "alexnet_c100"
@@ -216,7 +216,7 @@ class AlexNetC100(_Published):
     def published_preset(self) -> Preset:
         """120 epochs at 1e-3; NofE 120 epochs at 1e-3, 10 at 1e-4, 10 at 1e-5."""
         recipe = Recipe(120, 1e-3, weight_decay=4e-3, flips=True, multipliers=True)
-        return _published(
+        return _preset(
             generalist=recipe,
             nofe=replace(recipe, epochs=140, drops=(120 / 140, 130 / 140)),
             update_every=1.0,
@@ -224,7 +224,7 @@ class AlexNetC100(_Published):
         )
 
 
-class VGG11C100(_Published):
+class VGG11C100(_PublishedBackbone):
     """VGG11-C100: eight 3x3 convolutions in the trunk, two more in every branch."""
 
     name = "vgg11_c100"
@@ -276,7 +276,7 @@ class VGG11C100(_Published):
         """published: Xavier in Caffe's sense, uniform with variance 1 / fan-in."""
         if scheme != "published":
             return super().initialise(part, scheme)
-        for module in _weighted(part):
+        for module in _layers_to_draw(part):
             limit = sqrt(3 / module.weight[0].numel())
             nn.init.uniform_(module.weight, -limit, limit)
         return None
@@ -293,7 +293,7 @@ class VGG11C100(_Published):
         recipe = Recipe(
             154, 1e-2, batch_size=128, weight_decay=5e-4, flips=True, padding=4, multipliers=True
         )
-        return _published(
+        return _preset(
             generalist=recipe,
             nofe=replace(recipe, epochs=358, drops=(307 / 358, 333 / 358)),
             update_every=1.0,
@@ -301,7 +301,7 @@ class VGG11C100(_Published):
         )
 
 
-class NINC100(_Published):
+class NINC100(_PublishedBackbone):
     """NIN-C100, Network in Network: every convolution is followed by 1x1 ones (cccp)."""
 
     name = "nin_c100"
@@ -325,7 +325,7 @@ class NINC100(_Published):
             cccp3_relu=nn.ReLU(),
             cccp4=nn.Conv2d(192, 192, 1),
             cccp4_relu=nn.ReLU(),
-            # the published NofE file has a maximum here; trunks must be alike to be handed over
+            # the published NofE file has max pooling here, but trunks must match to be copied
             pool2=nn.AvgPool2d(3, 2, ceil_mode=True),
             drop2=nn.Dropout(0.5),
             conv3=nn.Conv2d(192, 192, 3, padding=1),
@@ -369,14 +369,14 @@ class NINC100(_Published):
         return (2.0, 0.0) if parameter_name.endswith("bias") else (1.0, 1.0)
 
     def quick_preset(self) -> Preset:
-        """A lower learning rate: at the usual one the nonlinearity on the outputs dies."""
+        """A lower learning rate: at the usual one the ReLU on the outputs dies."""
         return super().quick_preset().override(learning_rate=0.01)
 
     def published_preset(self) -> Preset:
         """237 epochs at 1e-2; NofE 1e-2 to epoch 125, 1e-3 to 154, 1e-4 to 166, 1e-5 to 256."""
         recipe = Recipe(237, 1e-2, batch_size=128, weight_decay=1e-4, flips=True, multipliers=True)
         drops = (125 / 256, 154 / 256, 166 / 256)
-        return _published(
+        return _preset(
             generalist=recipe,
             nofe=replace(recipe, epochs=256, weight_decay=1e-3, drops=drops),
             update_every=1.3,
@@ -384,7 +384,7 @@ class NINC100(_Published):
         )
 
 
-class ResNet56C100(_Published):
+class ResNet56C100(_PublishedBackbone):
     """ResNet56-C100, wide: 64, 128 and 256 channels, four times those of He et al."""
 
     name = "resnet56_c100"
@@ -425,7 +425,7 @@ class ResNet56C100(_Published):
         """published: MSRA (Gaussian on fan-out, with ReLU's gain), fc Gaussian, deviation .01."""
         if scheme != "published":
             return super().initialise(part, scheme)
-        for module in _weighted(part):
+        for module in _layers_to_draw(part):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             else:
@@ -441,7 +441,7 @@ class ResNet56C100(_Published):
         """64 epochs at 1e-2; NofE .1 to epoch 77, 1e-2 to 115, 1e-3 to 261, in batches of 256."""
         recipe = Recipe(64, 1e-2, batch_size=128, weight_decay=1e-4, flips=True, multipliers=True)
         drops = (77 / 261, 115 / 261)
-        return _published(
+        return _preset(
             generalist=recipe,
             nofe=replace(recipe, epochs=261, learning_rate=0.1, batch_size=256, drops=drops),
             update_every=1.0,
@@ -449,7 +449,7 @@ class ResNet56C100(_Published):
         )
 
 
-class AlexNetImageNet(_Published):
+class AlexNetImageNet(_PublishedBackbone):
     """AlexNet as in Caffe, with its grouped convolutions; for 227x227 windows of ImageNet."""
 
     name = "alexnet_imagenet"
@@ -527,8 +527,8 @@ class AlexNetImageNet(_Published):
     def published_preset(self) -> Preset:
         """Caffe's reference recipe for all stages: 90 epochs at 1e-2, divided by 10 every 20.
 
-        Of this network's experiment only the layers were published; the updates of the map are
-        those of the larger CIFAR-100 networks.
+        Only the layers of this network were published; the map is updated as for the larger
+        CIFAR-100 networks.
         """
         recipe = Recipe(
             90,
@@ -539,7 +539,7 @@ class AlexNetImageNet(_Published):
             flips=True,
             multipliers=True,
         )
-        return _published(generalist=recipe, nofe=recipe, update_every=1.0, affinity_images=20_000)
+        return _preset(generalist=recipe, nofe=recipe, update_every=1.0, affinity_images=20_000)
 
 
 PAPER: dict[str, type[Backbone]] = {
@@ -563,8 +563,8 @@ PUBLISHED = {
     "resnet56_c100": (73.52, 76.24),
     "alexnet_imagenet": (58.71, 61.29),
 }
-"""Published top-1 accuracy in per cent of base CNN and network of experts, K = 10; CIFAR-100, and
-ImageNet for the last."""
+"""Published top-1 accuracy in per cent of base CNN and network of experts with K = 10, on CIFAR-100
+(the last on ImageNet)."""
 
 
 def _stack(**layers: nn.Module) -> nn.Sequential:
@@ -575,8 +575,8 @@ def _scaled(channels: int, width: float, multiple: int = 1) -> int:
     return max(round(channels * width / multiple), 1) * multiple
 
 
-def _weighted(part: nn.Module) -> list[nn.Conv2d | nn.Linear]:
-    """The layers with weights to draw; their biases are set to zero."""
+def _layers_to_draw(part: nn.Module) -> list[nn.Conv2d | nn.Linear]:
+    """Convolutions and fc layers, after setting their biases to zero."""
     layers = [m for m in part.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     with torch.no_grad():
         for layer in layers:
@@ -586,8 +586,8 @@ def _weighted(part: nn.Module) -> list[nn.Conv2d | nn.Linear]:
 
 
 def _gaussian(part: nn.Module, first: float, conv: float, fc: float) -> None:
-    """Weights with these deviations: the first convolution's, other convolutions', fc layers'."""
-    for module in _weighted(part):
+    """Draw weights with one deviation for the first convolution, one for others, one for fc."""
+    for module in _layers_to_draw(part):
         deviation = fc
         if isinstance(module, nn.Conv2d):
             deviation = first if module.in_channels == FIRST_CHANNELS else conv
@@ -600,10 +600,8 @@ def _layer_and_kind(parameter_name: str) -> tuple[str, str]:
     return layer, kind
 
 
-def _published(
-    generalist: Recipe, nofe: Recipe, update_every: float, affinity_images: int
-) -> Preset:
-    """What all published recipes share: mean images, counts, the greedy rule, no val images."""
+def _preset(generalist: Recipe, nofe: Recipe, update_every: float, affinity_images: int) -> Preset:
+    """A preset with what all published recipes share."""
     return Preset(
         network=NetworkConfig("published", "mean_image"),
         val_fraction=0.0,

@@ -1,9 +1,8 @@
-"""Surgery: any CNN becomes a backbone, cut in two where one tensor crosses.
+"""Surgery: any CNN becomes a backbone, cut in two where a single tensor crosses.
 
-The published networks of experts add layers to their base CNN.  Surgery adds none: the layers up to
-a split point are the trunk, and the tail behind it, with its classifier resized, is the head of a
-base CNN or a generalist, and also every branch.  K tails would be expensive, so a branch can be
-narrower than the tail it comes from.
+The published networks of experts add layers to their base CNN.  Surgery adds none: the layers
+before a split point are the trunk; the tail after it, with its classifier resized, is the head of a
+base CNN or a generalist, and also each branch.  K tails are expensive: a branch can be narrower.
 """
 
 from __future__ import annotations
@@ -23,84 +22,83 @@ from nofe_lab.config import InvalidInput, first_line, one_of
 from nofe_lab.networks.backbone import Backbone, seeded, size_in_words
 from nofe_lab.networks.tracing import (
     Cut,
-    Followed,
     Measured,
+    Traced,
     assemble,
     attribute,
     cuts,
-    follow,
+    function_of,
     halves,
     measure,
     reason_of,
+    trace,
     view_refused,
 )
 from nofe_lab.networks.widths import Widths, find_widths, is_plain, redrawn, resize
 from nofe_lab.recipes import Preset, quick_preset
 
-SMALL = 64
-"""Images with a side of fewer pixels are small."""
+SMALL_SIDE = 64
+"""Images with a shorter side, in pixels, are small."""
 
-SHRUNK_AWAY = 4
-"""Small images of which the last convolution leaves maps with a side of fewer cells are shrunk away
-by a stem that was made for ImageNet."""
+MIN_MAP_SIDE = 4
+"""An ImageNet stem downsamples small images too far if the last convolution's feature maps have a
+shorter side, in cells."""
 
-LARGE = 512
-"""Side in pixels of the largest images that are tried to see which a network takes."""
+MAX_SIDE_TRIED = 512
+"""Side in pixels of the largest images tried when a network refuses a size."""
 
 STEM_REDUCTION = 4
-"""How much smaller the stem of an ImageNet network makes an image, at the most, in each direction;
-a small stem keeps its size."""
+"""Largest factor by which an ImageNet stem downsamples; a small stem keeps the size of images."""
 
-USUAL_SHARE = 0.25
-"""Share of the multiply-accumulates that the default split leaves to the tail, about."""
+TAIL_SHARE = 0.25
+"""Approximate share of the multiply-accumulates in the tail of the default split."""
 
 STEMS = ("auto", "original", "small")
-"""How a split network begins; auto: small where small images would be shrunk away, unless there are
-pretrained weights."""
+"""Stems of a split network; auto: small if small images would be downsampled too far, unless there
+are pretrained weights."""
 
 NORM_MOMENTUM = 0.1
-"""At least this share of a batch's statistics goes into batch normalisation's running ones.  Some
-networks, made for hundreds of epochs, take so little (mnasnet: .0003) that after the few epochs of
-a stage here they would still evaluate with the statistics they began with."""
+"""Smallest momentum of batch normalisations.  Networks made for hundreds of epochs may use so
+little (mnasnet: .0003) that the few epochs of a stage hardly change their running statistics."""
 
-NOMINAL = (3, 224, 224)
+DEFAULT_SHAPE = (3, 224, 224)
 
 USUAL_SIDES = (28, 32, 48, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 512)
-"""Sides in pixels that networks are made for."""
+"""Common input sides in pixels."""
 
 USUAL_SHAPES = tuple((c, side, side) for c in (3, 1) for side in (32, 64, 28, 96, 128, 256, 299))
-"""Tried where a network refuses images of the nominal shape."""
+"""Tried if a network refuses images of the default shape."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A network that has been cut: all that is known before any weights are made."""
+    """Where and how a network is cut, known before any weights are made."""
 
     edits: Mapping[str, str]
-    """Layers of the stem that keep the size of small images, and what they became."""
+    """Layers of the stem that were changed to keep the size of small images, and how."""
     slow_norms: int
-    """Batch normalisations whose running statistics follow faster than the network says."""
+    """Number of batch normalisations whose momentum is raised."""
     cut: Cut
     trunk: fx.Graph
     tail: fx.Graph
     classifier: str
     features: tuple[int, ...]
-    """Shape of what crosses, for one image."""
+    """Shape of the features for one image."""
     widths: Widths
     trunk_macs: int
-    """Multiply-accumulates of one image."""
+    """Multiply-accumulates for one image."""
     tail_macs: int
 
 
 class SplitNetwork(Backbone):
-    """A backbone made of any CNN whose forward torch.fx can follow.
+    """A backbone made of any CNN that torch.fx can trace.
 
     build: makes the network, with its own initialisation from torch's global random state.
-    weights: a state dict that trunk and head begin with, and its digest; branches begin afresh.
-    split: the module where the trunk ends and the branches begin; None: about a quarter of the
-    multiply-accumulates lie behind it.  Raises InvalidInput with the possible places if it is none.
+    weights: a state dict for trunk and head, and its digest; branches get fresh weights.
+    split: the module where the branches begin; None leaves about a quarter of the
+    multiply-accumulates to them.  Raises InvalidInput with the possible modules if it is not one.
     stem: ``small`` makes the first layers keep the size of small images, ``original`` leaves them.
-    own: a digest of a network of one's own, which no name stands for; part of the identity.
+    own: a digest of a user's network, which its name does not identify; part of the identity.
     """
 
     def __init__(
@@ -111,7 +109,7 @@ class SplitNetwork(Backbone):
         split: str | None = None,
         stem: str = "auto",
         weights: tuple[Mapping[str, Tensor], str] | None = None,
-        input_shape: tuple[int, int, int] = NOMINAL,
+        input_shape: tuple[int, int, int] = DEFAULT_SHAPE,
         own: str = "",
     ) -> None:
         self.name = name
@@ -121,8 +119,8 @@ class SplitNetwork(Backbone):
         self.weights = weights
         self.own = own
         self.input_shape = input_shape
-        self.said: tuple[str, ...] = ()
-        """What is to be said of its weights."""
+        self.weight_notes: tuple[str, ...] = ()
+        """Sentences on its weights."""
         self._for_images: dict[tuple[int, int, int], SplitNetwork] = {}
         self._checked_widths: set[tuple[tuple[int, int, int], float]] = set()
         if not self.cuts:
@@ -139,7 +137,7 @@ class SplitNetwork(Backbone):
 
     @cached_property
     def skeleton(self) -> nn.Module:
-        """The network without weights, on torch's meta device where that is possible."""
+        """The network without weights, on torch's meta device if possible."""
         with seeded(0):
             try:
                 with torch.device("meta"):
@@ -150,55 +148,55 @@ class SplitNetwork(Backbone):
     def _copy(self) -> nn.Module:
         try:
             return copy.deepcopy(self.skeleton)
-        except Exception as error:  # copying raises many kinds, for settings of many kinds
+        except Exception as error:  # deepcopy may raise anything on a user's attributes
             raise InvalidInput(
                 f"backbone {self.name!r} cannot be copied ({first_line(error)}); accepted: a "
                 "network that copy.deepcopy takes."
             ) from error
 
-    def _needs_numbers(self, error: Exception) -> bool:
-        """Whether a layer failed because the skeleton has no numbers that it could decide on."""
+    def _needs_real_tensors(self, error: Exception) -> bool:
+        """Whether a layer failed because the skeleton is on the meta device."""
         return "meta" in str(error).lower() and next(self.skeleton.parameters()).is_meta
 
     def _leave_meta_device(self) -> None:
-        """Give the skeleton numbers."""
-        for computed in ("skeleton", "_followed", "cuts"):
+        """Replace the skeleton by a network with real tensors."""
+        for computed in ("skeleton", "_traced", "cuts"):
             self.__dict__.pop(computed, None)
         with seeded(0):
             self.skeleton = self.build()
 
     @cached_property
-    def _followed(self) -> Followed:
-        """What the network does, for images of `input_shape` if it asks for their size.
+    def _traced(self) -> Traced:
+        """The traced network, for images of `input_shape` if it reads their size.
 
-        A network that has not been asked about any images yet is tried with some usual ones.
+        Before `for_images`, some usual shapes are tried.
         """
-        if self.input_shape != NOMINAL:
-            return follow(self.skeleton, self.name, self.input_shape)
+        if self.input_shape != DEFAULT_SHAPE:
+            return trace(self.skeleton, self.name, self.input_shape)
         refused = None
-        for shape in (NOMINAL, *USUAL_SHAPES):
+        for shape in (DEFAULT_SHAPE, *USUAL_SHAPES):
             try:
-                return follow(self.skeleton, self.name, shape)
+                return trace(self.skeleton, self.name, shape)
             except InvalidInput as error:
                 refused = refused or error
-                if isinstance(error.__cause__, fx.proxy.TraceError):  # whatever the size
+                if isinstance(error.__cause__, fx.proxy.TraceError):  # at any size
                     break
         assert refused is not None
         raise refused
 
     @property
     def graph(self) -> fx.Graph:
-        """What the network does."""
-        return self._followed.graph
+        """The graph of the network."""
+        return self._traced.graph
 
     @cached_property
     def cuts(self) -> dict[str, Cut]:
-        """The places where it can be split, by every module that can name them."""
+        """The possible cuts, by each module that can name one."""
         return cuts(self.graph, self.skeleton)
 
     @property
     def split_points(self) -> tuple[str, ...]:
-        """One name for each place where the network can be split, from front to back."""
+        """One module for each possible cut, from front to back."""
         names: dict[int, str] = {}
         for path, cut in self.cuts.items():
             names.setdefault(cut.position, path)
@@ -219,11 +217,11 @@ class SplitNetwork(Backbone):
                 break
         raise InvalidInput(
             f"backbone {self.name!r} has no classifier to resize: its last layer with weights must "
-            f"be an fc layer or a convolution; its output comes from {self._in_words(node)}."
+            f"be an fc layer or a convolution; its output comes from {self._describe(node)}."
         )
 
     def _check_plain(self, path: str, layer: nn.Module) -> None:
-        """Refuse a layer that is to be resized and whose weights are made of others."""
+        """Refuse to resize a layer whose weights are computed from others."""
         if not is_plain(layer):
             raise InvalidInput(
                 f"the layer {path!r} of backbone {self.name!r} cannot be resized: its weights are "
@@ -233,21 +231,21 @@ class SplitNetwork(Backbone):
             )
 
     def _check_uncoupled(self, tail: fx.Graph, classifier: str, shape: tuple[int, ...]) -> None:
-        """Refuse a network whose outputs depend on each other behind its classifier.
+        """Refuse a network whose outputs depend on each other after its classifier.
 
-        With softmax, each specialty would get the same probability, whatever it sees.  shape: of
-        what the classifier gives for two images.
+        After a softmax of their own, all experts would get the same probability.  shape: of the
+        classifier's output for two images.
         """
         nodes = list(tail.nodes)
         start = next(i for i, node in enumerate(nodes) if node.target == classifier)
-        layers = {  # without weights: _classifier_of
+        layers = {  # none has weights: see _classifier_of
             node: copy.deepcopy(self.skeleton.get_submodule(str(node.target)))
             for node in nodes[start + 1 :]
             if node.op == "call_module"
         }
 
         def behind(given: Tensor, training: bool) -> Tensor:
-            torch.manual_seed(0)  # dropout leaves out the same
+            torch.manual_seed(0)  # the same dropout mask
             values: dict[fx.Node, Any] = {nodes[start]: given}
             for node in nodes[start + 1 :]:
                 if node.op == "get_attr":
@@ -261,11 +259,8 @@ class SplitNetwork(Backbone):
                     break
                 if node.op == "call_module":
                     values[node] = layers[node].train(training)(*args, **kwargs)
-                elif node.op == "call_method":
-                    values[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
                 else:
-                    assert callable(node.target)
-                    values[node] = node.target(*args, **kwargs)
+                    values[node] = function_of(node)(*args, **kwargs)
             return args[0].flatten(1).clone()
 
         generator = torch.Generator().manual_seed(0)
@@ -286,12 +281,12 @@ class SplitNetwork(Backbone):
         if any(bool((change.abs() > 1e-6).any()) for change in changes):
             last = next(node for node in reversed(nodes) if node.op != "output")
             raise InvalidInput(
-                f"backbone {self.name!r} ends in {self._in_words(last)}, behind which its outputs "
+                f"backbone {self.name!r} ends in {self._describe(last)}, behind which its outputs "
                 "depend on each other, as those of a softmax do; accepted: a network that gives "
                 "logits, since the softmax is a part of the loss."
             )
 
-    def _in_words(self, node: fx.Node) -> str:
+    def _describe(self, node: fx.Node) -> str:
         if node.op == "output":
             return f"{len(node.all_input_nodes)} places"
         if node.op == "call_module":
@@ -310,8 +305,8 @@ class SplitNetwork(Backbone):
             other.input_shape = image_shape
             for computed in ("plan", "notes", "identity", "tail", "_adapted"):
                 other.__dict__.pop(computed, None)
-            if self._followed.is_sized:
-                for computed in ("_followed", "cuts"):
+            if self._traced.is_sized:
+                for computed in ("_traced", "cuts"):
                     other.__dict__.pop(computed, None)
             other.plan  # noqa: B018
             self._for_images[image_shape] = other
@@ -319,11 +314,11 @@ class SplitNetwork(Backbone):
 
     @cached_property
     def plan(self) -> Plan:
-        """Where and how it is cut for images of `input_shape`."""
+        """How the network is cut for images of `input_shape`."""
         edits = self._stem_edits()
         skeleton, measured = self._measured(edits)
         sizes = dict(zip(self.graph.nodes, measured.values(), strict=True))
-        cut = self._choose(sizes)
+        cut = self._choose_cut(sizes)
         trunk, tail = halves(self.graph, cut, self.skeleton)
         classifier = self._classifier_of(tail)
         features = (sizes[cut.crossing].shape or ())[1:]
@@ -335,66 +330,66 @@ class SplitNetwork(Backbone):
         self._check_uncoupled(tail, classifier, given or ())
         total = sum(each.macs for each in sizes.values())
         behind = sum(each.macs for each in tail_sizes.values())
-        slow = sum(_is_slow(module) for module in self.skeleton.modules())
+        slow = sum(_has_slow_statistics(module) for module in self.skeleton.modules())
         return Plan(
             edits, slow, cut, trunk, tail, classifier, features, widths, total - behind, behind
         )
 
     def _measured(self, edits: Mapping[str, str]) -> tuple[nn.Module, dict[fx.Node, Measured]]:
-        """The edited skeleton, and what its nodes give for images of `input_shape`."""
+        """The edited skeleton, and its nodes' shapes and costs for images of `input_shape`."""
         skeleton = self._edited(self._copy(), edits)
         try:
             return skeleton, measure(assemble(skeleton, self.graph), self.input_shape)
         except Exception as error:
-            if self._needs_numbers(error):
+            if self._needs_real_tensors(error):
                 self._leave_meta_device()
                 return self._measured(edits)
             if (refused := view_refused(error, self.name)) is not None:
                 raise refused from error
             raise InvalidInput(
                 f"backbone {self.name!r} cannot take images of {size_in_words(self.input_shape)} "
-                f"({reason_of(error)}){self._other_images()}."
+                f"({reason_of(error)}){self._accepted_images()}."
             ) from error
 
-    def _other_images(self) -> str:
-        """What it takes where it has refused `input_shape`, in words."""
+    def _accepted_images(self) -> str:
+        """The images that a network accepts if it refuses `input_shape`, in words."""
         smallest = low = min(self.input_shape[1:])
         sides = sorted({low * 2**n for n in range(1, 9)} | set(USUAL_SIDES) - {low})
-        taken = [side for side in sides if side <= LARGE and self._takes(side)]
+        taken = [side for side in sides if side <= MAX_SIDE_TRIED and self._takes(side)]
         accepted = []
         larger = [side for side in taken if side > low]
-        if larger and larger == [side for side in sides if larger[0] <= side <= LARGE]:
+        if larger and larger == [side for side in sides if larger[0] <= side <= MAX_SIDE_TRIED]:
             high = larger[0]
             low = max((side for side in sides if side < high), default=low)
             while high - low > 1:
                 middle = (low + high) // 2
                 low, high = (low, middle) if self._takes(middle) else (middle, high)
             accepted.append(f"at least {high} x {high} pixels")
-        elif taken:  # a network for images of some sizes only
+        elif taken:  # only some sizes
             accepted.append(" or ".join(f"{side} x {side}" for side in taken) + " pixels")
         if self.stem != "small" and self._takes(smallest, "small"):
             accepted.append("stem 'small'")
         return f"; accepted: {', or '.join(accepted)}" if accepted else ""
 
     def _takes(self, side: int, stem: str | None = None) -> bool:
-        """Whether the network takes square images."""
+        """Whether the network takes square images of this side."""
         other = copy.copy(self)
         other.input_shape = (self.input_shape[0], side, side)
         other.stem = stem or self.stem
         try:
-            if self._followed.is_sized:
-                other.__dict__.pop("_followed", None)
+            if self._traced.is_sized:
+                other.__dict__.pop("_traced", None)
             skeleton = other._edited(self._copy(), other._stem_edits())
             measure(assemble(skeleton, other.graph), other.input_shape, macs=False)
         except Exception:
             return False
         return True
 
-    def _choose(self, sizes: Mapping[fx.Node, Measured]) -> Cut:
-        """The cut that was asked for, or the one that leaves about a quarter to the tail.
+    def _choose_cut(self, sizes: Mapping[fx.Node, Measured]) -> Cut:
+        """The requested cut, or the one that leaves about a quarter of the cost to the tail.
 
-        With a convolution that looks beyond single cells in the tail, and among the outermost
-        modules if any of them leaves a tenth to a half, else among inner ones.
+        Prefers tails with a convolution larger than 1 x 1 and with a tenth to a half of the cost,
+        and then the outermost modules.
         """
         possible = {p: c for p, c in self.cuts.items() if sizes[c.crossing].shape is not None}
         if self.split is not None:
@@ -405,15 +400,15 @@ class SplitNetwork(Backbone):
             path: sum(sizes[node].macs for node in nodes[cut.position :]) / total
             for path, cut in possible.items()
         }
-        last = max((i for i, node in enumerate(nodes) if self._looks_around(node)), default=0)
+        last = max((i for i, node in enumerate(nodes) if self._has_spatial_kernel(node)), default=0)
         able = [path for path, cut in possible.items() if cut.position <= last] or list(possible)
         usual = [path for path in able if 0.1 <= shares[path] <= 0.5] or able
         depth = min(path.count(".") for path in usual)
         outermost = [path for path in usual if path.count(".") == depth]
-        path = min(outermost, key=lambda p: abs(math.log((shares[p] or 1e-9) / USUAL_SHARE)))
+        path = min(outermost, key=lambda p: abs(math.log((shares[p] or 1e-9) / TAIL_SHARE)))
         return possible[path]
 
-    def _looks_around(self, node: fx.Node) -> bool:
+    def _has_spatial_kernel(self, node: fx.Node) -> bool:
         if node.op != "call_module":
             return False
         layers = self.skeleton.get_submodule(str(node.target)).modules()
@@ -422,7 +417,7 @@ class SplitNetwork(Backbone):
     def _check_resizing(
         self, skeleton: nn.Module, tail: fx.Graph, classifier: str, features: tuple[int, ...]
     ) -> None:
-        """Refuse a tail that depends on the number of classes elsewhere than in its classifier."""
+        """Refuse a tail that depends on the number of classes outside of its classifier."""
         outputs = len(skeleton.get_submodule(classifier).weight)  # type: ignore[arg-type]
         for n in (7, outputs + 5):  # fewer than it has, and more
             shape = self._logits_of(copy.deepcopy(skeleton), tail, classifier, features, n)
@@ -447,14 +442,14 @@ class SplitNetwork(Backbone):
     # --- the stem
 
     def _stem_edits(self) -> dict[str, str]:
-        """The first layers that make images smaller, up to a factor of 4, where images are small.
+        """The first downsampling layers, up to a factor of 4, if images are small.
 
-        Only in networks that begin with such a convolution, and only layers on the one way that
-        everything takes: a shortcut around them would no longer fit.
+        Only in networks that begin with such a convolution, and only layers that all paths run
+        through: a shortcut around them would no longer fit.
         """
         if self.stem == "original":
             return {}
-        if self.stem == "auto" and (self.weights is not None or not self._shrinks_images_away()):
+        if self.stem == "auto" and (self.weights is not None or not self._downsamples_too_far()):
             return {}
         edits: dict[str, str] = {}
         reduced = 1
@@ -468,33 +463,33 @@ class SplitNetwork(Backbone):
                 continue
             reduced *= stride
             first = isinstance(layer, nn.Conv2d) and node.all_input_nodes[0].op == "placeholder"
-            only_way = self._is_only_way(nodes, node)
-            if reduced > STEM_REDUCTION or not only_way or not (edits or first):
+            bottleneck = self._is_bottleneck(nodes, node)
+            if reduced > STEM_REDUCTION or not bottleneck or not (edits or first):
                 break
             edits[str(node.target)] = "stride 1" if isinstance(layer, nn.Conv2d) else "left out"
         return edits
 
-    def _shrinks_images_away(self) -> bool:
-        if min(self.input_shape[1:]) >= SMALL:
+    def _downsamples_too_far(self) -> bool:
+        if min(self.input_shape[1:]) >= SMALL_SIDE:
             return False
         whole = assemble(self._edited(self._copy(), {}), self.graph)
         try:
             sizes = measure(whole, self.input_shape)
         except Exception as error:
-            if self._needs_numbers(error):
+            if self._needs_real_tensors(error):
                 self._leave_meta_device()
-                return self._shrinks_images_away()
-            return True  # they do not even get through
+                return self._downsamples_too_far()
+            return True  # too small for the network
         maps = [
             each.shape[2:]
             for node, each in zip(self.graph.nodes, sizes.values(), strict=True)
-            if self._looks_around(node) and each.shape is not None and len(each.shape) == 4
+            if self._has_spatial_kernel(node) and each.shape is not None and len(each.shape) == 4
         ]
-        return bool(maps) and min(maps[-1]) < SHRUNK_AWAY
+        return bool(maps) and min(maps[-1]) < MIN_MAP_SIDE
 
     @staticmethod
-    def _is_only_way(nodes: list[fx.Node], node: fx.Node) -> bool:
-        """Whether nothing passes by a node: all that comes behind it has come through it."""
+    def _is_bottleneck(nodes: list[fx.Node], node: fx.Node) -> bool:
+        """Whether all paths run through a node."""
         before = set(nodes[: nodes.index(node)])
         behind = set(nodes[nodes.index(node) + 1 :])
         return not any(n.op != "get_attr" and behind & set(n.users) for n in before)
@@ -502,19 +497,18 @@ class SplitNetwork(Backbone):
     def _edited(
         self, network: nn.Module, edits: Mapping[str, str], adapt: bool = False
     ) -> nn.Module:
-        """The network with all that is changed in it, but for its classifier and its widths.
+        """Change, in place, the stem, the input channels and slow batch normalisations.
 
-        The stem, what sees the images for their channels, and slow batch normalisations.
-        adapt: weights that change their shape are made of those that are there, not drawn anew.
+        adapt: compute weights of a new shape from the old ones instead of drawing them.
         """
-        for module in filter(_is_slow, network.modules()):
+        for module in filter(_has_slow_statistics, network.modules()):
             module.momentum = NORM_MOMENTUM  # type: ignore[assignment]
         for path in edits:
             layer = network.get_submodule(path)
             owner, _, name = path.rpartition(".")
             if isinstance(layer, nn.Conv2d):
                 self._check_plain(path, layer)
-                _keep_size(layer, adapt)
+                _remove_stride(layer, adapt)
             else:
                 setattr(network.get_submodule(owner), name, nn.Identity())
         for node in self.graph.nodes:
@@ -526,7 +520,7 @@ class SplitNetwork(Backbone):
                     self._check_plain(str(node.target), layer)
                     kept = layer.weight
                     resize(layer, channels, layer.out_channels)
-                    if adapt:  # a grey image gives what it gave
+                    if adapt:  # keeps the output for grey images
                         mean = kept.detach().mean(1, keepdim=True) * kept.shape[1] / channels
                         repeated = mean.repeat(1, channels, 1, 1)
                         layer.weight = nn.Parameter(repeated, kept.requires_grad)
@@ -534,7 +528,7 @@ class SplitNetwork(Backbone):
 
     @cached_property
     def _adapted(self) -> tuple[str, ...]:
-        """The first layers whose weights are kept in another shape, and how."""
+        """How weights of the first layers are adapted to another shape; part of `identity`."""
         if self.weights is None and not self.own:
             return ()
         found = []
@@ -565,15 +559,15 @@ class SplitNetwork(Backbone):
             name = f"{self.classifier}.weight"
             if name in state:
                 _resize_outputs(classifier, len(state[name]))
-            else:  # weights without a classifier: it begins as the network's maker has it
+            else:  # weights without a classifier: it keeps its own initialisation
                 own = network.state_dict()
                 state |= {k: t for k, t in own.items() if k.startswith(f"{self.classifier}.")}
             network.load_state_dict(state, strict=True)
         if not pretrained:
-            network.requires_grad_(True)  # what is drawn anew is there to learn
+            network.requires_grad_(True)  # fresh weights are trained
         is_kept = pretrained and (self.weights is not None or bool(self.own))
         network = self._edited(network, self.plan.edits, adapt=is_kept)
-        for node in self.graph.nodes:  # constants that fx has put beside the layers
+        for node in self.graph.nodes:  # constants that fx stored in the skeleton
             if node.op == "get_attr" and not _has(network, str(node.target)):
                 setattr(network, str(node.target), attribute(self.skeleton, str(node.target)))
         return network
@@ -583,13 +577,13 @@ class SplitNetwork(Backbone):
         return assemble(self._network(pretrained=True), self.plan.trunk)
 
     def make_head(self, n: int) -> nn.Module:
-        """Features -> [N, n]: the layers from the split on, with n outputs."""
+        """Features -> [N, n]: the layers after the split, with n outputs."""
         return self._tail(self._network(pretrained=True), n)
 
     def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
-        """Features -> [N, n]: a tail of its own, with fresh weights.
+        """Features -> [N, n]: a copy of the tail with fresh weights.
 
-        Raises InvalidInput if `width` changes nothing: no channels of this tail are free.
+        Raises InvalidInput if `width` changes nothing: all channels are tied to the trunk's.
         """
         if width != 1:
             self._check_width(width)
@@ -622,7 +616,7 @@ class SplitNetwork(Backbone):
         return assemble(network, self.plan.tail)
 
     def initialise(self, part: nn.Module, scheme: str) -> None:
-        """published: the network's own initialisation, which it has been made with."""
+        """published: the network's own initialisation, as made."""
         if scheme == "published":
             return
         if self.weights is not None:
@@ -635,33 +629,33 @@ class SplitNetwork(Backbone):
     def quick_preset(self) -> Preset:
         return quick_preset("published")
 
-    # --- what is said of it
+    # --- notes and identity
 
     @cached_property
     def notes(self) -> tuple[str, ...]:  # type: ignore[override]
-        """What was chosen without being asked for, in sentences."""
-        said = list(self.said)
+        """Automatic choices, in sentences."""
+        notes = list(self.weight_notes)
         plan = self.plan
         if self._adapted:
-            said.append(f"{self.name}: {'; '.join(self._adapted)}, for the images it is given.")
+            notes.append(f"{self.name}: {'; '.join(self._adapted)}, for the images it is given.")
         if self.split is None:
             share = plan.tail_macs / (plan.trunk_macs + plan.tail_macs)
-            said.append(
+            notes.append(
                 f"{self.name}: the branches begin at {plan.cut.module!r}, with {share:.0%} of its "
-                f"multiply-accumulates (split=... takes {_some(self.split_points)})."
+                f"multiply-accumulates (split=... takes {_shortened(self.split_points)})."
             )
         if plan.edits and self.stem == "auto":
             changed = ", ".join(f"{path} ({what})" for path, what in plan.edits.items())
-            said.append(
+            notes.append(
                 f"{self.name}: images of {size_in_words(self.input_shape)} are small, so its stem "
                 f"keeps their size: {changed} (stem=original leaves it as it is)."
             )
         if plan.slow_norms:
-            said.append(
-                f"{self.name}: {plan.slow_norms} batch normalisations follow the training images "
-                f"faster than it says (momentum {NORM_MOMENTUM:g}), for short trainings."
+            notes.append(
+                f"{self.name}: {plan.slow_norms} batch normalisations get momentum "
+                f"{NORM_MOMENTUM:g}, so that their statistics keep up in short trainings."
             )
-        return tuple(said)
+        return tuple(notes)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -680,7 +674,7 @@ class SplitNetwork(Backbone):
             "layers": digest,
             "own": self.own,
             "weights": self.weights[1] if self.weights is not None else None,
-            # only where it makes another network, so that other runs keep their ids
+            # only if it changes the network, so that other runs keep their ids
             **({"adapted": list(self._adapted)} if self._adapted and self.weights else {}),
         }
 
@@ -689,22 +683,22 @@ class SplitNetwork(Backbone):
         return f"<{self.name}, split {where}>"
 
 
-def _is_slow(module: nn.Module) -> bool:
+def _has_slow_statistics(module: nn.Module) -> bool:
     return isinstance(module, nn.BatchNorm2d) and (module.momentum or 1) < NORM_MOMENTUM
 
 
 def _stride(layer: nn.Module) -> int:
-    """By how much a convolution or pooling makes maps smaller in each direction."""
+    """The factor by which a convolution or pooling downsamples."""
     if not isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
         return 1
     stride = layer.stride
     return stride if isinstance(stride, int) else int(stride[0])
 
 
-def _keep_size(layer: nn.Conv2d, adapt: bool = False) -> None:
-    """Make a convolution of stride > 1 keep the size of its input; large kernels become 3x3.
+def _remove_stride(layer: nn.Conv2d, adapt: bool = False) -> None:
+    """Make a convolution keep the size of its input; large or even kernels become 3x3.
 
-    adapt: of the weights that are there, averaged, so that an even image gives what it gave.
+    adapt: resample the old weights, so that a constant image keeps its output.
     """
     layer.stride = (1, 1)
     size = layer.kernel_size[0]
@@ -721,10 +715,7 @@ def _keep_size(layer: nn.Conv2d, adapt: bool = False) -> None:
 
 
 def _resampled(kernels: Tensor, size: int) -> Tensor:
-    """Square kernels [..., k, k] as [..., size, size], each weight shared out by area.
-
-    Their sums stay, so that an even image gives what it gave.
-    """
+    """Resample square kernels [..., k, k] to [..., size, size] by area, keeping their sums."""
     old = kernels.shape[-1]
     edges = torch.arange(size + 1, device=kernels.device) * (old / size)
     cells = torch.arange(old, device=kernels.device)
@@ -746,6 +737,6 @@ def _has(network: nn.Module, path: str) -> bool:
     return True
 
 
-def _some(names: tuple[str, ...]) -> str:
+def _shortened(names: tuple[str, ...]) -> str:
     shown = names if len(names) <= 8 else (*names[:4], "...", *names[-4:])
     return ", ".join(shown)

@@ -1,9 +1,8 @@
 """A network as a graph of its layers, and the places where it can be cut in two.
 
-torch.fx runs a network's `forward` on stand-ins and writes down what happens to them.  A cut is
-possible before a module if one tensor alone crosses there: what the layers before it hand to those
-from it on.  A residual block can be cut before it and behind it but not inside, where its shortcut
-would cross as well.
+torch.fx runs a network's `forward` on proxies and records the operations.  A cut is possible before
+a module if only one tensor crosses there.  A network can be cut before and after a residual block,
+but not inside, where the shortcut crosses as well.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import operator
 import random
 import re
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -34,42 +33,41 @@ class Cut:
     """A place where a network can be cut."""
 
     module: str
-    """Path of the module that comes first behind the cut, as in ``layer4``."""
+    """Path of the first module after the cut, as in ``layer4``."""
     position: int
-    """Of its first node in the graph."""
+    """Index of that module's first node in the graph."""
     crossing: fx.Node
     """The node whose tensor crosses."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a node gives for two images, and what it costs for one."""
+    """The output shape and the cost of a node."""
 
     shape: tuple[int, ...] | None
-    """Of its tensor, or None if it gives something else."""
+    """Shape of its output for two images; None if that is not a tensor."""
     macs: int
-    """Multiply-accumulates of one image."""
+    """Multiply-accumulates for one image."""
 
 
 @dataclass(frozen=True)
-class Followed:
-    """What a network does, as a graph."""
+class Traced:
+    """The graph of a network."""
 
     graph: fx.Graph
     is_sized: bool
-    """Whether its forward has asked for the size of its images, and may do other things for
-    others."""
+    """Whether the forward reads the size of its images, so that the graph may depend on it."""
 
 
-def follow(network: nn.Module, name: str, shape: tuple[int, ...] | None = None) -> Followed:
-    """The graph of a network; it is the same in training and in evaluation.
+def trace(network: nn.Module, name: str, shape: tuple[int, ...] | None = None) -> Traced:
+    """Trace a network into one graph for both training and evaluation.
 
-    A module is one node of the graph if it holds no other modules, if fx cannot look into it, if
-    its forward does different things in training and in evaluation, or if it draws random numbers
-    or computes a part without gradients; otherwise its layers are.
-    shape: of an image; numbers that a forward derives from it are known then, and it may decide on
-    them.  Raises InvalidInput if the network's own forward is one that cannot be followed; it may
-    do other things in training, as long as it gives one tensor.
+    A module becomes one node if it has no children, if fx cannot trace it, if its forward differs
+    between training and evaluation, if it draws random numbers, or if it computes a part without
+    gradients.  Otherwise its layers become nodes.
+    shape: of an image; then the forward may branch on numbers that it derives from the shape.
+    Raises InvalidInput if the network's own forward cannot be traced; it may differ between
+    training and evaluation, as long as it gives one tensor.
     """
     if any(getattr(network, hooks) for hooks in HOOKS):
         raise _cannot_trace(
@@ -84,7 +82,7 @@ def follow(network: nn.Module, name: str, shape: tuple[int, ...] | None = None) 
             tracer = _Tracer(opaque, shape)
             try:
                 graphs.append(tracer.trace(network.train(training)))
-            except Exception as error:  # whatever a forward may do to a stand-in for a tensor
+            except Exception as error:  # a forward may raise anything on a proxy
                 if tracer.failed is None:
                     raise _cannot_trace(name, reason_of(error)) from error
                 opaque.add(tracer.failed)
@@ -92,9 +90,9 @@ def follow(network: nn.Module, name: str, shape: tuple[int, ...] | None = None) 
             is_sized |= tracer.is_sized
             constants.append({n: v for n, v in vars(network).items() if n.startswith(FX_CONSTANT)})
         else:
-            _tell_when_running(*graphs)
+            _read_mode_when_running(*graphs)
             difference = _first_difference(*graphs)
-            if (other := _other_constant(graphs[0], *constants)) is not None:
+            if (other := _changing_constant(graphs[0], *constants)) is not None:
                 if not other:
                     reason = "a tensor that it makes of numbers is another one each time"
                     raise _cannot_trace(name, reason)
@@ -106,21 +104,16 @@ def follow(network: nn.Module, name: str, shape: tuple[int, ...] | None = None) 
             if difference is not None:
                 try:
                     graph = _merged(graphs[0], graphs[1], network)
-                except _TooDifferent as error:
+                except _CannotMerge as error:
                     reason = "it does different things in training and evaluation"
                     raise _cannot_trace(name, reason) from error
-            for node in graph.nodes:  # images are channels-last, of which there is no view
+            for node in graph.nodes:  # channels-last images have no view
                 if node.op == "call_method" and node.target == "view":
                     node.target = "reshape"
-            _lay_out_for_views(graph, network)
+            _make_contiguous_for_views(graph, network)
             if shape is not None:
-                _count_images_where_needed(graph, tracer)
-            return Followed(graph, is_sized)
-
-
-def trace(network: nn.Module, name: str) -> fx.Graph:
-    """The graph of `follow` alone, whatever the size of the images."""
-    return follow(network, name).graph
+                _count_images_locally(graph, tracer)
+            return Traced(graph, is_sized)
 
 
 def _cannot_trace(name: str, reason: str) -> InvalidInput:
@@ -131,12 +124,12 @@ def _cannot_trace(name: str, reason: str) -> InvalidInput:
 
 
 def reason_of(error: BaseException) -> str:
-    """What went wrong in a forward, in one line, without the names of stand-ins."""
+    """An error in a forward, in one line, without the names of proxies."""
     return re.sub(r"Proxy\(\w+\)", "...", first_line(error))
 
 
 def failing_layer(error: BaseException) -> str:
-    """The class of the innermost module in which an error was raised; "" if in none."""
+    """The class name of the innermost module that raised an error; "" if none did."""
     layer = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         module = frame.f_locals.get("self")
@@ -146,31 +139,38 @@ def failing_layer(error: BaseException) -> str:
 
 
 def view_refused(error: BaseException, name: str) -> InvalidInput | None:
-    """What to say of a network that calls `view` where the layout does not admit one, or None."""
+    """The refusal of a network that calls `view` on channels-last maps; None for other errors."""
     if "view size is not compatible" not in str(error):
         return None
     return InvalidInput(
         f"{failing_layer(error) or 'a layer'} of {name!r} calls view, which channels-last maps do "
-        "not admit; accepted: reshape or flatten in its place."
+        "not support; accepted: reshape or flatten instead."
     )
 
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-"""Where a module keeps its hooks."""
+"""Attributes in which a module keeps its hooks."""
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a module or one inside it has hooks, which only run when the module is called."""
+    """Whether a module or one inside it has hooks, which run only when that module is called."""
     return any(getattr(m, hooks) for m in module.modules() for hooks in HOOKS)
 
 
-def is_known(kind: type) -> bool:
-    """Whether a class comes from a library, whose version is noted elsewhere."""
-    return kind.__module__.split(".")[0] in ("torch", "torchvision", "timm", "nofe_lab")
+LIBRARIES = {
+    *("torch", "torchvision", "timm", "nofe_lab", "numpy", "pandas", "scipy", "PIL"),
+    *("builtins", "typing", "collections", "abc", "enum", "functools", "math", "operator"),
+}
 
 
-class _Value(fx.Proxy):  # type: ignore[misc]
-    """A stand-in that is a number where it can be known: of the image's size, not of its values."""
+def is_from_library(kind: Any) -> bool:
+    """Whether a class or function comes from a library, whose version is recorded elsewhere."""
+    module = getattr(kind, "__module__", None) or ""  # code without one is the user's
+    return module.split(".")[0] in LIBRARIES
+
+
+class _SizeProxy(fx.Proxy):  # type: ignore[misc]
+    """A proxy that converts to a number if it depends only on the image's shape."""
 
     def __index__(self) -> int:
         return operator.index(self.number())
@@ -182,15 +182,15 @@ class _Value(fx.Proxy):  # type: ignore[misc]
         return float(self.number())
 
     def number(self) -> Any:
-        """Its value; raises TraceError if it depends on what images show."""
+        """Its value; raises TraceError if that depends on pixel values."""
         assert isinstance(self.tracer, _Tracer)
         return self.tracer.known(self.node)
 
 
 class _Tracer(fx.Tracer):
-    """Notes for each node the path of modules that it happens in, innermost last."""
+    """Records for each node the modules around it, in ``meta["inside"]``, innermost last."""
 
-    proxy_buffer_attributes = True  # else what a forward makes of a buffer would be a constant
+    proxy_buffer_attributes = True  # else values computed from buffers become constants
 
     def __init__(self, opaque: set[type[nn.Module]], shape: tuple[int, ...] | None = None) -> None:
         super().__init__()
@@ -223,7 +223,7 @@ class _Tracer(fx.Tracer):
         if len(parameters) == 2:
             found: tuple[Any, list[Any]] = super().create_args_for_root(root_fn, is_module)
             return found
-        # what is not an image has the value that it has by default
+        # arguments other than the image keep their defaults
         name = parameters[1].name if len(parameters) > 1 else "x"
         return root_fn, [self.root, self.create_proxy("placeholder", name, (), {})]
 
@@ -245,7 +245,7 @@ class _Tracer(fx.Tracer):
                 self._check_nothing_drawn(drawn)
             return found
         except Exception:
-            if not is_leaf:  # else it is the caller whose forward fails
+            if not is_leaf:  # else the caller's forward failed
                 self.failed = self.failed or type(m)
             raise
         finally:
@@ -253,7 +253,7 @@ class _Tracer(fx.Tracer):
 
     @staticmethod
     def _check_nothing_drawn(before: tuple[Any, ...]) -> None:
-        """What a forward draws while it is followed would be a constant ever after."""
+        """Refuse random draws while tracing, which would become constants of the graph."""
         if _random_states() != before:
             raise fx.proxy.TraceError(
                 "it draws random numbers itself: draw them in a module of their own, without "
@@ -261,7 +261,7 @@ class _Tracer(fx.Tracer):
             )
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        if self.evaluates:  # fx would put a stand-in in its place
+        if self.evaluates:  # fx would return a proxy
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
@@ -275,15 +275,15 @@ class _Tracer(fx.Tracer):
         return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Value(node, self)
+        return _SizeProxy(node, self)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         return bool(self.known(obj.node))
 
     def known(self, node: fx.Node) -> Any:
-        """What a node gives for images of the known size, whatever these show.
+        """The value of a node for images of the known shape.
 
-        Raises TraceError if it depends on their values or on their number.
+        Raises TraceError if it depends on pixel values or on the number of images.
         """
         if self.shape is None:
             raise fx.proxy.TraceError("it decides on a value that is not known before it runs")
@@ -297,7 +297,7 @@ class _Tracer(fx.Tracer):
         return two
 
     def value(self, node: fx.Node, images: int) -> Any:
-        """What a node gives for so many black images."""
+        """The output of a node for so many black images."""
         key = (node, images)
         if key not in self.values:
             device = next(self.root.parameters()).device
@@ -315,18 +315,15 @@ class _Tracer(fx.Tracer):
                         self.values[key] = self.root.get_submodule(str(node.target))(
                             *args, **kwargs
                         )
-                    elif node.op == "call_method":
-                        self.values[key] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
                     else:
-                        assert callable(node.target)
-                        self.values[key] = node.target(*args, **kwargs)
+                        self.values[key] = function_of(node)(*args, **kwargs)
             finally:
                 self.evaluates = False
         return self.values[key]
 
 
 def _restored(module: nn.Module, buffers: dict[str, Any], plain: dict[str, Any]) -> Iterator[str]:
-    """Take stand-ins that a forward has kept out of a module again; gives the buffers' names."""
+    """Remove proxies that a forward stored in a module; yields the names of changed buffers."""
     now: dict[str, Any] = dict(module._buffers)
     for name, value in now.items():
         if isinstance(value, fx.Proxy):
@@ -341,7 +338,7 @@ def _restored(module: nn.Module, buffers: dict[str, Any], plain: dict[str, Any])
 
 
 def _modes() -> tuple[bool, ...]:
-    """Whether gradients are recorded, and autocast is on."""
+    """The modes of autograd and autocast."""
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
@@ -350,7 +347,7 @@ def _modes() -> tuple[bool, ...]:
 
 
 def _random_states() -> tuple[Any, ...]:
-    """Where the generators stand that a forward may draw from."""
+    """The states of the global generators that a forward may draw from."""
     numpys = np.random.get_state()  # noqa: NPY002
     return (
         torch.get_rng_state().numpy().tobytes(),
@@ -361,7 +358,7 @@ def _random_states() -> tuple[Any, ...]:
 
 @contextmanager
 def _len_of_images(tracer: _Tracer) -> Iterator[None]:
-    """Python wants a number of `len`; here that of images is a stand-in, as that of `size(0)`."""
+    """Let `len(images)` give a proxy, as `size(0)` does; Python's own `len` must give an int."""
     plain = builtins.len
 
     def length(value: Any) -> Any:
@@ -378,22 +375,21 @@ def _len_of_images(tracer: _Tracer) -> Iterator[None]:
         builtins.len = plain
 
 
-class _TooDifferent(Exception):
-    """Two graphs cannot be made one."""
+class _CannotMerge(Exception):
+    """Two graphs cannot be merged into one."""
 
 
 def select(training: bool, in_training: Any, otherwise: Any) -> Any:
-    """What a forward gives that does one thing in training and another in evaluation."""
+    """The value of the current mode, in a forward that differs between the two."""
     return in_training if training else otherwise
 
 
-def _other_constant(
+def _changing_constant(
     graph: fx.Graph, one: Mapping[str, Any], other: Mapping[str, Any]
 ) -> tuple[str, ...] | None:
     """The modules around a constant that differs between two traces, innermost last; or None.
 
-    Its name is the same, whatever a forward has made it of: whether it is training, a generator of
-    its own, a counter.
+    A constant may differ because it depends on the mode, a generator or a counter.
     """
     for node in graph.nodes:
         name = str(node.target)
@@ -405,10 +401,10 @@ def _other_constant(
 
 
 def _merged(training: fx.Graph, evaluation: fx.Graph, network: nn.Module) -> fx.Graph:
-    """One graph of a forward that does different things in training and in evaluation.
+    """Merge the graphs of a forward in training and in evaluation.
 
-    It does both, and goes on with the one that is meant.  Raises _TooDifferent where values do not
-    correspond, or where a layer with weights or statistics is meant for one of both alone.
+    The merged graph computes both and selects by mode.  Raises _CannotMerge if values do not
+    correspond, or if a layer with weights or statistics is used in one mode only.
     """
     merged = fx.Graph()
     known: dict[fx.Node, fx.Node] = {}
@@ -430,7 +426,7 @@ def _merged(training: fx.Graph, evaluation: fx.Graph, network: nn.Module) -> fx.
         if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
             return {key: both(a[key], b[key]) for key in a}
         if type(a) is not type(b) or isinstance(a, fx.Node) or a != b:
-            raise _TooDifferent
+            raise _CannotMerge
         return a
 
     def add(node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
@@ -449,7 +445,7 @@ def _merged(training: fx.Graph, evaluation: fx.Graph, network: nn.Module) -> fx.
         else:
             for node in (*one[i1:i2], *other[j1:j2]):
                 if node.op in ("placeholder", "output") or _holds_tensors(node, network):
-                    raise _TooDifferent
+                    raise _CannotMerge
                 given = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
                 known[node] = add(node, *given)
     return merged
@@ -461,10 +457,10 @@ def _holds_tensors(node: fx.Node, network: nn.Module) -> bool:
     return bool(network.get_submodule(str(node.target)).state_dict())
 
 
-def _lay_out_for_views(graph: fx.Graph, network: nn.Module) -> None:
-    """Give modules of one's own that call `view` the layout that it wants.
+def _make_contiguous_for_views(graph: fx.Graph, network: nn.Module) -> None:
+    """Pass contiguous tensors to a user's modules that call `view`.
 
-    Images are channels-last, of which there is no view.
+    Images are channels-last, and `view` fails on those.
     """
     for node in list(graph.nodes):
         if node.op != "call_module":
@@ -474,25 +470,26 @@ def _lay_out_for_views(graph: fx.Graph, network: nn.Module) -> None:
             continue
         for source in node.all_input_nodes:
             with graph.inserting_before(node):
-                laid_out = graph.call_method("contiguous", (source,))
-            laid_out.meta["inside"] = node.meta["inside"]
-            node.replace_input_with(source, laid_out)
+                contiguous = graph.call_method("contiguous", (source,))
+            contiguous.meta["inside"] = node.meta["inside"]
+            node.replace_input_with(source, contiguous)
 
 
 def _calls_view(kind: type) -> bool:
-    if is_known(kind):
+    if is_from_library(kind):
         return False
-    functions = [f for base in kind.__mro__ if not is_known(base) for f in vars(base).values()]
+    own = [base for base in kind.__mro__ if not is_from_library(base)]
     return any(
-        {"view", "view_as"} & set(f.__code__.co_names) for f in functions if inspect.isfunction(f)
+        {"view", "view_as"} & set(f.__code__.co_names)
+        for base in own
+        for f in filter(inspect.isfunction, vars(base).values())
     )
 
 
-def _count_images_where_needed(graph: fx.Graph, tracer: _Tracer) -> None:
-    """Take the number of images from the tensor that is reshaped by it, not from the images.
+def _count_images_locally(graph: fx.Graph, tracer: _Tracer) -> None:
+    """Read the batch size from the tensor that is reshaped by it, not from the images.
 
-    A forward that begins with ``n = x.size(0)`` and ends with ``view(n, -1)`` could otherwise not
-    be cut, because the number would cross every cut.
+    Otherwise the number in ``n = x.size(0)`` ... ``view(n, -1)`` would cross every cut.
     """
     for count in [node for node in graph.nodes if _counts_images(node)]:
         for user in list(count.users):
@@ -501,44 +498,44 @@ def _count_images_where_needed(graph: fx.Graph, tracer: _Tracer) -> None:
                 continue
             try:
                 shapes = [getattr(tracer.value(source, n), "shape", ())[:1] for n in (2, 3)]
-            except Exception:  # it needs numbers that there are none of yet
+            except Exception:  # it needs values, which meta tensors lack
                 continue
             if shapes == [(2,), (3,)]:
                 with graph.inserting_before(user):
                     own = graph.call_method("size", (source, 0))
                 own.meta["inside"] = user.meta["inside"]
                 user.replace_input_with(count, own)
-        while not count.users and _asks_for_size(count):
+        while not count.users and _reads_size(count):
             source = count.args[0]
             graph.erase_node(count)
             count = source
 
 
 def _counts_images(node: fx.Node) -> bool:
-    """Whether a node gives the number of images, of the images themselves."""
+    """Whether a node reads the batch size from the images."""
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node):
         return False
     if node.op == "call_method" and node.target == "size" and node.args[1:] == (0,):
         return source.op == "placeholder"
-    of = source.args[0] if _gives_shape(source) else None
+    of = source.args[0] if _reads_shape(source) else None
     is_first = node.target is operator.getitem and node.args[1:] == (0,)
     return is_first and isinstance(of, fx.Node) and of.op == "placeholder"
 
 
-def _gives_shape(node: fx.Node) -> bool:
+def _reads_shape(node: fx.Node) -> bool:
     if node.op == "call_method":
         return node.target == "size" and len(node.args) == 1
     return node.target is getattr and node.args[1:] == ("shape",)
 
 
-def _asks_for_size(node: fx.Node) -> bool:
-    return _counts_images(node) or _gives_shape(node)
+def _reads_size(node: fx.Node) -> bool:
+    return _counts_images(node) or _reads_shape(node)
 
 
 @contextmanager
 def modes_kept(network: nn.Module) -> Iterator[None]:
-    """Every module is afterwards in training or in evaluation as before, also frozen ones."""
+    """Restore the mode (training or evaluation) of each module afterwards, also of frozen ones."""
     modes = {module: module.training for module in network.modules()}
     try:
         yield
@@ -548,31 +545,31 @@ def modes_kept(network: nn.Module) -> Iterator[None]:
 
 
 FX_CONSTANT = "_tensor_constant"
-"""Begins the names of what fx puts beside the layers: tensors that a forward makes of numbers."""
+"""Prefix of the attributes in which fx stores tensors that a forward makes from numbers."""
 
 
 def _forget_constants(network: nn.Module) -> None:
-    """Remove what fx put beside the layers, so that it gives the same names again."""
+    """Remove the constants that fx has stored, so that it gives the same names again."""
     for name in [name for name in vars(network) if name.startswith(FX_CONSTANT)]:
         delattr(network, name)
 
 
-def _tell_when_running(training: fx.Graph, evaluation: fx.Graph) -> None:
-    """Let functions of the network's own forward be told by its state whether it is training."""
+def _read_mode_when_running(training: fx.Graph, evaluation: fx.Graph) -> None:
+    """Let the network's own forward pass its current mode to functions as `training`."""
     for nodes in zip(list(training.nodes), list(evaluation.nodes), strict=False):
         if nodes[0].meta["inside"] or [n.kwargs.get("training") for n in nodes] != [True, False]:
             continue
         for graph, node in zip((training, evaluation), nodes, strict=True):
             with graph.inserting_before(node):
-                told = graph.create_node("get_attr", "training")
-            told.meta["inside"] = ()
-            node.update_kwarg("training", told)
+                mode = graph.create_node("get_attr", "training")
+            mode.meta["inside"] = ()
+            node.update_kwarg("training", mode)
 
 
 def _first_difference(one: fx.Graph, other: fx.Graph) -> tuple[str, ...] | None:
-    """The modules around the first node in which two graphs differ; None if they do not.
+    """The modules around the first node in which two graphs differ, innermost last; else None.
 
-    They are those whose forwards have led to either node, innermost last.
+    Only modules around both nodes count.
     """
     for nodes in zip(one.nodes, other.nodes, strict=False):
         if nodes[0].format_node() != nodes[1].format_node():
@@ -585,9 +582,9 @@ def _first_difference(one: fx.Graph, other: fx.Graph) -> tuple[str, ...] | None:
 
 
 def cuts(graph: fx.Graph, network: nn.Module) -> dict[str, Cut]:
-    """Every place to cut, by each module that comes first behind it.
+    """Every possible cut, by each module that comes first after it.
 
-    There are parameters on both sides of a cut, and none on both at once.
+    Both sides of a cut have parameters and share none.
     """
     nodes = list(graph.nodes)
     place = {node: i for i, node in enumerate(nodes)}
@@ -612,7 +609,7 @@ def cuts(graph: fx.Graph, network: nn.Module) -> dict[str, Cut]:
 
 
 def _crossing(nodes: list[fx.Node], place: Mapping[fx.Node, int], position: int) -> list[fx.Node]:
-    """Nodes before a position that are used from it on; a parameter can be had on either side."""
+    """Nodes before a position with users after it, except parameters, which both sides have."""
     return [
         node
         for node in nodes[:position]
@@ -621,7 +618,7 @@ def _crossing(nodes: list[fx.Node], place: Mapping[fx.Node, int], position: int)
 
 
 def _parameters(node: fx.Node, network: nn.Module) -> set[int]:
-    """Those of a node's module, and those that it is given."""
+    """Ids of the parameters of a node's module and of those among its inputs."""
     found: set[int] = set()
     if node.op == "call_module":
         found |= {id(p) for p in network.get_submodule(str(node.target)).parameters()}
@@ -633,16 +630,23 @@ def _parameters(node: fx.Node, network: nn.Module) -> set[int]:
 
 
 def attribute(network: nn.Module, path: str) -> Any:
-    """What a dotted path names inside a network."""
+    """The attribute of a network at a dotted path."""
     owner, _, name = path.rpartition(".")
     return getattr(network.get_submodule(owner), name)
+
+
+def function_of(node: fx.Node) -> Callable[..., Any]:
+    """The function that a node calls; methods become functions."""
+    if callable(node.target):
+        return node.target
+    return lambda value, *args, **kwargs: getattr(value, str(node.target))(*args, **kwargs)
 
 
 def halves(graph: fx.Graph, cut: Cut, network: nn.Module) -> tuple[fx.Graph, fx.Graph]:
     """The graphs of the trunk, images -> features, and of the tail, features -> logits.
 
-    The tail leaves the features as they are, whatever `network` does in place: other tails of a
-    network of experts see them, too.
+    The tail never changes the features in place, since all branches of a network of experts read
+    them.
     """
     nodes = list(graph.nodes)
     trunk, tail = fx.Graph(), fx.Graph()
@@ -661,7 +665,7 @@ def halves(graph: fx.Graph, cut: Cut, network: nn.Module) -> tuple[fx.Graph, fx.
             if node.op == "get_attr" and not node.users:
                 part.erase_node(node)
     features = next(node for node in tail.nodes if node.op == "placeholder")
-    if _changes(features, tail, network):
+    if _changes_input(features, tail, network):
         with tail.inserting_after(features):
             copied = tail.call_method("clone", (features,))
         features.replace_all_uses_with(copied, delete_user_cb=lambda user: user is not copied)
@@ -669,7 +673,7 @@ def halves(graph: fx.Graph, cut: Cut, network: nn.Module) -> tuple[fx.Graph, fx.
 
 
 IN_PLACE = {"iadd", "isub", "imul", "itruediv"}
-"""Python's operators that change what they are given."""
+"""Python's in-place operators."""
 
 NEW_TENSORS = {
     *("Conv2d", "Linear", "BatchNorm2d", "LayerNorm", "GroupNorm"),
@@ -681,21 +685,21 @@ NEW_UNLESS_IN_PLACE = {
     *("relu", "relu6", "gelu", "silu", "hardswish", "hardsigmoid", "hardtanh", "sigmoid", "tanh"),
     *("leakyrelu", "leaky_relu", "elu", "mish", "softplus"),
 }
-"""Others of which that is true unless they are told to work in place, in small letters."""
+"""Lower-case names of those for which that holds unless they work in place."""
 
 
 def gives_new_memory(name: str, in_place: bool) -> bool:
-    """Whether the output of `what_happens` shares no memory with an input."""
+    """Whether an operation (see `name_and_in_place`) shares no memory with its inputs."""
     return name in NEW_TENSORS or (not in_place and name.lower() in NEW_UNLESS_IN_PLACE)
 
 
-def _changes(features: fx.Node, tail: fx.Graph, network: nn.Module) -> bool:
-    """Whether a tail may change its features in place: these, or what shares memory with them."""
+def _changes_input(features: fx.Node, tail: fx.Graph, network: nn.Module) -> bool:
+    """Whether a tail may change its features, or a tensor that shares their memory, in place."""
     same = {features}
     for node in tail.nodes:
         inputs = node.all_input_nodes
-        name, in_place = what_happens(node, network)
-        if name in IN_PLACE:  # only to the first
+        name, in_place = name_and_in_place(node, network)
+        if name in IN_PLACE:  # changes only the first
             inputs = inputs[:1]
         if not same & set(inputs) or node.op == "output":
             continue
@@ -706,8 +710,8 @@ def _changes(features: fx.Node, tail: fx.Graph, network: nn.Module) -> bool:
     return False
 
 
-def what_happens(node: fx.Node, network: nn.Module) -> tuple[str, bool]:
-    """What is called, and whether it may change its input; a module of one's own may."""
+def name_and_in_place(node: fx.Node, network: nn.Module) -> tuple[str, bool]:
+    """The operation's name, and whether it may change its input, as a user's module may."""
     if node.op == "call_module":
         layer = network.get_submodule(str(node.target))
         own = any(not type(m).__module__.startswith("torch.nn.") for m in layer.modules())
@@ -719,7 +723,7 @@ def what_happens(node: fx.Node, network: nn.Module) -> tuple[str, bool]:
 
 
 def assemble(network: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """A module that does what the graph says with the layers of `network`, under their names."""
+    """A module that runs the graph with the layers of `network`, under their names."""
     return fx.GraphModule(network, graph)
 
 
@@ -728,9 +732,9 @@ def measure(
 ) -> dict[fx.Node, Measured]:
     """Shapes and multiply-accumulates of all nodes for images or features of `shape`.
 
-    Runs the module, in evaluation mode, on two inputs that lie where its parameters do; on torch's
-    meta device that costs no arithmetic.  By torch's own counter; without `macs` it counts nothing,
-    which is faster.
+    Runs the module in evaluation mode on two inputs on its parameters' device; on torch's meta
+    device that costs no arithmetic.  Counts with torch's FLOP counter; without `macs` it skips
+    that, which is faster.
     """
     device = next(module.parameters()).device
     found: dict[fx.Node, Measured] = {}
@@ -740,7 +744,7 @@ def measure(
             before = counter.get_total_flops()
             result = super().run_node(n)
             if n.op == "get_attr" and isinstance(result, Tensor):
-                result = result.to(device)  # a constant that the network's forward has made
+                result = result.to(device)  # a constant made in the forward
             operations = counter.get_total_flops() - before
             size = tuple(result.shape) if isinstance(result, Tensor) else None
             found[n] = Measured(size, operations // 4)  # two images, two operations each

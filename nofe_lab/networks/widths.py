@@ -1,10 +1,9 @@
 """Narrower or wider copies of a network's tail, so that K branches need not cost K tails.
 
-Which channels may change together?  Every convolution and every fc layer makes channels of its own,
-free to change; normalisations, nonlinearities and depthwise convolutions pass them on; a sum makes
-two groups of channels one; a concatenation strings them together.  Channels that come from the
-trunk, the classifier's outputs, and everything that meets an operation not understood here are
-fixed.  So whatever a tail does, its narrower copy fits together.
+Which channels must change together?  Each convolution and fc layer makes a new group of channels,
+free to change; normalisations, nonlinearities and depthwise convolutions pass it on; a sum joins
+two groups; a concatenation lists them.  Channels from the trunk, the classifier's outputs, and all
+that reach an unknown operation are fixed.  So the copy of any tail is consistent.
 """
 
 from __future__ import annotations
@@ -25,16 +24,16 @@ Weighted = (nn.Conv2d, nn.Linear)
 
 
 @dataclass(eq=False)
-class _Group:
+class _ChannelGroup:
     """Channels that change together."""
 
     size: int
     fixed: bool = False
     multiple: int = 1
     """The new size is a multiple of this."""
-    joined: _Group | None = None
+    joined: _ChannelGroup | None = None
 
-    def root(self) -> _Group:
+    def root(self) -> _ChannelGroup:
         return self if self.joined is None else self.joined.root()
 
     def scaled(self, width: float) -> int:
@@ -46,12 +45,12 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Channels:
-    """What lies along the channel dimension of a tensor: groups, each a number of times."""
+    """The groups along the channel dimension of a tensor."""
 
-    groups: tuple[_Group, ...]
+    groups: tuple[_ChannelGroup, ...]
     dimension: int
     times: int = 1
-    """Features per channel, where a map was flattened."""
+    """Features per channel, after flattening."""
 
     def scaled(self, width: float) -> int:
         return self.times * sum(group.scaled(width) for group in self.groups)
@@ -66,32 +65,32 @@ class Widths:
     """The channels of a tail's layers, as functions of its width."""
 
     inputs: dict[str, _Channels] = field(default_factory=dict)
-    """Of convolutions and fc layers, by path."""
+    """The input channels of convolutions and fc layers, by path."""
     outputs: dict[str, _Channels] = field(default_factory=dict)
-    along: dict[str, _Channels] = field(default_factory=dict)
-    """Of layers and parameters with one number for each channel."""
+    per_channel: dict[str, _Channels] = field(default_factory=dict)
+    """The channels of layers and parameters with one number per channel."""
 
     def are_free(self, width: float) -> bool:
-        """Whether any layer changes with this width."""
+        """Whether this width changes any layer."""
         return any(channels.scaled(width) != channels.size for channels in self.outputs.values())
 
     def apply(self, network: nn.Module, width: float) -> None:
-        """Change the layers of a network to this width, in place; what changes begins anew."""
+        """Resize the layers of a network to this width, in place, with fresh weights."""
         for path, outputs in self.outputs.items():
             layer = network.get_submodule(path)
             resize(layer, self.inputs[path].scaled(width), outputs.scaled(width))
-        for path, channels in self.along.items():
-            _resize_along(network, path, channels.size, channels.scaled(width))
+        for path, channels in self.per_channel.items():
+            _resize_per_channel(network, path, channels.size, channels.scaled(width))
 
 
 def find_widths(
     network: nn.Module, graph: fx.Graph, shapes: Mapping[fx.Node, Measured], classifier: str
 ) -> Widths:
-    """Follow the channels through a tail.  shapes: of the graph's nodes (see `measure`)."""
-    return _Walk(network, shapes, classifier).through(graph)
+    """Trace the channels through a tail.  shapes: of the graph's nodes (see `measure`)."""
+    return _ChannelTracer(network, shapes, classifier).through(graph)
 
 
-class _Walk:
+class _ChannelTracer:
     def __init__(
         self, network: nn.Module, shapes: Mapping[fx.Node, Measured], classifier: str
     ) -> None:
@@ -121,7 +120,7 @@ class _Walk:
         return self.found
 
     def _follow(self, node: fx.Node) -> _Channels | None:
-        """The channels of a node's tensor; None if the operation is not understood."""
+        """The channels of a node's output; None for an unknown operation."""
         if node.op == "placeholder":
             return self._new(node, fixed=True)
         tensors = [n for n in node.all_input_nodes if n in self.channels]
@@ -134,7 +133,7 @@ class _Walk:
             return self._sum(node, tensors)
         if node.target is torch.cat:
             return self._concatenation(node, tensors)
-        return self._passed_on(node, tensors[0]) if len(tensors) == 1 else None
+        return self._pass_on(node, tensors[0]) if len(tensors) == 1 else None
 
     def _layer(self, node: fx.Node, module: nn.Module, source: fx.Node) -> _Channels | None:
         inputs, path = self.channels[source], str(node.target)
@@ -146,17 +145,17 @@ class _Walk:
             return None
         if isinstance(module, Weighted):
             return self._weighted(node, module, inputs, path)
-        if not _numbers(module):
-            return self._passed_on(node, source)
-        if self._shape(node) != self._shape(source) or not _is_along(module, inputs.size):
+        if not _tensors(module):
+            return self._pass_on(node, source)
+        if self._shape(node) != self._shape(source) or not _is_per_channel(module, inputs.size):
             return None
         if isinstance(module, nn.GroupNorm):
             self._keep_divisible(inputs, module.num_groups)
-        self.found.along[path] = inputs
+        self.found.per_channel[path] = inputs
         return inputs
 
     def _called_before(self, path: str) -> list[_Channels]:
-        known = (self.found.inputs, self.found.outputs, self.found.along)
+        known = (self.found.inputs, self.found.outputs, self.found.per_channel)
         return [channels[path] for channels in known if path in channels]
 
     def _weighted(
@@ -180,7 +179,7 @@ class _Walk:
         return outputs
 
     def _sum(self, node: fx.Node, tensors: list[fx.Node]) -> _Channels | None:
-        """A sum or product: of two maps with the same channels, or of a map and a parameter."""
+        """A sum or product: of tensors with the same channels, or of a tensor and a parameter."""
         if not tensors:
             return None
         known = self.channels[tensors[0]]
@@ -190,7 +189,7 @@ class _Walk:
             if tensor.numel() > 1:
                 if tensor.numel() != known.size or max(tensor.shape) != known.size:
                     return None
-                self.found.along[str(parameter.target)] = known
+                self.found.per_channel[str(parameter.target)] = known
         for other in (self.channels[tensor] for tensor in tensors[1:]):
             alike = [g.root().size for g in known.groups] == [g.root().size for g in other.groups]
             if not alike or (known.dimension, known.times) != (other.dimension, other.times):
@@ -209,13 +208,13 @@ class _Walk:
             return None
         return _Channels(tuple(g for part in parts for g in part.groups), cast(int, dimension))
 
-    def _passed_on(self, node: fx.Node, source: fx.Node) -> _Channels | None:
-        """What has no parameters: pooling, nonlinearities, dropout, flattening, permutations."""
+    def _pass_on(self, node: fx.Node, source: fx.Node) -> _Channels | None:
+        """Operations without parameters: pooling, nonlinearities, dropout, flatten, permute."""
         known = self.channels[source]
         before, after = self._shape(source) or (), self._shape(node) or ()
         if (dims := _permutation(node, self.network)) is not None:
             return _Channels(known.groups, dims.index(known.dimension), known.times)
-        if not _is_pointwise_or_pooling(node, self.network):
+        if not _keeps_channels_apart(node, self.network):
             return None
         if node.target == "reshape" and (len(after) != 2 or node.args[-1] != -1):
             return None
@@ -233,7 +232,7 @@ class _Walk:
     def _new(self, node: fx.Node, fixed: bool = False, dimension: int = 1) -> _Channels:
         shape = self._shape(node) or ()
         size = shape[dimension] if len(shape) > dimension else 1
-        return _Channels((_Group(size, fixed),), dimension)
+        return _Channels((_ChannelGroup(size, fixed),), dimension)
 
     def _fix(self, node: fx.Node) -> None:
         if node in self.channels:
@@ -253,44 +252,44 @@ class _Walk:
         return self.shapes[node].shape
 
 
-def _join(one: _Group, other: _Group) -> None:
+def _join(one: _ChannelGroup, other: _ChannelGroup) -> None:
     if one is not other:
         other.joined = one
         one.fixed |= other.fixed
         one.multiple = math.lcm(one.multiple, other.multiple)
 
 
-def _numbers(module: nn.Module) -> list[Tensor]:
-    """Parameters and statistics of a layer, without counters."""
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """Parameters and buffers of a layer, without counters."""
     return [t for t in (*module.parameters(), *module.buffers()) if t.ndim]
 
 
-def _is_along(module: nn.Module, channels: int) -> bool:
-    """Whether a layer has one number, of each kind, for each channel."""
-    return all(max(t.shape) == t.numel() == channels for t in _numbers(module))
+def _is_per_channel(module: nn.Module, channels: int) -> bool:
+    """Whether all tensors of a layer have one number per channel."""
+    return all(max(t.shape) == t.numel() == channels for t in _tensors(module))
 
 
 POINTWISE = {
     *("relu", "relu_", "relu6", "gelu", "silu", "hardswish", "hardsigmoid", "hardtanh", "sigmoid"),
     *("tanh", "leaky_relu", "elu", "mish", "softplus", "contiguous", "clone"),
 }
-"""Functions and methods that look at one number at a time."""
+"""Pointwise functions and methods."""
 
 POOLING = {
     *("avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"),
     "boolean_dispatch",  # torch's name for pooling that can return indices
 }
-"""Functions that look at one channel at a time."""
+"""Functions that pool each channel by itself."""
 
 SAME_CHANNELS = {
     *POINTWISE,
     *POOLING,
     *("dropout", "flatten", "mean", "stochastic_depth", "drop_path", "reshape"),
 }
-"""Functions and methods that leave channels alone, apart from those of layers of torch.nn."""
+"""Functions and methods that keep the channels."""
 
 
-def _is_pointwise_or_pooling(node: fx.Node, network: nn.Module) -> bool:
+def _keeps_channels_apart(node: fx.Node, network: nn.Module) -> bool:
     if node.op == "call_module":
         layer = network.get_submodule(str(node.target))
         return not isinstance(layer, (nn.ChannelShuffle, nn.PixelShuffle))
@@ -311,7 +310,7 @@ def _permutation(node: fx.Node, network: nn.Module) -> list[int] | None:
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer's weights are its own parameters, and nothing else happens in it."""
+    """Whether a layer's weight is a plain parameter, without parametrisation or hooks."""
     own = {"weight"} <= set(layer._parameters)
     return own and not is_parametrized(layer) and not has_hooks(layer)
 
@@ -319,8 +318,8 @@ def is_plain(layer: nn.Module) -> bool:
 def resize(layer: nn.Module, inputs: int, outputs: int) -> None:
     """Give a convolution or fc layer other numbers of channels, in place.
 
-    Its weights begin anew where its shape changes: Gaussian, with the deviation that they had,
-    corrected for the new fan-in, so that the network's own initialisation is kept to.
+    Weights that change shape are redrawn: Gaussian with the old deviation, corrected for the new
+    fan-in, as the network's own initialisation would.
     """
     assert isinstance(layer, Weighted)
     groups = 1
@@ -337,7 +336,7 @@ def resize(layer: nn.Module, inputs: int, outputs: int) -> None:
 
 
 def redrawn(old: Tensor, shape: tuple[int, ...]) -> nn.Parameter:
-    """Weights of another shape with the mean and, corrected for fan-in, the deviation of `old`."""
+    """Gaussian weights of another shape, with the deviation of `old`, corrected for fan-in."""
     if old.shape == shape:
         return cast(nn.Parameter, old)
     new = torch.empty(shape, dtype=old.dtype, device=old.device)
@@ -348,8 +347,8 @@ def redrawn(old: Tensor, shape: tuple[int, ...]) -> nn.Parameter:
     return nn.Parameter(new)
 
 
-def _resize_along(network: nn.Module, path: str, old: int, new: int) -> None:
-    """One number for each of `new` channels: the old ones again and again, or the first of them."""
+def _resize_per_channel(network: nn.Module, path: str, old: int, new: int) -> None:
+    """Cut or repeat the per-channel numbers of a layer or parameter to `new` channels."""
     if old == new:
         return
     owner_path, _, name = path.rpartition(".")
@@ -358,17 +357,17 @@ def _resize_along(network: nn.Module, path: str, old: int, new: int) -> None:
         for module in target.modules():
             for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
                 if tensor is not None and tensor.ndim:
-                    _put(module, key, tensor, new)
+                    _resize_tensor(module, key, tensor, new)
         for key in ("num_features", "num_channels", "num_parameters"):
             if hasattr(target, key):
                 setattr(target, key, new)
         if isinstance(target, nn.LayerNorm):
             target.normalized_shape = (new,)
     else:
-        _put(network.get_submodule(owner_path), name, target, new)
+        _resize_tensor(network.get_submodule(owner_path), name, target, new)
 
 
-def _put(module: nn.Module, name: str, tensor: Tensor, new: int) -> None:
+def _resize_tensor(module: nn.Module, name: str, tensor: Tensor, new: int) -> None:
     dimension = max(range(tensor.ndim), key=lambda d: tensor.shape[d])
     index = torch.arange(new, device=tensor.device) % tensor.shape[dimension]
     changed = tensor.detach().index_select(dimension, index)

@@ -280,7 +280,7 @@ def not_finite() -> State:
         (without("norm.bias"), r"'norm.bias' is missing\.$"),
         (
             numbered(nn.Sequential(nn.Linear(2, 2))),
-            r"none of its .*, they begin with '0\.'",
+            r"none of its .*; these begin with '0\.'",
         ),
         ({**numbered(Net()), "fc2.bias": torch.ones(3)}, "'fc2.bias' is not one of its tensors"),
         (

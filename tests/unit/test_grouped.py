@@ -226,7 +226,7 @@ def check_branches(branches: nn.ModuleList, features: Tensor, apart: set[str]) -
             part.train(training)
         expected = results(lambda x: torch.cat([b(x) for b in in_turn], 1), in_turn, features)
         close(results(as_one, branches, features), expected)
-        assert set(as_one.apart.values()) == apart
+        assert set(as_one.per_expert.values()) == apart
 
 
 # --- single layers and operations

@@ -217,7 +217,7 @@ def test_a_setting_whose_content_cannot_be_told_is_never_used_again(
     found = [backbone(lambda: network) for _ in range(2)]
     assert found[0].identity["own"] != found[1].identity["own"]
     assert (
-        "The content of value.numbers of Holder 'act' cannot be told: runs of this"
+        "The content of value.numbers of Holder 'act' cannot be determined: runs of this"
         in found[0].notes[0]
     )
 
@@ -371,7 +371,7 @@ class Lazy(Net):
         (Dropping, "it draws random numbers itself"),
         (Lottery, "it draws random numbers itself"),
         (Ungraded, "without gradients or in autocast"),
-        (Lazy, "has layers without weights, which the first images would give them .two"),
+        (Lazy, "has lazy layers without weights .two"),
     ],
 )
 def test_a_network_that_cutting_would_change_is_refused_every_time(
@@ -701,7 +701,7 @@ def prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
         ),
         (
             lambda s: {n: t for n, t in s.items() if not n.startswith("fc.")},
-            "have no classifier, which begins anew",
+            "have no classifier; it is initialised",
         ),
     ],
 )
@@ -722,7 +722,7 @@ def test_a_checkpoint_is_unwrapped_and_said(
     [
         (lambda s: {"model": s, "model_ema": s}, "hold 'model', 'model_ema'; accepted"),
         (lambda s: {"epoch": 1, "args": "x"}, "hold 'epoch', 'args'; accepted"),
-        (lambda s: prefixed("student.", s), "they begin with 'student.'"),
+        (lambda s: prefixed("student.", s), "these begin with 'student.'"),
         (lambda s: [s], "hold list; accepted"),
     ],
 )

@@ -276,7 +276,7 @@ class Tutorial(Tail):
 
 
 def test_a_module_that_does_other_things_in_training_is_one_node() -> None:
-    graph = trace(Noisy(), "noisy")
+    graph = trace(Noisy(), "noisy").graph
     called = [node.target for node in graph.nodes if node.op == "call_module"]
     assert called == ["stem", "one", "noise", "two", "fc"]
     assert split(Noisy).split_points == ("one", "noise", "two", "fc")
@@ -1052,6 +1052,6 @@ def test_other_requests_have_another_identity() -> None:
 
 def test_the_parts_work_without_the_network_they_come_from() -> None:
     made = split(Residual)
-    graph = trace(Residual(), "again")
+    graph = trace(Residual(), "again").graph
     assert made.make_trunk()(torch.zeros(1, *SMALL)).shape == (1, *made.plan.features)
     assert assemble(Residual(), graph)(torch.zeros(1, *SMALL)).shape == (1, 10)
