@@ -94,7 +94,6 @@ class SplitNetwork(Backbone):
     """A backbone made of any CNN that torch.fx can trace.
 
     build: makes the network, with its own initialisation from torch's global random state.
-    weights: a state dict for trunk and head, and its digest; branches get fresh weights.
     split: the module where the branches begin; None leaves about a quarter of the
     multiply-accumulates to them.  Raises InvalidInput with the possible modules if it is not one.
     stem: ``small`` makes the first layers keep the size of small images, ``original`` leaves them.
@@ -108,17 +107,16 @@ class SplitNetwork(Backbone):
         *,
         split: str | None = None,
         stem: str = "auto",
-        weights: tuple[Mapping[str, Tensor], str] | None = None,
-        input_shape: tuple[int, int, int] = DEFAULT_SHAPE,
         own: str = "",
     ) -> None:
         self.name = name
         self.build = build
         self.split = split
         self.stem = one_of("stem", stem, STEMS)
-        self.weights = weights
+        self.weights: tuple[Mapping[str, Tensor], str] | None = None
+        """A state dict for trunk and head, and its digest; branches get fresh weights."""
         self.own = own
-        self.input_shape = input_shape
+        self.input_shape = DEFAULT_SHAPE
         self.weight_notes: tuple[str, ...] = ()
         """Sentences on its weights."""
         self._for_images: dict[tuple[int, int, int], SplitNetwork] = {}

@@ -120,10 +120,9 @@ class Specialties:
         whole_number("specialty", k, 0, self.K - 1)
         return replace(self, of=(*self.of[:label], k, *self.of[label + 1 :]))
 
-    def with_one_more(self, name: str | None = None) -> Specialties:
+    def with_one_more(self, name: str) -> Specialties:
         """The partition with an empty specialty appended."""
-        names = (*self.names, str(self.K + 1) if name is None else name)
-        return replace(self, K=self.K + 1, names=names)
+        return replace(self, K=self.K + 1, names=(*self.names, name))
 
     def without(self, k: int) -> Specialties:
         """The partition without the empty specialty k; later ones move up.

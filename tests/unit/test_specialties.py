@@ -243,7 +243,7 @@ def test_specialties_come_and_the_empty_ones_go() -> None:
     with pytest.raises(InvalidInput, match="specialty 'pets' has 2 classes; accepted: one without"):
         PETS.without(0)
     with pytest.raises(InvalidInput, match="K must be a whole number from 1 to 4; got 5"):
-        more.with_one_more()
+        more.with_one_more("newer")
 
 
 def test_specialties_of_another_partition_are_matched_by_their_classes() -> None:
