@@ -167,28 +167,7 @@ class Experiment:
 
     def base(self, budget: str = "nofe") -> FlatStage:
         """The base CNN.  budget: see `Arm`."""
-        return self._flat(Arm("base", budget=budget))
-
-    def control(
-        self,
-        budget: str = "nofe",
-        trunk: str = "scratch",
-        recipe: str = "",
-        experts: int | None = None,
-    ) -> FlatStage:
-        """The flat control: one branch in place of the experts, as deep and as expensive.
-
-        budget, trunk, recipe, experts: see `Arm`.  On another stage's trunk it is trained like the
-        network of experts.
-        """
-        rule = self._rule if trunk == "generalist" else ""
-        arm = Arm(
-            "control", trunk=trunk, trunk_rule=rule, budget=budget, recipe=recipe, experts=experts
-        )
-        return self._flat(arm)
-
-    def _flat(self, arm: Arm) -> FlatStage:
-        stage = self.stage(arm)
+        stage = self.stage(Arm("base", budget=budget))
         assert isinstance(stage, FlatStage)
         return stage
 

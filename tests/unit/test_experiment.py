@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from nofe_lab import (
+    Arm,
     Dataset,
     Experiment,
     InvalidInput,
@@ -365,7 +366,7 @@ def test_a_small_control_costs_what_two_experts_and_their_gate_do(tiny_experimen
     assert spent == pytest.approx(few, rel=0.02)
     assert not any(name.startswith("small") for name in tiny_experiment(K=3).opponents())
     with pytest.raises(InvalidInput, match="experts must be a whole number from 1 to 4; got 5"):
-        experiment.control(experts=5)
+        experiment.stage(Arm("control", experts=5))
 
 
 @pytest.mark.parametrize(
@@ -555,7 +556,10 @@ def test_ids_stay_what_they_are() -> None:
     )
     assert data.fingerprint == "702f6dd8432d6072"
     found = [
-        [each.id for each in (e.base(), e.generalist(), e.nofe(), e.gate(), e.control())]
+        [
+            each.id
+            for each in (e.base(), e.generalist(), e.nofe(), e.gate(), e.stage(Arm("control")))
+        ]
         for e in (plain, other)
     ]
     assert found == [
@@ -1052,7 +1056,8 @@ def test_numpy_s_numbers_are_numbers(tiny_experiment: Make) -> None:
         K=np.int64(3), seed=np.uint8(1), epochs=np.int32(2), learning_rate=np.float64(0.005)
     )
     assert plain.nofe().id == numpys.nofe().id
-    assert plain.control(experts=2).id == numpys.control(experts=np.int64(2)).id  # type: ignore[arg-type]
+    controls = (Arm("control", experts=2), Arm("control", experts=np.int64(2)))  # type: ignore[arg-type]
+    assert plain.stage(controls[0]).id == numpys.stage(controls[1]).id
 
 
 def test_a_stage_of_one_step_says_what_it_lacks(tiny_experiment: Make) -> None:
