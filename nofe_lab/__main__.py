@@ -22,7 +22,7 @@ from nofe_lab.config import InvalidInput, printable
 from nofe_lab.evaluation import with_clearest
 from nofe_lab.files import writable_path
 from nofe_lab.knobs import KNOBS, understood
-from nofe_lab.log import give_up, log, write_line
+from nofe_lab.log import log, redirect_to_devnull, write_line
 from nofe_lab.machine import Machine
 from nofe_lab.runs import Run, RunStore, default_runs_dir
 from nofe_lab.stages import Experiment, load_specialties
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 stream.flush()
             except (OSError, ValueError):
-                give_up(stream)
+                redirect_to_devnull(stream)
     return 0
 
 

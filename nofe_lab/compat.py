@@ -1,10 +1,9 @@
-"""Import torchvision where its wheel stands beside a CPU-only build of torch.
+"""Imports torchvision from PyPI beside a CPU-only build of torch.
 
-The torchvision wheel of the package index is built against the CUDA build of torch.  Beside the CPU
-build its compiled operators do not load, and then ``import torchvision`` stops with ``operator
-torchvision::nms does not exist``, although nothing that this library needs is compiled: data sets,
-transforms and model definitions are plain Python.  Declaring the two operators that torchvision
-registers fake implementations for lets the import finish.  Nothing happens where the import works.
+PyPI's torchvision is built against the CUDA build of torch.  With the CPU build its compiled
+operators do not load, and ``import torchvision`` fails with ``operator torchvision::nms does not
+exist``, although data sets, transforms and models are plain Python.  Declaring the two operators
+for which torchvision registers fake implementations lets the import succeed.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from types import ModuleType
 
 import torch
 
-_DECLARED: list[torch.library.Library] = []  # a library's declarations end with the object
+_DECLARED: list[torch.library.Library] = []  # declarations live as long as their Library
 
 
 def import_torchvision() -> ModuleType:
-    """Import and return torchvision, with the operators declared if the error appears.
+    """Import torchvision, declaring its operators only if the plain import fails without them.
 
-    Raises RuntimeError if torchvision fails for any other reason than its missing operators.
+    Raises RuntimeError if the import fails for another reason.
     """
     try:
         return importlib.import_module("torchvision")

@@ -1,7 +1,7 @@
-"""Evaluates networks: predictions, accuracy, confusions, and how they fall into specialties.
+"""Evaluates networks: predictions, accuracy, confusions, and their split into specialties.
 
-Functions take and return plain arrays and tables.  scikit-learn and scipy are imported where they
-are needed, because they take longer to import than everything else.
+Functions take and return plain arrays and tables.  scikit-learn and scipy are imported late because
+they are slow to import.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from nofe_lab.data.dataset import clearest, label_margins
 from nofe_lab.specialties import Specialties
 
 EVALUATION_PIXELS = 1000 * 32 * 32
-"""Pixels in a batch of images: larger images make smaller batches."""
+"""Pixels per batch: larger images make smaller batches."""
 
 CALIBRATION_BINS = 15
-"""Bins of equal width between confidence 0 and 1."""
+"""Number of bins of equal width between confidence 0 and 1."""
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
     """The outputs of a network for the images of a split.
 
-    logits: float32 [N, n].  labels: int64 [N], the index of the right output, from 0 to n - 1.
+    logits: float32 [N, n].  labels: int64 [N], the index of the correct output, from 0 to n - 1.
     """
 
     logits: NDArray[np.float32]
@@ -47,17 +47,17 @@ class Predictions:
 
     @cached_property
     def predicted(self) -> NDArray[np.int64]:
-        """The most probable output of each image [N]."""
+        """The most probable output for each image [N]."""
         return self.logits.argmax(axis=1)
 
     @property
     def accuracy(self) -> float:
-        """Share of images whose most probable output is right."""
+        """Share of images whose most probable output is correct."""
         return float((self.predicted == self.labels).mean())
 
     @property
     def class_accuracy(self) -> float:
-        """Mean over the classes that have an image of their accuracies (macro-averaged recall)."""
+        """Mean accuracy of the classes that have images (macro-averaged recall)."""
         from sklearn.metrics import recall_score
 
         present = np.unique(self.labels)
@@ -83,9 +83,9 @@ class Predictions:
 
     @property
     def calibration_error(self) -> float:
-        """Expected calibration error, 0 to 1: |accuracy - confidence|, in 15 bins of confidence.
+        """Expected calibration error, 0 to 1: mean |accuracy - confidence| over 15 bins.
 
-        After C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+        See C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
         """
         confidence = self.probabilities.max(axis=1)
         bins = np.ceil(confidence * CALIBRATION_BINS).astype(int).clip(1) - 1
@@ -108,10 +108,10 @@ class Predictions:
 def predict(
     model: nn.Module, split: Source, target_of_class: torch.Tensor | None = None
 ) -> Predictions:
-    """Run a network over a split in evaluation mode, without augmentation.
+    """Run a network on a split in evaluation mode, without augmentation.
 
     model: raw images uint8 [B, c, h, w] -> logits [B, n], on any device.
-    target_of_class: int64 [C], the output that stands for each class; None: the class itself.
+    target_of_class: int64 [C], the correct output for each class; None: the class itself.
     """
     logits = torch.cat([output for output, _ in _outputs(model, split)])
     labels = split.labels if target_of_class is None else target_of_class.cpu()[split.labels]
@@ -121,21 +121,21 @@ def predict(
 def with_clearest(
     dataset: Dataset, model: nn.Module, target_of_class: torch.Tensor | None = None
 ) -> Dataset:
-    """The same data set, with thumbnails chosen by a trained network.
+    """Choose a data set's thumbnails with a trained network.
 
-    Of up to 50 training images a class, the one that `model` answers correctly with the largest
-    margin between the logit of its label and the next; arguments are those of `predict`.
+    Of up to 50 training images per class, the one with the largest margin between the logit of its
+    label and the largest other logit; arguments are those of `predict`.
     """
 
-    def margins(few: Source) -> NDArray[np.floating]:
-        found = predict(model, few, target_of_class)
-        return label_margins(found.logits, found.labels)
+    def margins(images: Source) -> NDArray[np.floating]:
+        predictions = predict(model, images, target_of_class)
+        return label_margins(predictions.logits, predictions.labels)
 
     return replace(dataset, clearest=clearest(dataset.train, margins))
 
 
 def _outputs(model: nn.Module, split: Source) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The outputs of a network for a split and the labels, batch by batch."""
+    """Yield a network's outputs for a split, with the labels, batch by batch."""
     device = next(model.parameters()).device
     model.eval()
     _, height, width = split.image_shape
@@ -146,7 +146,7 @@ def _outputs(model: nn.Module, split: Source) -> Iterator[tuple[torch.Tensor, to
 
 
 def class_means(model: nn.Module, split: Source, C: int) -> NDArray[np.float64]:
-    """The mean features of each class [C, d]; zeros for a class without images.
+    """Compute the mean features of each class [C, d]; zeros for a class without images.
 
     model: raw images uint8 [B, c, h, w] -> features [B, ...], which are flattened.
     """
@@ -162,7 +162,7 @@ def class_means(model: nn.Module, split: Source, C: int) -> NDArray[np.float64]:
 
 
 def per_class(confusion: NDArray[np.int64], class_names: tuple[str, ...]) -> pd.DataFrame:
-    """One row for each class: images, accuracy, and the class it is most often mistaken for."""
+    """Tabulate, for each class: images, accuracy, and the class it is most often mistaken for."""
     errors = confusion - np.diag(np.diag(confusion))
     images = confusion.sum(axis=1)
     rivals = errors.argmax(axis=1)
@@ -182,12 +182,12 @@ def per_class(confusion: NDArray[np.int64], class_names: tuple[str, ...]) -> pd.
 
 
 def per_specialty(confusion: NDArray[np.int64], specialties: Specialties) -> pd.DataFrame:
-    """One row for each specialty that has a class, from counts [C, C].
+    """Tabulate the specialties that have classes, from counts [C, C].
 
-    accuracy: share of its images that are classified right.
-    right specialty: share of its images that are given a class of the specialty, right or wrong.
-    inside: share of its errors whose answer is in the specialty; NaN if there are no errors.
-    inside by chance: the same if errors fell on all other classes with equal probability.
+    accuracy: share of the images that are classified correctly.
+    right specialty: share of the images whose predicted class is in the specialty.
+    inside: share of the errors whose predicted class is in the specialty; NaN without errors.
+    inside by chance: the same if all other classes were predicted equally often.
     """
     blocks = specialty_confusion(confusion, specialties)
     rows = []
@@ -215,12 +215,12 @@ def specialties_of_networks(
     specialties: Specialties,
     generalist: NDArray[np.int64] | None = None,
 ) -> pd.DataFrame:
-    """The results of networks on each specialty: one row for each pair of them.
+    """Tabulate each network's results on each specialty.
 
-    confusions: network -> counts [C, C].  generalist: counts [K, K] of its own answers.
-    specialty: its number, from 0; those without a class are left out.  accuracy: share of its
-    images answered right.  inside, leaking: mistakes whose answer is in the specialty, or in
-    another (NaN for the generalist).
+    confusions: network -> counts [C, C].  generalist: counts [K, K] of its predictions.
+    Columns: network; specialty, its number from 0, only those with classes; accuracy; inside and
+    leaking, the numbers of errors whose predicted class is in the specialty or in another one (NaN
+    for the generalist).
     """
     shown = np.array(specialties.nonempty)
     parts = []
@@ -246,45 +246,44 @@ def specialties_of_networks(
 def specialty_confusion(
     confusion: NDArray[np.int64], specialties: Specialties
 ) -> NDArray[np.int64]:
-    """The confusion matrix of specialties [K, K], from that of classes [C, C]."""
+    """Sum a confusion matrix of classes [C, C] to one of specialties [K, K]."""
     member = np.eye(specialties.K, dtype=np.int64)[list(specialties.of)]
     return member.T @ confusion @ member
 
 
 @dataclass(frozen=True)
 class Oracle:
-    """How a network's accuracy splits into choosing a specialty and choosing within it."""
+    """A network's accuracy, split into choosing a specialty and choosing a class within it."""
 
     within_specialty: float
-    """Accuracy if the right specialty were known and only its classes competed."""
+    """Accuracy if the correct specialty were known and only its classes competed."""
     right_specialty: float
     """Share of images whose specialty has the largest probability, summed over its classes."""
     crossing: float
-    """Share of all errors whose answer is in another specialty; NaN if there are no errors."""
+    """Share of the errors whose predicted class is in another specialty; NaN without errors."""
 
 
-def oracle(found: Predictions, specialties: Specialties) -> Oracle:
-    """Evaluate a network's answers [N, C] as a choice of a specialty and a choice within it."""
+def oracle(predictions: Predictions, specialties: Specialties) -> Oracle:
+    """Evaluate predictions [N, C] as a choice of a specialty and a choice within it."""
     of = np.array(specialties.of)
-    right = of[found.labels]
-    masked = np.where(of[None, :] == right[:, None], found.logits, -np.inf)
-    mass = found.probabilities @ np.eye(specialties.K)[of]
-    wrong = found.predicted != found.labels
-    crosses = of[found.predicted] != right
+    right = of[predictions.labels]
+    masked = np.where(of[None, :] == right[:, None], predictions.logits, -np.inf)
+    mass = predictions.probabilities @ np.eye(specialties.K)[of]
+    wrong = predictions.predicted != predictions.labels
+    crosses = of[predictions.predicted] != right
     return Oracle(
-        float((masked.argmax(axis=1) == found.labels).mean()),
+        float((masked.argmax(axis=1) == predictions.labels).mean()),
         float((mass.argmax(axis=1) == right).mean()),
         float(crosses[wrong].mean()) if wrong.any() else np.nan,
     )
 
 
-def conditional(found: Predictions, gate: Predictions, specialties: Specialties) -> pd.DataFrame:
-    """Evaluate what `NofE.predict` answers with 1, 2, ... and all experts for each image.
+def conditional(experts: Predictions, gate: Predictions, specialties: Specialties) -> pd.DataFrame:
+    """Evaluate `NofE.predict` with 1, 2, ... and all experts for each image.
 
-    found: the predictions of all experts together [N, C].  gate: those of the gate.
-    Returns one row for each number of experts: experts; top1, top5 and nll of the answers; found,
-    the share of images whose own expert is run; shares, for each expert, the share of images that
-    it is run for.
+    experts: the predictions with all experts [N, C].  gate: those of the gate.
+    Returns a row for each number of experts: experts; top1, top5 and nll; found, the share of
+    images whose own expert runs; shares, for each expert, the share of images for which it runs.
     """
     from scipy.special import logsumexp
 
@@ -296,18 +295,18 @@ def conditional(found: Predictions, gate: Predictions, specialties: Specialties)
     for m in range(1, n + 1):
         runs = ranks < m
         ran = runs[:, expert_of]
-        experts, guessed = (
+        total, gate_total = (
             logsumexp(np.where(ran, logits, -np.inf), axis=1, keepdims=True)
-            for logits in (found.logits, gate.logits)
+            for logits in (experts.logits, gate.logits)
         )
-        logits = np.where(ran, found.logits, gate.logits + experts - guessed).astype(np.float32)
-        answers = Predictions(logits, found.labels)
+        logits = np.where(ran, experts.logits, gate.logits + total - gate_total)
+        found = Predictions(logits.astype(np.float32), experts.labels)
         rows.append(
             {
                 "experts": m,
-                "top1": answers.accuracy,
-                "top5": answers.top5,
-                "nll": answers.loss,
+                "top1": found.accuracy,
+                "top5": found.top5,
+                "nll": found.loss,
                 "found": float(runs[np.arange(len(runs)), expert_of[found.labels]].mean()),
                 "shares": tuple(runs.mean(axis=0)),
             }

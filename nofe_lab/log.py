@@ -1,9 +1,8 @@
-"""What the library says while it works, through Python's logging (the logger ``nofe_lab``).
+"""The library's progress messages, through Python's logging (the logger ``nofe_lab``).
 
-By default every message is one line on the standard output, as in a notebook or in papermill's log.
-Nothing that is said can do harm: controls in strangers' names are written out, what an output
-cannot spell is escaped, and what cannot be written at all, on a full disk or into a pipe that
-nobody reads any more, is dropped.
+By default every message is a line on the standard output, as in a notebook or in papermill's log.
+Control characters and characters that the output cannot encode are escaped.  A message that cannot
+be written, because the disk is full or the pipe is closed, is dropped.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from typing import TextIO
 from nofe_lab.config import printable
 
 
-class _Output(logging.Handler):
-    """Writes to whatever the standard output is at the moment: notebooks and tests change it."""
+class _StdoutHandler(logging.Handler):
+    """Writes to the current standard output, which notebooks and tests replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
         write_line(printable(record.getMessage()), sys.stdout)
 
 
 def write_line(text: str, stream: TextIO | None) -> None:
-    """Write a text, or what the stream can take of it; never raises for the stream's sake."""
+    """Write a text and a newline; never raises if the stream cannot encode or take it."""
     if stream is None:  # a process without a terminal
         return
     line = "\n".join(map(printable, text.split("\n"))) + "\n"
@@ -34,21 +33,21 @@ def write_line(text: str, stream: TextIO | None) -> None:
     try:
         stream.write(line.encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
-    except (OSError, ValueError) as error:  # ValueError: it is closed
+    except (OSError, ValueError) as error:  # ValueError: the stream is closed
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
-            give_up(stream)
+            redirect_to_devnull(stream)
 
 
-def give_up(stream: TextIO) -> None:
-    """Let what is written to a stream vanish: else Python ends with an error about what is left."""
+def redirect_to_devnull(stream: TextIO) -> None:
+    """Discard what is written to a stream, so that Python can exit without an error about it."""
     with suppress(OSError, ValueError, AttributeError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, stream.fileno())
+        os.close(devnull)
 
 
 log = logging.getLogger("nofe_lab")
 log.setLevel(logging.INFO)
 log.propagate = False
-if not log.handlers:  # else the module was loaded anew
-    log.addHandler(_Output())
+if not log.handlers:  # there is one if the module is reloaded
+    log.addHandler(_StdoutHandler())

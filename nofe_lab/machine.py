@@ -1,4 +1,4 @@
-"""The machine that computes: its device, and its precision.
+"""The machine: a device and a precision.
 
 Both are provenance of a run, not part of its identity: another machine can continue the same run.
 """
@@ -22,12 +22,12 @@ import torch
 from nofe_lab.config import InvalidInput, first_line, one_of
 
 PRECISIONS = ("bf16", "fp32")
-"""bf16: convolutions and matrix products in bfloat16, weights and all else in float32 (autocast);
+"""bf16: convolutions and matrix products in bfloat16, everything else in float32 (autocast);
 fp32: everything in float32, without TF32."""
 
 
 class OutOfMemory(InvalidInput):
-    """The device ran out of memory; the message says what to lower."""
+    """The device ran out of memory; the message says which settings to lower."""
 
 
 @dataclass(frozen=True)
@@ -35,23 +35,22 @@ class Machine:
     """A device and a precision."""
 
     device: torch.device
-    """As torch names it."""
     precision: str = "fp32"
-    """Of PRECISIONS."""
+    """One of PRECISIONS."""
 
     @classmethod
     def pick(cls, device: str = "auto", precision: str = "auto") -> Machine:
-        """Choose a machine.  Raises InvalidInput if the device is not available.
+        """Choose a device and a precision.  Raises InvalidInput if the device is not available.
 
         device ``auto``: CUDA, else Apple's GPU, else the CPU.  precision ``auto``: bf16 if the
-        device has instructions for it, else fp32.
+        device supports it natively, else fp32.
         """
         available = ["cpu"]
         if torch.backends.mps.is_available():
             available.insert(0, "mps")
         if torch.cuda.is_available():
             available[:0] = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        named = re.sub(r"^gpu(?=$|:)", "cuda", str(device))  # a common name for it
+        named = re.sub(r"^gpu(?=$|:)", "cuda", str(device))  # a common alias
         device = named if named in available else one_of("device", device, ["auto", *available])
         found = torch.device(available[0] if device == "auto" else device)
         if one_of("precision", precision, ["auto", *PRECISIONS]) == "auto":
@@ -81,16 +80,16 @@ class Machine:
 
     @contextmanager
     def enough_memory(self, what: str, batch_size: int | None = None) -> Iterator[None]:
-        """Turn torch's errors about too little memory into OutOfMemory, which says what to lower.
+        """Turn out-of-memory errors into OutOfMemory, which says which settings to lower.
 
-        what: the work in progress.  batch_size: that of a training, else None.  The device's memory
-        is freed, so that a notebook can try something smaller at once.
+        what: the work in progress.  batch_size: of the training, else None.  Frees the device's
+        memory, so that a notebook can try smaller settings at once.
         """
         shortage = None
         try:
             yield
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+            if not _is_out_of_memory(error):
                 raise
             shortage = first_line(error)
             traceback.clear_frames(error.__traceback__)  # its frames hold the tensors
@@ -111,12 +110,12 @@ class Machine:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """A context in which networks on `device` compute in `precision`."""
+    """Make networks on `device` compute in `precision` within a context."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that a device, of any kind, ran out of memory."""
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that the memory of any device ran out."""
     signs = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
         sign in str(error).lower() for sign in signs
@@ -124,23 +123,25 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def exact_float32() -> None:
-    """Turn TF32 off, to which a GPU's convolutions round float32 inputs by default."""
+    """Turn off TF32, to which GPUs round the float32 inputs of convolutions by default."""
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
-def in_turn(machine: Machine, repeats: int, sides: Sequence[Callable[[], object]]) -> list[float]:
-    """Median seconds of each side.  They run in turn, after one round that warms up."""
-    seconds: list[list[float]] = [[] for _ in sides]
+def median_seconds(
+    machine: Machine, repeats: int, functions: Sequence[Callable[[], object]]
+) -> list[float]:
+    """Time functions, run in turn after a warm-up round: the median seconds of each."""
+    seconds: list[list[float]] = [[] for _ in functions]
     for repeat in range(repeats + 1):
-        for each, side in zip(seconds, sides, strict=True):
+        for times, function in zip(seconds, functions, strict=True):
             machine.synchronize()
             started = time.perf_counter()
-            side()
+            function()
             machine.synchronize()
             if repeat:
-                each.append(time.perf_counter() - started)
-    return [statistics.median(each) for each in seconds]
+                times.append(time.perf_counter() - started)
+    return [statistics.median(times) for times in seconds]
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -40,7 +40,7 @@ from nofe_lab.data import Batches, Dataset, Resident, Source
 from nofe_lab.data.preprocess import ImageNetwork, Preprocess
 from nofe_lab.files import writable_path
 from nofe_lab.log import log, write_line
-from nofe_lab.machine import Machine, autocast, exact_float32, in_turn
+from nofe_lab.machine import Machine, autocast, exact_float32, median_seconds
 from nofe_lab.networks import CNN, Backbone, NofE, backbone
 from nofe_lab.networks.backbone import expert_macs, matching_width
 from nofe_lab.networks.counting import count_macs
@@ -268,7 +268,7 @@ class Bench:
     # --- parts of the comparisons
 
     def _in_turn(self, *sides: Side) -> list[float]:
-        return in_turn(self.machine, self.repeats, sides)
+        return median_seconds(self.machine, self.repeats, sides)
 
     def _add(
         self,

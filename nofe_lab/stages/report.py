@@ -16,7 +16,7 @@ from nofe_lab.config import InvalidInput
 from nofe_lab.data.preprocess import ImageNetwork
 from nofe_lab.evaluation import Predictions, conditional, per_class, predict
 from nofe_lab.files import user_path
-from nofe_lab.machine import in_turn
+from nofe_lab.machine import median_seconds
 from nofe_lab.networks import NofE
 from nofe_lab.networks.counting import count_macs, count_parameters
 from nofe_lab.runs import Run, code_revision
@@ -179,7 +179,7 @@ def few_experts(runner: Runner, stage: GateStage) -> pd.DataFrame:
 
         with torch.inference_mode():
             sides = [side(m) for m in (*table["experts"], None)]
-            seconds = in_turn(machine, TIMED_REPEATS, [*sides, partial(trunk, images)])
+            seconds = median_seconds(machine, TIMED_REPEATS, [*sides, partial(trunk, images)])
         *few, everything, before = (1000 * each / len(images) for each in seconds)
         table[f"ms_{batch}"] = few
         table[f"ms_{batch}_all"], table[f"ms_{batch}_trunk"] = everything, before
