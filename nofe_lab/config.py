@@ -1,4 +1,4 @@
-"""What can be asked for, and how anything else is refused: in one sentence, before any work."""
+"""Accepted values, and checks that reject others in one sentence, before any work."""
 
 from __future__ import annotations
 
@@ -17,83 +17,78 @@ RULES = ("optimal", "greedy", "elastic", "free", "random")
 """How the generalist's specialty map is updated (see `nofe_lab.specialties.assignment`)."""
 
 TRUNKS = ("generalist", "base", "scratch")
-"""Where the trunk of a network of experts comes from."""
+"""Networks from which the trunk of a network of experts is taken; scratch: none."""
 
 CLUSTERED = ("confusion", "features")
-"""Partitions that are clusters of a trained base CNN: of its confusions, of its classes' features.
-"""
+"""Partitions by clustering a trained base CNN's confusions, or its mean features of classes."""
 
 SPECIALTIES = ("learned", "random", "superclass", *CLUSTERED)
-"""Where the partition of the classes comes from; a path to a JSON file is accepted as well."""
+"""Origins of the partition of the classes; the path of a JSON file is accepted as well."""
 
 BUDGETS = ("nofe", "generalist", "total", "arithmetic")
 """How long a flat network trains: as long as one stage of the network of experts, as long as both,
-or for as much arithmetic as both."""
+or with as much arithmetic as both."""
 
 PRESETS = ("quick", "paper", "strong")
-"""Sets of recipes: minutes on a CPU, as published, or longer and with more augmentation."""
+"""Sets of recipes: minutes on a CPU, as published, or longer with more augmentation."""
 
 BRANCH_STARTS = ("fresh", "tail")
-"""How a branch begins: with weights of its own, or with those of the network its trunk is from."""
-
+"""Initial weights of a branch: new ones, or those of the network that the trunk is taken from."""
 
 MAX_INT, MAX_FLOAT = 2**63 - 1, sys.float_info.max
 
 MAX_VAL_FRACTION = 0.9
-"""The largest share of the training images that may be set aside as validation images."""
+"""Largest share of the training images that can become val."""
 
 MAX_LAMBDA = 1e12
-"""The largest weight of the elastic rule's penalty, with which sums stay numbers."""
+"""Largest weight of the elastic rule's penalty; sums stay finite."""
 
 MAX_EPOCHS = 10**6
-"""The longest training."""
+"""Longest training."""
 
 MAX_BRANCH_WIDTH = 16.0
-"""The largest factor on the hidden channels of a branch."""
-
+"""Largest factor on the hidden channels of a branch."""
 
 MAX_IMAGE_SIZE = 1024
-"""Side in pixels of the largest images."""
+"""Side of the largest images, in pixels."""
 
 MAX_UPDATES = 100_000
-"""The most updates of the map in one training."""
-
+"""Most updates of the map in one training."""
 
 MAX_SENTENCE = 3000
-"""Characters of the longest message."""
+"""Longest message, in characters."""
 
 
 class InvalidInput(ValueError):
-    """Bad input, refused in one sentence; notebooks show the sentence without a traceback."""
+    """Invalid input, described in one sentence that notebooks show without a traceback."""
 
     def __init__(self, sentence: str) -> None:
-        said = printable(sentence)
-        if len(said) > MAX_SENTENCE:  # a stranger's name can be a megabyte
-            said = f"{said[: MAX_SENTENCE // 2]} ... {said[-MAX_SENTENCE // 3 :]}"
-        super().__init__(said)
+        sentence = printable(sentence)
+        if len(sentence) > MAX_SENTENCE:  # an untrusted name can be a megabyte
+            sentence = f"{sentence[: MAX_SENTENCE // 2]} ... {sentence[-MAX_SENTENCE // 3 :]}"
+        super().__init__(sentence)
 
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]
 
 
 def printable(text: str) -> str:
-    """The text with characters written out that nobody sees, as ``\\x1b`` or ``\\u202e``.
+    """Escape invisible characters, as ``\\x1b`` or ``\\u202e``.
 
-    Names of strangers come in messages; a terminal must not take a part of them for a command, nor
-    show them in another order than they have.
+    Messages contain untrusted names, which must not control a terminal or reorder its text.
     """
     if text.isprintable():
         return text
     return "".join(
-        ch.encode("unicode_escape").decode() if _is_unseen(text, i) else ch
+        ch.encode("unicode_escape").decode() if _is_invisible(text, i) else ch
         for i, ch in enumerate(text)
     )
 
 
-def _is_unseen(text: str, i: int) -> bool:
-    """Whether a character is a control, a half of one, or changes what is seen of its neighbours.
+def _is_invisible(text: str, i: int) -> bool:
+    """Whether character i is a control, a surrogate, or changes how its neighbours are shown.
 
-    Persian, Indic scripts and emoji are written with zero-width joiners between their letters.
+    Zero-width joiners are allowed inside Persian, Indic scripts and emoji, which need them.
     """
     if text[i] in "\u200c\u200d":
         around = (text[max(i - 1, 0)], text[min(i + 1, len(text) - 1)])
@@ -104,7 +99,7 @@ def _is_unseen(text: str, i: int) -> bool:
 
 
 def check_names(what: str, names: Iterable[str]) -> None:
-    """Raise InvalidInput for names that no file or terminal takes as they are."""
+    """Raise InvalidInput for names with control or invisible characters."""
     for name in names:
         if printable(name) != name:
             raise InvalidInput(
@@ -114,12 +109,12 @@ def check_names(what: str, names: Iterable[str]) -> None:
 
 
 def composed(name: str) -> str:
-    """The name with its accents as most systems write them (NFC); macOS takes them apart."""
+    """Normalise a name to NFC, with composed accents; macOS decomposes them."""
     return unicodedata.normalize("NFC", name)
 
 
 def check_distinct(what: str, names: Sequence[str]) -> None:
-    """Raise InvalidInput for names that are equal, or equal to the eye."""
+    """Raise InvalidInput for names that are equal or look equal."""
     seen: dict[str, str] = {}
     for name in names:
         bare = "".join(ch for ch in composed(name) if unicodedata.category(ch) != "Cf")
@@ -138,12 +133,12 @@ def check_distinct(what: str, names: Sequence[str]) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What went wrong, in one line."""
+    """The first line of an error's message, or its type if there is none."""
     return str(error).partition("\n")[0] or type(error).__name__
 
 
 def one_of(what: str, value: Any, options: Iterable[str], also: str = "") -> str:
-    """Return `value` if it is one of `options`; otherwise raise, naming the nearest one."""
+    """Return `value` if it is one of `options`; otherwise raise, suggesting the nearest option."""
     options = tuple(options)
     if isinstance(value, (str, Path)) and str(value) in options:
         return str(value)
@@ -170,7 +165,7 @@ def true_or_false(what: str, value: Any) -> bool:
 def whole_number(what: str, value: Any, low: int, high: int | None = None) -> int:
     """Return `value` as an int if it is a whole number in [low, high]; otherwise raise.
 
-    NumPy's integers are whole numbers too.  Without `high` the limit is that of 64 bits.
+    NumPy's integers are accepted.  The default of `high` is the largest 64-bit integer.
     """
     is_whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not is_whole or not low <= value <= (MAX_INT if high is None else high):
@@ -182,7 +177,7 @@ def whole_number(what: str, value: Any, low: int, high: int | None = None) -> in
 
 
 ABOVE_0 = math.ulp(0.0)
-"""The lowest limit of a number that must not be 0."""
+"""Lower limit of numbers that must be positive."""
 
 
 def real_number(what: str, value: Any, low: float, high: float = math.inf) -> float:
@@ -198,36 +193,41 @@ def real_number(what: str, value: Any, low: float, high: float = math.inf) -> fl
 
 
 def shown(value: object) -> str:
-    """A value as messages show it, whatever it is and however long."""
+    """The repr of any value for a message, shortened if it is long."""
     try:
         written = repr(value)
-    except ValueError:  # Python does not write whole numbers of thousands of digits
+    except ValueError:  # Python refuses to print integers of thousands of digits
         return "a number of thousands of digits"
     return written if len(written) <= 200 else f"{written[:120]}... ({len(written)} characters)"
 
 
-def identity_of(config: Any) -> dict[str, Any]:
-    """The fields of a dataclass that tell its runs apart: those that are not at their default.
+def some_of(names: Sequence[str], limit: int = 4, separator: str = ", ") -> str:
+    """Join names for a message; counts those beyond `limit`."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return separator.join(names[:limit]) + more
 
-    So a later field, with today's behaviour as its default, changes no id.  A default must never
-    change.
+
+def identity_of(config: Any) -> dict[str, Any]:
+    """The fields of a config that differ from their defaults, for the identity of a run.
+
+    A new field whose default keeps the behaviour changes no id; a default must never change.
     """
 
-    def told(each: Field[Any]) -> Any:
+    def value_of(each: Field[Any]) -> Any:
         value = getattr(config, each.name)
         return identity_of(value) if is_dataclass(value) else value
 
     return {
-        each.name: told(each)
+        each.name: value_of(each)
         for each in fields(config)
         if each.default is MISSING or getattr(config, each.name) != each.default
     }
 
 
 def data_folder() -> Path:
-    """Where downloads and runs go by default, the same wherever a notebook is started from.
+    """Default folder of downloads and runs, whatever the working directory.
 
-    ``data`` of the checkout that this library is installed from (editable), else ``~/nofe_lab``.
+    ``data`` in the checkout of an editable install, else ``~/nofe_lab``.
     """
     root = Path(__file__).resolve().parents[1]
     is_checkout = (root / "pyproject.toml").is_file()
@@ -235,10 +235,10 @@ def data_folder() -> Path:
 
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed that depends on every part: ``derive_seed(seed, "order", epoch)``.
+    """Hash all parts to a 63-bit seed: ``derive_seed(seed, "order", epoch)``.
 
-    Independent of the platform, of hash randomisation and of the order of other draws, so each use
-    of randomness has its own stream and a run can be taken up anywhere.
+    The seed is the same on every platform and independent of other draws, so each use of
+    randomness has its own stream and a run can be resumed anywhere.
     """
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -1,8 +1,8 @@
-"""Files that are written whole or not at all, and files of strangers that are read without harm.
+"""Writes files atomically, and reads untrusted files safely.
 
-Writing: under a hidden name, flushed to the disk, then renamed; whoever reads sees the old content
-or the new one, also after a crash.  Reading: only regular files, none larger than is sensible, and
-only formats that hold data and no code: text, JSON, and tensors as safetensors.
+Writing: under a hidden name, flushed to disk, then renamed, so that readers see the old or the new
+content, even after a crash.  Reading: only regular files of limited size, in formats without code:
+text, JSON, and tensors as safetensors.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from torch import Tensor
 from nofe_lab.config import InvalidInput, first_line
 
 MAX_TEXT = 256 * 2**20
-"""Bytes of the largest text or JSON file that is read."""
+"""Largest text or JSON file that is read, in bytes."""
 
 VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 """An environment variable in a path."""
 
 
 class UnreadableFile(InvalidInput):
-    """A file is missing, not a regular file, too large, or not what its name says."""
+    """A file is missing, irregular, too large, or not in the expected format."""
 
 
 def write_text(path: Path, content: str) -> None:
-    """Replace a file's content in one step.  Raises OSError."""
-    scratch = _scratch(path)
+    """Write a text file atomically.  Raises OSError."""
+    scratch = _scratch_path(path)
     try:
         with scratch.open("w", encoding="utf-8", newline="") as file:
             file.write(content)
@@ -56,12 +56,12 @@ def write_text(path: Path, content: str) -> None:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Replace a file with tensors, by name, and texts beside them.  Raises OSError."""
-    scratch = _scratch(path)
-    plain = _apart(tensors)
+    """Write named tensors, and texts as metadata, to a file atomically.  Raises OSError."""
+    scratch = _scratch_path(path)
+    plain = _unshared(tensors)
     try:
         scratch.touch()
-        mode = stat.S_IMODE(scratch.stat().st_mode)  # safetensors leaves others no right to read
+        mode = stat.S_IMODE(scratch.stat().st_mode)  # safetensors would make it private
         try:
             save_file(plain, scratch, dict(metadata or {}))
         except SafetensorError as error:
@@ -76,11 +76,11 @@ def write_tensors(
 
 
 def flush_folder(folder: Path) -> None:
-    """See to it that files made, renamed or removed in a folder are so after a crash too.
+    """Make the creation, renaming and removal of files in a folder survive a crash.
 
-    As far as the file system can: some, of networks above all, refuse to flush a folder.
+    Does nothing on file systems, mostly of networks, that cannot flush a folder.
     """
-    if os.name == "posix":  # elsewhere folders cannot be opened
+    if os.name == "posix":  # other systems cannot open a folder
         try:
             _flush(folder)
         except OSError as error:
@@ -89,9 +89,9 @@ def flush_folder(folder: Path) -> None:
 
 
 def read_text(path: Path, limit: int = MAX_TEXT, *, links: bool = False) -> str:
-    """A regular file of at most `limit` bytes of UTF-8.  Raises UnreadableFile.
+    """Read a regular file of at most `limit` bytes of UTF-8.  Raises UnreadableFile.
 
-    links: whether a symbolic link is followed; only where the reader's own user chose the path.
+    links: whether to follow a symbolic link; only for paths that the user chose.
     """
     try:
         with open_regular(path, limit, links=links) as file:
@@ -102,7 +102,7 @@ def read_text(path: Path, limit: int = MAX_TEXT, *, links: bool = False) -> str:
 
 
 def read_json(path: Path, limit: int = MAX_TEXT) -> Any:
-    """The content of a JSON file.  Raises UnreadableFile."""
+    """Read a JSON file.  Raises UnreadableFile."""
     try:
         return parse_json(read_text(path, limit))
     except ValueError as error:
@@ -112,7 +112,7 @@ def read_json(path: Path, limit: int = MAX_TEXT) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """Like `json.loads`; raises ValueError for what is nested too deeply or repeats a key, too."""
+    """Like `json.loads`, but also raises ValueError for repeated keys and excessive nesting."""
     try:
         return json.loads(text, object_pairs_hook=_without_repeats)
     except RecursionError as error:
@@ -127,15 +127,15 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether all values of a tensor are finite; False for types that torch cannot look at."""
+    """Whether all values of a tensor are finite; False for types that torch cannot check."""
     try:
         return bool(tensor.isfinite().all())
-    except (RuntimeError, NotImplementedError):  # of 8 bits, for example
+    except (RuntimeError, NotImplementedError):  # 8-bit floats, for example
         return False
 
 
-def as_written(message: str, path: str | Path) -> str:
-    """A message about a path, with the path as its user wrote it: variables keep their values."""
+def redact_path(message: str, path: str | Path) -> str:
+    """Replace the expanded path in a message by `path`, to hide the values of its variables."""
     written = str(path)
     if "$" not in written:
         return message
@@ -151,7 +151,7 @@ def as_written(message: str, path: str | Path) -> str:
 
 
 def read_tensors(path: Path, *, links: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file by name, and its texts.  Raises UnreadableFile."""
+    """Read the tensors of a safetensors file, by name, and its metadata.  Raises UnreadableFile."""
     check_regular(path, memory(), links=links)
     try:
         with safe_open(path, framework="pt") as file:
@@ -164,15 +164,15 @@ def read_tensors(path: Path, *, links: bool = False) -> tuple[dict[str, Tensor],
 def open_regular(path: Path, limit: int, *, links: bool = False) -> io.BufferedReader:
     """Open a regular file of at most `limit` bytes for reading.  Raises UnreadableFile.
 
-    A device or a pipe could be read for ever; a link could lead anywhere.  What is checked is the
-    open file itself, so that nothing can take its place in between.
+    A device or a pipe might never end; a link could lead anywhere.  The open file itself is
+    checked, so it cannot be replaced in between.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     flags |= 0 if links else getattr(os, "O_NOFOLLOW", 0)
     irregular = UnreadableFile(f"{path.name!r} is not a regular file.")
     try:
         if not stat.S_ISREG((path.stat() if links else path.lstat()).st_mode):
-            raise irregular  # even to open a device may do something
+            raise irregular  # opening a device can have side effects
         file = os.fdopen(os.open(path, flags), "rb")
     except (OSError, ValueError) as error:  # ValueError: a null character
         if error is irregular:
@@ -194,21 +194,21 @@ def open_regular(path: Path, limit: int, *, links: bool = False) -> io.BufferedR
 
 
 def check_regular(path: Path, limit: int, *, links: bool = False) -> None:
-    """Raise UnreadableFile unless `open_regular` can open it: for libraries that take paths."""
+    """Raise UnreadableFile unless `open_regular` can open it, for libraries that take paths."""
     open_regular(path, limit, links=links).close()
 
 
-def sha256(path: Path) -> str:
-    """Checksum of a regular file, hexadecimal.  Raises UnreadableFile."""
+def sha256(path: Path, *, links: bool = False) -> str:
+    """Hexadecimal checksum of a regular file.  Raises UnreadableFile."""
     try:
-        with open_regular(path, memory()) as file:
+        with open_regular(path, memory(), links=links) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UnreadableFile(f"{path.name!r} cannot be opened ({error}).") from error
 
 
 def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """16 hexadecimal digits that depend on names, types, shapes and values."""
+    """Digest names, types, shapes and values to 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -217,10 +217,7 @@ def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def memory() -> int:
-    """Bytes of memory that this process may use: no file that is loaded can sensibly be larger.
-
-    The machine's, or less where a container or a limit of the process grants less.
-    """
+    """Bytes of memory that this process may use: the machine's, or its container's if less."""
     try:
         limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     except (AttributeError, OSError, ValueError):  # not on this system
@@ -233,10 +230,7 @@ def memory() -> int:
 
 
 def _container_limits(root: Path = Path("/")) -> list[int]:
-    """What Linux's control groups grant this process: version 2, or the memory group of version 1.
-
-    A group cannot use more than those around it may, so all on the way up count.
-    """
+    """Memory limits of this process's control groups and their parents (Linux, v1 and v2)."""
     found = []
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
@@ -250,7 +244,7 @@ def _container_limits(root: Path = Path("/")) -> list[int]:
         file = "memory.limit_in_bytes" if controllers else "memory.max"
         inside = mount / place.strip("/")
         for folder in (inside, *inside.parents):
-            with suppress(OSError, ValueError):  # "max": no limit here
+            with suppress(OSError, ValueError):  # "max" means no limit
                 found.append(int((folder / file).read_text()))
             if folder == mount:
                 break
@@ -258,10 +252,10 @@ def _container_limits(root: Path = Path("/")) -> list[int]:
 
 
 def user_path(text: str | Path) -> Path:
-    """A path as its user wrote it, with ``~`` and environment variables expanded.
+    """Expand ``~`` and environment variables in a path, unless it exists as written.
 
-    What exists under its literal name is that, whatever the name would expand to.  Raises
-    InvalidInput, without the value of any variable, if one is not set or there is no such home.
+    Raises InvalidInput, without the value of any variable, if a variable is not set or a home
+    folder does not exist.
     """
     written = str(text)
     if os.path.lexists(written):
@@ -280,9 +274,9 @@ def user_path(text: str | Path) -> Path:
 
 
 def writable_path(what: str, written: str | Path) -> Path:
-    """The path of a file that can be written, its folder made if it is missing.
+    """Expand the path of a file and check that it can be written; makes its folder.
 
-    An existing file stays as it is.  Raises InvalidInput, which names the path as it was written.
+    An existing file is left unchanged.  Raises InvalidInput, naming the unexpanded path.
     """
     try:
         path = user_path(written)
@@ -294,7 +288,7 @@ def writable_path(what: str, written: str | Path) -> Path:
         if not existed:
             path.unlink()
     except (OSError, ValueError) as error:
-        why = as_written(getattr(error, "strerror", None) or first_line(error), written)
+        why = redact_path(getattr(error, "strerror", None) or first_line(error), written)
         raise InvalidInput(
             f"{what} {str(written)!r} cannot be written ({why}); accepted: the path of a file that "
             "you may write."
@@ -303,23 +297,23 @@ def writable_path(what: str, written: str | Path) -> Path:
 
 
 def is_scratch(path: Path) -> bool:
-    """Whether a file or folder is one that was being written when its process died."""
+    """Whether a file or folder is temporary, left by a process that died while writing it."""
     return path.name.startswith(".")
 
 
-def _scratch(path: Path) -> Path:
+def _scratch_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, contiguous, and none in the memory of another, as safetensors wants them."""
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Make tensors contiguous on the CPU, without shared memory, as safetensors needs."""
     plain: dict[str, Tensor] = {}
-    places = set()
+    seen = set()
     for name, tensor in tensors.items():
-        here = tensor.detach().cpu().contiguous()
-        place = here.untyped_storage().data_ptr()
-        plain[name] = here.clone() if place in places else here
-        places.add(place)
+        copy = tensor.detach().cpu().contiguous()
+        address = copy.untyped_storage().data_ptr()
+        plain[name] = copy.clone() if address in seen else copy
+        seen.add(address)
     return plain
 
 

@@ -1,4 +1,4 @@
-"""Data sets: what one is, where its images come from, and in which batches they are learned."""
+"""Data sets, the sources of their images, and the batches that networks are trained on."""
 
 from nofe_lab.data.batches import Batch, Batches
 from nofe_lab.data.dataset import Dataset

@@ -1,7 +1,7 @@
-"""Batches of training images: in which order they come, and how each is augmented.
+"""Batches of training images: their order and their augmentation.
 
-Both are functions of (seed, epoch, image index) alone, never of what was drawn before, so a run
-that is resumed in the middle, or another process, sees the same samples.
+Both are functions of (seed, epoch, image index) alone, never of earlier draws, so a resumed run or
+another process sees the same samples.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ Window = tuple[int, int]
 
 
 class Augmentation(NamedTuple):
-    """What was drawn for the images of a batch."""
+    """The random augmentation of a batch of images."""
 
     flips: Tensor | None = None
-    """bool [B]: which images are mirrored; None: none."""
+    """bool [B]: which images are mirrored; None: no image."""
     corners: Tensor | None = None
-    """int64 [B, 2]: row and column where the image's window begins; None: in the middle."""
+    """int64 [B, 2]: row and column of the window's top left pixel; None: the window is centred."""
     padding: int = 0
-    """Zeros around the image: corners begin at -padding."""
+    """Width of the border of zeros around each image: corners begin at -padding."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a training step sees; all tensors are on one device."""
+    """The input of a training step; all tensors are on one device."""
 
     images: Tensor
-    """uint8 [B, channels, height, width], as they are stored."""
+    """uint8 [B, channels, height, width], not augmented yet."""
     labels: Tensor
     """int64 [B]."""
     index: Tensor
-    """int64 [B]: their numbers in the training split."""
+    """int64 [B]: indices of the images in the training split."""
     drawn: Augmentation
-    """How each is augmented."""
+    """How each image is augmented."""
 
 
 def steps_per_epoch(source: Source, recipe: Recipe) -> int:
-    """Whole batches in a source.  Raises InvalidInput if it holds fewer images than one."""
+    """Count the full batches of a source.  Raises InvalidInput if there is none."""
     if len(source) < recipe.batch_size:
         raise InvalidInput(
             f"batch_size must be at most the {len(source)} training images; got "
@@ -57,12 +57,12 @@ def steps_per_epoch(source: Source, recipe: Recipe) -> int:
 
 
 class Batches:
-    """Batches of a source, in an order and with an augmentation drawn anew for each epoch.
+    """Batches of a source, shuffled and augmented differently in each epoch.
 
-    ``epoch(e)`` gives a `Batch` a step, on `device`.  The last, incomplete batch is dropped.
+    ``epoch(e)`` yields a `Batch` per step, on `device`.  The last, incomplete batch is dropped.
     window: (height, width) that the network sees; None: the whole image.
-    rank, world: of `world` processes that share each batch, this one gets every `world`-th image
-    from number `rank` on.
+    rank, world: this process is number `rank` of `world` processes that share each batch; it gets
+    every `world`-th image.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Batches:
         self.flips = recipe.flips
         self.padding = recipe.padding
         size = source.image_shape[1:]
-        self.places = [
+        self.positions = [
             full + 2 * self.padding - seen + 1
             for full, seen in zip(size, window or size, strict=True)
         ]
@@ -91,16 +91,16 @@ class Batches:
         self.rank, self.world = rank, world
 
     def __len__(self) -> int:
-        """Steps an epoch."""
+        """Steps per epoch."""
         return self.steps
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, both counted from 0, from batch `first` on."""
+        """Yield the batches of an epoch from number `first` on; both count from 0."""
         order = self._draw("order", epoch).argsort().to(self.device)
         flips = (self._draw("flips", epoch) < 0.5).to(self.device) if self.flips else None
         corners = self._corners(epoch)
-        whole = order[first * self.batch_size : len(self) * self.batch_size]
-        indices = [index[self.rank :: self.world] for index in whole.split(self.batch_size)]
+        rest = order[first * self.batch_size : len(self) * self.batch_size]
+        indices = [index[self.rank :: self.world] for index in rest.split(self.batch_size)]
         for index, images in zip(indices, self.source.stream(indices), strict=True):
             drawn = Augmentation(
                 None if flips is None else flips[index],
@@ -110,16 +110,16 @@ class Batches:
             yield Batch(images, self.labels[index], index, drawn)
 
     def _corners(self, epoch: int) -> Tensor | None:
-        """Where each image's window begins [N, 2], from -padding on; None if there is one place."""
-        if max(self.places) == 1:
+        """Draw the top left pixels of all windows [N, 2]; None if only one position is possible."""
+        if max(self.positions) == 1:
             return None
         corners = [
-            (self._draw(use, epoch) * places).long() - self.padding
-            for use, places in zip(("rows", "columns"), self.places, strict=True)
+            (self._draw(use, epoch) * positions).long() - self.padding
+            for use, positions in zip(("rows", "columns"), self.positions, strict=True)
         ]
         return torch.stack(corners, dim=1).to(self.device)
 
     def _draw(self, use: str, epoch: int) -> Tensor:
-        """One number in [0, 1) for each image, the same on every device."""
+        """Draw a number in [0, 1) for each image, the same on every device."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, use, epoch))
         return torch.rand(len(self.labels), generator=generator, dtype=torch.float64)

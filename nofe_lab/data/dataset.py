@@ -1,8 +1,7 @@
-"""What a data set is: named classes, three splits of images, and a content fingerprint.
+"""Data sets: named classes, three splits of images, and a fingerprint of the content.
 
-The three splits have three jobs, and mixing them up is how comparisons go wrong.  Weights and the
-specialty map are learned from *train* alone.  *val* is carved from it, unless the data came with
-one, and guides the eye while a network trains.  *test* is touched only by final reports.
+Weights and the specialty map are learned from *train* alone.  *val*, carved from train unless the
+data have their own, shows how training proceeds.  Only final reports use *test*.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ from nofe_lab.config import (
     real_number,
     whole_number,
 )
-from nofe_lab.data.source import Source, key_of
+from nofe_lab.data.source import Source, short_digest
 
-SET_ASIDE = "a fifth of every class's images was set aside as test, drawn by data_seed."
-"""What is said of `fifth_of_each_class`."""
+TEST_SPLIT_NOTE = "a fifth of every class's images was set aside as test, drawn by data_seed."
+"""How notes describe `stratified_test_split`."""
 
 
-def draw_of_each_class(labels: Tensor, size_of: Callable[[int], int], seed: int) -> Tensor:
-    """A stratified choice, bool [N]: `size_of(n)` of the n images of every class, drawn by `seed`.
+def stratified_draw(labels: Tensor, size_of: Callable[[int], int], seed: int) -> Tensor:
+    """Choose `size_of(n)` of the n images of every class, or all if there are fewer: bool [N].
 
-    labels: int64 [N].  All of a class's images are chosen where it has no more than was asked for.
+    labels: int64 [N].
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
@@ -48,7 +47,7 @@ def draw_of_each_class(labels: Tensor, size_of: Callable[[int], int], seed: int)
     return chosen
 
 
-def share_of_each_class(
+def stratified_fraction(
     labels: Tensor,
     class_names: Sequence[str],
     fraction: float,
@@ -56,12 +55,11 @@ def share_of_each_class(
     needed: str,
     groups: Tensor | None = None,
 ) -> Tensor:
-    """A stratified choice, bool [N], of `fraction` of every class's images, drawn by `seed`.
+    """Choose `fraction` of every class's images, bool [N], drawn by `seed`.
 
-    Every class keeps at least one image on either side.  groups: int64 [N]; all images of a group
-    are on one side, and the share is then met as nearly as they allow.  Raises InvalidInput if a
-    class has fewer than two images, or groups, for that; the sentence ends with `needed`, which
-    says what for.
+    Every class has at least one image on either side.  groups: int64 [N]; all images of a group
+    are on one side, so `fraction` is met only approximately.  Raises InvalidInput if a class has
+    fewer than two images or groups; the message ends with `needed`, the reason for the split.
     """
     for class_name, count in zip(
         class_names, labels.bincount(minlength=len(class_names)).tolist(), strict=True
@@ -71,11 +69,11 @@ def share_of_each_class(
                 f"class {class_name!r} has {count} training image, too few to split; {needed}."
             )
     if groups is not None:
-        return _whole_groups(labels, class_names, fraction, seed, needed, groups)
-    return draw_of_each_class(labels, lambda n: min(max(round(fraction * n), 1), n - 1), seed)
+        return _stratified_groups(labels, class_names, fraction, seed, needed, groups)
+    return stratified_draw(labels, lambda n: min(max(round(fraction * n), 1), n - 1), seed)
 
 
-def _whole_groups(
+def _stratified_groups(
     labels: Tensor,
     class_names: Sequence[str],
     fraction: float,
@@ -83,7 +81,7 @@ def _whole_groups(
     needed: str,
     groups: Tensor,
 ) -> Tensor:
-    """`share_of_each_class` where groups stay together, by scikit-learn's stratified folds."""
+    """`stratified_fraction` of whole groups, with scikit-learn's StratifiedGroupKFold."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     fewest = min((len(groups[labels == c].unique()), name) for c, name in enumerate(class_names))
@@ -96,7 +94,7 @@ def _whole_groups(
     parts = max(min(round(1 / smaller), fewest[0]), 2)
     folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed % 2**32)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes with fewer images than folds
+        warnings.simplefilter("ignore")  # about classes with fewer images than folds
         drawn = [torch.from_numpy(fold) for _, fold in folds.split(labels, labels, groups)]
     for fold in drawn:
         chosen = torch.zeros(len(labels), dtype=torch.bool)
@@ -105,66 +103,66 @@ def _whole_groups(
         if all(len(side.unique()) == len(class_names) for side in sides):
             return chosen if fraction <= 0.5 else ~chosen
     raise InvalidInput(
-        f"no share of about {smaller:.0%} of the images has every class on either side and parts "
-        f"no group; {needed}: larger shares, or smaller groups, can be split."
+        f"about {smaller:.0%} of the images cannot be split off with every class on either side "
+        f"and whole groups; {needed}: use a larger share or smaller groups."
     )
 
 
-def fifth_of_each_class(
+def stratified_test_split(
     labels: Tensor, class_names: Sequence[str], seed: int, groups: Tensor | None = None
 ) -> Tensor:
-    """Which images, bool [N], become the test split of data that come without one."""
+    """Choose a fifth of every class, bool [N], as the test split of data that have none."""
     needed = "a fifth of every class becomes test where there is no test split"
     drawn = derive_seed(seed, "test")
-    return share_of_each_class(labels, class_names, 0.2, drawn, needed, groups)
+    return stratified_fraction(labels, class_names, 0.2, drawn, needed, groups)
 
 
-def few_of_each_class(labels: Tensor, train_per_class: int, seed: int) -> Tensor:
-    """A stratified choice, bool [N], of at most `train_per_class` images of every class."""
-    return draw_of_each_class(labels, lambda _: train_per_class, derive_seed(seed, "per_class"))
+def stratified_sample(labels: Tensor, train_per_class: int, seed: int) -> Tensor:
+    """Choose at most `train_per_class` images of every class, bool [N]."""
+    return stratified_draw(labels, lambda _: train_per_class, derive_seed(seed, "per_class"))
 
 
-CANDIDATES = (50, 20_000)
-"""The most images of a class, and of all, among which its thumbnail is chosen."""
+MAX_CANDIDATES = (50, 20_000)
+"""The most images, per class and in all, from which thumbnails are chosen."""
 
 
 def clearest(split: Source, margins: Callable[[Source], NDArray[np.floating]]) -> Tensor:
-    """The image of each class with the largest margin, int64 [C], of at most 50 a class.
+    """Find the image of each class with the largest margin, int64 [C], among at most 50 a class.
 
-    margins: what a classifier makes of images, float [n]: its score for the label of each minus the
-    largest other score; above 0 where the answer is right.
+    margins: gives the margins of images, float [n]: a classifier's score for the label minus its
+    largest other score, positive if the image is classified correctly.
     """
     C = int(split.labels.max()) + 1
-    each, together = CANDIDATES
-    chosen = few_of_each_class(split.labels, max(min(each, together // C), 1), 0)
-    asked = chosen.nonzero().flatten()
-    few = split[asked]
-    order = np.lexsort((-margins(few), few.labels.numpy()))
-    first = np.unique(few.labels.numpy()[order], return_index=True)[1]
-    return asked[torch.from_numpy(order[first])]
+    per_class, in_all = MAX_CANDIDATES
+    chosen = stratified_sample(split.labels, max(min(per_class, in_all // C), 1), 0)
+    indices = chosen.nonzero().flatten()
+    candidates = split[indices]
+    order = np.lexsort((-margins(candidates), candidates.labels.numpy()))
+    first = np.unique(candidates.labels.numpy()[order], return_index=True)[1]
+    return indices[torch.from_numpy(order[first])]
 
 
 def clearest_by_pixels(split: Source) -> Tensor:
-    """`clearest` before any network has been trained: ridge regression of 16 x 16 pixels judges.
+    """`clearest` without a trained network, by ridge regression on 16 x 16 pixels.
 
-    Each image is judged by a fit to the other folds; classes too small to fold judge themselves.
+    Margins are cross-validated unless a class has a single image.
     """
     from sklearn.linear_model import RidgeClassifier
     from sklearn.model_selection import cross_val_predict
 
-    def margins(few: Source) -> NDArray[np.floating]:
+    def margins(images: Source) -> NDArray[np.floating]:
         pool = torch.nn.functional.adaptive_avg_pool2d
-        # in parts: as floats, all of them could fill the memory
-        small = torch.cat([pool(part.float() / 255, 16).flatten(1) for part in few.parts(256)])
+        # in parts: all images as floats might not fit into memory
+        small = torch.cat([pool(part.float() / 255, 16).flatten(1) for part in images.parts(256)])
         pixels = (small - small.mean(dim=1, keepdim=True)).numpy()
-        labels = few.labels.numpy()
+        labels = images.labels.numpy()
         ridge = RidgeClassifier(alpha=300)
         folds = min(3, int(np.bincount(labels).min()))
         if folds > 1:
             scores = cross_val_predict(ridge, pixels, labels, cv=folds, method="decision_function")
         else:
             scores = ridge.fit(pixels, labels).decision_function(pixels)
-        if scores.ndim == 1:  # of two classes
+        if scores.ndim == 1:  # two classes
             scores = np.stack([-scores, scores], axis=1)
         return label_margins(scores, labels)
 
@@ -172,7 +170,7 @@ def clearest_by_pixels(split: Source) -> Tensor:
 
 
 def label_margins(scores: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.floating]:
-    """The score of each image's label minus the largest other one [N]; scores: [N, n]."""
+    """Subtract the largest other score from that of each image's label: scores [N, n] -> [N]."""
     rows = np.arange(len(labels))
     others = scores.copy()
     others[rows, labels] = -np.inf
@@ -196,11 +194,11 @@ class Dataset:
     superclass_of: tuple[int, ...] = ()
     """The superclass of each class, an index into superclass_names; empty if there are none."""
     notes: tuple[str, ...] = ()
-    """What was done to the data on the way in, in plain sentences; not part of the fingerprint."""
+    """What loading changed, in plain sentences; not part of the fingerprint."""
     bit_depth: int = 16
-    """Bits of the values in 16-bit images, as they were scaled to 8 (see `pictures.decode`)."""
+    """Bit depth from which 16-bit images were scaled to 8 bits (see `pictures.decode`)."""
     clearest: Tensor | None = None
-    """The training image that stands for each class, int64 [C], as a network has chosen it (see
+    """The training image that represents each class, int64 [C], chosen by a network (see
     `evaluation.with_clearest`); None: a linear classifier chooses."""
 
     def __post_init__(self) -> None:
@@ -229,11 +227,11 @@ class Dataset:
             empty = self.class_names[int(counts.argmin())]
             raise InvalidInput(f"class {empty!r} of {self.name} has no training image.")
         if self.clearest is not None:
-            stand_for = self.train.labels[self.clearest].tolist()
-            if stand_for != list(range(self.C)):
+            labels_of_clearest = self.train.labels[self.clearest].tolist()
+            if labels_of_clearest != list(range(self.C)):
                 raise InvalidInput(
                     f"clearest must hold a training image of each of the {self.C} classes of "
-                    f"{self.name}, in their order; got images of the classes {stand_for}."
+                    f"{self.name}, in order; got images of the classes {labels_of_clearest}."
                 )
         if self.superclass_of and (
             len(self.superclass_of) != self.C
@@ -258,36 +256,32 @@ class Dataset:
     def fingerprint(self) -> str:
         """Hexadecimal digest of names, superclasses, and the images and labels of all splits.
 
-        An image is known by its file (path, size, content) and its preparation, so that every form
-        of source has the same fingerprint; images that come from no file, by their pixels.
+        Images from files are identified by path, size, content and preparation, so that every kind
+        of source has the same fingerprint; other images by their pixels.
         """
         names = repr((self.class_names, self.superclass_names, self.superclass_of))
         splits = (self.train, self.val, self.test)
-        return key_of(names, *(split.fingerprint for split in splits)).hex()[:16]
+        return short_digest(names, *(split.fingerprint for split in splits)).hex()[:16]
 
     @cached_property
     def thumbnails(self) -> Tensor:
-        """One training image for each class, uint8 [C, channels, height, width].
-
-        The clearest that was classified correctly: of a class whose images all fool the classifier,
-        the one that fools it least.
-        """
+        """The clearest training image of each class, uint8 [C, channels, height, width]."""
         chosen = clearest_by_pixels(self.train) if self.clearest is None else self.clearest
         return self.train.sample(chosen)
 
     def with_val(self, fraction: float, seed: int) -> Dataset:
-        """The same data with `fraction` of every class's training images moved to val.
+        """Move `fraction` of every class's training images, drawn by `seed`, to val.
 
-        The choice is stratified and drawn by `seed`; every class keeps at least one image on either
-        side.  A fraction of 0 leaves val empty.  Raises InvalidInput if the data set has val images
-        already, if the fraction is not in [0, 0.9], or if a class has a single training image.
+        Every class keeps at least one training image and gets at least one val image; a fraction
+        of 0 leaves val empty.  Raises InvalidInput if the data set has val images already, if the
+        fraction is not in [0, 0.9], or if a class has a single training image.
         """
         real_number("val_fraction", fraction, 0, MAX_VAL_FRACTION)
         if fraction == 0:
             return self
         if len(self.val):
             raise InvalidInput(f"{self.name} has {len(self.val)} val images already.")
-        in_val = share_of_each_class(
+        in_val = stratified_fraction(
             self.train.labels,
             self.class_names,
             fraction,
@@ -297,18 +291,18 @@ class Dataset:
         )
         return replace(self, train=self.train[~in_val], val=self.train[in_val], clearest=None)
 
-    def with_few(self, train_per_class: int, seed: int) -> Dataset:
-        """The same data with at most `train_per_class` training images of a class, drawn by `seed`.
+    def with_train_per_class(self, train_per_class: int, seed: int) -> Dataset:
+        """Keep at most `train_per_class` training images of a class, drawn by `seed`.
 
-        val and test stay whole.  Raises InvalidInput if `train_per_class` is no whole number of at
-        least 1.
+        val and test are unchanged.  Raises InvalidInput unless `train_per_class` is a positive
+        whole number.
         """
         whole_number("train_per_class", train_per_class, 1)
         note = (
             f"At most {train_per_class} training images of every class are used "
             f"(train_per_class={train_per_class}), drawn by data_seed; test is whole."
         )
-        kept = few_of_each_class(self.train.labels, train_per_class, seed)
+        kept = stratified_sample(self.train.labels, train_per_class, seed)
         return replace(self, train=self.train[kept], notes=(*self.notes, note), clearest=None)
 
     def __repr__(self) -> str:
@@ -323,7 +317,10 @@ class Dataset:
 
 
 def superclass_of(fine: np.ndarray, coarse: np.ndarray, C: int) -> tuple[int, ...]:
-    """The one superclass of each class, from the labels int [N] of both; empty if they disagree."""
+    """Find the superclass of each class, given both labels, int [N], of every image.
+
+    Empty if images of one class have different superclasses.
+    """
     table = np.zeros((C, int(coarse.max()) + 1), dtype=np.int64)
     np.add.at(table, (fine, coarse), 1)
     if ((table > 0).sum(axis=1) != 1).any():

@@ -1,17 +1,16 @@
-"""`glyphs`: the data set that needs no download, 100 classes of printed characters.
+"""`glyphs`: a data set of printed characters in 100 classes that needs no download.
 
-A Network of Experts pays off where classes fall into groups that are hard to tell apart inside and
-easy to tell apart outside.  Printed characters have such groups by nature: a network that has
-learnt that something is round still has to find out whether it is an O, a Q, a 0 or a Θ.  So the
-classes here are 100 letters, digits and signs, chosen in look-alike *families*, and the family of a
-class is its superclass: a ground truth against which learnt specialties can be held.
+A network of experts pays off if classes form groups that are hard to tell apart inside and easy to
+tell apart from each other.  Printed characters do: a network that has recognised something round
+still has to tell an O from a Q, a 0 or a Θ.  The classes are 100 letters, digits and signs in
+look-alike *families*; a class's family is its superclass, a ground truth for learned specialties.
 
-The characters are drawn on the spot with Pillow, from the DejaVu fonts that matplotlib carries.
-Every character is first drawn once in every face, cropped, and scaled to the same longest side (its
-*mask*), so shape alone tells classes apart: no two of them differ only in size (o O) or position
-(, ').  Characters that a face draws alike (Latin A, Greek Α, Cyrillic А; in the sans faces nearly
-also I and l) appear once.  An image is then a mask under a random size, rotation, slant and shift,
-printed in a random colour on graded paper of another, more or less in focus, with grain.
+Pillow renders the characters from the DejaVu fonts that ship with matplotlib.  Every character is
+drawn once in every face, cropped, and scaled to the same longest side (its *mask*), so classes
+differ in shape, never only in size (o O) or position (, ').  Characters that a face draws alike
+(Latin A, Greek Α, Cyrillic А; in the sans faces nearly also I and l) appear once.  An image is a
+mask with random size, rotation, slant and shift, printed in a random colour on graded paper of
+another colour, with random blur and grain.
 
 All draws come from one `numpy.random.Generator`, and pixels from Pillow and elementwise numpy: the
 same seed and library versions give the same images on any number of threads.
@@ -70,7 +69,7 @@ FACES: tuple[str, ...] = (
     "DejaVuSansMono",
     "DejaVuSansMono-Oblique",
 )
-"""Font faces that hold, and tell apart, all the characters; an image uses one at random."""
+"""Font faces that distinguish all the characters; each image uses one at random."""
 
 Split = Literal["train", "test"]
 
@@ -78,8 +77,8 @@ IMAGE_SIDE = 32  # pixels
 MASK_SIDE = 2 * IMAGE_SIDE  # drawn at double size and averaged down, which smooths the edges
 MASK_GLYPH_SIDE = 48  # longest side of the character within its mask
 
-# What varies from image to image, each uniform in its range but for the grain.  Blur and grain hide
-# the marks that tell a family's members apart, and little else: they set the difficulty.  Wider
+# Ranges of what varies between images, all uniform except the grain.  Blur and grain set the
+# difficulty: they hide the marks that distinguish a family's members, and little else.  Wider
 # shifts, sizes or colours mostly delay the start of learning.
 GLYPH_SIDES = (17.0, 24.0)  # longest side of the character, pixels
 MAX_ROTATION = 12.0  # degrees, either way
@@ -94,24 +93,24 @@ MAX_GRADIENT = 20.0  # background change from the centre to an edge, grey levels
 GRAINS = (8.0, 90.0)  # half-width of the uniform grey noise on each pixel, grey levels
 
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # of red, green, blue (ITU-R BT.601)
-CHUNK = 1000  # images composed at once: bounds the memory to some 50 MB
+CHUNK = 1000  # images composed at once, in about 50 MB
 
 
 def font_path(face: str) -> Path:
-    """The TrueType file of one of `FACES` (the matplotlib installation holds it)."""
+    """The TrueType file of one of `FACES`, in the matplotlib installation."""
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"
 
 
 @cache
 def glyph_masks() -> np.ndarray:
-    """The clean shape of every class in every face.
+    """Draw the clean shape of every class in every face.
 
     Returns uint8 [len(FACES), 100, 64, 64]: ink coverage 0..255, the character centred and its
-    longer side 48 pixels.  Computed once per process and read-only.
+    longer side 48 pixels.  Computed once per process; read-only.
     """
     masks = np.zeros((len(FACES), len(CLASS_NAMES), MASK_SIDE, MASK_SIDE), np.uint8)
     for face_masks, face in zip(masks, FACES, strict=True):
-        # The basic layout engine is in every Pillow build; the other one is optional.
+        # every Pillow build has the basic layout engine
         font = ImageFont.truetype(font_path(face), 96, layout_engine=ImageFont.Layout.BASIC)
         for mask, character in zip(face_masks, CLASS_NAMES, strict=True):
             page = Image.new("L", (256, 256))
@@ -138,8 +137,7 @@ def render_glyphs(
 
     Returns:
         images, uint8 [N, 3, 32, 32] (RGB, 0..255), and labels, int64 [N] (indices into
-        `CLASS_NAMES`), with N = 100 * n_per_class.  The labels cycle 0..99, so every run of 100
-        images from a multiple of 100 shows each class once.
+        `CLASS_NAMES`, cycling from 0 to 99), with N = 100 * n_per_class.
 
     Raises:
         ValueError: n_per_class below 1, seed negative, or split unknown.
@@ -160,7 +158,7 @@ def render_glyphs(
 
 
 def _draw_ink(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Ink coverage, float32 [n, 1, 32, 32] in 0..1, of each label under a random transform."""
+    """Draw each label's mask, randomly transformed: ink float32 [n, 1, 32, 32] in 0..1."""
     n = len(labels)
     faces = rng.integers(len(FACES), size=n)
     shrink = MASK_GLYPH_SIDE / (2 * rng.uniform(*GLYPH_SIDES, size=n))
@@ -168,7 +166,7 @@ def _draw_ink(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     slant = rng.uniform(-MAX_SLANT, MAX_SLANT, size=n)
     shift = 2 * rng.uniform(-MAX_SHIFT, MAX_SHIFT, size=(2, n))
 
-    # Pillow asks for the inverse map, from image to mask, about the corner rather than the centre.
+    # Pillow takes the inverse transform, from image to mask, about the corner, not the centre
     cos, sin = shrink * np.cos(angle), shrink * np.sin(angle)
     a, b, d, e = cos + slant * sin, -sin + slant * cos, sin, cos
     middle = MASK_SIDE / 2
@@ -178,7 +176,7 @@ def _draw_ink(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     masks, size = glyph_masks(), (MASK_SIDE, MASK_SIDE)
     affine, bilinear = Image.Transform.AFFINE, Image.Resampling.BILINEAR
     drawn = np.empty((n, 1, *size), np.uint8)
-    # Rounding removes the last bits of cos and sin, which differ between CPU models.
+    # rounded because the last bits of cos and sin differ between CPU models
     for i, matrix in enumerate(inverse.round(6).tolist()):
         mask = Image.fromarray(masks[faces[i], labels[i]])
         drawn[i, 0] = np.asarray(mask.transform(size, affine, matrix, bilinear))
@@ -187,7 +185,7 @@ def _draw_ink(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _blur(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The ink with each image put out of focus by a random share."""
+    """Blur each image's ink by a random amount."""
     blurred = ink
     for axis in (2, 3):
         for _ in range(BLUR_PASSES):
@@ -196,7 +194,7 @@ def _blur(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _compose(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Coloured ink over graded paper, plus grain: uint8 [n, 3, 32, 32]."""
+    """Print coloured ink on graded paper and add grain: uint8 [n, 3, 32, 32]."""
     n = len(ink)
     paper_level = rng.uniform(*PAPER_LEVELS, size=(n, 1))
     ink_level = paper_level - rng.uniform(*CONTRASTS, size=(n, 1))
@@ -207,7 +205,7 @@ def _compose(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     slope = rng.uniform(-MAX_GRADIENT, MAX_GRADIENT, size=(2, n, 3, 1, 1)).astype(np.float32)
     paper = paper_colour + slope[0] * ramp + slope[1] * ramp[:, None]
 
-    # Squaring makes most images clean and a few very grainy.
+    # squared so that most images are clean and a few very grainy
     low, high = GRAINS
     strength = low + (high - low) * rng.random((n, 1, 1, 1), dtype=np.float32) ** 2
     grain = rng.integers(-128, 128, size=(n, 1, IMAGE_SIDE, IMAGE_SIDE), dtype=np.int8)
@@ -216,7 +214,7 @@ def _compose(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _colours(level: np.ndarray, chroma: float, rng: np.random.Generator) -> np.ndarray:
-    """Random colours, float32 [n, 3, 1, 1], of the given luminance [n, 1] (unless clipped)."""
+    """Draw colours, float32 [n, 3, 1, 1], of the given luminance [n, 1] (unless clipped)."""
     offset = rng.uniform(-chroma, chroma, size=(len(level), 3))
     offset -= (offset * LUMINANCE).sum(axis=1, keepdims=True)
     return (level + offset).clip(0, 255).astype(np.float32)[..., None, None]

@@ -1,8 +1,7 @@
-"""The Hugging Face Hub's parquet layouts: ``data/<split>-0000i-of-0000n.parquet`` and the like.
+"""Data sets in the Hugging Face Hub's parquet layouts, ``data/<split>-0000i-of-0000n.parquet`` etc.
 
-Images are struct{bytes, path}, labels integers, and the schema's metadata holds the labels' names.
-What a label means is read from each file's own metadata, and nothing that comes from a file is ever
-opened as a path.
+Images are struct{bytes, path}, labels integers, and each file's own metadata names its labels.  A
+path from a file is never opened.
 """
 
 from __future__ import annotations
@@ -18,16 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from nofe_lab.config import InvalidInput, composed, first_line, shown
+from nofe_lab.config import InvalidInput, composed, first_line, shown, some_of
 from nofe_lab.data.dataset import Dataset, superclass_of
 from nofe_lab.data.folders import (
-    LeftOut,
-    Listed,
-    Reading,
-    decoded,
-    few,
+    ImageList,
+    ReadOptions,
+    Skipped,
+    dataset_folder,
+    decode_splits,
     files_in,
-    folder_of,
     split_of,
 )
 from nofe_lab.files import UnreadableFile, check_regular, memory, parse_json, read_text
@@ -36,26 +34,26 @@ NAMES_FILE = "class_names.tsv"
 """Readable class names: lines of id, tab, names separated by ", "; without a header."""
 
 FINE, COARSE = ("fine_label", "label"), "coarse_label"
-"""Names of the columns that are preferred as classes, and of the one that holds superclasses."""
+"""Preferred columns of the classes, and the column of the superclasses."""
 
 _ROWS = 32
-"""Rows that are unpacked at once: few, because a small file may unpack to huge ones."""
+"""Rows that are unpacked at once: few, because a small file may unpack to huge rows."""
 
 _NUMBERED = re.compile(r"(?P<split>.*[^\W\d_])[-_](?P<k>\d+)-of-(?P<n>\d+)(?![\d]).*")
 _BARE_NUMBER = re.compile(r"\d+")
 _UNKNOWN = (-1, None)
-"""The labels of images that have none, where a test split's labels are kept secret."""
+"""Labels of unlabelled images, in test splits whose labels are secret."""
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """Which columns of the tables are read, and what their labels mean."""
+    """The columns that are read, and the names of their labels."""
 
     image: str
     label: str
     coarse: str | None
     names: Mapping[str, tuple[str, ...]]
-    """Of the labels in the columns label and coarse."""
+    """Label names by column, for the columns label and coarse."""
     notes: tuple[str, ...]
 
     @property
@@ -63,16 +61,16 @@ class _Columns:
         return self.names[self.label]
 
 
-def read_parquet(name: str, directory: str, reading: Reading) -> Dataset:
+def read_parquet(name: str, directory: str, reading: ReadOptions) -> Dataset:
     """Read a folder in one of the Hub's parquet layouts.
 
     These are ``data/train-00000-of-00001.parquet``, ``train.parquet`` and
-    ``default/train/0000.parquet``, for train beside test, validation or both.  Class names that
-    `NAMES_FILE` in the folder lists as ids become readable.  Raises InvalidInput if files, columns,
-    labels or images are missing or not as the layout wants them, if files disagree about what
-    labels mean, or if the folder holds several data sets.
+    ``default/train/0000.parquet``, for train and test, validation or both.  `NAMES_FILE` in the
+    folder can give ids readable class names.  Raises InvalidInput if files, columns, labels or
+    images are missing or malformed, if files disagree about what labels mean, or if the folder
+    holds several data sets.
     """
-    folder = folder_of(name, directory)
+    folder = dataset_folder(name, directory)
     if reading.groups is not None:
         raise InvalidInput(
             f"groups is for 'folder:DIR', where images are files; got {reading.groups!r} for "
@@ -90,7 +88,7 @@ def read_parquet(name: str, directory: str, reading: Reading) -> Dataset:
         if {"test", "val"} <= set(splits) and splits["test"].has_no_labels:
             secret = splits.pop("test")
             notes.append(
-                f"The labels of the split {secret.name!r} are missing (-1 or null): it is not read."
+                f"The split {secret.name!r} is not read: its labels are missing (-1 or null)."
             )
         if "test" not in splits:
             splits["test"] = splits.pop("val")
@@ -100,45 +98,46 @@ def read_parquet(name: str, directory: str, reading: Reading) -> Dataset:
                 f"The split {splits['val'].name} is the val split: val_fraction is not applied."
             )
         listed = {split: table.listed() for split, table in splits.items()}
-        of: tuple[int, ...] = ()
+        parents: tuple[int, ...] = ()
         if columns.coarse:
             fine, coarse = listed["train"].labels.numpy(), splits["train"].labels(columns.coarse)
-            of = superclass_of(fine, coarse, len(columns.class_names))
-            if not of:
+            parents = superclass_of(fine, coarse, len(columns.class_names))
+            if not parents:
                 notes.append(
                     f"The superclasses of the column {columns.coarse!r} are left out: images of "
                     "one class have several."
                 )
-        names = _readable(folder, columns.class_names)
+        names = _readable_names(folder, columns.class_names)
     except InvalidInput as error:
         raise InvalidInput(f"dataset {name!r}: {error}") from error
-    listed["train"] = listed["train"].few(reading.train_per_class, reading.seed)
-    dataset = decoded(name, names, listed, reading, (*columns.notes, *notes))
-    if not of:
+    listed["train"] = listed["train"].sample(reading.train_per_class, reading.seed)
+    dataset = decode_splits(name, names, listed, reading, (*columns.notes, *notes))
+    if not parents:
         return dataset
-    return replace(dataset, superclass_names=columns.names[str(columns.coarse)], superclass_of=of)
+    superclass_names = columns.names[str(columns.coarse)]
+    return replace(dataset, superclass_names=superclass_names, superclass_of=parents)
 
 
 def _split_name(path: Path) -> str:
-    """What a file calls its split."""
+    """The name of a file's split, as the file or its folder spells it."""
     return _stem(path) if split_of(_stem(path)) is not None else path.parent.name
 
 
 def _stem(path: Path) -> str:
-    """The part of a file's name that may speak of a split."""
+    """A file's name without its extension and shard number."""
     match = _NUMBERED.fullmatch(path.stem)
     return match["split"] if match else path.stem
 
 
 def _shards(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """The files of each split, in order, and what is to be said about others.
+    """Find the files of each split, in order; also returns notes about other files.
 
-    Raises InvalidInput if they are of several data sets, or if one of them is missing or double.
+    Raises InvalidInput if there are several data sets, or if a shard is missing or there twice.
     """
     by_place: dict[Path, dict[str, list[Path]]] = {}
-    left = LeftOut()
+    skipped = Skipped()
     others = []
-    for path in files_in(folder, (".parquet",), left):
+    for path in files_in(folder, (".parquet",), skipped):
         split, place = split_of(_stem(path)), path.parent
         if split is None and _BARE_NUMBER.fullmatch(path.stem):
             split, place = split_of(place.name), place.parent
@@ -149,7 +148,7 @@ def _shards(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
         else:
             by_place.setdefault(place, {}).setdefault(split, []).append(path)
     if len(by_place) > 1:
-        listed = ", ".join(_inside(folder, place) for place in sorted(by_place))
+        listed = ", ".join(_relative(folder, place) for place in sorted(by_place))
         raise InvalidInput(
             f"{folder} holds several data sets, in {listed}; accepted: the folder of one of them."
         )
@@ -161,20 +160,20 @@ def _shards(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
                 f"{folder} holds the splits {', '.join(sorted(kinds))}; accepted: one of them, as "
                 f"{split}."
             )
-        found[split] = _in_order(folder, paths)
-    notes = [f"Parquet files of no known split, not read: {few(others)}."] if others else []
+        found[split] = _ordered_shards(folder, paths)
+    notes = [f"Parquet files of no known split, not read: {some_of(others)}."] if others else []
     if found:
-        left.endings.clear()  # licences and the like
-    return found, [*notes, *left.notes]
+        skipped.endings.clear()  # licences and the like
+    return found, [*notes, *skipped.notes]
 
 
-def _inside(folder: Path, path: Path) -> str:
+def _relative(folder: Path, path: Path) -> str:
     inside = os.path.relpath(path, folder)
     return "DIR itself" if inside == "." else inside
 
 
-def _in_order(folder: Path, paths: list[Path]) -> list[Path]:
-    """The shards of a split, first to last.  Raises InvalidInput if not all are there, once."""
+def _ordered_shards(folder: Path, paths: list[Path]) -> list[Path]:
+    """Sort the shards of a split.  Raises InvalidInput unless each of them is there once."""
     numbers: dict[int, list[Path]] = {}
     totals = set()
     for path in paths:
@@ -186,7 +185,7 @@ def _in_order(folder: Path, paths: list[Path]) -> list[Path]:
             bare = _BARE_NUMBER.fullmatch(path.stem)
             totals.add(-1)
             numbers.setdefault(int(path.stem[:9]) if bare else 0, []).append(path)
-    listed = few([_inside(folder, path) for path in sorted(paths)])
+    listed = some_of([_relative(folder, path) for path in sorted(paths)])
     if len(totals) > 1 or any(len(same) > 1 for same in numbers.values()):
         raise InvalidInput(
             f"the files {listed} are not the shards of one split; accepted: each of them once."
@@ -194,19 +193,19 @@ def _in_order(folder: Path, paths: list[Path]) -> list[Path]:
     total = max(totals.pop(), max(numbers) + 1 if totals == {-1} else 1)
     if beyond := [k for k in sorted(numbers) if k >= total]:
         raise InvalidInput(
-            f"shard number {beyond[0]} is none of the {total} (from 0) that its name speaks of; "
+            f"shard number {beyond[0]} is beyond the {total} shards (from 0) that its name gives; "
             f"found {listed}."
         )
     if missing := [str(k) for k in range(min(total, len(numbers) + 5)) if k not in numbers]:
         raise InvalidInput(
-            f"of the shards 0 to {total - 1} of a split, {few(missing)} "
+            f"of the shards 0 to {total - 1} of a split, {some_of(missing)} "
             f"{'are' if len(missing) > 1 else 'is'} missing; found {listed}."
         )
     return [numbers[k][0] for k in sorted(numbers)]
 
 
 def _features(path: Path) -> dict[str, Any]:
-    """What a file's metadata says of its columns; empty if it says nothing."""
+    """Read the description of the columns in a file's metadata; empty if there is none."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -226,7 +225,7 @@ def _features(path: Path) -> dict[str, Any]:
 
 
 def _label_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """The names of the labels in each ClassLabel column."""
+    """Get the names of the labels in each ClassLabel column."""
     return {
         column: tuple(composed(each) for each in feature["names"])
         for column, feature in features.items()
@@ -237,7 +236,7 @@ def _label_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def _columns(folder: Path, path: Path) -> _Columns:
-    """Which columns are read, by what the first file says; said where there was a choice."""
+    """Choose the columns to read by the first file's metadata; notes name the alternatives."""
     features = _features(path)
     labels = _label_names(features)
     images = [column for column, feature in features.items() if feature.get("_type") == "Image"]
@@ -245,22 +244,24 @@ def _columns(folder: Path, path: Path) -> _Columns:
     if label is None or not images:
         raise InvalidInput(
             "its 'huggingface' metadata must name an Image column and a ClassLabel column; found "
-            f"{sorted(features) or 'none'} in {_inside(folder, path)}."
+            f"{sorted(features) or 'none'} in {_relative(folder, path)}."
         )
     coarse = COARSE if COARSE in labels and label != COARSE else None
     notes = []
     if others := [column for column in labels if column not in (label, coarse)]:
-        notes.append(f"The labels are those of the column {label!r}, not {few(others)}.")
+        notes.append(f"The labels are those of the column {label!r}, not {some_of(others)}.")
     if len(images) > 1:
-        notes.append(f"The images are those of the column {images[0]!r}, not {few(images[1:])}.")
+        notes.append(
+            f"The images are those of the column {images[0]!r}, not {some_of(images[1:])}."
+        )
     names = {column: labels[column] for column in (label, coarse) if column is not None}
     return _Columns(images[0], label, coarse, names, tuple(notes))
 
 
 class _Table:
-    """The rows of one split: what is stored of its images, and its labels file by file.
+    """The rows of one split: encoded images, and labels file by file.
 
-    Raises InvalidInput if a file cannot be read or its columns are not of the types that they need.
+    Raises InvalidInput if a file cannot be read or a column has the wrong type.
     """
 
     def __init__(self, folder: Path, paths: Sequence[Path], columns: _Columns) -> None:
@@ -301,7 +302,7 @@ class _Table:
             if len(schema.get_all_field_indices(column)) != 1:
                 raise InvalidInput(
                     f"the split {self.name!r} has no column {column!r} in "
-                    f"{_inside(self.folder, path)}; found {schema.names}."
+                    f"{_relative(self.folder, path)}; found {schema.names}."
                 )
         for column in self.columns.names:
             kind = schema.field(column).type
@@ -326,9 +327,9 @@ class _Table:
         return known <= set(_UNKNOWN)
 
     def labels(self, column: str) -> np.ndarray:
-        """The labels int64 [N] in a column, by the names that the first file of train gives them.
+        """Read the labels in a column, int64 [N], numbered as in the first file of train.
 
-        Raises InvalidInput if a label is none, or means what is not among these names.
+        Raises InvalidInput if a label is missing, out of range, or has a name unknown there.
         """
         names = self.columns.names[column]
         found = []
@@ -337,12 +338,12 @@ class _Table:
                 continue
             if column not in own:
                 raise InvalidInput(
-                    f"{_inside(self.folder, path)} does not say what the labels in its column "
+                    f"{_relative(self.folder, path)} does not say what the labels in its column "
                     f"{column!r} mean; accepted: a ClassLabel in its 'huggingface' metadata."
                 )
             if len(set(own[column])) < len(own[column]):
                 raise InvalidInput(
-                    f"names of the labels in {_inside(self.folder, path)} must differ; got "
+                    f"names of the labels in {_relative(self.folder, path)} must differ; got "
                     f"{own[column][:60]}."
                 )
             self._check_labels(table[column], column, len(own[column]))
@@ -351,9 +352,9 @@ class _Table:
                 if (called := own[column][label]) not in names:
                     raise InvalidInput(
                         f"the files disagree about what labels mean: in "
-                        f"{_inside(self.folder, path)} label {label} of the column {column!r} is "
-                        f"{called!r}, which is none of the {len(names)} names that the first file "
-                        "of train gives."
+                        f"{_relative(self.folder, path)} label {label} of the column {column!r} is "
+                        f"{called!r}, which is not among the {len(names)} names in the first file "
+                        "of train."
                     )
             number = {each: i for i, each in enumerate(names)}
             found.append(np.array([number.get(each, -1) for each in own[column]])[labels])
@@ -369,8 +370,8 @@ class _Table:
                 f"from 0 to {count - 1}; got {listed}{more}."
             )
 
-    def listed(self) -> Listed:
-        """Its images and labels."""
+    def listed(self) -> ImageList:
+        """List the images and their labels."""
         import pyarrow.compute as pc
 
         labels = self.labels(self.columns.label)
@@ -391,30 +392,29 @@ class _Table:
                 "whose contents are in the file (datasets: cast to Image(), then push_to_hub or "
                 "to_parquet, embeds them)."
             )
-        return Listed(encoded, names, torch.from_numpy(labels))
+        return ImageList(encoded, names, torch.from_numpy(labels))
 
 
 def _check_memory(path: Path, unpacked: int) -> None:
-    """Raise InvalidInput for a small file that unpacks to more than fits into memory."""
+    """Raise InvalidInput if a file unpacks to more than fits into memory."""
     if unpacked > memory():
         raise InvalidInput(
             f"{path} does not fit into memory: it unpacks to more than {memory():,} bytes."
         )
 
 
-def _readable(folder: Path, ids: Sequence[str]) -> tuple[str, ...]:
-    """Class names for ids: the first of an id's names if no other class has it, else all of them.
+def _readable_names(folder: Path, ids: Sequence[str]) -> tuple[str, ...]:
+    """Replace ids by the first name of each that no other class has, or by all its names.
 
-    An id stays what it is if the names' file does not list it, or if all of its names are another
-    class's as well.
+    An id that `NAMES_FILE` does not list, or whose names are all another class's too, stays.
     """
     texts = _names_by_id(folder / NAMES_FILE)
-    wholes = [texts.get(each, each) for each in ids]
-    firsts = [texts[each].split(", ")[0] if each in texts else each for each in ids]
-    uses_of_first, uses_of_whole = Counter(firsts), Counter(wholes)
+    full_names = [texts.get(each, each) for each in ids]
+    first_names = [texts[each].split(", ")[0] if each in texts else each for each in ids]
+    uses_of_first, uses_of_full = Counter(first_names), Counter(full_names)
     return tuple(
-        first if uses_of_first[first] == 1 else whole if uses_of_whole[whole] == 1 else each
-        for each, first, whole in zip(ids, firsts, wholes, strict=True)
+        first if uses_of_first[first] == 1 else full if uses_of_full[full] == 1 else each
+        for each, first, full in zip(ids, first_names, full_names, strict=True)
     )
 
 

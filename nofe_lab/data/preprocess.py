@@ -1,4 +1,4 @@
-"""From raw images to what a network reads; statistics and window travel with its weights."""
+"""Preprocessing: turns raw images into network inputs; saved with a network's weights."""
 
 from __future__ import annotations
 
@@ -15,17 +15,15 @@ from nofe_lab.data.dataset import Dataset
 from nofe_lab.machine import PRECISIONS, autocast
 
 MEASURED_VALUES = 2**20
-"""Values of the training images whose statistics are taken at once, in float64."""
+"""Pixel values that are summed at once, in float64, when statistics are measured."""
 
 
 class Preprocess(nn.Module):
-    """From pixels to what a network reads: (pixels - mean) * scale, and the network's window of it.
+    """Normalises raw images, (pixels - mean) * scale, and crops them to the network's window.
 
-    Its statistics come from the training images and travel with the network's weights, so that a
-    saved network takes raw images.  `inputs` is ``standardised`` (mean 0 and deviation 1 for each
-    channel) or ``mean_image`` (0..255 minus the mean of each pixel, as Caffe does it).
-    window: (height, width) that is cut out; None: the whole image.  image_shape:
-    (channels, height, width) of the images that it takes; None: any.
+    Its statistics come from the training images and are saved with the network's weights, so a
+    saved network takes raw images.  window: (height, width) of the crop; None: the whole image.
+    image_shape: accepted (channels, height, width); None: any.
     """
 
     mean: Tensor
@@ -46,13 +44,17 @@ class Preprocess(nn.Module):
 
     @classmethod
     def measure(cls, dataset: Dataset, inputs: str, window: Window | None = None) -> Preprocess:
-        """The statistics of a data set's training images."""
+        """Measure the statistics of the training images.
+
+        inputs: ``standardised`` (mean 0 and deviation 1 in each channel) or ``mean_image`` (0..255
+        minus the mean of each pixel, as in Caffe).
+        """
         one_of("inputs", inputs, ("standardised", "mean_image"))
         train, (channels, height, width) = dataset.train, dataset.image_shape
         total = torch.zeros(train.image_shape, dtype=torch.float64)
         squares = torch.zeros_like(total)
         for images in train.parts(max(MEASURED_VALUES // total.numel(), 1)):
-            pixels = images.double()  # whole numbers, whose sums are exact in any order
+            pixels = images.double()  # sums of whole numbers are exact in any order
             total += pixels.sum(0)
             squares += pixels.square().sum(0)
         mean = total / len(train)
@@ -64,9 +66,9 @@ class Preprocess(nn.Module):
         return cls(mean.float(), scale.float(), window, (channels, height, width))
 
     def check(self, images: object) -> None:
-        """Raise InvalidInput unless these are raw images as a trained network takes them.
+        """Raise InvalidInput unless these are raw images of the accepted type and shape.
 
-        Looks at types and shapes alone, so that a network can be exported with its preprocessing.
+        Never reads pixels, so that a network can be exported with its preprocessing.
         """
         shape = self.image_shape or ("channels", "height", "width")
         wanted = f"images uint8 [N, {', '.join(map(str, shape))}] with values from 0 to 255"
@@ -91,8 +93,8 @@ class Preprocess(nn.Module):
     def forward(self, images: Tensor, drawn: Augmentation | None = None) -> Tensor:
         """uint8 [N, c, H, W] -> float32 [N, c, h, w].  Raises InvalidInput for anything else.
 
-        Padding, cropping and flipping come after the subtraction, as in Caffe: zeros are then the
-        mean, and the mean image is not mirrored.
+        Images are padded, cropped and flipped after the mean is subtracted, as in Caffe: the
+        padding equals the mean, and the mean image is not mirrored.
         """
         self.check(images)
         drawn = drawn or Augmentation()
@@ -109,21 +111,21 @@ class Preprocess(nn.Module):
 
 
 def _windows(x: Tensor, corners: Tensor, height: int, width: int) -> Tensor:
-    """Windows [N, c, height, width] of images [N, c, H, W], each from its own corner [N, 2]."""
+    """Crop images [N, c, H, W] to [N, c, height, width], each at its own corner [N, 2]."""
     all_windows = x.unfold(2, height, 1).unfold(3, width, 1)  # a view: [N, c, places, places, ...]
     image = torch.arange(len(x), device=x.device)
     return all_windows[image, :, corners[:, 0], corners[:, 1]]
 
 
 def _mirrored(x: Tensor, flips: Tensor) -> Tensor:
-    """Images [N, c, h, w], those of `flips` [N] from right to left."""
+    """Mirror the images [N, c, h, w] for which `flips` [N] is true."""
     forwards = torch.arange(x.shape[3], device=x.device)
     columns = torch.where(flips[:, None], forwards.flip(0), forwards)
     return x.gather(3, columns[:, None, None].expand(x.shape))
 
 
 def _is_frozen(network: nn.Module, path: str) -> bool:
-    """Whether no parameter of a module learns; of the module around it, if it has none itself."""
+    """Whether a module's parameters are all frozen; if it has none, those of its parent."""
     while True:
         parameters = list(network.get_submodule(path).parameters())
         if parameters or not path:
@@ -132,11 +134,11 @@ def _is_frozen(network: nn.Module, path: str) -> bool:
 
 
 class ImageNetwork(nn.Module):
-    """A network together with the preprocessing it was trained with: raw images -> logits.
+    """A network with its preprocessing: raw images -> logits.
 
-    uint8 [N, c, h, w] (and, in training, what was drawn for them) -> float32 [N, n].
-    Inside, images and weights lie channels-last, which convolutions on CPUs and GPUs prefer.
-    precision: what the network computes in; its weights are float32 in any (see `machine`).
+    uint8 [N, c, h, w] (and, in training, their augmentation) -> float32 [N, n].
+    Images and weights are channels-last inside, which is faster for convolutions.
+    precision: of the computation; weights are always float32 (see `machine`).
     """
 
     def __init__(self, preprocess: Preprocess, network: nn.Module, precision: str = "fp32") -> None:
@@ -149,13 +151,14 @@ class ImageNetwork(nn.Module):
         return self._run(self.network, images, drawn)
 
     def predict(self, images: Tensor, experts: int | None = None) -> Tensor:
-        """Logits [N, n] of raw images; a network of experts with a gate can run a few of them.
+        """Logits [N, n] of raw images.
 
-        Raises InvalidInput if the network cannot choose among experts.
+        experts: how many experts a network of experts with a gate runs for each image.  Raises
+        InvalidInput for any other network.
         """
-        chooses: Any = getattr(self.network, "predict", None)
-        if chooses is not None:
-            return self._run(chooses, images, None, experts)
+        own_predict: Any = getattr(self.network, "predict", None)
+        if own_predict is not None:
+            return self._run(own_predict, images, None, experts)
         if experts is not None:
             raise InvalidInput(
                 f"experts can be chosen (experts={experts}) by a network of experts with a gate; "
@@ -165,7 +168,7 @@ class ImageNetwork(nn.Module):
         return logits
 
     def train(self, mode: bool = True) -> ImageNetwork:
-        """Training mode, except for frozen batch normalisations: their statistics stay as well."""
+        """Set training mode, but keep frozen batch normalisations in evaluation mode."""
         super().train(mode)
         for path, module in self.network.named_modules() if mode else ():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and _is_frozen(

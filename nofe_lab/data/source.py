@@ -1,8 +1,8 @@
-"""Where images come from: a source gives images by their numbers, wherever they lie.
+"""Sources: labelled images by index, wherever they are stored.
 
-Order, splits and resuming are lists of numbers, so they are the same for every form of source.
-`Resident` keeps decoded images in memory.  A form that reads files while training is to override
-the same five members.
+Order, splits and resuming are lists of indices, so they work alike for every source.  `Resident`
+keeps decoded images in memory; a source that reads files during training would override the same
+five members.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import Tensor
 from nofe_lab.config import InvalidInput
 
 KEY_BYTES = 16
-"""Of the digest that stands for an image in a fingerprint."""
+"""Length of the digest that identifies an image in a fingerprint."""
 
 
-def key_of(*parts: bytes | str) -> bytes:
-    """The digest that stands for an image: of its file and its preparation, or of its pixels."""
+def short_digest(*parts: bytes | str) -> bytes:
+    """KEY_BYTES bytes of SHA-256 over `parts` and their lengths."""
     digest = hashlib.sha256()
     for part in parts:
         content = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
@@ -32,8 +32,8 @@ def key_of(*parts: bytes | str) -> bytes:
     return digest.digest()[:KEY_BYTES]
 
 
-def stacked(keys: Iterable[bytes]) -> Tensor:
-    """Keys as uint8 [N, KEY_BYTES]."""
+def stack_keys(keys: Iterable[bytes]) -> Tensor:
+    """Turn N keys into a tensor, uint8 [N, KEY_BYTES]."""
     found = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, KEY_BYTES)
     return torch.from_numpy(found.copy())
 
@@ -43,8 +43,8 @@ class Source(ABC):
 
     labels: int64 [N], from 0 to C - 1.
     groups: int64 [N], equal for images that must stay in one split, such as photographs of one
-    object; None: each stands alone.
-    ``source[index]`` gives a smaller source for an index tensor, a slice or a mask.
+    object; None: no groups.
+    ``source[index]``, with an index tensor, a slice or a mask, is a smaller source.
     """
 
     labels: Tensor
@@ -58,28 +58,28 @@ class Source(ABC):
     @property
     @abstractmethod
     def keys(self) -> Tensor:
-        """A digest of each image, uint8 [N, KEY_BYTES] (see `key_of`)."""
+        """The digest that identifies each image, uint8 [N, KEY_BYTES] (see `short_digest`)."""
 
     @abstractmethod
     def __getitem__(self, index: Tensor | slice) -> Source: ...
 
     @abstractmethod
     def to(self, device: torch.device) -> Source:
-        """The same images, for batches that are wanted on `device`."""
+        """The same source, streaming to `device`."""
 
     @abstractmethod
     def stream(self, indices: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The images of each index tensor in turn, uint8 [n, channels, height, width].
+        """Yield the images of each index tensor, uint8 [n, channels, height, width].
 
-        They are on the device that the source was made for, and so are the indices.
+        Images and indices are on the source's device.
         """
 
     def sample(self, index: Tensor | Sequence[int]) -> Tensor:
-        """The images of n indices: uint8 [n, channels, height, width]."""
+        """Get the images at n indices: uint8 [n, channels, height, width]."""
         return next(self.stream([torch.as_tensor(index, dtype=torch.int64)]))
 
     def parts(self, size: int) -> Iterator[Tensor]:
-        """All images in their order, `size` at a time."""
+        """Yield all images in order, `size` at a time."""
         return self.stream(torch.arange(len(self)).split(size))
 
     def __len__(self) -> int:
@@ -92,36 +92,35 @@ class Source(ABC):
     def fingerprint(self) -> str:
         """Hexadecimal digest of the images' keys and labels."""
         content = (self.keys.numpy().tobytes(), self.labels.numpy().tobytes())
-        return key_of(*content).hex()
+        return short_digest(*content).hex()
 
     def of_class(self, label: int) -> Tensor:
-        """Indices int64 [n] of the images of one class."""
+        """Indices of the images of one class, int64 [n]."""
         return (self.labels == label).nonzero().flatten()
 
     def subset(self, size: int | None, seed: int) -> Source:
-        """A random subset of `size` images, drawn by `seed`; all of them if None or too few.
+        """Draw a random subset of `size` images; None, or more than there are, keeps them all.
 
-        Every class of the split has at least one image in it, which takes the place of the image
-        drawn last; the subset is larger than `size` only where there are more classes than that.
+        Every class keeps at least one image, so the subset is larger than `size` if there are more
+        classes.
         """
         if size is None or size >= len(self):
             return self
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         is_first = torch.zeros(len(self), dtype=torch.bool)
         is_first[np.unique(self.labels[order].numpy(), return_index=True)[1]] = True
-        # of each class the image drawn first, then others as they were drawn; a plain draw of
-        # `size` images if that leaves no class out
-        places = torch.cat([is_first.nonzero(), (~is_first).nonzero()]).flatten()
-        kept = places[: max(size, int(is_first.sum()))].sort().values
+        # the first image drawn of each class, then the others as drawn
+        ranked = torch.cat([is_first.nonzero(), (~is_first).nonzero()]).flatten()
+        kept = ranked[: max(size, int(is_first.sum()))].sort().values
         return self[order[kept]]
 
 
 class Resident(Source):
-    """Images in memory, of the host or of a device.
+    """Decoded images in the memory of the host or of a device.
 
     images: uint8 [N, channels, height, width].  labels, groups: see `Source`.  keys: uint8
-    [N, KEY_BYTES], where the images come from files; None: digests of their pixels.
-    Raises InvalidInput unless types and shapes are these.
+    [N, KEY_BYTES], for images from files; None: digests of the pixels.
+    Raises InvalidInput if images or labels have another type or shape.
     """
 
     def __init__(
@@ -155,7 +154,9 @@ class Resident(Source):
         if self._keys is not None:
             return self._keys
         shape = repr(self.image_shape)
-        return stacked(key_of(shape, image.tobytes()) for image in self.images.cpu().numpy())
+        return stack_keys(
+            short_digest(shape, image.tobytes()) for image in self.images.cpu().numpy()
+        )
 
     def __getitem__(self, index: Tensor | slice) -> Resident:
         groups, keys = (None if t is None else t[index] for t in (self.groups, self._keys))

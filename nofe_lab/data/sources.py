@@ -1,4 +1,4 @@
-"""Where data sets come from: one `load_dataset(name)` for everything."""
+"""Loads every data set by name: `load_dataset`."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from nofe_lab.config import (
     true_or_false,
     whole_number,
 )
-from nofe_lab.data.dataset import SET_ASIDE, Dataset, fifth_of_each_class, superclass_of
+from nofe_lab.data.dataset import TEST_SPLIT_NOTE, Dataset, stratified_test_split, superclass_of
 from nofe_lab.data.folders import (
     BY_FOLDER,
-    Reading,
+    ReadOptions,
+    dataset_folder,
     files_in,
-    folder_of,
     read_image_folder,
 )
 from nofe_lab.data.parquet import NAMES_FILE, read_parquet
 from nofe_lab.data.pictures import ENDINGS
 from nofe_lab.data.source import Resident
-from nofe_lab.files import as_written, read_text, user_path
+from nofe_lab.files import read_text, redact_path, user_path
 
 READY_MADE = ("glyphs", "cifar100", "cifar10", "digits")
-"""Data sets that have a name of their own; their images are 32 x 32."""
+"""Built-in data sets; their images are 32 x 32."""
 
 ACCEPTED = (
     "'glyphs', 'glyphs:N' (N training images a class), 'cifar100', 'cifar10', 'digits', "
@@ -49,10 +49,10 @@ ACCEPTED = (
 GLYPHS_PER_CLASS = 160
 
 MAX_GLYPHS = 10_000
-"""Of a class: a million training images, which take three gigabytes."""
+"""Most training images per class: a million in all, which take three gigabytes."""
 
 _READERS = {"folder": read_image_folder, "parquet": read_parquet}
-_FILES = {"folder": ENDINGS, "parquet": (".parquet", NAMES_FILE)}
+_FILE_ENDINGS = {"folder": ENDINGS, "parquet": (".parquet", NAMES_FILE)}
 _CIFAR_FOLDERS = {"cifar100": "cifar-100-python", "cifar10": "cifar-10-batches-py"}
 
 
@@ -67,41 +67,40 @@ def load_dataset(
     groups: str | None = None,
     download_dir: Path | str | None = None,
 ) -> Dataset:
-    """Load a data set by name and carve its val split from its train split.
+    """Load a data set by name and carve its val split from train.
 
     name: one of
 
-    * ``glyphs``, the embedded default: 100 classes of printed characters, 160 training and 40 test
+    * ``glyphs``, the built-in default: 100 classes of printed characters, 160 training and 40 test
       images each (``glyphs:N``: N and N / 4);
     * ``cifar100`` and ``cifar10``, downloaded by torchvision into `download_dir` (default
       ``data/raw``);
     * ``digits``, scikit-learn's 1,797 handwritten digits, enlarged from 8 x 8; a fifth is test;
-    * ``folder:DIR``, image files in ``DIR/<class>/``, of which a fifth becomes test, or in
-      ``DIR/train/<class>/`` beside ``DIR/test/<class>/`` and, if there is one,
-      ``DIR/val/<class>/``, which is val then whatever `val_fraction` says;
+    * ``folder:DIR``, image files in ``DIR/<class>/`` (a fifth becomes test), or in
+      ``DIR/train/<class>/``, ``DIR/test/<class>/`` and optionally ``DIR/val/<class>/``, which
+      overrides `val_fraction`;
     * ``parquet:DIR``, a folder in the Hugging Face Hub's parquet layout.
 
-    ``~`` and environment variables in DIR are expanded.  Images come as uint8 [N, 3, height,
-    width]; the data set's `notes` say what was done to them.
+    ``~`` and environment variables in DIR are expanded.  Images are uint8 [N, 3, height, width];
+    the data set's `notes` say how they were converted.
 
     val_fraction: share of every class's training images that becomes val; 0 leaves val empty.
-    seed: of the choice of val, of test where there is none, of `train_per_class`, and of the pixels
-    of glyphs.
+    seed: draws val, a missing test split, `train_per_class`, and the pixels of glyphs.
     image_size: side in pixels, at most 1024, of the square that images of ``folder:DIR`` and
-    ``parquet:DIR`` are resized to (shorter side, then centre crop); None: 32 for a folder, as
-    stored for parquet, where all must have one size then.
-    train_per_class: use only so many training images of every class, for a quick look at a large
-    data set; chosen before val is carved from them.  Classes with fewer keep all; test stays whole.
-    skip_unreadable: go on without images that cannot be decoded; the notes name them.
-    groups: pictures that belong together, above all of one object, stay on one side where val or
-    test is drawn from train: ``folder`` where each folder inside a class folder of ``folder:DIR``
-    holds those of one object, or the path of a CSV with the columns file (seen from DIR) and group.
+    ``parquet:DIR`` are resized to (shorter side, then centre crop); None: 32 for a folder; as
+    stored for parquet, where all images must then have one size.
+    train_per_class: the most training images of every class, for a quick look at a large data set;
+    drawn before val is carved from them.  The test split stays whole.
+    skip_unreadable: skip images that cannot be decoded; the notes name them.
+    groups: keeps pictures of one object on one side when val or test is drawn from train:
+    ``folder`` if each folder inside a class folder of ``folder:DIR`` holds one object's pictures,
+    or the path of a CSV with the columns file (relative to DIR) and group.
 
     >>> load_dataset("glyphs:20").train
     1,800 images
 
-    Raises InvalidInput if the name is unknown, a number out of range, the data cannot be had or
-    read, or a class has too few images to split.
+    Raises InvalidInput if the name is unknown, a number is out of range, the data cannot be
+    downloaded or read, or a class has too few images to split.
     """
     real_number("val_fraction", val_fraction, 0, MAX_VAL_FRACTION)
     whole_number("data_seed", seed, 0)
@@ -112,10 +111,10 @@ def load_dataset(
     true_or_false("skip_unreadable", skip_unreadable)
     if isinstance(name, Path):
         name = str(name)
-    source, argument = _parts(name)
+    source, argument = _parse_name(name)
     if source in _READERS and argument:
-        reading = Reading(image_size, train_per_class, seed, skip_unreadable, groups)
-        with _variables_hidden(argument):
+        reading = ReadOptions(image_size, train_per_class, seed, skip_unreadable, groups)
+        with _redacted_errors(argument):
             dataset = _READERS[source](f"{source}:{argument}", argument, reading)
     else:
         if groups is not None:
@@ -137,17 +136,17 @@ def load_dataset(
 def prepared(
     dataset: Dataset, val_fraction: float, seed: int, train_per_class: int | None = None
 ) -> Dataset:
-    """A data set with few training images of each class if asked, and with val images.
+    """Apply `train_per_class`, and carve val from train unless the data set has its own.
 
-    They are carved from the training images, unless the data set has its own (see `load_dataset`).
+    Arguments are those of `load_dataset`.
     """
     if train_per_class is not None:
-        dataset = dataset.with_few(train_per_class, seed)
+        dataset = dataset.with_train_per_class(train_per_class, seed)
     return dataset if len(dataset.val) else dataset.with_val(val_fraction, seed)
 
 
-def _parts(name: object) -> tuple[str, str]:
-    """(source, argument) of a name; blanks and quotes around them and capitals do not count."""
+def _parse_name(name: object) -> tuple[str, str]:
+    """Split a name into (source, argument), ignoring case and surrounding blanks and quotes."""
     source, _, argument = str(name).strip().partition(":")
     argument = argument.strip()
     if len(argument) > 1 and argument[0] == argument[-1] and argument[0] in "'\"":
@@ -157,7 +156,7 @@ def _parts(name: object) -> tuple[str, str]:
 
 
 def _check_ready_made(name: object) -> None:
-    """Raise InvalidInput unless it is the name of a ready-made data set; paths get a hint."""
+    """Raise InvalidInput unless `name` is a built-in data set; a path gets a hint."""
     if name not in READY_MADE and (os.sep in str(name) or os.path.isdir(str(name).strip() or "?")):
         raise InvalidInput(
             f"dataset {name!r} is a path; a folder of class folders is written as 'folder:{name}', "
@@ -167,34 +166,34 @@ def _check_ready_made(name: object) -> None:
 
 
 @contextmanager
-def _variables_hidden(directory: str) -> Iterator[None]:
-    """Messages show a path as it was written: a variable's value may be nobody's business."""
+def _redacted_errors(directory: str) -> Iterator[None]:
+    """Hide the values of environment variables in error messages: they may be secret."""
     try:
         yield
     except InvalidInput as error:
         if "$" not in directory:
             raise
-        raise InvalidInput(as_written(str(error), directory)) from None
-    except OSError as error:  # what is read changes, or is none of a user's business
+        raise InvalidInput(redact_path(str(error), directory)) from None
+    except OSError as error:  # files changed meanwhile, or may not be read
         why = f"{error.strerror or error}: {error.filename}"
         raise InvalidInput(
-            f"the folder {directory!r} cannot be read ({as_written(why, directory)})."
+            f"the folder {directory!r} cannot be read ({redact_path(why, directory)})."
         ) from error
 
 
 def source_state(name: str, groups: str | None = None) -> str:
-    """A short digest that changes when the files behind ``folder:DIR`` or ``parquet:DIR`` do.
+    """A short digest that changes with the files of ``folder:DIR`` or ``parquet:DIR``.
 
-    Of the files' relative paths, sizes and times of change, and of the file of `groups`; "" for
-    other data sets and for folders that are not there.  Never raises.
+    It covers the files' relative paths, sizes and modification times, and the content of a
+    `groups` file; "" for other data sets and missing folders.  Never raises.
     """
-    source, argument = _parts(name)
-    if source not in _FILES or not argument:
+    source, argument = _parse_name(name)
+    if source not in _FILE_ENDINGS or not argument:
         return ""
     digest = hashlib.sha256()
     try:
-        folder = folder_of(name, argument)
-        files = files_in(folder, _FILES[source])
+        folder = dataset_folder(name, argument)
+        files = files_in(folder, _FILE_ENDINGS[source])
         if groups is not None and groups != BY_FOLDER:
             digest.update(read_text(user_path(groups), links=True).encode())
     except (InvalidInput, OSError):
@@ -202,7 +201,7 @@ def source_state(name: str, groups: str | None = None) -> str:
     for path in files:
         try:
             status = path.stat()
-        except OSError:  # it has gone since it was listed, or it is a link to nowhere
+        except OSError:  # deleted meanwhile, or a broken link
             continue
         digest.update(os.fsencode(path.relative_to(folder)))
         digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
@@ -222,7 +221,7 @@ def _split(images: np.ndarray | torch.Tensor, labels: Sequence[int] | np.ndarray
 
 
 def _glyphs(name: str, argument: str, seed: int) -> Dataset:
-    from nofe_lab.data import glyphs  # its fonts take a moment that other sources need not spend
+    from nofe_lab.data import glyphs  # slow to import
 
     per_class = GLYPHS_PER_CLASS
     if argument:
@@ -272,7 +271,7 @@ def _cifar(name: str, folder: Path) -> Dataset:
 
 
 def _cifar100_superclasses(folder: Path) -> tuple[tuple[str, ...], np.ndarray]:
-    # torchvision leaves the coarse labels out; it has just checked these files' md5
+    # torchvision ignores the coarse labels, but has just checked the MD5 of these files
     import pickle
 
     def unpickle(file: str) -> dict[str, Any]:
@@ -286,7 +285,7 @@ def _cifar100_superclasses(folder: Path) -> tuple[tuple[str, ...], np.ndarray]:
 
 
 def _digits(seed: int) -> Dataset:
-    from sklearn.datasets import load_digits  # takes a second that other sources need not spend
+    from sklearn.datasets import load_digits  # slow to import
 
     found = load_digits()
     pixels = (found.images * (255 / 16)).round().astype(np.uint8)
@@ -294,10 +293,10 @@ def _digits(seed: int) -> Dataset:
     enlarged = [np.asarray(Image.fromarray(image).resize((32, 32), bilinear)) for image in pixels]
     images = np.stack(enlarged)[:, None].repeat(3, axis=1)
     digits, names = _split(images, found.target), tuple("0123456789")
-    in_test = fifth_of_each_class(digits.labels, names, seed)
+    in_test = stratified_test_split(digits.labels, names, seed)
     train, test = digits[~in_test], digits[in_test]
     notes = (
-        f"No official split: {SET_ASIDE}",
+        f"No official split: {TEST_SPLIT_NOTE}",
         "The 8 x 8 grey images were enlarged to 32 x 32 and repeated in three channels.",
     )
     return Dataset("digits", names, train, train[:0], test, notes=notes)

@@ -22,11 +22,11 @@ from nofe_lab.config import PRESETS, InvalidInput, first_line, one_of, shown
 from nofe_lab.files import (
     UnreadableFile,
     all_finite,
-    as_written,
     check_regular,
     digest_of_tensors,
     memory,
     read_tensors,
+    redact_path,
     user_path,
 )
 from nofe_lab.networks.backbone import Backbone, cannot_reuse, seeded
@@ -323,7 +323,7 @@ def _load_weights(
         try:
             state, notes = _find_state_dict(_read(user_path(weights)), made, user_path(weights))
         except InvalidInput as error:
-            raise InvalidInput(as_written(str(error), weights)) from error
+            raise InvalidInput(redact_path(str(error), weights)) from error
     elif owner == "torchvision":
         state = _torchvision_weights(made.name, str(weights))
     elif owner == "timm":

@@ -56,13 +56,13 @@ from nofe_lab.config import (
 from nofe_lab.files import (
     UnreadableFile,
     all_finite,
-    as_written,
     check_regular,
     flush_folder,
     is_scratch,
     read_json,
     read_tensors,
     read_text,
+    redact_path,
     sha256,
     user_path,
     write_tensors,
@@ -632,7 +632,7 @@ def _no_link(folder: Path) -> None:
 def _cannot_be_written(folder: Path | str, error: BaseException) -> InvalidInput:
     why = getattr(error, "strerror", None) or str(error)
     return InvalidInput(
-        f"runs_dir {str(folder)!r} cannot be written ({as_written(why, folder)}); accepted: a "
+        f"runs_dir {str(folder)!r} cannot be written ({redact_path(why, folder)}); accepted: a "
         "folder that exists or can be made, and that you may write to."
     )
 

@@ -26,7 +26,7 @@ from nofe_lab.config import (
     shown,
     whole_number,
 )
-from nofe_lab.files import as_written, parse_json, read_text, user_path
+from nofe_lab.files import parse_json, read_text, redact_path, user_path
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ class Specialties:
             text = read_text(user_path(path), links=True)
         except InvalidInput as error:
             raise InvalidInput(
-                f"specialties file {str(path)!r} cannot be read ({as_written(str(error), path)})."
+                f"specialties file {str(path)!r} cannot be read ({redact_path(str(error), path)})."
             ) from error
         found = cls.from_json(text)
         if set(found.class_names) != set(map(composed, class_names)):

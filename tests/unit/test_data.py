@@ -25,7 +25,7 @@ from nofe_lab import Dataset, InvalidInput, load_dataset
 from nofe_lab.compat import import_torchvision
 from nofe_lab.data import Resident
 from nofe_lab.data.batches import Augmentation, Batches
-from nofe_lab.data.dataset import share_of_each_class
+from nofe_lab.data.dataset import stratified_fraction
 from nofe_lab.data.preprocess import Preprocess
 from nofe_lab.recipes import Recipe
 
@@ -91,7 +91,7 @@ def test_the_thumbnail_of_a_class_is_no_noise_even_before_a_network_is_trained(
 
 @pytest.mark.parametrize("per_class", [1, 2])
 def test_thumbnails_of_tiny_classes_are_their_own_images(tiny: Dataset, per_class: int) -> None:
-    data = tiny.with_few(per_class, 0)
+    data = tiny.with_train_per_class(per_class, 0)
     for c, image in enumerate(data.thumbnails):
         assert any(torch.equal(image, each) for each in data.train.images[data.train.labels == c])
 
@@ -109,7 +109,7 @@ def test_clearest_images_must_be_one_of_each_class_and_are_forgotten_with_their_
     data = replace(tiny, clearest=chosen)
     assert torch.equal(data.thumbnails, tiny.train.images[chosen])
     assert data.with_val(0.1, 0).clearest is None
-    assert data.with_few(5, 0).clearest is None
+    assert data.with_train_per_class(5, 0).clearest is None
     assert data.fingerprint == tiny.fingerprint
     with pytest.raises(InvalidInput, match=r"clearest must hold .* got .*\[1, 0, "):
         replace(tiny, clearest=chosen[[1, 0, 2, 3, 4, 5]])
@@ -237,7 +237,7 @@ def test_a_fraction_that_is_no_share_is_refused(fraction: Any) -> None:
 @given(st.lists(st.integers(2, 12), min_size=2, max_size=5), st.floats(0.01, 0.9))
 def test_a_stratified_share_is_one_of_every_class(counts: list[int], fraction: float) -> None:
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    chosen = share_of_each_class(labels, "abcde"[: len(counts)], fraction, 3, "")
+    chosen = stratified_fraction(labels, "abcde"[: len(counts)], fraction, 3, "")
     for count, size in zip(counts, labels[chosen].bincount().tolist(), strict=True):
         assert 1 <= size <= count - 1
         assert abs(size - fraction * count) <= 1
@@ -245,11 +245,11 @@ def test_a_stratified_share_is_one_of_every_class(counts: list[int], fraction: f
 
 def test_few_training_images_of_every_class_are_drawn_by_the_seed() -> None:
     data = dataset_of([0] * 30 + [1] * 2 + [2] * 9)
-    few = [data.with_few(4, seed) for seed in (1, 1, 2)]
+    few = [data.with_train_per_class(4, seed) for seed in (1, 1, 2)]
     assert few[0].train.labels.bincount().tolist() == [4, 2, 4]
     assert places(few[0].train) == places(few[1].train) != places(few[2].train)
     assert few[0].test is data.test
-    assert few[0].with_few(4, 1).train.labels.equal(few[0].train.labels)
+    assert few[0].with_train_per_class(4, 1).train.labels.equal(few[0].train.labels)
     assert few[0].notes == (
         "At most 4 training images of every class are used (train_per_class=4), drawn by "
         "data_seed; test is whole.",
@@ -262,7 +262,7 @@ def test_notes_are_shown_under_the_data_set_and_are_not_part_of_its_fingerprint(
     assert noted.fingerprint == data.fingerprint
     assert repr(noted) == f"{data!r}\n  Something was done.\n  Another thing too."
     assert "\n" not in repr(data)
-    assert noted.with_few(1, 0).notes[:2] == noted.notes
+    assert noted.with_train_per_class(1, 0).notes[:2] == noted.notes
 
 
 def one_pixel_more(split: Resident) -> Resident:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from nofe_lab import Dataset, InvalidInput, Specialties, backbone, load_dataset
-from nofe_lab.data.dataset import share_of_each_class
+from nofe_lab.data.dataset import stratified_fraction
 from nofe_lab.data.folders import split_of
 from nofe_lab.data.pictures import decode
 from nofe_lab.files import _container_limits, memory
@@ -92,7 +92,7 @@ def test_splits_inside_the_classes_are_recognised(tmp_path: Path) -> None:
     [
         (["bus", "car", "train/steam", "train/electric"], "beside bus, car: a split or a class"),
         (["train/cat", "train/dog", "unsorted"], "beside unsorted: a split or a class"),
-        ([f"fold{i}/{pet}" for i in (1, 2) for pet in PETS], "fold1 holds no images but folders"),
+        ([f"fold{i}/{pet}" for i in (1, 2) for pet in PETS], "fold1 holds no images, but folders"),
         ([f"{pet}/{year}" for pet in PETS for year in ("2019", "2020")], "which are the classes"),
         ([f"{pet}/{split}" for pet in PETS for split in ("train", "odd")], "which are the classes"),
         (["Train", "Test"], "Train holds no class folders"),
@@ -113,15 +113,15 @@ def test_splits_inside_the_classes_are_recognised(tmp_path: Path) -> None:
             [f"{s}/{p}/{k}" for s in ("train", "test") for p in PETS for k in ("images", "masks")],
             "which are the classes",
         ),
-        (["cat/train", "cat/test", "dog"], "cat holds test, train, whose names speak of splits"),
-        (["cat/train", "cat/test", "cat", "dog/train", "dog/test"], "whose names speak of splits"),
+        (["cat/train", "cat/test", "dog"], "cat holds test, train, whose names denote splits"),
+        (["cat/train", "cat/test", "cat", "dog/train", "dog/test"], "whose names denote splits"),
         (
             ["cats/cats_train", "cats/cats_test", "dogs/dogs_train", "dogs/dogs_test"],
-            "whose names speak of splits",
+            "whose names denote splits",
         ),
-        (["trainA", "trainB", "testA", "testB"], "trainA, trainB, whose names speak of splits"),
-        (["train_cats", "train_dogs", "test_cats", "test_dogs"], "whose names speak of splits"),
-        (["mnist_train", "mnist_test"], "mnist_test, mnist_train, whose names speak of splits"),
+        (["trainA", "trainB", "testA", "testB"], "trainA, trainB, whose names denote splits"),
+        (["train_cats", "train_dogs", "test_cats", "test_dogs"], "whose names denote splits"),
+        (["mnist_train", "mnist_test"], "mnist_test, mnist_train, whose names denote splits"),
         (["cat", "dog", "test/Cat", "test/Dog"], "test holds the folders of the classes beside it"),
     ],
 )
@@ -178,7 +178,7 @@ def test_other_files_are_counted(tmp_path: Path) -> None:
     notes = load(tmp_path).notes
     assert "5 files were not read: 3 .heic, 1 without an ending, 1 pipe or device." in notes
     assert "3 images lie in no class folder, not read: stray0.png, stray1.png, stray2.png." in notes
-    (links,) = [note for note in notes if note.startswith("Links that lead")]
+    (links,) = [note for note in notes if note.startswith("Broken or circular links")]
     assert all(name in links for name in ("fox", "up", "self"))
 
 
@@ -284,8 +284,8 @@ def test_groups_that_lie_in_both_splits_are_said(tmp_path: Path) -> None:
     lines = [f"{split}/{pet}/{i}.png,{pet}{i // 2}" for split in ("train", "test")
              for pet in PETS for i in range(6)]  # fmt: skip
     (tmp_path / "g.csv").write_text("\n".join(["file,group", *lines]))
-    (note,) = [n for n in load(tmp_path, groups=f"{tmp_path}/g.csv").notes if "all the same" in n]
-    assert note.startswith("Groups that are in train and in test all the same: cat0, cat1, cat2,")
+    (note,) = [n for n in load(tmp_path, groups=f"{tmp_path}/g.csv").notes if "Groups in both" in n]
+    assert note.startswith("Groups in both train and test: cat0, cat1, cat2,")
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_groups_that_do_not_fit_are_refused(tmp_path: Path, text: str, sentence:
 def test_a_class_of_one_group_cannot_be_split() -> None:
     labels, groups = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 2])
     with pytest.raises(InvalidInput, match="all images of class 'cat' are in one group"):
-        share_of_each_class(labels, PETS, 0.2, 0, "so it is", groups)
+        stratified_fraction(labels, PETS, 0.2, 0, "so it is", groups)
 
 
 # --- 16 bits that are fewer
@@ -439,7 +439,7 @@ def test_links_in_circles_are_said(tmp_path: Path) -> None:
     os.symlink("self", tmp_path / "cat" / "self")
     os.symlink("b", tmp_path / "a")
     os.symlink("a", tmp_path / "b")
-    (note,) = [note for note in load(tmp_path).notes if note.startswith("Links that lead")]
+    (note,) = [note for note in load(tmp_path).notes if note.startswith("Broken or circular links")]
     assert "cat/self" in note
 
 
@@ -454,7 +454,7 @@ def test_files_of_several_images_are_said(tmp_path: Path) -> None:
     make(tmp_path, *PETS)
     frames = [Image.new("RGB", (8, 8), (i, 0, 0)) for i in range(3)]
     frames[0].save(tmp_path / "cat" / "film.gif", save_all=True, append_images=frames[1:])
-    assert "1 file holds several images, of which the first is read." in load(tmp_path).notes
+    assert "1 file holds several images; only the first is read." in load(tmp_path).notes
 
 
 def test_notes_cannot_command_the_terminal(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_labels_are_mapped_by_their_names(tmp_path: Path, files: dict[str, pa.Ta
     [
         (
             {"train": table(RB), "test": table(("red", "lime"), ("red", "lime"))},
-            "in test.parquet label 1 of the column 'label' is 'lime', which is none of the 2 names",
+            "in test.parquet label 1 of the column 'label' is 'lime', which is not among the 2",
         ),
         (
             {f"{c}__{s}_00000_of_00001": table(RB) for c in "xy" for s in ("train", "test")},
@@ -129,7 +129,7 @@ def test_labels_are_mapped_by_their_names(tmp_path: Path, files: dict[str, pa.Ta
                 "train_00001_of_00001": table(RB),
                 "test_00000_of_00001": table(RB),
             },
-            "shard number 1 is none of the 1 .from 0. that its name speaks of",
+            "shard number 1 is beyond the 1 shards .from 0. that its name gives",
         ),
         (
             {"train_00000_of_00001": table(RB), "train": table(RB), "test": table(RB)},
@@ -165,7 +165,7 @@ def test_a_test_split_without_labels_gives_way_to_validation(
     data = load(write(tmp_path, **files))
     assert len(data.test) == 4
     assert data.notes == (
-        "The labels of the split 'test' are missing (-1 or null): it is not read.",
+        "The split 'test' is not read: its labels are missing (-1 or null).",
         "No test split: validation is the test split.",
     )
 
@@ -224,9 +224,9 @@ def test_nothing_in_a_file_is_opened_as_a_path(
 
 
 def test_images_that_are_text_are_no_paths(tmp_path: Path) -> None:
-    from nofe_lab.data.pictures import Unreadable, decode
+    from nofe_lab.data.pictures import UnreadableImage, decode
 
     photo = tmp_path / "private.png"
     photo.write_bytes(png("red"))
-    with pytest.raises(Unreadable, match="no image is stored"):
+    with pytest.raises(UnreadableImage, match="no image is stored"):
         decode(str(photo))  # type: ignore[arg-type]

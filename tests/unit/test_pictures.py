@@ -18,7 +18,7 @@ from PIL import Image
 
 from nofe_lab import Dataset, InvalidInput, load_dataset
 from nofe_lab.data import source_state
-from nofe_lab.data.pictures import Pictures, Unreadable, decode
+from nofe_lab.data.pictures import ImageReader, UnreadableImage, decode
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -125,7 +125,7 @@ def test_every_kind_of_image_becomes_rgb(
 )
 def test_pixels_of_an_unknown_range_are_refused(image: Image.Image, sentence: str) -> None:
     with pytest.raises(InvalidInput, match=f"dataset 'd': photo cannot be decoded .{sentence}"):
-        Pictures("d", None).read([encoded(image, "TIFF")], ["photo"])
+        ImageReader("d", None).read([encoded(image, "TIFF")], ["photo"])
 
 
 def test_a_picture_that_is_a_program_is_not_run(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_picture_that_is_a_program_is_not_run(tmp_path: Path) -> None:
     program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
     (tmp_path / "cat.png").write_bytes(program)
     for eps in (program, tmp_path / "cat.png"):
-        with pytest.raises(Unreadable, match="no image, or of an unknown format"):
+        with pytest.raises(UnreadableImage, match="no image, or of an unknown format"):
             decode(eps)
 
 
@@ -267,7 +267,9 @@ def test_few_images_a_class_leave_test_whole_and_the_rest_undecoded(tmp_path: Pa
     assert few.train.labels.bincount().tolist() == [3, 3]
     assert set(numbers(few, "train")) <= set(numbers(whole, "train"))
     assert "At most 3 training images of every class are used" in few.notes[-1]
-    assert whole.with_few(3, 0).fingerprint == few.fingerprint  # however they were chosen
+    assert (
+        whole.with_train_per_class(3, 0).fingerprint == few.fingerprint
+    )  # however they were chosen
     assert load(tmp_path, train_per_class=3, val_fraction=0.4).val.labels.tolist() == [0, 1]
     left_out = set(numbers(whole, "train")) - set(numbers(few, "train"))
     for label, index in left_out:
@@ -430,7 +432,7 @@ def test_an_image_that_is_cut_short_is_refused(format: str) -> None:
     shares = (0, 0.1, 0.5, 0.9)
     for length in (int(share * len(content)) for share in shares):
         with pytest.raises(InvalidInput, match="photo cannot be decoded"):
-            Pictures("d", None).read([content[:length]], ["photo"])
+            ImageReader("d", None).read([content[:length]], ["photo"])
 
 
 @pytest.mark.parametrize("name", ["a/00.png", "b/04.png"])
@@ -474,7 +476,7 @@ def test_decompression_bombs_are_refused(
         write(path, size=(3, 3))
     write(tmp_path / "b/03.png")  # 64 pixels
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    sentence = f"b/03.png cannot be decoded .more than the {limit} pixels that Pillow takes to be"
+    sentence = f"b/03.png cannot be decoded .more than the {limit} pixels that Pillow considers"
     with pytest.raises(InvalidInput, match=sentence):
         load(tmp_path)
 
@@ -537,7 +539,7 @@ def test_a_link_to_nowhere_does_not_keep_the_state_from_being_told(tmp_path: Pat
     (tmp_path / "a" / "gone.png").symlink_to(tmp_path / "nowhere")
     assert source_state(f"folder:{tmp_path}")
     (note,) = [note for note in load(tmp_path).notes if "gone.png" in note]
-    assert note.startswith("Links that lead nowhere or back to where they lie, not read: ")
+    assert note.startswith("Broken or circular links, not read: ")
 
 
 def test_a_folder_whose_images_changed_is_another_data_set(tmp_path: Path) -> None:
@@ -549,7 +551,7 @@ def test_a_folder_whose_images_changed_is_another_data_set(tmp_path: Path) -> No
 
 def test_images_are_decoded_in_their_order_however_many_threads_there_are(tmp_path: Path) -> None:
     contents = [encoded(pixels("RGB", (i // 256, i % 256, 0))) for i in range(300)]
-    found, kept = Pictures("d", None).read(contents, [str(i) for i in range(300)])
+    found, kept = ImageReader("d", None).read(contents, [str(i) for i in range(300)])
     assert bool(kept.all())
     assert found.shape == (300, 3, 1, 1)
     assert found.dtype == torch.uint8

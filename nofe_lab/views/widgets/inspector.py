@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nofe_lab.config import InvalidInput
 from nofe_lab.data import Dataset, Source
-from nofe_lab.data.pictures import Unreadable, decode
+from nofe_lab.data.pictures import UnreadableImage, decode
 from nofe_lab.data.preprocess import ImageNetwork
 from nofe_lab.evaluation import Predictions
 from nofe_lab.inspection import Inspection, Inspector
@@ -229,7 +229,7 @@ class PredictionInspector(View):
         depth = self.dataset.bit_depth
         try:
             picture = Image.fromarray(decode(bytes(buffers[0]), bit_depth=depth).pixels)
-        except Unreadable as error:
+        except UnreadableImage as error:
             self.problem = f"{name!r} cannot be shown ({error})."
             return
         channels, height, width = self.split.image_shape
