@@ -1,4 +1,4 @@
-"""Runs: finished ones, found by what was asked for, and the checkpoints of unfinished ones."""
+"""Runs: the store of finished runs, found by identity, and checkpoints of unfinished ones."""
 
 from nofe_lab.runs.checkpoint import Checkpoints
 from nofe_lab.runs.provenance import code_digest, code_revision

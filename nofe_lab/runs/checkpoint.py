@@ -1,15 +1,15 @@
-"""How an unfinished run is kept: checkpoints, from which its training goes on as if never stopped.
+"""Checkpoints of an unfinished run, from which its training resumes as if never interrupted.
 
-A checkpoint is one safetensors file with all that the next step depends on: weights, optimiser,
-the specialty map and its history, the history of the epochs, and the place in the epoch.  Random
-states need no place of their own: every draw is a function of (seed, step) or of (seed, epoch,
-image), so the number of the step says where each of them stands.
+A checkpoint is a safetensors file with everything that the next step depends on: weights,
+optimiser, the specialty map and its history, the history of the epochs, and the position in the
+epoch.  No random state is saved: every draw is a function of (seed, step) or of (seed, epoch,
+image).
 
     <runs_dir>/nofe-glyphs-K10-s0-0123456789ab.unfinished/
-        step-00000120.safetensors       the one before, kept in case the last is damaged
+        step-00000120.safetensors       the previous one, kept in case the last is damaged
         step-00000240.safetensors
 
-The folder goes when the run is finished.
+The folder is removed when the run is finished.
 """
 
 from __future__ import annotations
@@ -44,48 +44,46 @@ from nofe_lab.files import (
 from nofe_lab.log import log
 
 FORMAT = 2
-"""Version of what a checkpoint holds."""
+"""Version of the content of a checkpoint."""
 
 SECONDS = 60.0
-"""The longest time between two checkpoints, if no other is asked for."""
+"""Default of the longest time between two checkpoints."""
 
-SHARE = 0.02
-"""The largest share of its time that a training spends on the checkpoints at the ends of epochs."""
+MAX_TIME_SHARE = 0.02
+"""Largest share of the time of a training spent on checkpoints at the ends of epochs."""
 
 MAX_SECONDS = 1e9
-"""More than any training has taken."""
+"""Longest training accepted from a file."""
 
 KEPT = 2
-"""The last one, and the one before in case the last is damaged."""
+"""Checkpoints kept: the last one, and the previous one in case the last is damaged."""
 
 
 class State(NamedTuple):
-    """What is to be kept of something that goes on: tensors by name, and what JSON can write."""
+    """The state to save: tensors by name, and a record that JSON can write."""
 
     tensors: Mapping[str, Tensor]
     record: Mapping[str, Any]
 
 
 class OtherFormat(InvalidInput):
-    """A run or a checkpoint is of a format that this version cannot read."""
+    """A run or a checkpoint has a format that this version cannot read."""
 
 
 class IncompatibleCheckpoint(UnreadableFile):
-    """A checkpoint is whole, but not one of this training; the message says why."""
+    """A checkpoint is intact, but belongs to another training; the message says why."""
 
 
 class Checkpoints:
-    """The checkpoints of one unfinished run, in a folder that is made when the first is saved.
+    """The checkpoints of an unfinished run, in a folder that the first one creates.
 
-    label: what people call the run.
-    conditions: the versions and the machine that it is trained under, for people to read, one text
-    for each change of them.
-    origin: what the training starts from, beside what its id says: digests of the runs it builds on
-    and of what was made of them.  A checkpoint of another origin is another training's.
-    seconds: the longest time between two; beside these there is one at the end of each epoch, as
-    long as they take no more than SHARE of the time.  A checkpoint that cannot be saved, because
-    the disk is full or the folder has become read-only, does not stop the training: it says so, and
-    the next one is tried when it is due.
+    label: name of the run in messages.
+    conditions: versions and machine, as text; a new item is added whenever they change.
+    origin: what the training starts from beside its identity: digests of the runs it builds on and
+    of what was derived from them.  A checkpoint with another origin is not used.
+    seconds: longest time between two checkpoints; more are saved at the ends of epochs, as long as
+    these take at most MAX_TIME_SHARE of the time.  If a checkpoint cannot be saved (full disk,
+    read-only folder), a warning is logged and training continues.
     """
 
     def __init__(self, folder: Path, run_id: str, seconds: float = SECONDS) -> None:
@@ -99,26 +97,26 @@ class Checkpoints:
         self.conditions: list[str] = []
         self.origin: list[str] = []
         self.cost = 0.0
-        self.fails = False
+        self._failed = False
         self.used: list[Path] = []
 
     @property
     def step(self) -> int:
-        """The step of the newest one, 0 if there is none."""
+        """The step of the newest checkpoint; 0 if there is none."""
         return max((_step_of(path) for path in self._files()), default=0)
 
     @property
     def seconds_trained(self) -> float:
-        """Seconds of the training until now: what came before its last interruption, and since."""
+        """Seconds of training until now, before and after interruptions."""
         return self.seconds_before + time.perf_counter() - self.started
 
     def resume(self, restore: Callable[[State], None]) -> bool:
-        """Hand the newest checkpoint that can be used to `restore`; False if there is none.
+        """Pass the newest usable checkpoint to `restore`; False if there is none.
 
-        restore: raises IncompatibleCheckpoint, before it has changed anything, if the state is
-        another training's.
-        A checkpoint that cannot be used is named, and the one before it is tried.  Raises
-        InvalidInput if one is of another format.
+        restore: raises IncompatibleCheckpoint, before changing anything, if the state belongs to
+        another training.
+        If a checkpoint is not usable, a warning is logged and the previous one is tried.  Raises
+        InvalidInput if a checkpoint has another format.
         """
         for path in sorted(self._files(), key=_step_of, reverse=True):
             try:
@@ -131,7 +129,7 @@ class Checkpoints:
                 continue
             self.seconds_before = seconds
             self.interruptions = interruptions + 1
-            self._compare(conditions)
+            self._warn_if_changed(conditions)
             self.used = [path]
             return True
         if self.folder.is_dir() and any(self._files()):
@@ -139,12 +137,12 @@ class Checkpoints:
         return False
 
     def due(self, epoch_ended: bool) -> bool:
-        """Whether it is time for the next one."""
+        """Whether it is time for the next checkpoint."""
         waited = time.perf_counter() - self.last
-        return waited >= self.seconds or (epoch_ended and waited * SHARE >= self.cost)
+        return waited >= self.seconds or (epoch_ended and waited * MAX_TIME_SHARE >= self.cost)
 
     def save(self, step: int, state: State) -> bool:
-        """Save a checkpoint; its predecessor is kept.  False if it could not be written."""
+        """Save a checkpoint and keep the previous one.  False if it could not be written."""
         began = time.perf_counter()
         record = {
             "format": FORMAT,
@@ -163,42 +161,42 @@ class Checkpoints:
             texts = {"nofe_lab": text, "digest": _digest(state.tensors, text)}
             write_tensors(path, state.tensors, texts)
         except OSError as error:
-            if not self.fails:
+            if not self._failed:
                 log.warning(
                     f"the checkpoint of step {step} cannot be saved ({first_line(error)}); "
                     "training goes on, and the next one is tried when it is due.",
                 )
-            self.fails = True
+            self._failed = True
         else:
-            self.fails = False
+            self._failed = False
             self.used = [*(kept for kept in self.used if kept != path), path][-KEPT:]
-            self._keep(self.used)
+            self._remove_except(self.used)
         self.last = time.perf_counter()
         self.cost = self.last - began
-        return not self.fails
+        return not self._failed
 
     def make_room(self) -> None:
-        """Give up the older of two checkpoints, where a full disk needs its place."""
-        self._keep(self.used[-1:])
+        """Delete the older of two checkpoints, to make room on a full disk."""
+        self._remove_except(self.used[-1:])
 
     def tidy(self) -> None:
-        """Remove what a process that died while it was writing has left.  Only under the lock."""
+        """Remove temporary files of a process that died.  Call only while holding the lock."""
         if self.folder.is_dir():
             for path in self.folder.iterdir():
                 if is_scratch(path):
-                    with suppress(OSError):  # a folder is not ours
+                    with suppress(OSError):  # a folder, which is not ours
                         path.unlink()
 
     def remove(self) -> None:
-        """Remove all of them, and their folder."""
+        """Remove all checkpoints and their folder."""
         if self.folder.is_dir():
             self.tidy()
-            self._keep([])
-            with suppress(OSError):  # it holds what is not ours
+            self._remove_except([])
+            with suppress(OSError):  # the folder holds other files
                 self.folder.rmdir()
 
-    def _compare(self, before: list[str]) -> None:
-        """Say so if training goes on under other conditions than before."""
+    def _warn_if_changed(self, before: list[str]) -> None:
+        """Log a warning if training resumes under other conditions than before."""
         now = [each for each in self.conditions if each not in before[-1:]]
         if before and now:
             log.warning(
@@ -207,10 +205,10 @@ class Checkpoints:
             )
         self.conditions = before + now
 
-    def _keep(self, kept: list[Path]) -> None:
+    def _remove_except(self, kept: list[Path]) -> None:
         for path in self._files():
             if path not in kept:
-                with suppress(OSError):  # it may have become read-only: then they stay
+                with suppress(OSError):  # the folder may have become read-only
                     path.unlink(missing_ok=True)
         with suppress(OSError):
             flush_folder(self.folder)
@@ -225,7 +223,7 @@ class Checkpoints:
             raise UnreadableFile("it is damaged, its checksum is another.")
         try:
             content = parse_json(text)
-            if (found := content["format"]) != FORMAT:  # of which only the checksum is the same
+            if (found := content["format"]) != FORMAT:  # all formats share the checksum
                 raise OtherFormat(
                     f"the unfinished run {self.folder.name} is of format {found!r}, this library "
                     f"goes on with format {FORMAT}: finish it with the version that began it, or "
@@ -237,16 +235,16 @@ class Checkpoints:
             interruptions = whole_number("its interruptions", content["interruptions"], 0)
             state = State(tensors, content["record"])
             run_id, step = content["id"], content["step"]
-            told = content["record"].get("step", step)
+            recorded_step = content["record"].get("step", step)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             if isinstance(error, OtherFormat):
                 raise
             raise UnreadableFile(
                 f"it is not one of nofe_lab's ({type(error).__name__}: {error})."
             ) from error
-        if (run_id, step, told) != (self.run_id, _step_of(path), _step_of(path)):
+        if (run_id, step, recorded_step) != (self.run_id, _step_of(path), _step_of(path)):
             raise IncompatibleCheckpoint(
-                f"it is step {shown(step)} ({shown(told)}) of the run {shown(run_id)}."
+                f"it is step {shown(step)} ({shown(recorded_step)}) of the run {shown(run_id)}."
             )
         if origin != self.origin:
             raise IncompatibleCheckpoint("the runs that it builds on have been trained anew since.")
@@ -258,6 +256,6 @@ def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
 
 
 def _step_of(path: Path) -> int:
-    """The step in a checkpoint's name; -1 if it is none."""
+    """The step in the name of a checkpoint; -1 for any other file."""
     digits = path.stem.removeprefix("step-")
     return int(digits) if digits.isdecimal() and len(digits) < 16 else -1

@@ -1,4 +1,4 @@
-"""Where a run comes from: code, versions, hardware and time; shown, but no part of its id."""
+"""The provenance of a run: code, versions, hardware and time; shown, but not part of its id."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIBRARY = Path(__file__).resolve().parents[1]
 
 @cache
 def code_revision() -> str:
-    """The git revision, with "-dirty" where the library's files differ from it; or the version."""
+    """The git revision, with "-dirty" if the library's files differ; else the version."""
     root = LIBRARY.parent
     if (root / ".git").exists():
         git = ["git", "-C", str(root)]
@@ -36,7 +36,7 @@ def code_revision() -> str:
 
 @cache
 def code_digest() -> str:
-    """A digest of the library's Python files: what a run was made with, whatever else changes."""
+    """A digest of the library's Python files."""
     digest = hashlib.sha256()
     for path in sorted(LIBRARY.rglob("*.py")):
         digest.update(f"{path.relative_to(LIBRARY).as_posix()}\0".encode())
@@ -45,7 +45,7 @@ def code_digest() -> str:
 
 
 def provenance(machine: Machine, seconds: float) -> dict[str, Any]:
-    """Revision, versions, hardware, seconds and the time of day, of a run that builds on none."""
+    """Collect revision, versions, hardware and times of a run that builds on no other."""
     return {
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seconds": round(seconds, 2),

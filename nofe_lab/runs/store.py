@@ -1,23 +1,23 @@
-"""A run is a directory: found by what it was asked to be, believed only when it is whole.
+"""Runs in directories, found by their identity and verified before they are used.
 
-A run's id is a hash over its identity: the stage and its configuration, the fingerprint of the
-data, the ids of the runs it builds on, and the partition where it is given.  So asking for the same
-thing finds the same directory, in another notebook, another process or next week.
-Device, versions, code revision and seconds are provenance: kept, shown, but not part of the id.
+A run's id is a hash of its identity: the stage and its configuration, the fingerprint of the data,
+the ids of the runs it builds on, and the partition if one is given.  The same request finds the
+same directory, in another notebook, another process or next week.  Device, versions, code revision
+and seconds are provenance: saved and shown, but not part of the id.
 
     <runs_dir>/nofe-glyphs-K10-s0-0123456789ab/
         run.json              identity, provenance, result; size and checksum of every other file
         weights.safetensors
-        history.csv           one row an epoch
-        ...                   what else the stage keeps, as JSON or CSV
+        history.csv           one row per epoch
+        ...                   further files of the stage, as JSON or CSV
         reports.json          figures of final reports, such as test accuracy, added later
 
-A run is written under a hidden name and renamed when it is whole.  A directory found damaged
-is set aside under another name, never overwritten.  While it is trained, a run is locked: others
-that ask for it wait, and load what they waited for.
+A run is written under a hidden name and renamed when it is complete.  A damaged directory is
+renamed, never overwritten.  A run is locked while it is trained: other processes that request it
+wait, then load it.
 
-A run folder may come from a stranger.  Reading it executes nothing, follows no link, and trusts
-nothing that it says about itself.
+Run folders are not trusted: reading one never executes code or follows a link, and everything that
+it says about itself is checked.
 """
 
 from __future__ import annotations
@@ -75,32 +75,32 @@ FORMAT = 3
 """Version of the layout of a run.  Format 2, whose ids are of identity format 1, is still read."""
 
 IDENTITY_FORMAT = 2
-"""Version of what an id is made of: fields at their default are left out, and data sets are known
-by their files.  Runs keep their ids when only the layout changes."""
+"""Version of the content of an identity: fields at their defaults are left out, and data sets are
+identified by their files.  Runs keep their ids when only the layout changes."""
 
 _IDENTITY_FORMATS = {2: 1, FORMAT: IDENTITY_FORMAT}
-"""By the format of the run."""
+"""Identity format by format of the run."""
 
-_ASIDE = re.compile(r"\.damaged-\d+$")
-"""The ending of a damaged run's folder that was set aside."""
+_DAMAGED = re.compile(r"\.damaged-\d+$")
+"""Suffix of the folder of a damaged run that was set aside."""
 
-MAX_TOGETHER = 1000 * MAX_SECONDS
-"""Seconds of a training and what came before its interruptions."""
+MAX_TOTAL_SECONDS = 1000 * MAX_SECONDS
+"""Largest number of seconds accepted in a run's provenance."""
 
 MAX_NAME = 255
-"""Bytes of the longest name that file systems take."""
+"""Longest file name, in bytes."""
 
 UNFINISHED, LOCKS = ".unfinished", ".locks"
-"""The ending of an unfinished run's folder, and the folder of the locks."""
+"""Suffix of the folder of an unfinished run, and the folder of the locks."""
 
 
 class DamagedRun(InvalidInput):
-    """A run's directory is not what its run.json says; the message says how."""
+    """A run's directory does not match its run.json; the message says how."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its directory and what run.json says about it."""
+    """A finished run: its directory and the content of its run.json."""
 
     path: Path
     record: Mapping[str, Any]
@@ -112,13 +112,13 @@ class Run:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What was hashed into the id."""
+        """What the id is a hash of."""
         identity: Mapping[str, Any] = self.record["identity"]
         return identity
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """title, dataset, backbone, K, epochs, seed: for people to read."""
+        """title, dataset, backbone, K, epochs and seed, for display."""
         about: Mapping[str, Any] = self.record["about"]
         return about
 
@@ -130,33 +130,33 @@ class Run:
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """Where, when and with what it was made."""
+        """Where, when and with which versions the run was made."""
         provenance: Mapping[str, Any] = self.record["provenance"]
         return provenance
 
     @property
     def seconds(self) -> float:
-        """Wall seconds that training took."""
+        """Wall-clock seconds of training."""
         return float(self.provenance["seconds"])
 
     @property
     def digest(self) -> str:
-        """Hexadecimal digest of the contents of its files."""
+        """Hexadecimal digest of the contents of the run's files."""
         return _digest(self.record["files"])[:16]
 
     @property
     def lineage(self) -> dict[str, float]:
-        """Training seconds of this run and of all runs it builds on, by id."""
+        """Training seconds by id, of this run and all runs it builds on."""
         return {**self.provenance["lineage"], self.id: self.seconds}
 
     @property
     def total_seconds(self) -> float:
-        """Wall seconds that training took, together with all runs it builds on."""
+        """Wall-clock seconds of training of this run and all runs it builds on."""
         return sum(self.lineage.values())
 
     @cached_property
     def history(self) -> pd.DataFrame:
-        """One row an epoch: losses, accuracies, learning rate, seconds."""
+        """One row per epoch: losses, accuracies, learning rate, seconds."""
         found = self.table("history")
         for column in ("epoch", "train_loss"):
             if column not in found or not pd.api.types.is_numeric_dtype(found[column]):
@@ -164,7 +164,7 @@ class Run:
         return found
 
     def table(self, name: str) -> pd.DataFrame:
-        """The run's file `name`.csv.  Raises DamagedRun if it is no table."""
+        """Read the run's file `name`.csv.  Raises DamagedRun if it is not a table."""
         text = self.text(f"{name}.csv")
         try:
             return pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=[""])
@@ -174,13 +174,13 @@ class Run:
             ) from error
 
     def text(self, file: str) -> str:
-        """The content of one of the run's text files.  Raises DamagedRun or UnreadableFile."""
+        """Read one of the run's text files.  Raises DamagedRun or UnreadableFile."""
         return read_text(self._listed(file))
 
     def weights(self) -> dict[str, Tensor]:
-        """All tensors of the network and its preprocessing, by name.
+        """Read all tensors of the network and its preprocessing, by name.
 
-        Raises DamagedRun or UnreadableFile, also if one holds a value that is not finite.
+        Raises DamagedRun or UnreadableFile, also for values that are not finite.
         """
         found = read_tensors(self._listed("weights.safetensors"))[0]
         for name, tensor in found.items():
@@ -192,22 +192,22 @@ class Run:
         return found
 
     def _listed(self, file: str) -> Path:
-        """The path of a file of the run, of which run.json has the checksum."""
+        """The path of a file that run.json lists."""
         if file not in self.record["files"]:
             raise DamagedRun(f"{file!r} is not among the files of {self.path.name}.")
-        return self.path / _plain_name(file)
+        return self.path / _check_file_name(file)
 
     @property
     def reports(self) -> dict[str, Any]:
-        """What final reports added, for example ``{"test_accuracy": 0.47}``.
+        """Figures of final reports, for example ``{"test_accuracy": 0.47}``.
 
-        Empty if there was none yet, or if the file is damaged: a new report can make it again.
+        Empty if there are none, or if the file is damaged; a new report replaces it.
         """
         return self._reports()[0]
 
     @property
     def reports_problem(self) -> str:
-        """What is wrong with the file of the reports; "" if nothing is."""
+        """What is wrong with reports.json; "" if nothing is."""
         return self._reports()[1]
 
     def _reports(self) -> tuple[dict[str, Any], str]:
@@ -219,14 +219,14 @@ class Run:
         except UnreadableFile as error:
             return {}, str(error)
         if not isinstance(content, dict):
-            return {}, f"reports.json holds {shown(content)}, no figures by name."
+            return {}, f"reports.json holds {shown(content)}, not figures by name."
         found = {name: value for name, value in content.items() if _is_number(value)}
         odd = sorted(set(content) - set(found))
         return found, f"in reports.json {shown(odd[0])} is no number." if odd else ""
 
     def report(self, **figures: float) -> None:
-        """Add figures of a final report; with a message instead where the run is read-only."""
-        plain = {name: float(value) for name, value in figures.items()}  # NumPy's are no JSON
+        """Add figures of a final report; only logs a warning if the run is read-only."""
+        plain = {name: float(value) for name, value in figures.items()}  # JSON takes no NumPy
         text = json.dumps({**self.reports, **plain}, indent=1)
         try:
             write_text(self.path / "reports.json", text)
@@ -234,18 +234,18 @@ class Run:
             log.warning(f"reports.json of {self.path.name} was not written ({first_line(error)}).")
 
     def save_figure(self, figure: Any, name: str) -> Path | None:
-        """Keep a matplotlib figure as `name`.png and `name`.svg in the run's folder ``figures``.
+        """Save a matplotlib figure as `name`.png and `name`.svg in the run's folder ``figures``.
 
-        Returns the path of the PNG; None, with a message, where the run is read-only.
+        Returns the path of the PNG; logs a warning and returns None if the run is read-only.
         """
         png, svg = (
-            self.path / "figures" / _plain_name(f"{name}.{kind}") for kind in ("png", "svg")
+            self.path / "figures" / _check_file_name(f"{name}.{kind}") for kind in ("png", "svg")
         )
         try:
             png.parent.mkdir(exist_ok=True)
-            _no_link(png.parent)
+            _check_no_link(png.parent)
             for path in (png, svg):
-                path.unlink(missing_ok=True)  # it could be a link
+                path.unlink(missing_ok=True)  # the old file could be a link
                 figure.savefig(path, dpi=150)
         except OSError as error:
             log.warning(f"{png.name} of {self.path.name} was not written ({first_line(error)}).")
@@ -253,19 +253,19 @@ class Run:
         return png
 
     def location(self, inside: Path | None = None) -> str:
-        """The path of the run, or of something inside it, as seen from the working folder."""
+        """The path of the run, or of a path inside it, relative to the working folder."""
         return os.path.relpath(inside or self.path)
 
     @property
     def bytes_on_disk(self) -> int:
-        """Size of all its files."""
+        """Size of all files of the run."""
         return sum(file.lstat().st_size for file in self.path.rglob("*") if not file.is_dir())
 
 
 class RunStore:
-    """All runs of one folder, which may be one that can only be read.
+    """The runs in a folder, which may be read-only.
 
-    Raises InvalidInput if the folder is not there and cannot be made.
+    Raises InvalidInput if the folder does not exist and cannot be created.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -276,17 +276,17 @@ class RunStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             os.scandir(self.folder).close()
         except (OSError, RuntimeError, ValueError) as error:
-            raise _cannot_be_written(folder, error) from error
+            raise _not_writable(folder, error) from error
 
     def __iter__(self) -> Iterator[Run]:
-        """The whole runs, oldest first; those that cannot be opened are left out."""
+        """The intact runs, oldest first."""
         return iter(self.opened()[0])
 
     def opened(self) -> tuple[list[Run], dict[Path, str]]:
-        """The whole runs, oldest first; and what is wrong with each other folder of a run."""
+        """Open all runs: the intact ones, oldest first, and the problem of each other folder."""
         found, problems = [], {}
         for path in sorted(self.folder.iterdir()):
-            if is_scratch(path) or _ASIDE.search(path.name) or path.name.endswith(UNFINISHED):
+            if is_scratch(path) or _DAMAGED.search(path.name) or path.name.endswith(UNFINISHED):
                 continue
             try:
                 (path / "run.json").lstat()
@@ -301,14 +301,14 @@ class RunStore:
         """Raise InvalidInput if nothing can be written here."""
         try:
             with tempfile.TemporaryFile(dir=self.folder) as file:
-                file.write(b"some bytes, for a full disk makes empty files")
+                file.write(b"some bytes: a full disk may still allow empty files")
         except OSError as error:
-            raise _cannot_be_written(self.folder, error) from error
+            raise _not_writable(self.folder, error) from error
 
     def find(self, run_id: str) -> Run | None:
-        """The finished run of that id, or None.
+        """Find the finished run with an id; None if there is none.
 
-        A damaged one is set aside, with a message.  Raises OtherFormat for one of another format.
+        A damaged run is set aside, with a warning.  Raises OtherFormat if its format is unknown.
         """
         for path in sorted(self.folder.glob(f"*-{run_id}")):
             try:
@@ -325,12 +325,12 @@ class RunStore:
         wait: Callable[[str], None] | None = log.info,
         seconds: float = SECONDS,
     ) -> Iterator[Checkpoints]:
-        """The sole right to train a run, and its checkpoints.
+        """Lock a run for training and give its checkpoints.
 
-        If another process has it, `wait` is told who, and this one waits; with None it does not,
-        and InvalidInput says who.  The right ends with the process that has it, however that ends:
-        the lock is the operating system's.
-        seconds: the longest time between two checkpoints.
+        If another process holds the lock, calls `wait` with its name and waits; raises
+        InvalidInput instead if `wait` is None.  The operating system releases the lock when the
+        process ends in any way.
+        seconds: longest time between two checkpoints.
         Raises InvalidInput if the folder cannot be written.
         """
         self.check_writable()
@@ -338,8 +338,8 @@ class RunStore:
         holder = locks / f"{run_id}.holder"
         try:
             locks.mkdir(exist_ok=True)
-            _no_link(locks)
-            # never a file that a dead process leaves locked: where the system has no locks, say so
+            _check_no_link(locks)
+            # a soft lock would outlive a dead process: fail where the system has no real ones
             lock = FileLock(
                 locks / f"{run_id}.lock", mode=0o666, poll_interval=0.2, fallback_to_soft=False
             )
@@ -347,28 +347,30 @@ class RunStore:
                 lock.acquire(blocking=False)
             except Timeout as error:
                 if wait is None:
-                    raise InvalidInput(f"{_who(holder)} is training the run {run_id}.") from error
-                wait(_who(holder))
+                    raise InvalidInput(
+                        f"{_lock_holder(holder)} is training the run {run_id}."
+                    ) from error
+                wait(_lock_holder(holder))
                 lock.acquire()
         except (OSError, NotImplementedError) as error:
-            raise _cannot_be_written(self.folder, error) from error
+            raise _not_writable(self.folder, error) from error
         try:
             with suppress(OSError):
                 write_text(holder, f"process {os.getpid()} on {socket.gethostname()}")
-            yield self._tidied(name, run_id, seconds)
+            yield self._tidy_checkpoints(name, run_id, seconds)
         finally:
             with suppress(OSError):
                 holder.unlink(missing_ok=True)
             lock.release()
 
     def checkpoints(self, name: str, run_id: str, seconds: float = SECONDS) -> Checkpoints:
-        """The checkpoints of a run that is not finished; to look at, unless it is locked."""
-        by_id = sorted(self.folder.glob(f"*-{run_id}{UNFINISHED}"))  # the data may have been moved
+        """The checkpoints of an unfinished run; change them only while holding its lock."""
+        by_id = sorted(self.folder.glob(f"*-{run_id}{UNFINISHED}"))  # the name may have changed
         folder = by_id[0] if by_id else self.folder / f"{name}-{run_id}{UNFINISHED}"
         return Checkpoints(folder, run_id, seconds)
 
-    def sweep(self, name: str, run_id: str) -> None:
-        """Remove what is left of a finished run's training; nothing, while another is at it."""
+    def remove_leftovers(self, name: str, run_id: str) -> None:
+        """Remove the checkpoints of a finished run, unless another process is training it."""
         if self.checkpoints(name, run_id).folder.is_dir():
             with suppress(InvalidInput, OSError), self.training(name, run_id, None) as checkpoints:
                 checkpoints.remove()
@@ -383,17 +385,16 @@ class RunStore:
         result: Mapping[str, Any],
         provenance: Mapping[str, Any],
     ) -> Run:
-        """Write a run, whole or not at all.
+        """Write a run atomically.
 
-        about: what people want to read of it beside its identity.  files: text files by name.
-        result: figures.  If another process has saved the same run meanwhile, that
-        one is kept and returned.  Raises OSError if it cannot be written.
+        about, result, provenance: see `Run`.  files: text files by name.  If another process has
+        saved the same run meanwhile, returns that one.  Raises OSError if it cannot be written.
         """
         run_id = identity_hash(identity)
         folder = Path(tempfile.mkdtemp(prefix=_scratch_prefix(name, run_id), dir=self.folder))
         try:
             for file, content in files.items():
-                write_text(folder / _plain_name(file), content)
+                write_text(folder / _check_file_name(file), content)
             write_tensors(folder / "weights.safetensors", weights)
             record = {
                 "format": FORMAT,
@@ -416,7 +417,7 @@ class RunStore:
                 run = self._open(folder.rename(self.folder / f"{name}-{run_id}"))
                 flush_folder(self.folder)
                 return run
-            except OSError:  # another process was faster between the last two lines
+            except OSError:  # another process may have been faster
                 if (other := self.find(run_id)) is not None:
                     return other
                 raise
@@ -435,7 +436,7 @@ class RunStore:
         """
         runs, problems = self.opened()
         by_path = {run.path: run.id for run in runs}
-        for path in (*filter(_is_ours, problems), *self.unfinished):
+        for path in (*filter(_is_run_folder, problems), *self.unfinished):
             by_path[path] = path.name.removesuffix(UNFINISHED).rpartition("-")[2]
         ids = sorted({known for known in by_path.values() if run_id and known.startswith(run_id)})
         if len(ids) != 1:
@@ -443,13 +444,13 @@ class RunStore:
             raise InvalidInput(
                 f"{run_id!r} names {len(ids)} runs of {self.folder}; known ids: {known}."
             )
-        # a process that was killed between its last two deeds leaves a run and its checkpoints
+        # a killed process can leave a finished run and its checkpoints
         paths = [path for path, known in by_path.items() if known == ids[0]]
-        whole = [path.name for path in paths if not path.name.endswith(UNFINISHED)]
-        if len(whole) > 1:
+        finished = [path.name for path in paths if not path.name.endswith(UNFINISHED)]
+        if len(finished) > 1:
             raise InvalidInput(
                 f"{run_id!r} names several folders of {self.folder}, copies of one run: "
-                f"{', '.join(whole)}; remove them by hand."
+                f"{', '.join(finished)}; remove them by hand."
             )
         for path in paths:
             self._remove(path, ids[0])
@@ -474,19 +475,19 @@ class RunStore:
             _check_readable(path, error)
             raise DamagedRun(f"run.json cannot be read: {error}") from error
         try:
-            return Run(path, _checked(record, path))
+            return Run(path, _validated(record, path))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, InvalidInput):
                 raise
             reason = f"{type(error).__name__}: {error}"
-            raise DamagedRun(f"run.json is no record of a run, {reason}") from error
+            raise DamagedRun(f"run.json is not the record of a run, {reason}") from error
 
-    def _tidied(self, name: str, run_id: str, seconds: float) -> Checkpoints:
-        """A run's checkpoints, and nothing that a process that died has left half-written."""
+    def _tidy_checkpoints(self, name: str, run_id: str, seconds: float) -> Checkpoints:
+        """The checkpoints of a run, after removing temporary files of processes that died."""
         for path in self.folder.glob(f"{_scratch_prefix(name, run_id)}*"):
             shutil.rmtree(path, ignore_errors=True)
         found = self.checkpoints(name, run_id, seconds)
-        _no_link(found.folder)
+        _check_no_link(found.folder)
         found.tidy()
         return found
 
@@ -497,27 +498,27 @@ class RunStore:
         try:
             path.rename(aside)
             what = f"set aside as {aside.name}"
-        except OSError as error:  # the folder is read-only, or another process was faster
+        except OSError as error:  # read-only, or another process was faster
             what = f"not set aside, {first_line(error)}"
         log.warning(f"{path.name} is damaged ({str(damage).rstrip('.')}); {what}.")
 
 
 def _delete(path: Path) -> None:
-    """Delete a folder: where that cannot be, nothing of it is lost."""
+    """Delete a folder; keeps all of it if it cannot be renamed."""
     gone = path.with_name(f".{secrets.token_hex(8)}.removed")
     path.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether a folder's name is one that a run was given."""
+def _is_run_folder(path: Path) -> bool:
+    """Whether a folder has a name of a run."""
     return re.fullmatch(r"(flat|generalist|nofe|gate)-.+-[0-9a-f]{12}", path.name) is not None
 
 
 def identity_hash(identity: Mapping[str, Any], version: int | None = None) -> str:
-    """12 hexadecimal digits that depend on all of `identity` (anything JSON can write).
+    """Hash an identity, of anything JSON can write, to the 12 hexadecimal digits of an id.
 
-    version: of what ids are made of, by default IDENTITY_FORMAT.
+    version: the identity format, by default IDENTITY_FORMAT.
     """
     return _digest({**identity, "format": version or IDENTITY_FORMAT})[:12]
 
@@ -527,7 +528,7 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-_ABOUT = {
+_ABOUT_TYPES = {
     "title": str,
     "dataset": str,
     "backbone": str,
@@ -535,7 +536,7 @@ _ABOUT = {
     "epochs": int,
     "seed": int,
 }
-_MADE = {
+_PROVENANCE_TYPES = {
     "finished": str,
     "seconds": (int, float),
     "lineage": dict,
@@ -545,13 +546,13 @@ _MADE = {
     "threads": int,
     "versions": dict,
 }
-_VERSIONS = {"torch": str, "python": str}
+_VERSION_TYPES = {"torch": str, "python": str}
 
 
-def _checked(record: Any, path: Path) -> dict[str, Any]:
-    """What run.json says, in the present format, once it and the run's files are found true.
+def _validated(record: Any, path: Path) -> dict[str, Any]:
+    """Check a run.json and the run's files; returns the record in the present format.
 
-    Raises DamagedRun, OtherFormat, and whatever comes of a record that is none.
+    Raises DamagedRun or OtherFormat, or any error that a malformed record causes.
     """
     found = record["format"]
     if type(found) is int and (found > FORMAT or found == 1):
@@ -566,30 +567,30 @@ def _checked(record: Any, path: Path) -> dict[str, Any]:
     run_id, expected_id = record["id"], identity_hash(record["identity"], _IDENTITY_FORMATS[found])
     if run_id != expected_id or not path.name.endswith(f"-{run_id}"):
         raise DamagedRun(f"it is the run {run_id}")
-    _check_fields("about", record["about"], _ABOUT)
-    _check_fields("provenance", record["provenance"], _MADE)
-    _check_fields("versions", record["provenance"]["versions"], _VERSIONS)
+    _check_fields("about", record["about"], _ABOUT_TYPES)
+    _check_fields("provenance", record["provenance"], _PROVENANCE_TYPES)
+    _check_fields("versions", record["provenance"]["versions"], _VERSION_TYPES)
     if datetime.fromisoformat(record["provenance"]["finished"]).tzinfo is None:
-        raise DamagedRun("the time at which it was finished is in no time zone")
+        raise DamagedRun("the time when it was finished has no time zone")
     seconds = [record["provenance"]["seconds"], *record["provenance"]["lineage"].values()]
     numbers = [*seconds, *record["result"].values()]
-    if not all(map(_is_number, numbers)) or not all(0 <= s <= MAX_TOGETHER for s in seconds):
-        raise DamagedRun(f"one of its figures is none: {shown(numbers)}")
+    if not all(map(_is_number, numbers)) or not all(0 <= s <= MAX_TOTAL_SECONDS for s in seconds):
+        raise DamagedRun(f"one of its figures is not a number in range: {shown(numbers)}")
     for file, expected in record["files"].items():
-        inside = path / _plain_name(file)
+        inside = path / _check_file_name(file)
         try:
             check_regular(inside, expected["bytes"])
-            whole = sha256(inside) == expected["sha256"]
+            is_intact = sha256(inside) == expected["sha256"]
         except (UnreadableFile, OSError) as error:
             _check_readable(path, error)
-            whole = False
-        if not whole:
+            is_intact = False
+        if not is_intact:
             raise DamagedRun(f"{file} is missing or changed")
     return {**record, "format": FORMAT}
 
 
 def _check_readable(path: Path, error: BaseException) -> None:
-    """Raise InvalidInput where a file is there, and only cannot be read now or by this user."""
+    """Raise InvalidInput if a file exists but cannot be read, now or by this user."""
     cause = error if isinstance(error, OSError) else error.__cause__
     if isinstance(cause, OSError) and not isinstance(
         cause, (FileNotFoundError, NotADirectoryError)
@@ -615,21 +616,21 @@ def _is_number(value: object) -> bool:
     return is_number and abs(value) <= MAX_FLOAT  # type: ignore[arg-type]
 
 
-def _plain_name(file: str) -> str:
-    """The name of a file of the run itself.  Raises InvalidInput if it leads out of its folder."""
+def _check_file_name(file: str) -> str:
+    """Return the name of a file in the run's folder.  Raises DamagedRun if it is a path."""
     is_plain = Path(file).name == file and "\\" not in file and not file.startswith(".")
     if not is_plain or len(os.fsencode(file)) > MAX_NAME:
         raise DamagedRun(f"{shown(file)} is not the name of a file of its own")
     return file
 
 
-def _no_link(folder: Path) -> None:
-    """Raise InvalidInput if a folder that is to be written in lies elsewhere."""
+def _check_no_link(folder: Path) -> None:
+    """Raise InvalidInput if a folder is a link, through which files would go elsewhere."""
     if folder.is_symlink():
         raise InvalidInput(f"{folder.name!r} is a link; accepted: a folder of its own.")
 
 
-def _cannot_be_written(folder: Path | str, error: BaseException) -> InvalidInput:
+def _not_writable(folder: Path | str, error: BaseException) -> InvalidInput:
     why = getattr(error, "strerror", None) or str(error)
     return InvalidInput(
         f"runs_dir {str(folder)!r} cannot be written ({redact_path(why, folder)}); accepted: a "
@@ -637,7 +638,7 @@ def _cannot_be_written(folder: Path | str, error: BaseException) -> InvalidInput
     )
 
 
-def _who(holder: Path) -> str:
+def _lock_holder(holder: Path) -> str:
     try:
         return printable(read_text(holder, 200))
     except UnreadableFile:

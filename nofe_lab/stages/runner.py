@@ -102,7 +102,7 @@ class Runner:
                 return
             if (run := self.store.find(stage.id)) is not None:
                 runs[stage.id] = run
-                self.store.sweep(stage.run_name, stage.id)
+                self.store.remove_leftovers(stage.run_name, stage.id)
             else:
                 for parent in stage.parents.values():
                     visit(parent)
