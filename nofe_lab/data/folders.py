@@ -120,7 +120,7 @@ class Skipped:
 
     endings: Counter[str] = field(default_factory=Counter)
     """Number of files by extension."""
-    beside: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
     """Images outside the class folders."""
     links: list[str] = field(default_factory=list)
     """Broken links, and links to a folder that contains them."""
@@ -135,10 +135,10 @@ class Skipped:
             kinds = ", ".join(f"{n} {ending}" for ending, n in self.endings.most_common(8))
             total = self.endings.total()
             notes.append(f"{total} file{'s were' if total > 1 else ' was'} not read: {kinds}.")
-        if self.beside:
-            total = len(self.beside)
+        if self.outside:
+            total = len(self.outside)
             what = "images lie" if total > 1 else "image lies"
-            notes.append(f"{total} {what} in no class folder, not read: {some_of(self.beside)}.")
+            notes.append(f"{total} {what} in no class folder, not read: {some_of(self.outside)}.")
         if links := list(dict.fromkeys(self.links)):
             notes.append(f"Broken or circular links, not read: {some_of(links)}.")
         if self.folders:
@@ -229,21 +229,21 @@ def decode_splits(
     name: str,
     class_names: tuple[str, ...],
     listed: Mapping[str, ImageList],
-    reading: ReadOptions,
+    options: ReadOptions,
     notes: Sequence[str],
 ) -> Dataset:
     """Decode the listed images of the splits train, test and, optionally, val.
 
     notes: added to those about the images.  Raises InvalidInput if an image cannot be decoded.
     """
-    reader = ImageReader(name, reading.image_size, reading.skip_unreadable)
+    reader = ImageReader(name, options.image_size, options.skip_unreadable)
     contents = {split: part.contents for split, part in listed.items()}
     splits = {}
     for split in ("train", "val", "test"):  # train first: its images determine the bit depth
         if (part := listed.get(split)) is not None:
             images, kept = reader.read(part.encoded, part.names)
             groups = None if part.groups is None else part.groups[kept]
-            keys = part.keys(f"{reading.image_size} {reader.bit_depth}", contents[split])[kept]
+            keys = part.keys(f"{options.image_size} {reader.bit_depth}", contents[split])[kept]
             splits[split] = Resident(images, part.labels[kept], groups, keys)
     train, test = splits["train"], splits["test"]
     val = splits.get("val", train[:0])
@@ -258,7 +258,7 @@ def _case_notes(class_names: Sequence[str]) -> list[str]:
     for class_name in class_names:
         by_case.setdefault(class_name.casefold(), []).append(class_name)
     pairs = [" and ".join(map(repr, names)) for names in by_case.values() if len(names) > 1]
-    return [f"Classes whose names differ in case alone: {some_of(pairs)}."] if pairs else []
+    return [f"Classes whose names differ only in case: {some_of(pairs)}."] if pairs else []
 
 
 def _duplicate_notes(contents: Mapping[str, Sequence[bytes]]) -> list[str]:
@@ -284,7 +284,7 @@ def _content_digest(encoded: Path | bytes | None) -> bytes:
         return b""
 
 
-def read_image_folder(name: str, directory: str, reading: ReadOptions) -> Dataset:
+def read_image_folder(name: str, directory: str, options: ReadOptions) -> Dataset:
     """Read ``DIR/<class>/<image files>``, or ``DIR/train/<class>/...`` beside ``DIR/test``.
 
     The sorted names of the class folders are the class names.  Raises InvalidInput if the folders
@@ -292,24 +292,24 @@ def read_image_folder(name: str, directory: str, reading: ReadOptions) -> Datase
     """
     folder = dataset_folder(name, directory)
     try:
-        layout = _Layout(folder, reading.groups == BY_FOLDER)
+        layout = _Layout(folder, options.groups == BY_FOLDER)
         listed = layout.listed()
     except InvalidInput as error:
         raise InvalidInput(f"dataset {name!r}: {error}") from error
     notes = [*layout.notes, *layout.skipped.notes]
-    if reading.groups is not None:
-        listed, group_notes = _with_groups(name, reading.groups, layout, listed)
+    if options.groups is not None:
+        listed, group_notes = _with_groups(name, options.groups, layout, listed)
         notes += group_notes
     class_names, train = layout.class_names, listed["train"]
     if "test" not in listed:
         try:
-            in_test = stratified_test_split(train.labels, class_names, reading.seed, train.groups)
+            in_test = stratified_test_split(train.labels, class_names, options.seed, train.groups)
         except InvalidInput as error:  # skipped files may be the missing ones
             raise InvalidInput(" ".join((str(error), *layout.skipped.notes))) from error
         listed["test"], train = train[in_test], train[~in_test]
-    listed["train"] = train.sample(reading.train_per_class, reading.seed)
-    size = reading.image_size or IMAGE_SIZE
-    return decode_splits(name, class_names, listed, replace(reading, image_size=size), notes)
+    listed["train"] = train.sample(options.train_per_class, options.seed)
+    size = options.image_size or IMAGE_SIZE
+    return decode_splits(name, class_names, listed, replace(options, image_size=size), notes)
 
 
 def split_of(name: str) -> str | None:
@@ -360,7 +360,7 @@ class _Layout:
         top = self._unwrapped(root)
         places = self._splits(top)
         for folder in dict.fromkeys((root, top, *places.values())):
-            self.skipped.beside += self._images_beside(folder)
+            self.skipped.outside += self._images_in(folder)
         self.folders = {split: self._classes(place) for split, place in places.items()}
         if set(self.folders) == {"train"}:
             self.folders = self._splits_of_classes(self.folders["train"])
@@ -412,7 +412,7 @@ class _Layout:
             self._inside[folder] = subfolders, images
         return self._inside[folder]
 
-    def _images_beside(self, folder: Path) -> list[str]:
+    def _images_in(self, folder: Path) -> list[str]:
         """List the files in a folder itself that are, or may be, images."""
         return [
             self._relative(path)
@@ -441,7 +441,7 @@ class _Layout:
         if inner_images or not names or not (alike or "train" in map(split_of, names)):
             return folder
         self.notes.append(
-            f"The folder {self._relative(inner)}, which is alone in its own, is read."
+            f"The folder {self._relative(inner)} is read: the one around it holds nothing else."
         )
         return self._unwrapped(inner)
 
@@ -513,7 +513,7 @@ class _Layout:
                 f"{_LAYOUT}."
             )
         if called := [name for name in subfolders if split_of(name) is not None]:
-            self.notes.append(f"Taken for classes by their place: {some_of(called)}.")
+            self.notes.append(f"Taken for classes despite their names: {some_of(called)}.")
         found: dict[str, list[Path]] = {}
         for name in subfolders:
             found.setdefault(composed(name), []).append(folder / name)
@@ -592,10 +592,10 @@ class _Layout:
                 where = place.name if odd[0] in classes and split in places else where
                 bare = " ".join(odd[0].split()).casefold()
                 twin = next((n for n in odd[1:] if " ".join(n.split()).casefold() == bare), None)
-                hint = f", and differs from {twin!r} in blanks or case alone" if twin else ""
+                hint = f", and differs from {twin!r} only in blanks or case" if twin else ""
                 raise InvalidInput(
                     f"the class folders of {place} must be those of train; {odd[0]!r} is in "
-                    f"{where} alone{hint}."
+                    f"{where} only{hint}."
                 )
 
     def listed(self) -> dict[str, ImageList]:

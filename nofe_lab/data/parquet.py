@@ -61,7 +61,7 @@ class _Columns:
         return self.names[self.label]
 
 
-def read_parquet(name: str, directory: str, reading: ReadOptions) -> Dataset:
+def read_parquet(name: str, directory: str, options: ReadOptions) -> Dataset:
     """Read a folder in one of the Hub's parquet layouts.
 
     These are ``data/train-00000-of-00001.parquet``, ``train.parquet`` and
@@ -71,9 +71,9 @@ def read_parquet(name: str, directory: str, reading: ReadOptions) -> Dataset:
     holds several data sets.
     """
     folder = dataset_folder(name, directory)
-    if reading.groups is not None:
+    if options.groups is not None:
         raise InvalidInput(
-            f"groups is for 'folder:DIR', where images are files; got {reading.groups!r} for "
+            f"groups is for 'folder:DIR', where images are files; got {options.groups!r} for "
             f"dataset {name!r}."
         )
     try:
@@ -110,8 +110,8 @@ def read_parquet(name: str, directory: str, reading: ReadOptions) -> Dataset:
         names = _readable_names(folder, columns.class_names)
     except InvalidInput as error:
         raise InvalidInput(f"dataset {name!r}: {error}") from error
-    listed["train"] = listed["train"].sample(reading.train_per_class, reading.seed)
-    dataset = decode_splits(name, names, listed, reading, (*columns.notes, *notes))
+    listed["train"] = listed["train"].sample(options.train_per_class, options.seed)
+    dataset = decode_splits(name, names, listed, options, (*columns.notes, *notes))
     if not parents:
         return dataset
     superclass_names = columns.names[str(columns.coarse)]
@@ -213,15 +213,19 @@ def _features(path: Path) -> dict[str, Any]:
     try:
         metadata = (pq.read_schema(path).metadata or {}).get(b"huggingface", b"{}")
     except (pa.ArrowException, OSError) as error:
-        raise InvalidInput(
-            f"{path.parent} holds a parquet file that cannot be read, {path.name} "
-            f"({first_line(error)})."
-        ) from error
+        raise _unreadable(path, error) from error
     try:
         features = dict(parse_json(metadata.decode())["info"]["features"])
     except (ValueError, KeyError, TypeError):
         return {}
     return {key: value for key, value in features.items() if isinstance(value, dict)}
+
+
+def _unreadable(path: Path, error: Exception) -> InvalidInput:
+    return InvalidInput(
+        f"{path.parent} holds a parquet file that cannot be read, {path.name} "
+        f"({first_line(error)})."
+    )
 
 
 def _label_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -288,10 +292,7 @@ class _Table:
                     table = pa.Table.from_batches(rows) if rows else file.schema_arrow.empty_table()
                     self.tables.append(table.select(wanted))
             except (pa.ArrowException, OSError, OverflowError) as error:
-                raise InvalidInput(
-                    f"{path.parent} holds a parquet file that cannot be read, {path.name} "
-                    f"({first_line(error)})."
-                ) from error
+                raise _unreadable(path, error) from error
         if not sum(map(len, self.tables)):
             raise InvalidInput(f"the split {self.name!r} holds no images.")
 

@@ -150,7 +150,7 @@ class ImageReader:
         if depth < 16 and in_colour is not None:
             raise InvalidInput(
                 f"dataset {self.dataset_name!r}: {names[in_colour]} and others hold colours of "
-                f"{depth} bits in 16, of which Pillow keeps the upper 8 alone; accepted: 16-bit "
+                f"{depth} bits in 16, of which Pillow keeps only the upper 8; accepted: 16-bit "
                 "colours that use all 16 bits, or 8-bit images."
             )
         return depth

@@ -113,9 +113,9 @@ def load_dataset(
         name = str(name)
     source, argument = _parse_name(name)
     if source in _READERS and argument:
-        reading = ReadOptions(image_size, train_per_class, seed, skip_unreadable, groups)
+        options = ReadOptions(image_size, train_per_class, seed, skip_unreadable, groups)
         with _redacted_errors(argument):
-            dataset = _READERS[source](f"{source}:{argument}", argument, reading)
+            dataset = _READERS[source](f"{source}:{argument}", argument, options)
     else:
         if groups is not None:
             raise InvalidInput(

@@ -220,7 +220,7 @@ class Checkpoints:
         tensors, texts = read_tensors(path)
         text = texts.get("nofe_lab", "")
         if texts.get("digest") != _digest(tensors, text):
-            raise UnreadableFile("it is damaged, its checksum is another.")
+            raise UnreadableFile("it is damaged: its checksum differs.")
         try:
             content = parse_json(text)
             if (found := content["format"]) != FORMAT:  # all formats share the checksum

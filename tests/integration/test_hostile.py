@@ -282,7 +282,7 @@ def check_colours(found: Dataset) -> None:
             if name in known and float(means.max()) > 100:
                 assert CLASSES[int(means.argmax())] == name
     odd = [n for n in found.class_names if split_of(n) is not None]
-    assert not odd or "Taken for classes by their place" in " ".join(found.notes)
+    assert not odd or "Taken for classes despite their names" in " ".join(found.notes)
 
 
 def disturb(rng: random.Random, root: Path) -> None:

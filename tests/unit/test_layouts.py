@@ -100,7 +100,7 @@ def test_splits_inside_the_classes_are_recognised(tmp_path: Path) -> None:
         ([*in_both("train", "Training"), "test/cat"], "holds the folders Training, train; accepte"),
         (["cat", "dog", "test/cat", "test/dog"], "test holds the folders of the classes beside it"),
         (["animals/cat", "animals/dog"], "'animals' alone; .* that folder, which holds cat, dog"),
-        ([*in_both("train", "test"), "test/Cat "], "'Cat ' is in test alone"),
+        ([*in_both("train", "test"), "test/Cat "], "'Cat ' is in test only"),
         (
             [f"fold{i}/{s}/{p}" for i in (1, 2) for s in ("train", "test") for p in PETS],
             "which are",
@@ -132,7 +132,7 @@ def test_doubtful_folders_are_refused(tmp_path: Path, places: list[str], sentenc
 
 def test_the_refusal_of_a_class_says_which_it_may_be(tmp_path: Path) -> None:
     make(tmp_path, "train/cat", "train/dog", "test/Cat", "test/dog")
-    with pytest.raises(InvalidInput, match="differs from 'cat' in blanks or case alone"):
+    with pytest.raises(InvalidInput, match="differs from 'cat' only in blanks or case"):
         load(tmp_path)
 
 
@@ -150,7 +150,7 @@ def test_folders_beside_the_splits_are_said(tmp_path: Path) -> None:
 def test_a_class_that_is_called_like_a_split_is_said(tmp_path: Path) -> None:
     data = load(make(tmp_path, "valid", "invalid"))
     assert data.class_names == ("invalid", "valid")
-    assert data.notes[0] == "Taken for classes by their place: valid."
+    assert data.notes[0] == "Taken for classes despite their names: valid."
 
 
 # --- what is not read
@@ -364,7 +364,7 @@ def test_names_that_differ_in_blanks_are_refused_and_in_case_are_said(tmp_path: 
     with pytest.raises(InvalidInput, match="differ in more than blanks; got 'cat' and 'cat '"):
         load(make(tmp_path / "a", "cat", "cat ", "dog"))
     data = load(make(tmp_path / "b", "cat", "Cat", "dog"))
-    assert "Classes whose names differ in case alone: 'Cat' and 'cat'." in data.notes
+    assert "Classes whose names differ only in case: 'Cat' and 'cat'." in data.notes
 
 
 @pytest.mark.parametrize("name", ["cat\u202egnp", "c\u200bat", "\u2066cat"])
