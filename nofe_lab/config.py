@@ -183,13 +183,17 @@ ABOVE_0 = math.ulp(0.0)
 def real_number(what: str, value: Any, low: float, high: float = math.inf) -> float:
     """Return `value` as a float if low <= value <= high and it is finite; otherwise raise."""
     is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number or not abs(value) < math.inf or not low <= value <= min(high, MAX_FLOAT):
+    try:
+        number = float(value) if is_number else math.nan
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
+    if not math.isfinite(number) or not low <= number <= high:
         if low == ABOVE_0:
             limits = "above 0" + (f", at most {high:g}" if math.isfinite(high) else "")
         else:
             limits = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
         raise InvalidInput(f"{what} must be a number {limits}; got {shown(value)}.")
-    return float(value)
+    return number
 
 
 def shown(value: object) -> str:

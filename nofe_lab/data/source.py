@@ -76,11 +76,12 @@ class Source(ABC):
 
     def sample(self, index: Tensor | Sequence[int]) -> Tensor:
         """Get the images at n indices: uint8 [n, channels, height, width]."""
-        return next(self.stream([torch.as_tensor(index, dtype=torch.int64)]))
+        where = torch.as_tensor(index, dtype=torch.int64, device=self.labels.device)
+        return next(self.stream([where]))
 
     def parts(self, size: int) -> Iterator[Tensor]:
         """Yield all images in order, `size` at a time."""
-        return self.stream(torch.arange(len(self)).split(size))
+        return self.stream(torch.arange(len(self), device=self.labels.device).split(size))
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -16,15 +16,10 @@ from PIL import Image
 
 from nofe_lab.compat import import_torchvision
 from nofe_lab.config import (
-    MAX_IMAGE_SIZE,
-    MAX_VAL_FRACTION,
     InvalidInput,
     data_folder,
     first_line,
     one_of,
-    real_number,
-    true_or_false,
-    whole_number,
 )
 from nofe_lab.data.dataset import TEST_SPLIT_NOTE, Dataset, stratified_test_split, superclass_of
 from nofe_lab.data.folders import (
@@ -38,6 +33,7 @@ from nofe_lab.data.parquet import NAMES_FILE, read_parquet
 from nofe_lab.data.pictures import ENDINGS
 from nofe_lab.data.source import Resident
 from nofe_lab.files import read_text, redact_path, user_path
+from nofe_lab.knobs import KNOBS
 
 READY_MADE = ("glyphs", "cifar100", "cifar10", "digits")
 """Built-in data sets; their images are 32 x 32."""
@@ -102,13 +98,11 @@ def load_dataset(
     Raises InvalidInput if the name is unknown, a number is out of range, the data cannot be
     downloaded or read, or a class has too few images to split.
     """
-    real_number("val_fraction", val_fraction, 0, MAX_VAL_FRACTION)
-    whole_number("data_seed", seed, 0)
-    if image_size is not None:
-        whole_number("image_size", image_size, 1, MAX_IMAGE_SIZE)
-    if train_per_class is not None:
-        whole_number("train_per_class", train_per_class, 1)
-    true_or_false("skip_unreadable", skip_unreadable)
+    KNOBS["val_fraction"].kind.check("val_fraction", val_fraction)
+    KNOBS["data_seed"].check(seed)
+    KNOBS["image_size"].check(image_size)
+    KNOBS["train_per_class"].check(train_per_class)
+    KNOBS["skip_unreadable"].check(skip_unreadable)
     if isinstance(name, Path):
         name = str(name)
     source, argument = _parse_name(name)

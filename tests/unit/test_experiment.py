@@ -1037,7 +1037,7 @@ def test_weights_that_are_not_the_network_s_are_refused(
         ({"image_size": []}, r"image_size must be a whole number from 1 to 1024; got \[\]"),
         ({"affinity_images": ""}, "affinity_images must be a whole number of at least 0; got ''"),
         ({"affinity_images": np.array([1, 2])}, "affinity_images must be a whole number"),
-        ({"backbone": np.array([1, 2])}, "backbone must be a name, a torch module, or what makes"),
+        ({"backbone": np.array([1, 2])}, "backbone must be a name, a torch module, or a function"),
         ({"elastic_lambda": 1e308}, "elastic_lambda must be a number from 0 to 1e.12; got 1e.308"),
         ({"epochs": 2**62}, "epochs must be a whole number from 1 to 1000000; got"),
         ({"seed": np.uint64(2**64 - 1)}, "seed must be a whole number of at least 0, in 64 bits"),
