@@ -1,7 +1,7 @@
 """Every knob, declared once: name, default, what is accepted, a line of help, and where it belongs.
 
-Stage configs and `Experiment` check their fields by these declarations; the notebooks' parameter
-cells, the command line and the table in docs/guide.md are made of them.
+Stage configs and `Experiment` check their fields by these declarations; the command line and the
+table in docs/guide.md are made of them, and a test compares the notebooks' parameter cells.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from nofe_lab.config import (
 )
 from nofe_lab.files import writable_path
 
-NOTHING = ("none", "null", "~", "")
+NOTHING = ("none", "null", "~")
 """What people write for None, in lower case."""
 
 
@@ -193,7 +193,7 @@ class Knob:
     def parse(self, value: Any) -> Any:
         """The value as its type, where it may have come as text.  Raises InvalidInput."""
         if self.default is None and (
-            value is None or (isinstance(value, str) and value.strip().lower() in NOTHING[:3])
+            value is None or (isinstance(value, str) and value.strip().lower() in NOTHING)
         ):
             return None
         return self.kind.parse(self.name, value)

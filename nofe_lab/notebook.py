@@ -6,6 +6,7 @@ import ast
 from collections.abc import Sequence
 from typing import Any
 
+from nofe_lab.config import InvalidInput
 from nofe_lab.knobs import understood
 from nofe_lab.stages import Experiment
 
@@ -26,7 +27,7 @@ def experiment(namespace: dict[str, Any], *own: str) -> Experiment:
         {
             name: namespace[name]
             for name in _assigned(namespace["In"])
-            if not name.startswith("PAPERMILL_")
+            if not name.startswith("PAPERMILL_") and name in namespace
         },
         {*known, *own},
     )
@@ -44,10 +45,12 @@ def _assigned(history: Sequence[str]) -> list[str]:
     """
     names: dict[str, None] = {}
     for source in reversed(history):
-        if source.lstrip().startswith("# Parameters"):
+        if source.lstrip().lower().startswith("# parameters"):
             found = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name))
             stored = [name.id for name in found if isinstance(name.ctx, ast.Store)]
             names = {**dict.fromkeys(stored), **names}
         elif names:
             break
+    if not names:
+        raise InvalidInput('no cell of this notebook begins with the comment "# Parameters".')
     return list(names)

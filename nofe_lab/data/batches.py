@@ -75,6 +75,11 @@ class Batches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
+        if not 0 <= rank < world <= recipe.batch_size:
+            raise InvalidInput(
+                f"rank must be below world, and world at most batch_size {recipe.batch_size}; got "
+                f"rank {rank} of {world}."
+            )
         self.steps = steps_per_epoch(source, recipe)
         self.source = source.to(device)
         self.labels = source.labels.to(device)

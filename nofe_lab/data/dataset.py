@@ -211,6 +211,11 @@ class Dataset:
         check_distinct(f"class names of {self.name}", self.class_names)
         for split_name in ("train", "val", "test"):
             split = getattr(self, split_name)
+            if not isinstance(split, Source):
+                raise InvalidInput(
+                    f"the {split_name} split of {self.name} must be a Source, such as "
+                    f"Resident(images, labels); got {type(split).__name__}."
+                )
             if split.image_shape != self.image_shape:
                 raise InvalidInput(
                     f"all splits of {self.name} must have images of one size; those of train are "
@@ -227,7 +232,8 @@ class Dataset:
             empty = self.class_names[int(counts.argmin())]
             raise InvalidInput(f"class {empty!r} of {self.name} has no training image.")
         if self.clearest is not None:
-            labels_of_clearest = self.train.labels[self.clearest].tolist()
+            inside = self.clearest[self.clearest < len(self.train)]
+            labels_of_clearest = self.train.labels[inside].tolist()
             if labels_of_clearest != list(range(self.C)):
                 raise InvalidInput(
                     f"clearest must hold a training image of each of the {self.C} classes of "

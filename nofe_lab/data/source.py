@@ -1,8 +1,8 @@
 """Sources: labelled images by index, wherever they are stored.
 
 Order, splits and resuming are lists of indices, so they work alike for every source.  `Resident`
-keeps decoded images in memory; a source that reads files during training would override the same
-five members.
+keeps decoded images in memory; a source that reads files during training sets `labels` and `groups`
+and overrides the same five members.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Source(ABC):
     @property
     def fingerprint(self) -> str:
         """Hexadecimal digest of the images' keys and labels."""
-        content = (self.keys.numpy().tobytes(), self.labels.numpy().tobytes())
+        content = (self.keys.numpy().tobytes(), self.labels.cpu().numpy().tobytes())
         return short_digest(*content).hex()
 
     def of_class(self, label: int) -> Tensor:
@@ -119,8 +119,9 @@ class Source(ABC):
 class Resident(Source):
     """Decoded images in the memory of the host or of a device.
 
-    images: uint8 [N, channels, height, width].  labels, groups: see `Source`.  keys: uint8
-    [N, KEY_BYTES], for images from files; None: digests of the pixels.
+    images: uint8 [N, channels, height, width]; labels: int64 [N]; both may be NumPy's arrays.
+    groups: see `Source`.  keys: uint8 [N, KEY_BYTES], for images from files; None: digests of the
+    pixels.
     Raises InvalidInput if images or labels have another type or shape.
     """
 
@@ -131,6 +132,10 @@ class Resident(Source):
         groups: Tensor | None = None,
         keys: Tensor | None = None,
     ) -> None:
+        images, labels = (
+            torch.from_numpy(np.require(t, requirements="W")) if not isinstance(t, Tensor) else t
+            for t in (images, labels)
+        )
         if images.dtype != torch.uint8 or images.ndim != 4:
             raise InvalidInput(
                 "images must be uint8 [N, channels, height, width]; "

@@ -147,12 +147,17 @@ def _check_layers(name: str, network: nn.Module) -> None:
 
 
 def _check_tensors(name: str, network: nn.Module) -> None:
-    """Refuse a network whose state has other than plain tensors, as when quantised."""
+    """Refuse a network with other than plain, finite tensors, such as a quantised one."""
     for key, value in network.state_dict().items():
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
             raise InvalidInput(
                 f"backbone {name!r} cannot be trained: {key!r} is not a plain tensor "
                 f"({type(value).__name__}); accepted: a network before it was quantised or packed."
+            )
+    for key, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if not all_finite(tensor):
+            raise InvalidInput(
+                f"backbone {name!r} cannot be trained: {key!r} holds values that are not finite."
             )
 
 
@@ -306,12 +311,6 @@ def _timm_maker(name: str) -> Callable[[], nn.Module]:
 
 def _weights_of_module(module: nn.Module, own: str) -> tuple[Mapping[str, Tensor], str]:
     state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-    for name, tensor in state.items():
-        if not all_finite(tensor):
-            raise InvalidInput(
-                f"backbone {type(module).__name__!r} cannot be trained on: {name!r} holds values "
-                "that are not finite."
-            )
     return state, f"{own} {digest_of_tensors(state)}"
 
 

@@ -105,7 +105,9 @@ def assign(
         return elastic(affinity, current, elastic_lambda, rng)
     if rule == "free":
         return free(affinity)
-    return current.copy()
+    if rule == "random":
+        return current.copy()
+    raise NotImplementedError(f"the rule {rule!r} is declared but has no function")
 
 
 def optimal(affinity: Affinity) -> Map:

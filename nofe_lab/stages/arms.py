@@ -22,6 +22,7 @@ from nofe_lab.config import (
     InvalidInput,
     one_of,
     real_number,
+    text,
     true_or_false,
     whole_number,
 )
@@ -80,6 +81,9 @@ class Arm:
 
     def __post_init__(self) -> None:
         one_of("kind", self.kind, KINDS)
+        if not isinstance(self.partition, Specialties):
+            text("partition", self.partition)
+            self._set(partition=str(self.partition))
         is_nofe, is_control = self.kind == "nofe", self.kind == "control"
         if is_nofe and self.partition == "":
             self._set(partition="learned")
@@ -221,7 +225,11 @@ class Arm:
         A column that is missing, because the row is older than its field, stands for the default.
         """
         given = {each.name: row[each.name] for each in fields(cls) if each.name in row}
-        known = {name: value for name, value in given.items() if value == value and value != ""}
+        known = {
+            name: value
+            for name, value in given.items()
+            if value is not None and value == value and value != ""
+        }
         if "experts" in known:
             known["experts"] = int(known["experts"])
         return cls(**known)

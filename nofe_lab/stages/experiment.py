@@ -137,7 +137,7 @@ class Experiment:
                         f"{name} is for images that are read from files; got {value!r} for the "
                         f"Dataset {self.dataset.name!r}."
                     )
-            return prepared(self.dataset, fraction, seed, few)
+            return _prepared(self.dataset, fraction, seed, few)
         state = source_state(self.dataset, self.groups)
         options |= {"val_fraction": fraction, "seed": seed, "train_per_class": few}
         return _load(self.dataset, state, **options)
@@ -205,6 +205,8 @@ class Experiment:
     def generalist(self, rule: str | None = None) -> GeneralistStage:
         """The generalist.  rule: instead of the experiment's."""
         config = self._generalist_config(rule or self.rule)
+        if (config.affinity_images or 0) >= len(self.data.train):
+            config = replace(config, affinity_images=None)  # all: the same training, the same run
         return GeneralistStage(self.data, self._backbone, config)
 
     @property
@@ -272,6 +274,7 @@ class Experiment:
             epochs=min(nofe_recipe.epochs, GATE_EPOCHS),
             batch_size=nofe_recipe.batch_size,
             learning_rate=self.learning_rate or quick.nofe.learning_rate,
+            flips=quick.nofe.flips if self.flips is None else self.flips,
         )
         network = replace(quick.network, inputs=self.recipes.network.inputs)
         config = GateConfig(network, recipe, self.seed, self.branch_width)
@@ -526,6 +529,12 @@ def _backbone(network: Network, split: str | None, stem: str, weights: str | Non
 def _named_backbone(name: str, split: str | None, stem: str) -> Backbone:
     """Traced once for the experiments of all seeds."""
     return backbone(name, split=split, stem=stem)
+
+
+@lru_cache(maxsize=2)
+def _prepared(dataset: Dataset, fraction: float, seed: int, few: int | None) -> Dataset:
+    """The same object for the experiments of all seeds."""
+    return prepared(dataset, fraction, seed, few)
 
 
 @lru_cache(maxsize=2)

@@ -308,9 +308,7 @@ class SpecialtyLearning(Task):
             for name, value in tensors.items()
         }
         if found != expected:
-            raise IncompatibleCheckpoint(
-                f"its specialty map is another's: {found}, not {expected}."
-            )
+            raise IncompatibleCheckpoint("its specialty map has other types or shapes.")
         maps = tensors["maps"].numpy()
         is_history = (
             isinstance(rows, list)

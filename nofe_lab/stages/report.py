@@ -94,6 +94,9 @@ def final_report(runner: Runner, networks: Sequence[tuple[str, Stage]]) -> Final
     """Load or train the runs of the named stages and test each network once."""
     if not networks:
         raise InvalidInput("a report needs at least 1 network; got none.")
+    for _, stage in networks:
+        if not len(stage.dataset.test):
+            raise InvalidInput(f"a report needs test images; {stage.dataset.name} has none.")
     rows, predictions = [], []
     runs = runner.run([stage for _, stage in networks])
     for (name, stage), run in zip(networks, runs, strict=True):

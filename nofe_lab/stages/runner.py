@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from nofe_lab.config import InvalidInput, first_line
+from nofe_lab.config import InvalidInput, first_line, shown
 from nofe_lab.knobs import KNOBS
 from nofe_lab.log import log
 from nofe_lab.machine import Machine, exact_float32
@@ -92,8 +92,12 @@ class Runner:
     def run(self, stages: Sequence[Stage], watch: Listener | None = None) -> list[Run]:
         """The runs of `stages`, in their order: loaded where finished, trained where missing.
 
-        watch: is told the events of what is trained (see `nofe_lab.training`).
+        watch: is told the events of what is trained (see `nofe_lab.training.events`).
         """
+        if strange := [each for each in stages if not isinstance(each, Stage)]:
+            raise InvalidInput(
+                f"a runner runs stages, such as experiment.nofe(); got {shown(strange[0])}."
+            )
         ordered: dict[str, Stage] = {}
         runs: dict[str, Run] = {}
 
@@ -141,7 +145,7 @@ class Runner:
         if not missing:
             return
         self.store.check_writable()
-        # stages that differ in their seed or their parents alone take the same time
+        # stages that differ only in seed or parents take the same time
         known: dict[tuple[object, ...], tuple[float, tuple[str, ...]]] = {}
         total = 0.0
         for note in dict.fromkeys(note for stage in missing for note in stage.backbone.notes):
@@ -149,7 +153,13 @@ class Runner:
         log.info(f"To train, on {self.machine}:")
         for stage in missing:
             network = json.dumps(stage.backbone.identity)
-            alike = (stage.kind, stage.K, network, stage.recipe, stage.dataset.name)
+            alike = (
+                stage.kind,
+                stage.K,
+                network,
+                replace(stage.config, seed=0),
+                stage.dataset.name,
+            )
             if alike not in known:
                 with self.machine.enough_memory(stage.label, stage.recipe.batch_size):
                     known[alike] = stage.trial(self.machine)

@@ -120,10 +120,11 @@ class Progress:
         elif isinstance(event, EpochDone):
             row = event.row
             left = self._left(event.epoch * self.steps // event.epochs)
-            val = f", val {row['val_accuracy']:.1%}" if "val_accuracy" in row else ""
+            shown = ("train", "val")
+            right = [f", {n} {row[k]:.1%}" for n in shown if (k := f"{n}_accuracy") in row]
             self._line(
-                f"epoch {event.epoch}/{event.epochs}: loss {row['train_loss']:.3f}, "
-                f"train {row['train_accuracy']:.1%}{val}, {row['seconds']:.0f} s{left}"
+                f"epoch {event.epoch}/{event.epochs}: loss {row['train_loss']:.3f}"
+                f"{''.join(right)}, {row['seconds']:.0f} s{left}"
             )
 
     def _left(self, step: int) -> str:

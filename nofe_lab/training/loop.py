@@ -31,7 +31,7 @@ from nofe_lab.recipes import Recipe
 from nofe_lab.runs.checkpoint import MAX_SECONDS, Checkpoints, IncompatibleCheckpoint, State
 from nofe_lab.training.events import EpochDone, Listener, StepDone, tell
 from nofe_lab.training.interrupts import StopNow, StopRequests
-from nofe_lab.training.tasks import Task, check_finite
+from nofe_lab.training.tasks import Task, TrainingDiverged, check_finite
 
 ParameterGroups = list[dict[str, Any]]
 
@@ -133,7 +133,7 @@ class _Training:
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
-        found = {"loss": loss.detach(), **self.task.metrics(logits.detach(), batch)}
+        found = {**self.task.metrics(logits.detach(), batch), "loss": loss.detach()}
         for name, value in found.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.step += 1
@@ -141,7 +141,7 @@ class _Training:
 
     def _end_epoch(self, epoch: int, started: float) -> None:
         batches, sums = len(self.batches), self.sums
-        images = batches * self.recipe.batch_size
+        images = batches * len(range(self.batches.rank, self.recipe.batch_size, self.batches.world))
         check_finite(self.recipe, "losses", [sums["loss"]])
         check_finite(self.recipe, "weights", self.model.parameters())
         row = {
@@ -151,6 +151,11 @@ class _Training:
             **{f"train_{name}": value.item() / images for name, value in sums.items()},
             **self.task.validate(self.model),
         }
+        for name, value in row.items():
+            if not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise TrainingDiverged(
+                    f"{name} of epoch {epoch + 1} must be a finite number; got {value!r}."
+                )
         row["seconds"] = time.perf_counter() - started
         self.history.append(row)
         self.sums, self.seconds = {}, 0.0
@@ -227,7 +232,14 @@ class _Training:
             map(math.isfinite, chain(*map(dict.values, rows)))
         ):
             raise IncompatibleCheckpoint("its history holds values that are not finite.")
-        self.task.load_state_dict({**record, **of_task})
+        try:
+            self.task.load_state_dict({**record, **of_task})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, IncompatibleCheckpoint):
+                raise
+            raise IncompatibleCheckpoint(
+                f"its task's state is another's ({type(error).__name__}: {error})."
+            ) from error
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(weights[name])

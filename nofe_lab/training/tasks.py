@@ -56,7 +56,8 @@ class Task:
     def metrics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Sums over the images of a batch, scalars; called once a step, with detached logits.
 
-        The history shows them as ``train_<name>``, divided by the number of images.
+        The history shows them as ``train_<name>``, divided by the number of images; the loop adds
+        the loss.
         """
         targets = self.targets(batch)
         right = targets if targets.ndim == 1 else targets.argmax(1)
@@ -86,11 +87,14 @@ class Task:
         """Called when `step` steps are done; at the end of an epoch, after the validation."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next step depends on: tensors, and values that JSON can write, by name."""
+        """What the next step depends on, by name: tensors, and what JSON reads as it writes it.
+
+        That is text, numbers, None, lists, and dictionaries with text as keys.
+        """
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there.
+        """Go on from there.  Tensors come on the CPU.
 
         Raises IncompatibleCheckpoint, and changes nothing, if the state is another task's.
         """

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import linear_sum_assignment
 
-from nofe_lab.config import InvalidInput
+from nofe_lab.config import RULES, InvalidInput
 from nofe_lab.specialties.assignment import (
     affinity_matrix,
     assign,
@@ -430,3 +430,16 @@ def test_the_best_objective_does_not_depend_on_the_specialties_numbers() -> None
 def test_what_is_no_table_of_affinities_is_refused(affinity: Any) -> None:
     with pytest.raises(InvalidInput, match=r"affinities must be an array \[C, K\] of real numbers"):
         assign("optimal", affinity, np.zeros(2, dtype=np.int64))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_declared_rule_has_a_function(rule: str) -> None:
+    affinity = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.1, 0.9]])
+    found = assign(rule, affinity, np.array([0, 1, 0, 1]), elastic_lambda=0.0)
+    assert found.tolist() == ([0, 1, 0, 1] if rule == "random" else [0, 0, 1, 1])
+
+
+def test_a_rule_without_a_function_is_no_random_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nofe_lab.specialties.assignment.RULES", (*RULES, "new"))
+    with pytest.raises(NotImplementedError, match="'new' is declared but has no function"):
+        assign("new", np.ones((4, 2)), np.array([0, 1, 0, 1]))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nofe_lab import Dataset
+from nofe_lab import Dataset, InvalidInput
 from nofe_lab.data import Resident
 from nofe_lab.data.batches import Augmentation, Batches, Window
 from nofe_lab.data.preprocess import ImageNetwork, Preprocess
@@ -357,3 +357,31 @@ def test_training_with_dropout_leaves_torch_s_global_random_state_alone(tiny: Da
     before = torch.get_rng_state()
     train(model, tiny)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- several processes
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_ranks_of_a_world_share_each_batch_and_draw_alike(world: int) -> None:
+    recipe = Recipe(1, 0.1, batch_size=8, flips=True)
+    split = random_split(20)
+    whole = list(Batches(split, recipe, 0, CPU).epoch(3, first=1))
+    ranks = [
+        list(Batches(split, recipe, 0, CPU, rank=rank, world=world).epoch(3, first=1))
+        for rank in range(world)
+    ]
+    for step, batch in enumerate(whole):
+        for rank in range(world):
+            part, mine = ranks[rank][step], slice(rank, None, world)
+            assert torch.equal(part.index, batch.index[mine])
+            assert torch.equal(part.images, batch.images[mine])
+            assert torch.equal(part.labels, batch.labels[mine])
+            assert torch.equal(part.drawn.flips, batch.drawn.flips[mine])
+
+
+@pytest.mark.parametrize(("rank", "world"), [(2, 2), (-1, 2), (0, 0), (0, 9)])
+def test_a_rank_outside_its_world_or_without_images_is_refused(rank: int, world: int) -> None:
+    recipe = Recipe(1, 0.1, batch_size=8)
+    with pytest.raises(InvalidInput, match=f"got rank {rank} of {world}"):
+        Batches(random_split(20), recipe, 0, CPU, rank=rank, world=world)

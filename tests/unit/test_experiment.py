@@ -298,9 +298,13 @@ def test_a_trunk_from_scratch_has_no_parent(tiny_experiment: Make) -> None:
     assert set(tiny_experiment().nofe("learned", "scratch").parents) == {"specialties"}
 
 
-def test_zero_affinity_images_stand_for_all(tiny_experiment: Make) -> None:
-    assert tiny_experiment().generalist().config.affinity_images == 5000
-    assert tiny_experiment(affinity_images=0).generalist().config.affinity_images is None
+@pytest.mark.parametrize("images", [0, 108, 5000, None])
+def test_all_training_images_are_one_request_however_they_are_counted(
+    tiny_experiment: Make, images: int | None
+) -> None:
+    found = tiny_experiment(affinity_images=images).generalist()
+    assert (len(found.dataset.train), found.config.affinity_images) == (108, None)
+    assert tiny_experiment(affinity_images=107).generalist().config.affinity_images == 107
 
 
 def test_ones_own_specialties_are_one_more_opponent(tiny_experiment: Make, tmp_path: Path) -> None:
@@ -563,8 +567,8 @@ def test_ids_stay_what_they_are() -> None:
         for e in (plain, other)
     ]
     assert found == [
-        ["186cad19848a", "746bb1cb97cc", "a81b824cb6f1", "eee1a3fc4584", "2820f59fe4fe"],
-        ["c2915fde7cf9", "556a1ef7bef6", "4c65d2bdfa09", "2f78d7b4be61", "30c49b6248a6"],
+        ["186cad19848a", "09e37bafee81", "89d3da10490c", "6d2ca9cced03", "2820f59fe4fe"],
+        ["c2915fde7cf9", "66a815ad5098", "4c65d2bdfa09", "2f78d7b4be61", "30c49b6248a6"],
     ]
 
 

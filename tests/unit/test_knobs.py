@@ -119,6 +119,56 @@ def test_every_field_of_an_experiment_is_a_knob_with_its_default() -> None:
     assert own == {name: KNOBS[name].default for name in own}
 
 
+OTHERS: dict[str, Any] = {
+    "dataset": "glyphs:5",
+    "backbone": "alexnet_c100",
+    "K": 4,
+    "rule": "greedy",
+    "preset": "paper",
+    "epochs": 2,
+    "batch_size": 50,
+    "learning_rate": 0.01,
+    "seed": 1,
+    "specialties": "random",
+    "trunk": "scratch",
+    "val_fraction": 0.5,
+    "branch_width": 0.5,
+    "flips": True,
+    "train_per_class": 3,
+    "data_seed": 1,
+    "map_updates": 2,
+    "affinity": "counts",
+    "affinity_images": 100,
+    "affinity_from": "training",
+}
+ELSEWHERE: dict[str, dict[str, Any]] = {
+    "split": {"backbone": "resnet18", "split": "layer3"},
+    "stem": {"backbone": "resnet18", "stem": "original"},
+    "branch_start": {"backbone": "resnet18", "branch_start": "tail"},
+    "elastic_lambda": {"rule": "elastic", "elastic_lambda": 5.0},
+}
+"""Knobs that mean something only beside others."""
+
+
+def test_every_knob_of_an_experiment_makes_another_run_unless_it_cannot() -> None:
+    """A knob that is accepted and has no effect is worse than none."""
+
+    def ids(**given: Any) -> set[str]:
+        made = Experiment(**{"dataset": "glyphs:4", "epochs": 1, "device": "cpu", **given})
+        return {stage.id for stage in (made.base(), made.generalist(), made.nofe())}
+
+    idle = {"device", "precision", "runs_dir", "checkpoint_seconds"}  # of the machine
+    idle |= {"weights", "image_size", "groups", "skip_unreadable"}  # of files: tested there
+    known = {each.name for each in fields(Experiment) if each.init}
+    assert known == {*OTHERS, *ELSEWHERE, *idle}
+    usual = ids()
+    for name, value in OTHERS.items():
+        assert ids(**{name: value}) != usual, name
+    for name, given in ELSEWHERE.items():
+        without = {key: value for key, value in given.items() if key != name}
+        assert ids(**given) != ids(**without), name
+
+
 # --- from a notebook
 
 
@@ -187,6 +237,21 @@ def test_a_variable_of_a_later_cell_is_no_parameter(runs_dir: Path) -> None:
 def test_papermill_s_own_parameters_are_none(runs_dir: Path) -> None:
     cells = (OWN, "# Parameters\nPAPERMILL_INPUT_PATH = 'x'\n")
     assert notebook.experiment(namespace(*cells, runs_dir=runs_dir)).K == 10
+
+
+def test_a_notebook_without_a_parameters_cell_is_refused(runs_dir: Path) -> None:
+    with pytest.raises(InvalidInput, match=r'no cell .* begins with the comment "# Param'):
+        notebook.experiment(namespace("K = 3", runs_dir=runs_dir))
+    values = namespace("# parameters\nK = 3\n", runs_dir=runs_dir)
+    assert notebook.experiment(values).K == 3
+
+
+def test_names_of_an_earlier_experiment_are_gone_after_a_refusal(runs_dir: Path) -> None:
+    values = namespace(OWN, "# Parameters\nK = 1\n", runs_dir=runs_dir)
+    values |= {"experiment": "old", "data": "old"}
+    with pytest.raises(InvalidInput, match="K must be"):
+        notebook.experiment(values)
+    assert not {"experiment", "data"} & set(values)
 
 
 def test_a_runs_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:

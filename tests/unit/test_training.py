@@ -270,6 +270,29 @@ def test_a_network_learns_the_answers_that_it_is_given_for_each_image() -> None:
     assert history[-1]["val_accuracy"] == 0  # against the labels
 
 
+@pytest.mark.parametrize("figure", [float("nan"), float("inf"), "0.5", None])
+def test_a_figure_that_is_not_finite_stops_at_the_epoch_that_made_it(figure: Any) -> None:
+    """A checkpoint with it would be refused when training is resumed."""
+
+    class Undefined(Classification):
+        def validate(self, model: nn.Module) -> dict[str, float]:
+            return {"val_auc": figure}
+
+    with pytest.raises(TrainingDiverged, match="val_auc of epoch 1 must be a finite number; got"):
+        fit_two_classes(Weighted(), 2, Undefined)
+
+
+def test_a_metric_called_loss_does_not_hide_the_loss() -> None:
+    class Named(Classification):
+        def metrics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+            return {"loss": torch.tensor(1000.0)}
+
+    (row,) = fit_two_classes(Weighted(), 1, Named)
+    assert row["train_loss"] == pytest.approx(np.log(2), abs=0.1)
+    assert "train_accuracy" not in row
+    Progress("base", 2)(EpochDone(1, 1, row))  # shows what there is
+
+
 @pytest.mark.parametrize(("device", "fused"), [("cpu", True), ("cuda:1", True), ("mps", False)])
 def test_the_optimiser_is_one_kernel_where_the_device_has_it(device: str, fused: bool) -> None:
     recipe = Recipe(1, 0.2, momentum=0.8, nesterov=True)
