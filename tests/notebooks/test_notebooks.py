@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +23,10 @@ from nofe_lab.runs import RunStore, default_runs_dir
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 WIDGET = "application/vnd.jupyter.widget-view+json"
-TOY = {"dataset": "glyphs:8", "K": 4, "epochs": 1, "batch_size": 60, "device": "cpu"}
+TOY = {"dataset": "glyphs:4", "K": 4, "epochs": 1, "batch_size": 60, "device": "cpu"}
+
+# notebooks build on each other's runs, and share a kernel
+together = pytest.mark.xdist_group("notebooks")
 
 
 def run_papermill(
@@ -31,11 +34,42 @@ def run_papermill(
 ) -> subprocess.CompletedProcess[str]:
     given = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(notebook), str(out)]
-    # toy networks do not gain from threads, and lose much where other work keeps the cores busy
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*command, *given], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+        [*command, *given], cwd=cwd, env=ONE_THREAD, capture_output=True, text=True, check=False
     )
+
+
+# toy networks do not gain from threads, and lose much where other work keeps the cores busy
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Callable[..., str | None]]:
+    """Runs a notebook as papermill does, in a kernel for all; returns what papermill raised.
+
+    The papermill command, with a kernel of the notebook's own, is run in other tests.
+    """
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("one_kernel.py"))],
+        env=ONE_THREAD,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    def ask(notebook: Path, out: Path, cwd: Path, **parameters: object) -> str | None:
+        request = {"input_path": notebook, "output_path": out, "cwd": cwd, "parameters": parameters}
+        print(json.dumps(request, default=str), file=process.stdin, flush=True)
+        line = process.stdout.readline()
+        assert line, "the process with the kernel has ended"
+        error: str | None = json.loads(line)
+        return error
+
+    with process:
+        yield ask
+    assert process.returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +82,16 @@ def outputs(path: Path) -> list[nbformat.NotebookNode]:
     return [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
 
+@together
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_at_toy_size(notebook: Path, toy_runs: Path, tmp_path: Path) -> None:
+def test_a_notebook_runs_at_toy_size(
+    notebook: Path, run: Callable[..., str | None], toy_runs: Path, tmp_path: Path
+) -> None:
     also: dict[str, object] = {"n_seeds": 1} if notebook.stem[:2] in ("04", "06", "08") else {}
-    also |= {"updates": "1, 3"} if notebook.stem.startswith("08") else {}  # of 11 steps
+    also |= {"updates": "1, 3"} if notebook.stem.startswith("08") else {}  # of 5 steps
     out = tmp_path / "out.ipynb"
-    done = run_papermill(notebook, out, tmp_path, **TOY, runs_dir=toy_runs, **also)
-    assert done.returncode == 0, done.stderr[-3000:]
+    error = run(notebook, out, tmp_path, **TOY, runs_dir=toy_runs, **also)
+    assert error is None, error
     found = outputs(out)
     assert any("image/png" in output.get("data", {}) for output in found)
     warned = [o.text for o in found if o.get("name") == "stderr" and "Warning" in o.text]
@@ -67,43 +104,69 @@ def test_a_notebook_runs_at_toy_size(notebook: Path, toy_runs: Path, tmp_path: P
     assert all(f"data:image/png;base64,{picture.strip()}" in page for picture in behind)
 
 
+@together
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_misspelt_parameter_stops_at_once(notebook: Path, tmp_path: Path) -> None:
+def test_a_misspelt_parameter_stops_at_once(
+    notebook: Path, run: Callable[..., str | None], tmp_path: Path
+) -> None:
     runs = tmp_path / "runs"
-    done = run_papermill(notebook, tmp_path / "out.ipynb", tmp_path, epoch=1, runs_dir=runs)
+    error = run(notebook, tmp_path / "out.ipynb", tmp_path, epoch=1, runs_dir=runs)
+    assert error is not None
+    assert "parameter 'epoch' is unknown (did you mean 'epochs'?)" in error
+    assert "batch_size" in error
+    assert not list(runs.glob("*"))
+
+
+def test_the_papermill_command_fails_and_says_why(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    done = run_papermill(NOTEBOOKS[0], tmp_path / "out.ipynb", tmp_path, epoch=1, runs_dir=runs)
     assert done.returncode != 0
     assert "parameter 'epoch' is unknown (did you mean 'epochs'?)" in done.stderr
     assert "batch_size" in done.stderr
     assert not list(runs.glob("*"))
 
 
+def test_the_papermill_command_runs_a_notebook(tmp_path: Path) -> None:
+    runs, out = tmp_path / "runs", tmp_path / "out.ipynb"
+    done = run_papermill(NOTEBOOKS[0], out, tmp_path, **TOY, runs_dir=runs)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert any("image/png" in output.get("data", {}) for output in outputs(out))
+    assert len(list(runs.glob("*/run.json"))) == 1
+
+
+@together
 @pytest.mark.parametrize(
     ("parameters", "sentence"),
     [
-        ({"K": 101}, "K must be at most the 100 classes of glyphs:8; got 101."),
+        ({"K": 101}, "K must be at most the 100 classes of glyphs:4; got 101."),
         ({"rule": "optimum"}, "did you mean 'optimal'?"),
     ],
 )
 def test_bad_input_stops_03_with_one_sentence(
-    parameters: dict[str, object], sentence: str, tmp_path: Path
+    parameters: dict[str, object],
+    sentence: str,
+    run: Callable[..., str | None],
+    tmp_path: Path,
 ) -> None:
     given = {**TOY, **parameters, "runs_dir": tmp_path / "runs"}
     notebook = next(path for path in NOTEBOOKS if path.stem.startswith("03"))
-    done = run_papermill(notebook, tmp_path / "out.ipynb", tmp_path, **given)
-    assert done.returncode != 0
+    assert run(notebook, tmp_path / "out.ipynb", tmp_path, **given) is not None
     last = [o for o in outputs(tmp_path / "out.ipynb") if o.output_type == "error"][-1]
     assert last.ename == "InvalidInput"
     assert sentence in last.evalue
     assert last.traceback == [f"InvalidInput: {last.evalue}"]  # no traceback to read through
 
 
+@together
 @pytest.mark.parametrize("given", [{"Ks": "five"}, {"updates": "0"}, {"rules": "optimum"}])
-def test_bad_choices_stop_08_with_one_sentence(given: dict[str, str], tmp_path: Path) -> None:
+def test_bad_choices_stop_08_with_one_sentence(
+    given: dict[str, str], run: Callable[..., str | None], tmp_path: Path
+) -> None:
     notebook = next(path for path in NOTEBOOKS if path.stem.startswith("08"))
     runs = tmp_path / "runs"
-    done = run_papermill(notebook, tmp_path / "out.ipynb", tmp_path, **TOY, runs_dir=runs, **given)
-    assert done.returncode != 0
-    (last,) = [o for o in outputs(tmp_path / "out.ipynb") if o.output_type == "error"]
+    out = tmp_path / "out.ipynb"
+    assert run(notebook, out, tmp_path, **TOY, runs_dir=runs, **given) is not None
+    (last,) = [o for o in outputs(out) if o.output_type == "error"]
     assert last.ename == "InvalidInput"
     assert next(iter(given.values())) in last.evalue
     assert not list(runs.glob("*-*"))
