@@ -11,6 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 
 from nofe_lab import Dataset, Experiment
@@ -19,6 +20,7 @@ from nofe_lab.data import Resident
 settings.register_profile("nofe_lab", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("nofe_lab")
 torch.set_num_threads(1)  # networks of this size are slower on more, much slower on a busy machine
+os.environ["OMP_NUM_THREADS"] = "1"  # also in the processes that tests start
 
 PATTERNS = ("rows", "columns")
 COLOURS = ("red", "green", "blue")
@@ -54,6 +56,26 @@ def tiny() -> Dataset:
     train, test = _draw(20, rng), _draw(5, rng)
     names = tuple(f"{colour} {pattern}" for colour in COLOURS for pattern in PATTERNS)
     return Dataset("tiny", names, train, train[:0], test, COLOURS, (0, 0, 1, 1, 2, 2))
+
+
+@pytest.fixture(scope="session")
+def filled_once(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Makes a folder, and fills it once for all processes that run tests."""
+    root = tmp_path_factory.getbasetemp()
+    root = root if worker_id == "master" else root.parent
+
+    def made(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                folder.mkdir(exist_ok=True)
+                fill(folder)
+                done.touch()
+        return folder
+
+    return made
 
 
 @pytest.fixture

@@ -17,14 +17,14 @@ def test_generalist_to_network_of_experts_and_back_from_disk(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     experiment = nofe_lab.Experiment(
-        "glyphs:8", K=4, epochs=2, batch_size=60, device="cpu", runs_dir=str(tmp_path)
+        "glyphs:4", K=4, epochs=2, batch_size=60, device="cpu", runs_dir=str(tmp_path)
     )
     first = experiment.final_report({"base": experiment.base(), "nofe": experiment.nofe()})
     said = capsys.readouterr().out
     assert "To train, on cpu in " in said
     assert "together about" in said
     runs = nofe_lab.Experiment(
-        "glyphs:8", K=4, epochs=2, batch_size=60, device="cpu", runs_dir=str(tmp_path)
+        "glyphs:4", K=4, epochs=2, batch_size=60, device="cpu", runs_dir=str(tmp_path)
     )
     again = runs.final_report({"base": runs.base(), "nofe": runs.nofe()})
     assert "To train" not in capsys.readouterr().out
@@ -39,7 +39,7 @@ def test_the_same_request_trained_twice_gives_the_same_bits(tmp_path: Path) -> N
     weights = []
     for folder in ("one", "two"):
         experiment = nofe_lab.Experiment(
-            "glyphs:8", K=4, epochs=1, batch_size=60, device="cpu", runs_dir=str(tmp_path / folder)
+            "glyphs:4", K=4, epochs=1, batch_size=60, device="cpu", runs_dir=str(tmp_path / folder)
         )
         (run,) = experiment.run(experiment.nofe())
         weights.append(run.weights())
@@ -48,7 +48,7 @@ def test_the_same_request_trained_twice_gives_the_same_bits(tmp_path: Path) -> N
 
 def test_a_comparison_over_seeds_has_every_network_once_a_seed(tmp_path: Path) -> None:
     experiment = nofe_lab.Experiment(
-        "glyphs:8", K=3, epochs=1, batch_size=120, device="cpu", runs_dir=str(tmp_path)
+        "glyphs:4", K=3, epochs=1, batch_size=120, device="cpu", runs_dir=str(tmp_path)
     )
     names = ["base CNN", "flat control, both budgets", "NofE confusion, learned generalist"]
     report = experiment.comparison(
@@ -58,7 +58,7 @@ def test_a_comparison_over_seeds_has_every_network_once_a_seed(tmp_path: Path) -
     assert list(over_seeds(report.table)["network"]) == names
     command = experiment.command("04_compare_baselines", n_seeds=2)
     path = report.save(tmp_path / "results" / "table.csv", command)
-    expected = "papermill notebooks/04_compare_baselines.ipynb out.ipynb -p dataset glyphs:8 -p K 3"
+    expected = "papermill notebooks/04_compare_baselines.ipynb out.ipynb -p dataset glyphs:4 -p K 3"
     assert path.read_text().startswith(f"# {expected} -p epochs 1 -p batch_size 120 -p n_seeds 2")
 
 
@@ -68,13 +68,13 @@ def test_the_command_line_lists_and_removes_runs(
     assert main(["runs", "--runs-dir", str(tmp_path)]) == 0
     assert "no runs in" in capsys.readouterr().out
     experiment = nofe_lab.Experiment(
-        "glyphs:8", K=4, epochs=1, batch_size=60, device="cpu", runs_dir=str(tmp_path)
+        "glyphs:4", K=4, epochs=1, batch_size=60, device="cpu", runs_dir=str(tmp_path)
     )
     run, _ = experiment.run(experiment.base(), experiment.generalist())
     capsys.readouterr()
     main(["runs", "--runs-dir", str(tmp_path)])
     listed = capsys.readouterr().out
-    for word in (run.id, "glyphs:8", "alexnet_quick", "generalist", "% val", "0.0 h", "2 runs"):
+    for word in (run.id, "glyphs:4", "alexnet_quick", "generalist", "% val", "0.0 h", "2 runs"):
         assert word in listed
     assert main(["runs", "--runs-dir", str(tmp_path), "--remove", run.id[:6]]) == 0
     assert not run.path.exists()

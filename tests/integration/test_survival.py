@@ -115,17 +115,18 @@ def bits(run: Run) -> dict[str, bytes | str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(
-    tmp_path_factory: pytest.TempPathFactory, start: Callable[..., BaseProcess]
+    filled_once: Callable[[str, Callable[[Path], None]], Path], start: Callable[..., BaseProcess]
 ) -> tuple[Path, dict[str, float]]:
     """A folder with a run of every kind that was never interrupted, and how long they trained."""
-    runs_dir = tmp_path_factory.mktemp("undisturbed")
-    seconds = {}
-    for kind in STAGES:
-        process = start(kind, runs_dir)
-        process.join()
-        assert process.exitcode == 0
-        seconds[kind] = only_run(runs_dir, kind).seconds
-    return runs_dir, seconds
+
+    def fill(runs_dir: Path) -> None:
+        for kind in STAGES:
+            process = start(kind, runs_dir)
+            process.join()
+            assert process.exitcode == 0
+
+    runs_dir = filled_once("undisturbed", fill)
+    return runs_dir, {kind: only_run(runs_dir, kind).seconds for kind in STAGES}
 
 
 def wait_until(found: Callable[[], object], seconds: float = 60) -> None:

@@ -543,6 +543,14 @@ def test_nothing_is_downloaded_for_a_split_that_is_refused(monkeypatch: pytest.M
 # --- before anything is trained
 
 
+class Shrinking(nn.Sequential):
+    """Halves images six times; its pooling refuses what is left of small ones."""
+
+    def __init__(self) -> None:
+        halves = [nn.MaxPool2d(2) for _ in range(6)]
+        super().__init__(nn.Conv2d(3, 4, 1), *halves, nn.Flatten(), nn.Linear(4, 10))
+
+
 class NoClassifier(Net):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).reshape(-1, 10)
@@ -573,7 +581,7 @@ def test_an_experiment_with_bad_input_cannot_be_made(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"backbone": "inception_v3", "stem": "original"}, "cannot take images of 3 x 32 x 32"),
+        ({"backbone": Shrinking, "stem": "original"}, "cannot take images of 3 x 32 x 32"),
         ({"backbone": NoClassifier}, "'NoClassifier' has no classifier to resize"),
         (
             {"backbone": Net, "split": "fc", "branch_width": 0.5},

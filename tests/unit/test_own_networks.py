@@ -907,8 +907,11 @@ print(digest.hexdigest())
 """
 
 
-def test_equal_settings_have_one_digest_in_every_process() -> None:
-    found = {
+def test_equal_settings_have_one_digest_in_every_process(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    exec(HASHED, {"__name__": "__main__"})
+    found = {capsys.readouterr().out} | {
         subprocess.run(
             [sys.executable, "-c", HASHED],
             env={**os.environ, "PYTHONHASHSEED": seed},
@@ -916,7 +919,7 @@ def test_equal_settings_have_one_digest_in_every_process() -> None:
             text=True,
             check=True,
         ).stdout
-        for seed in ("1", "2", "3")
+        for seed in ("1", "2")
     }
     assert len(found) == 1
 
