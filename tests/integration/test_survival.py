@@ -85,7 +85,14 @@ def train(kind: str, runs_dir: Path, log: Path | None = None, **changes: Any) ->
 def start() -> Callable[..., BaseProcess]:
     """Starts `train` in a process, without the seconds that imports take."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["nofe_lab.stages", "nofe_lab.data.glyphs", "scipy.special"])
+    context.set_forkserver_preload(
+        [
+            *("nofe_lab.stages", "nofe_lab.data.glyphs"),
+            # what these import when they need it: three times as long as the training
+            *("torch._dynamo", "sklearn.cluster", "sklearn.metrics"),
+            *("scipy.special", "scipy.optimize"),
+        ]
+    )
 
     def begin(*arguments: Any, **changes: Any) -> BaseProcess:
         process = context.Process(target=train, args=arguments, kwargs=changes, daemon=True)
