@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -139,3 +140,16 @@ def test_a_final_report_has_the_fields_of_its_arms(
     assert list(table["kind"]) == ["base", "nofe"]
     assert list(table["partition"]) == ["", "random"]
     assert list(table["trunk_rule"]) == ["", "optimal"]
+
+
+def test_an_arm_is_made_again_from_its_columns_with_and_without_a_file() -> None:
+    for arm in (Arm("nofe", "random"), Arm("control", experts=2), Arm("base", budget="total")):
+        assert Arm.of_columns(arm.columns) == arm
+        older = {name: value for name, value in arm.columns.items() if name != "label"}
+        assert Arm.of_columns(older) == arm
+
+
+def test_a_partition_may_be_a_path() -> None:
+    assert Arm("nofe", Path("mine.json")).partition == "mine.json"  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="partition must be text; got None"):
+        Arm("nofe", None)  # type: ignore[arg-type]

@@ -919,3 +919,24 @@ def test_too_many_glyphs_are_refused(number: object) -> None:
 def test_a_path_may_name_a_data_set() -> None:
     """Path("digits") gave the glyphs."""
     assert load_dataset(Path("digits"), val_fraction=0).C == 10
+
+
+def test_arrays_of_numpy_make_a_source(tiny: Dataset) -> None:
+    images, labels = tiny.train.sample(range(8)).numpy(), tiny.train.labels[:8].numpy()
+    images.setflags(write=False)
+    found = Resident(images, labels)
+    assert torch.equal(found.sample([3, 5]), tiny.train.sample([3, 5]))
+    assert found.fingerprint == tiny.train[:8].fingerprint
+    with pytest.raises(InvalidInput, match=r"images must be uint8 .*; got torch\.float64"):
+        Resident(images / 255, labels)
+
+
+def test_what_is_no_source_is_no_split(tiny: Dataset) -> None:
+    with pytest.raises(InvalidInput, match=r"val split of tiny must be a Source.*; got NoneType"):
+        replace(tiny, val=None)  # type: ignore[arg-type]
+
+
+def test_a_clearest_image_that_is_gone_is_refused(tiny: Dataset) -> None:
+    last = torch.tensor([int(tiny.train.of_class(c)[-1]) for c in range(tiny.C)])
+    with pytest.raises(InvalidInput, match="clearest must hold a training image of each of the 6"):
+        replace(tiny, clearest=last, train=tiny.train[:-1])

@@ -1108,3 +1108,34 @@ def test_a_report_of_nothing_is_refused(tiny_experiment: Make) -> None:
         tiny_experiment().final_report({})
     with pytest.raises(InvalidInput, match="at least 1 seed"):
         tiny_experiment().comparison([])
+
+
+# --- slips in Python
+
+
+def test_what_is_no_stage_is_not_run(tiny_experiment: Make) -> None:
+    with pytest.raises(
+        InvalidInput, match=r"runs stages, such as experiment\.nofe\(\); got 'base'"
+    ):
+        tiny_experiment().run("base")  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_report_without_test_images_is_refused_before_training(
+    tiny: Dataset, tiny_experiment: Make
+) -> None:
+    experiment = tiny_experiment(dataset=replace(tiny, test=tiny.test[:0]))
+    with pytest.raises(InvalidInput, match="a report needs test images; tiny has none"):
+        experiment.final_report({"base": experiment.base()})
+
+
+def test_a_data_set_is_prepared_once_for_all_seeds(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment(val_fraction=0.1)
+    assert experiment.with_seed(1).data is experiment.data
+    with pytest.raises(InvalidInput, match=r"image_size is for .* files; got 64 for .* 'tiny'"):
+        _ = tiny_experiment(image_size=64).data
+
+
+def test_a_gate_is_trained_with_flips_where_every_stage_is(tiny_experiment: Make) -> None:
+    assert tiny_experiment(flips=True).gate().recipe.flips
+    assert not tiny_experiment().gate().recipe.flips
