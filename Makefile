@@ -25,11 +25,13 @@ run: $(READY)  ## train a network of experts on the embedded data set (3 minutes
 	$(BIN)/papermill --stdout-file - --log-level WARNING --no-progress-bar notebooks/03_finetune_nofe.ipynb out.ipynb -p K 10
 	@echo "The executed notebook, with its figures: out.ipynb"
 
+# types are checked while some tests wait for browsers and disks
 test: $(READY)  ## formatting, types and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup -m 'not slow'
+	$(BIN)/mypy & types=$$!; \
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup -m 'not slow'; tests=$$?; \
+	wait $$types && exit $$tests
 
 test-slow: $(READY)  ## the tests that need minutes, a browser or real data
 	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup -m slow

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
+import os
 import random
 import re
 import shlex
@@ -228,7 +229,10 @@ test_survival.train("base", Path({str(runs_dir)!r}), **{changes!r})
 
 
 def test_an_interrupted_training_stops_after_its_step_and_goes_on_when_asked_again(
-    runs_dir: Path, undisturbed: tuple[Path, dict[str, float]]
+    runs_dir: Path,
+    undisturbed: tuple[Path, dict[str, float]],
+    start: Callable[..., BaseProcess],
+    tmp_path: Path,
 ) -> None:
     slow = "import time; from nofe_lab.training import loop; seed = loop._seed\n"
     slow += "loop._seed = lambda *given: (time.sleep(0.05), seed(*given))\n"
@@ -247,8 +251,10 @@ def test_an_interrupted_training_stops_after_its_step_and_goes_on_when_asked_aga
     assert found, errors
     (folder,) = runs_dir.glob("*.unfinished")
     assert (folder / f"step-{int(found[1]):08}.safetensors").is_file()
-    done = subprocess.run(ask(runs_dir), capture_output=True, text=True, check=True)
-    assert f"resumes from step {found[1]} of 80" in done.stdout
+    again = start("base", runs_dir, tmp_path / "log")
+    again.join()
+    assert again.exitcode == 0
+    assert f"resumes from step {found[1]} of 80" in (tmp_path / "log").read_text()
     run = only_run(runs_dir, "base")
     assert bits(run) == bits(only_run(undisturbed[0], "base"))
     assert run.provenance["interruptions"] == 1
@@ -313,14 +319,18 @@ def test_an_update_of_the_map_is_broken_off_and_done_when_training_goes_on(
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_polite_end_is_kept_too(runs_dir: Path, name: str) -> None:
-    command = ask(runs_dir, checkpoint_seconds=3600.0, epochs=400)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        # past the first checkpoint, at the end of epoch 1, and not yet past the next one
-        assert any("epoch 2/400" in line for line in process.stdout)
-        process.send_signal(getattr(signal, name))
-    assert process.returncode == -getattr(signal, name)
+def test_a_polite_end_is_kept_too(
+    runs_dir: Path, name: str, start: Callable[..., BaseProcess], tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    process = start("base", runs_dir, log, checkpoint_seconds=3600.0, epochs=400)
+    # past the first checkpoint, at the end of epoch 1, and not yet past the next one
+    wait_until(lambda: "epoch 2/400" in log.read_text())
+    assert process.pid is not None
+    os.kill(process.pid, getattr(signal, name))
+    process.join()
+    assert process.exitcode == -getattr(signal, name)
     assert len(list(runs_dir.glob("*.unfinished/step-*"))) == 2
 
 
