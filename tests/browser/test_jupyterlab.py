@@ -347,9 +347,11 @@ def test_a_widget_of_saved_state_shows_its_picture_without_a_kernel(
     NotebookClient(notebook, store_widget_state=True).execute()
     assert "widgets" in notebook.metadata
     notebook.metadata.kernelspec = {"name": "none-such", "display_name": "none such"}
+    # else JupyterLab may take another kernel of this language unasked
+    notebook.metadata.language_info = {"name": "none-such"}
     nbformat.write(notebook, lab[1] / "saved.ipynb")
     opened = open_notebook("saved.ipynb", kernel=False)
-    opened.page.get_by_role("button", name="No Kernel").last.click()
+    opened.page.locator(".jp-Dialog").get_by_role("button", name="No Kernel").click()
     opened.page.wait_for_timeout(4000)
     assert opened.page.locator(PICTURE).first.is_visible()
     shown = opened.page.locator(".nofe-board")

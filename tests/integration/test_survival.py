@@ -17,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -70,8 +71,21 @@ def stage_of(found: Experiment, kind: str) -> Stage:
     return stage
 
 
+def hear_signals() -> None:
+    """Listen as in a terminal: what is started with nohup or in the background ignores some."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True)
+def signals() -> None:
+    hear_signals()
+
+
 def train(kind: str, runs_dir: Path, log: Path | None = None, **changes: Any) -> None:
     """What a process of its own does."""
+    if threading.current_thread() is threading.main_thread():
+        hear_signals()
     torch.set_num_threads(1)
     with contextlib.ExitStack() as stack:
         if log is not None:
