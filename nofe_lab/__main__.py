@@ -13,14 +13,13 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from pathlib import Path
 
 import pandas as pd
 import torch
 
 from nofe_lab.config import InvalidInput, printable
 from nofe_lab.evaluation import with_clearest
-from nofe_lab.files import writable_path
+from nofe_lab.files import user_path, writable_path
 from nofe_lab.knobs import KNOBS, understood
 from nofe_lab.log import log, redirect_to_devnull, write_line
 from nofe_lab.machine import Machine
@@ -69,7 +68,7 @@ def runs(parser: ArgumentParser) -> Command:
     parser.add_argument("--remove", metavar="ID", help="delete the run whose id begins with ID")
 
     def run(options: Namespace) -> None:
-        folder = Path(options.runs_dir or default_runs_dir())
+        folder = user_path(options.runs_dir or default_runs_dir())
         if not os.path.isdir(folder):
             raise InvalidInput(f"there is no folder {str(folder)!r}; accepted: a folder of runs.")
         store = RunStore(folder)
@@ -123,7 +122,7 @@ def film(parser: ArgumentParser) -> Command:
     def run(options: Namespace) -> None:
         from nofe_lab.views.film import save_films
 
-        folder = Path(options.output)
+        folder = user_path(options.output)
         for name in ("film.gif", "film_dark.gif"):
             writable_path("output", folder / name)
         experiment = Experiment(**understood({name: getattr(options, name) for name in knobs}))

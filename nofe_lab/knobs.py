@@ -205,7 +205,7 @@ class Knob:
         return f"{self.name}: {self.kind.annotation} = {default}  # {self.help}"
 
 
-TEXT, COUNT, SEED = Kind(), Whole(1), Whole(0)
+TEXT, FROM_1, FROM_0 = Kind(), Whole(1), Whole(0)
 WIDTH, UPDATES = Real(ABOVE_0, MAX_BRANCH_WIDTH), Whole(1, MAX_UPDATES)
 AFFINITY = Choice(("evaluation", "training"))
 PARTITION = Choice(SPECIALTIES, "the path of a .json file")
@@ -213,20 +213,20 @@ PARTITION = Choice(SPECIALTIES, "the path of a .json file")
 _DECLARED = {
     "data": (
         Knob("dataset", "glyphs", TEXT, "glyphs, digits, cifar100, folder:DIR, parquet:DIR ..."),
-        Knob("image_size", None, Whole(1, MAX_IMAGE_SIZE), "side in pixels of resized images"),
-        Knob("train_per_class", None, COUNT, "use only so many training images of every class"),
+        Knob("image_size", None, Whole(1, MAX_IMAGE_SIZE), "side of resized images in pixels"),
+        Knob("train_per_class", None, FROM_1, "how many training images of every class to use"),
         Knob("val_fraction", None, Real(0, MAX_VAL_FRACTION), "share of train set aside as val"),
-        Knob("data_seed", 0, SEED, "of the choice of val and of the pixels of glyphs"),
+        Knob("data_seed", 0, FROM_0, "draws val, and the pixels of glyphs"),
         Knob("skip_unreadable", False, Flag(), "go on without images that cannot be decoded"),
         Knob("groups", None, TEXT, "folder, or a CSV of file and group: images to keep together"),
     ),
     "network": (
         Knob("backbone", "alexnet_quick", TEXT, "the base CNN: published, resnet18 ..., timm:NAME"),
-        Knob("split", None, TEXT, "where branches begin: a module of a network that is cut"),
-        Knob("stem", "auto", TEXT, "of a network that is cut: original, or small for small images"),
+        Knob("split", None, TEXT, "the module of a cut network where branches begin"),
+        Knob("stem", "auto", TEXT, "first layers of a cut network: original, or small"),
         Knob("weights", None, TEXT, "pretrained: a file, or a name of torchvision or timm"),
         Knob("branch_width", 1.0, WIDTH, "factor on the experts' hidden channels"),
-        Knob("branch_start", "fresh", Choice(BRANCH_STARTS), "fresh, or tail: as the trunk's tail"),
+        Knob("branch_start", "fresh", Choice(BRANCH_STARTS), "fresh weights, or the trunk's tail"),
         Knob(
             "trunk",
             "generalist",
@@ -238,11 +238,11 @@ _DECLARED = {
         Knob("K", 10, Whole(2), "number of specialties, and of experts"),
         Knob("rule", None, Choice(RULES), "how they are learned: optimal, greedy, random ..."),
         Knob("specialties", "learned", PARTITION, "learned, random, superclass ... or a .json"),
-        Knob("map_updates", None, UPDATES, "how often the specialties are updated in all"),
+        Knob("map_updates", None, UPDATES, "how many times the specialties are updated"),
         Knob("affinity", None, Choice(("counts", "probability")), "what the affinity adds up"),
-        Knob("affinity_images", None, SEED, "training images it is measured on; 0: all"),
-        Knob("affinity_from", "evaluation", AFFINITY, "training: of predictions made in training"),
-        Knob("elastic_lambda", 1000.0, Real(0, MAX_LAMBDA), "penalty on sizes, for rule elastic"),
+        Knob("affinity_images", None, FROM_0, "training images that affinity uses; 0: all"),
+        Knob("affinity_from", "evaluation", AFFINITY, "by a pass of its own, or in training"),
+        Knob("elastic_lambda", 1000.0, Real(0, MAX_LAMBDA), "the elastic rule's size penalty"),
     ),
     "training": (
         Knob("preset", "quick", Choice(PRESETS), "quick: minutes; paper: as published; strong"),
@@ -252,10 +252,10 @@ _DECLARED = {
             Whole(1, MAX_EPOCHS),
             "length of every stage; None: as the preset has it",
         ),
-        Knob("batch_size", None, COUNT, "images a step"),
+        Knob("batch_size", None, FROM_1, "images a step"),
         Knob("learning_rate", None, Real(ABOVE_0), "base or peak learning rate"),
         Knob("flips", None, Flag(), "mirror training images at random"),
-        Knob("seed", 0, SEED, "of weights, order, augmentation and random partitions"),
+        Knob("seed", 0, FROM_0, "of weights, order, augmentation and random partitions"),
     ),
     "machine": (
         Knob("device", "auto", TEXT, "auto, cpu, cuda, cuda:1 or mps"),
@@ -264,7 +264,7 @@ _DECLARED = {
         Knob("checkpoint_seconds", 60.0, Real(0), "the longest time between two checkpoints"),
     ),
     "notebook": (
-        Knob("n_seeds", 3, COUNT, "how many seeds: seed, seed + 1, ..."),
+        Knob("n_seeds", 3, FROM_1, "how many seeds: seed, seed + 1, ..."),
         Knob("results", None, Output(), "a CSV file for the final table"),
         Knob("with_nofe", True, Flag(), "train the network of experts too, to see what it changes"),
         Knob("with_gate", False, Flag(), "train a gate too: which expert would it choose?"),
@@ -277,7 +277,7 @@ _DECLARED = {
         Knob("trunks", "base, scratch", Many(Choice(TRUNKS)), "other trunks"),
     ),
 }
-"""Under the headings of the table; the last ones belong to single notebooks, all others to
+"""By heading of the table.  Those under "notebook" belong to single notebooks, all others to
 `nofe_lab.Experiment`."""
 
 KNOBS = {knob.name: knob for knobs in _DECLARED.values() for knob in knobs}

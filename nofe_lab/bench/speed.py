@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -443,11 +442,10 @@ def measure(bench: Bench, output: str | None, command: str) -> None:
     output: a CSV file for the table, written even if the benchmark is interrupted; its first line
     is `command`.
     """
-    if output is not None:
-        writable_path("output", output)
+    target = writable_path("output", output) if output is not None else None
     try:
         write_line(against_targets(bench.run()).to_string(index=False), sys.stdout)
     finally:
-        if output is not None and bench.rows:
+        if target is not None and bench.rows:
             text = f"# {command}\n{bench.table.to_csv(index=False)}"
-            Path(output).write_text(text, "utf-8")
+            target.write_text(text, "utf-8")

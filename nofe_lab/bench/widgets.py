@@ -7,7 +7,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,16 +43,15 @@ def measure(dataset: str, repeats: int, output: str | None, command: str) -> Non
 
     output: a CSV file for the table; its first line is `command`.
     """
-    if output is not None:
-        writable_path("output", output)
+    target = writable_path("output", output) if output is not None else None
     data = load_dataset(dataset, val_fraction=0.0)
     parts = [response(data, 10, repeats), response(synthetic(1000), 30, repeats), live_share()]
     found = pd.concat(parts)
     about = provenance(Machine.pick("cpu"), 0.0)
     found = found.assign(hardware=about["device"], revision=about["revision"])
     write_line(found.to_string(index=False), sys.stdout)
-    if output is not None:
-        Path(output).write_text(f"# {command}\n{found.to_csv(index=False)}", "utf-8")
+    if target is not None:
+        target.write_text(f"# {command}\n{found.to_csv(index=False)}", "utf-8")
 
 
 def synthetic(C: int, per_class: int = 10) -> Dataset:

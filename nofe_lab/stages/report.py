@@ -49,7 +49,7 @@ class FinalReport:
 
     def save(self, path: Path | str, command: str) -> Path:
         """Write the table as CSV; its first line is a comment, the command that made it."""
-        path = user_path(path)
+        path = path if isinstance(path, Path) else user_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"# {command}\n{self.table.to_csv(index=False)}", "utf-8")
         return path

@@ -19,7 +19,7 @@ import pandas as pd
 
 from nofe_lab.config import InvalidInput, data_folder, one_of, whole_number
 from nofe_lab.evaluation import oracle, per_specialty
-from nofe_lab.files import write_text
+from nofe_lab.files import user_path, write_text
 from nofe_lab.log import log
 from nofe_lab.runs import code_revision
 from nofe_lab.stages import Arm, Experiment, NofEStage, load_specialties
@@ -59,7 +59,7 @@ class Queue:
         self.arm, self.seed = arm, seed
         if seed is not None:
             whole_number("seed", seed, 0, max(study.seeds for study in self.studies) - 1)
-        self.results, self.conditional = Path(results), Path(conditional)
+        self.results, self.conditional = user_path(results), user_path(conditional)
         self.runs_dir = runs_dir
         self.failed: dict[str, set[tuple[Arm, int]]] = defaultdict(set)
         self.read()

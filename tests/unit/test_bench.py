@@ -15,7 +15,7 @@ from torch import nn
 from nofe_lab import InvalidInput, backbone
 from nofe_lab.__main__ import main
 from nofe_lab.bench import speed
-from nofe_lab.bench.speed import Bench, flops_of
+from nofe_lab.bench.speed import Bench, flops_of, measure
 from nofe_lab.bench.targets import NETWORKS, TARGETS, against_targets, compared, read
 from nofe_lab.machine import Machine
 
@@ -115,6 +115,24 @@ def test_the_command_refuses_before_it_measures(
     said = capsys.readouterr()
     assert sentence in said.err
     assert not said.out
+
+
+def test_a_home_in_the_path_of_the_output_is_expanded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: pd.DataFrame
+) -> None:
+    """A folder called ~ was made where the command was started."""
+
+    class Done:
+        rows, table = [1], measured
+
+        def run(self) -> pd.DataFrame:
+            return measured
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    measure(Done(), "~/tables/x.csv", "a command")  # type: ignore[arg-type]
+    assert (tmp_path / "tables" / "x.csv").read_text().startswith("# a command\n")
+    assert not (tmp_path / "~").exists()
 
 
 def test_importing_the_library_imports_nothing_for_notebooks_or_plots() -> None:

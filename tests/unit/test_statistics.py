@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from test_evaluation import CONFUSION, HALVES
 
 from nofe_lab import Specialties
 from nofe_lab.statistics import (
@@ -19,16 +20,6 @@ from nofe_lab.statistics import (
     over_seeds,
     paired_differences,
 )
-
-CONFUSION = np.array(
-    [
-        [5, 2, 0, 1],
-        [1, 6, 1, 0],
-        [0, 0, 8, 0],
-        [2, 0, 2, 4],
-    ]
-)
-HALVES = Specialties(tuple("abcd"), (0, 0, 1, 1), 2, ("first", "second"))
 
 
 def test_the_inside_share_is_that_of_the_errors_against_partitions_of_the_same_sizes() -> None:
