@@ -137,6 +137,11 @@ class Experiment:
                         f"{name} is for images that are read from files; got {value!r} for the "
                         f"Dataset {self.dataset.name!r}."
                     )
+            if self.val_fraction and len(self.dataset.val):
+                raise InvalidInput(
+                    f"val_fraction is for data without val images; got {self.val_fraction:g} for "
+                    f"the Dataset {self.dataset.name!r}, which has {len(self.dataset.val)}."
+                )
             return _prepared(self.dataset, fraction, seed, few)
         state = source_state(self.dataset, self.groups)
         options |= {"val_fraction": fraction, "seed": seed, "train_per_class": few}
@@ -149,7 +154,8 @@ class Experiment:
         For questions about a base CNN that need images it has not learned from; test is for final
         reports.
         """
-        return self if self.recipes.val_fraction else replace(self, val_fraction=0.1)
+        has_val = self.recipes.val_fraction or len(self.data.val)
+        return self if has_val else replace(self, val_fraction=0.1)
 
     def with_seed(self, seed: int) -> Experiment:
         """The same experiment with another seed, on the same images."""

@@ -1139,3 +1139,15 @@ def test_a_data_set_is_prepared_once_for_all_seeds(tiny_experiment: Make) -> Non
 def test_a_gate_is_trained_with_flips_where_every_stage_is(tiny_experiment: Make) -> None:
     assert tiny_experiment(flips=True).gate().recipe.flips
     assert not tiny_experiment().gate().recipe.flips
+
+
+def test_val_images_of_a_data_set_s_own_are_kept_and_no_share_is_taken(
+    tiny: Dataset, tiny_experiment: Make
+) -> None:
+    own = tiny.with_val(0.2, 7)
+    experiment = tiny_experiment(dataset=own, preset="paper")  # which sets no val aside
+    assert experiment.data is own
+    assert experiment.held_out is experiment
+    assert tiny_experiment(dataset=own, val_fraction=0).data is own
+    with pytest.raises(InvalidInput, match=r"val_fraction is for .*; got 0\.5 .* which has 24\."):
+        _ = tiny_experiment(dataset=own, val_fraction=0.5).data
