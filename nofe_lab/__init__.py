@@ -15,20 +15,17 @@ if TYPE_CHECKING:
     from nofe_lab.config import InvalidInput
     from nofe_lab.data import Dataset, Resident, load_dataset
     from nofe_lab.evaluation import predict
+    from nofe_lab.inference import Answers, Classifier, load, load_specialties
     from nofe_lab.networks import Backbone, NofE, backbone
     from nofe_lab.runs import Run
     from nofe_lab.specialties import Specialties, assign
-    from nofe_lab.stages import (
-        Arm,
-        Experiment,
-        load_model,
-        load_specialties,
-        superclass_specialties,
-    )
+    from nofe_lab.stages import Arm, Experiment, superclass_specialties
 
 __all__ = [
+    "Answers",
     "Arm",
     "Backbone",
+    "Classifier",
     "Dataset",
     "Experiment",
     "InvalidInput",
@@ -38,8 +35,8 @@ __all__ = [
     "Specialties",
     "assign",
     "backbone",
+    "load",
     "load_dataset",
-    "load_model",
     "load_specialties",
     "predict",
     "superclass_specialties",
@@ -52,7 +49,8 @@ _HOMES = {
     "networks": ("Backbone", "NofE", "backbone"),
     "runs": ("Run",),
     "specialties": ("Specialties", "assign"),
-    "stages": ("Arm", "Experiment", "load_model", "load_specialties", "superclass_specialties"),
+    "inference": ("Answers", "Classifier", "load", "load_specialties"),
+    "stages": ("Arm", "Experiment", "superclass_specialties"),
 }
 
 

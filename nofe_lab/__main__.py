@@ -20,11 +20,12 @@ import torch
 from nofe_lab.config import InvalidInput, printable
 from nofe_lab.evaluation import with_clearest
 from nofe_lab.files import user_path, writable_path
+from nofe_lab.inference import load_specialties
 from nofe_lab.knobs import KNOBS, understood
 from nofe_lab.log import log, redirect_to_devnull, write_line
 from nofe_lab.machine import Machine
 from nofe_lab.runs import Run, RunStore, default_runs_dir
-from nofe_lab.stages import Experiment, load_specialties
+from nofe_lab.stages import Experiment
 
 Command = Callable[[Namespace], None]
 

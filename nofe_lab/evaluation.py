@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from nofe_lab.config import InvalidInput, shown
 from nofe_lab.data import Dataset, Source
 from nofe_lab.data.dataset import clearest, label_margins
 from nofe_lab.specialties import Specialties
@@ -106,14 +108,24 @@ class Predictions:
 
 
 def predict(
-    model: nn.Module, split: Source, target_of_class: torch.Tensor | None = None
+    model: nn.Module,
+    split: Source,
+    target_of_class: torch.Tensor | None = None,
+    experts: int | None = None,
 ) -> Predictions:
     """Run a network on a split in evaluation mode, without augmentation.
 
     model: raw images uint8 [B, c, h, w] -> logits [B, n], on any device.
     target_of_class: int64 [C], the correct output for each class; None: the class itself.
+    experts: how many experts a network of experts with a gate runs for each image; None: all.
+    Raises InvalidInput if `split` is no `Source`.
     """
-    logits = torch.cat([output for output, _ in _outputs(model, split)])
+    if not isinstance(split, Source):
+        raise InvalidInput(
+            f"predict takes the images of a data set, such as data.val; got {shown(split)}: "
+            "model.predict(...) takes files, folders and pictures."
+        )
+    logits = torch.cat([output for output, _ in _outputs(model, split, experts)])
     labels = split.labels if target_of_class is None else target_of_class.cpu()[split.labels]
     return Predictions(logits.numpy(), labels.numpy())
 
@@ -131,18 +143,25 @@ def with_clearest(
         predictions = predict(model, images, target_of_class)
         return label_margins(predictions.logits, predictions.labels)
 
-    return replace(dataset, clearest=clearest(dataset.train, margins))
+    return replace(dataset, clearest=clearest(dataset.train, margins)[:, 0])
 
 
-def _outputs(model: nn.Module, split: Source) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def images_at_once(image_shape: tuple[int, int, int]) -> int:
+    """How many images (channels, height, width) are evaluated in one batch."""
+    return max(EVALUATION_PIXELS // (image_shape[1] * image_shape[2]), 1)
+
+
+def _outputs(
+    model: nn.Module, split: Source, experts: int | None = None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield a network's outputs for a split, with the labels, batch by batch."""
     device = next(model.parameters()).device
     model.eval()
-    _, height, width = split.image_shape
-    size = max(EVALUATION_PIXELS // (height * width), 1)
+    forward = model if experts is None else partial(cast(Any, model).logits, experts=experts)
+    size = images_at_once(split.image_shape)
     for images, labels in zip(split.parts(size), split.labels.split(size), strict=True):
         with torch.inference_mode():
-            yield model(images.to(device)).float().cpu(), labels
+            yield forward(images.to(device)).float().cpu(), labels
 
 
 def class_means(model: nn.Module, split: Source, C: int) -> NDArray[np.float64]:
@@ -279,7 +298,7 @@ def oracle(predictions: Predictions, specialties: Specialties) -> Oracle:
 
 
 def conditional(experts: Predictions, gate: Predictions, specialties: Specialties) -> pd.DataFrame:
-    """Evaluate `NofE.predict` with 1, 2, ... and all experts for each image.
+    """Evaluate `NofE.logits` with 1, 2, ... and all experts for each image.
 
     experts: the predictions with all experts [N, C].  gate: those of the gate.
     Returns a row for each number of experts: experts; top1, top5 and nll; found, the share of

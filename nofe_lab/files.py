@@ -38,12 +38,12 @@ class UnreadableFile(InvalidInput):
     """A file is missing, irregular, too large, or not in the expected format."""
 
 
-def write_text(path: Path, content: str) -> None:
-    """Write a text file atomically.  Raises OSError."""
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file atomically, text as UTF-8.  Raises OSError."""
     scratch = _scratch_path(path)
     try:
-        with scratch.open("w", encoding="utf-8", newline="") as file:
-            file.write(content)
+        with scratch.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(path)

@@ -126,20 +126,30 @@ MAX_CANDIDATES = (50, 20_000)
 """The most images, per class and in all, from which thumbnails are chosen."""
 
 
-def clearest(split: Source, margins: Callable[[Source], NDArray[np.floating]]) -> Tensor:
-    """Find the image of each class with the largest margin, int64 [C], among at most 50 a class.
+def clearest(
+    split: Source,
+    margins: Callable[[Source], NDArray[np.floating]],
+    n: int = 1,
+    candidates: int = MAX_CANDIDATES[0],
+) -> Tensor:
+    """Find the n images of each class with the largest margins, int64 [C, n].
 
+    Of a class with fewer images the last is repeated.  candidates: the most images of a class that
+    are looked at.
     margins: gives the margins of images, float [n]: a classifier's score for the label minus its
     largest other score, positive if the image is classified correctly.
     """
     C = int(split.labels.max()) + 1
-    per_class, in_all = MAX_CANDIDATES
-    chosen = stratified_sample(split.labels, max(min(per_class, in_all // C), 1), 0)
+    in_all = MAX_CANDIDATES[1]
+    chosen = stratified_sample(split.labels, max(min(candidates, in_all // C), 1), 0)
     indices = chosen.nonzero().flatten()
-    candidates = split[indices]
-    order = np.lexsort((-margins(candidates), candidates.labels.numpy()))
-    first = np.unique(candidates.labels.numpy()[order], return_index=True)[1]
-    return indices[torch.from_numpy(order[first])]
+    images = split[indices]
+    order = np.lexsort((-margins(images), images.labels.numpy()))
+    _, first, counts = np.unique(
+        images.labels.numpy()[order], return_index=True, return_counts=True
+    )
+    places = first[:, None] + np.minimum(np.arange(n), counts[:, None] - 1)
+    return indices[torch.from_numpy(order[places])]
 
 
 def clearest_by_pixels(split: Source) -> Tensor:
@@ -166,7 +176,7 @@ def clearest_by_pixels(split: Source) -> Tensor:
             scores = np.stack([-scores, scores], axis=1)
         return label_margins(scores, labels)
 
-    return clearest(split, margins)
+    return clearest(split, margins)[:, 0]
 
 
 def label_margins(scores: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.floating]:

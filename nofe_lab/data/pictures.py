@@ -80,7 +80,7 @@ class ImageReader:
         self.converted: Counter[str] = Counter()
         self.unreadable: list[str] = []
         self._first: tuple[str, tuple[int, ...]] | None = None
-        self._budget = _PixelBudget()
+        self._budget = PixelBudget()
 
     def read(
         self, encoded: Sequence[Path | bytes | None], names: Sequence[str]
@@ -228,7 +228,7 @@ class ImageReader:
 _NO_PIXELS = np.empty(0, dtype=np.uint8)
 
 
-class _PixelBudget:
+class PixelBudget:
     """Bounds the pixels that all threads together decode at once."""
 
     def __init__(self) -> None:
@@ -262,7 +262,7 @@ def decode(
     encoded: Path | bytes | None,
     image_size: int | None = None,
     bit_depth: int = 16,
-    budget: _PixelBudget | None = None,
+    budget: PixelBudget | None = None,
 ) -> Picture:
     """Decode an image file, or its contents, to RGB, and apply its EXIF orientation.
 
@@ -274,16 +274,72 @@ def decode(
     try:
         if isinstance(encoded, Path):
             with open_regular(encoded, memory(), links=True) as file:
-                return _decode(file, image_size, bit_depth, budget or _PixelBudget())
+                return _decode(file, image_size, bit_depth, budget or PixelBudget())
         if not isinstance(encoded, bytes):  # text, above all, would be opened as a path
             raise ValueError("nothing is stored" if encoded is None else "no image is stored")
-        return _decode(io.BytesIO(encoded), image_size, bit_depth, budget or _PixelBudget())
+        return _decode(io.BytesIO(encoded), image_size, bit_depth, budget or PixelBudget())
     except Exception as error:  # damaged files make Pillow raise almost anything
         raise UnreadableImage(_reason(error)) from error
 
 
+def image_tensor(
+    what: Path | bytes | Image.Image | np.ndarray | Tensor,
+    image_shape: tuple[int, int, int],
+    bit_depth: int = 16,
+    budget: PixelBudget | None = None,
+) -> Tensor:
+    """Prepare one image of any size as those of a data set: uint8 [channels, height, width].
+
+    what: the path of an image file, its contents, a PIL image, or pixels uint8: an array [height,
+    width], or [height, width, 1, 3 or 4], or a tensor [channels, height, width].
+    image_shape: (channels, height, width) wanted; the image is scaled until it covers the height
+    and the width, then its centre is cropped.  bit_depth, budget: see `decode`.
+    Raises UnreadableImage if it is no image, or cannot be decoded.
+    """
+    channels, height, width = image_shape
+    if isinstance(what, Tensor):
+        if what.dtype == torch.uint8 and tuple(what.shape) == image_shape:
+            return what.cpu()
+        what = what.detach().cpu().movedim(0, -1).numpy() if what.ndim == 3 else what.cpu().numpy()
+    if isinstance(what, np.ndarray):
+        if what.dtype != np.uint8 or not (
+            what.ndim == 2 or (what.ndim == 3 and what.shape[2] in (1, 3, 4))
+        ):
+            raise UnreadableImage(
+                f"pixels must be uint8 [height, width, 1, 3 or 4]; got {what.dtype} "
+                f"{list(what.shape)}"
+            )
+        if not what.size:
+            raise UnreadableImage("it has no pixels")
+        what = Image.fromarray(what[..., 0] if what.shape[2:] == (1,) else what)
+    if isinstance(what, Image.Image):
+        try:
+            picture = to_rgb(ImageOps.exif_transpose(what), bit_depth)[0]
+        except Exception as error:  # of a file that is read only now
+            raise UnreadableImage(_reason(error)) from error
+    else:
+        picture = Image.fromarray(decode(what, None, bit_depth, budget).pixels)
+    if picture.size != (width, height):
+        picture = ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR)
+    image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    if channels == 1:
+        image = image.double().mean(0, keepdim=True).round().to(torch.uint8)
+    elif channels != len(image):
+        raise UnreadableImage(f"the network takes tensors of {channels} channels, not pictures")
+    return image
+
+
+def rgb(image: Tensor) -> np.ndarray:
+    """The pixels [height, width, 3] of an image uint8 [channels, height, width].
+
+    An image without three channels is shown as its first one, in grey.
+    """
+    pixels: np.ndarray = image.permute(1, 2, 0).numpy()
+    return pixels if pixels.shape[2] == 3 else pixels[..., :1].repeat(3, axis=2)
+
+
 def _decode(
-    file: io.BufferedIOBase, image_size: int | None, bit_depth: int, budget: _PixelBudget
+    file: io.BufferedIOBase, image_size: int | None, bit_depth: int, budget: PixelBudget
 ) -> Picture:
     with (
         Image.open(file, formats=FORMATS) as image,  # type: ignore[arg-type]

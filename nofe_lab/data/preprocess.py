@@ -73,7 +73,10 @@ class Preprocess(nn.Module):
         shape = self.image_shape or ("channels", "height", "width")
         wanted = f"images uint8 [N, {', '.join(map(str, shape))}] with values from 0 to 255"
         if not isinstance(images, Tensor):
-            raise InvalidInput(f"a network takes {wanted}; got {type(images).__name__}.")
+            raise InvalidInput(
+                f"a network takes {wanted}; got {type(images).__name__}: predict takes files and "
+                "pictures of any size."
+            )
         if self.mean.dtype != torch.float32:
             raise InvalidInput(
                 f"a network's weights and statistics must be torch.float32; got {self.mean.dtype}: "
@@ -150,22 +153,28 @@ class ImageNetwork(nn.Module):
     def forward(self, images: Tensor, drawn: Augmentation | None = None) -> Tensor:
         return self._run(self.network, images, drawn)
 
-    def predict(self, images: Tensor, experts: int | None = None) -> Tensor:
-        """Logits [N, n] of raw images.
+    def logits(self, images: Tensor, experts: int | None = None) -> Tensor:
+        """Logits [N, n] of raw images, uint8 [N, c, h, w].
 
         experts: how many experts a network of experts with a gate runs for each image.  Raises
         InvalidInput for any other network.
         """
-        own_predict: Any = getattr(self.network, "predict", None)
-        if own_predict is not None:
-            return self._run(own_predict, images, None, experts)
-        if experts is not None:
+        if experts is None:
+            logits: Tensor = self(images)
+            return logits
+        self.check_experts(experts)
+        own_logits: Any = self.network.logits
+        return self._run(own_logits, images, None, experts)
+
+    def check_experts(self, experts: int) -> None:
+        """Raise InvalidInput unless the network can choose so many experts for an image."""
+        own_check: Any = getattr(self.network, "check_experts", None)
+        if own_check is None:
             raise InvalidInput(
                 f"experts can be chosen (experts={experts}) by a network of experts with a gate; "
                 f"got {type(self.network).__name__}, which has no experts."
             )
-        logits: Tensor = self(images)
-        return logits
+        own_check(experts)
 
     def train(self, mode: bool = True) -> ImageNetwork:
         """Set training mode, but keep frozen batch normalisations in evaluation mode."""

@@ -126,6 +126,15 @@ class Backbone(ABC):
             f"got {size_in_words(image_shape)}."
         )
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """What `nofe_lab.networks.described` makes it of again, as JSON holds it.
+
+        The name of a network that is not the library's tells nothing of its code: the network must
+        be passed again.
+        """
+        return {"name": self.name}
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What distinguishes its networks from others; part of every run's identity.

@@ -30,6 +30,7 @@ from nofe_lab.files import (
     user_path,
 )
 from nofe_lab.networks.backbone import Backbone, cannot_reuse, seeded
+from nofe_lab.networks.control import FlatControl
 from nofe_lab.networks.digests import CannotDigest, digest_of
 from nofe_lab.networks.paper import PAPER
 from nofe_lab.networks.surgery import SplitNetwork
@@ -116,6 +117,35 @@ def backbone(
         made.weights = _weights_of_module(network, own)
     made.weight_notes = tuple(notes)
     return made
+
+
+def described(
+    description: Mapping[str, Any],
+    image_shape: tuple[int, int, int],
+    network: Network | None = None,
+) -> Backbone:
+    """Make a backbone again from its `description`, for images (channels, height, width).
+
+    network: the network, where it is not one of the library's.  A description never names code to
+    import.  Raises InvalidInput if the network is unknown or does not fit the description.
+    """
+    name = description["name"]
+    if network is None:
+        known = name in PAPER or name in torchvision_names() or name.startswith("timm:")
+        if not known:
+            raise InvalidInput(
+                f"the network {name!r} is not one of the library's; pass it as it was passed for "
+                "training: load(run, network=...)."
+            )
+        network = name
+    cut = {key: description[key] for key in ("split", "stem") if key in description}
+    found = network if isinstance(network, Backbone) else backbone(network, **cut)
+    if "experts" in description and not isinstance(found, FlatControl):
+        found = FlatControl(found, description["experts"], description["width"])
+    made = found.original.name if isinstance(found, FlatControl) else found.name
+    if made != name:
+        raise InvalidInput(f"the run is of the network {name!r}; got {made!r}.")
+    return found.for_images(image_shape)
 
 
 def _check_layers(name: str, network: nn.Module) -> None:

@@ -60,6 +60,11 @@ class FlatControl(Backbone):
             found.make_head(2)  # raises InvalidInput if a width is impossible
         return found
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """That of the backbone whose control it is, with the experts' number and width."""
+        return {**self.original.description, "experts": self.K, "width": self.width}
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         with seeded(0):

@@ -44,7 +44,7 @@ class NofE(nn.Module):
 
     to_class_order: Tensor
     gate: nn.Module | None
-    """features -> logits [N, C], for `predict`; None until one is set."""
+    """features -> logits [N, C], for `logits`; None until one is set."""
     grouped: bool = False
     """Run the branches as one (see `grouped.py`), for training.  Hooks on layers need False."""
 
@@ -79,7 +79,7 @@ class NofE(nn.Module):
         features: Tensor = self.shared(self.trunk(x))
         return features
 
-    def predict(self, x: Tensor, experts: int | None = None) -> Tensor:
+    def logits(self, x: Tensor, experts: int | None = None) -> Tensor:
         """Logits [N, C], running only the `experts` most promising branches for each image.
 
         Experts are ranked by the gate's probability of their best class.  The classes of the other
@@ -90,12 +90,12 @@ class NofE(nn.Module):
         if experts is None:
             logits: Tensor = self(x)
             return logits
-        whole_number("experts", experts, 1, len(self.branches))
-        if self.gate is None:
-            raise InvalidInput(
-                f"experts can be chosen (experts={experts}) by a network with a gate; this one has "
-                "none: train one with `Experiment.gate`."
-            )
+        return self.routed(x, experts)[0]
+
+    def routed(self, x: Tensor, experts: int) -> tuple[Tensor, Tensor]:
+        """The logits of `logits`, and the specialties whose experts ran: int64 [N, experts]."""
+        self.check_experts(experts)
+        assert self.gate is not None  # checked
         features = self.features(x)
         gate_logits = self.gate(features).float()
         members = [torch.tensor(self.specialties.members(int(k))) for k in self.branches]
@@ -111,10 +111,22 @@ class NofE(nn.Module):
                 found[rows[:, None], classes.to(x.device)] = branch(seen).float()
         ran = found.isfinite()
         gate_total = gate_logits.masked_fill(~ran, -torch.inf).logsumexp(1, keepdim=True)
-        return torch.where(ran, found, gate_logits + found.logsumexp(1, keepdim=True) - gate_total)
+        logits = torch.where(
+            ran, found, gate_logits + found.logsumexp(1, keepdim=True) - gate_total
+        )
+        return logits, torch.tensor([int(k) for k in self.branches], device=x.device)[chosen]
+
+    def check_experts(self, experts: int) -> None:
+        """Raise InvalidInput if there are fewer branches, or no gate."""
+        whole_number("experts", experts, 1, len(self.branches))
+        if self.gate is None:
+            raise InvalidInput(
+                f"experts can be chosen (experts={experts}) by a network with a gate; this one has "
+                "none: train one with `Experiment.gate`."
+            )
 
     def macs(self, input_shape: tuple[int, ...]) -> Macs:
-        """The cost of the parts that `predict` can run or skip, for an image (c, h, w)."""
+        """The cost of the parts that `logits` can run or skip, for an image (c, h, w)."""
         with torch.no_grad(), modes_kept(self):
             features = self.eval().features(blank_image(self, input_shape))
         shape = tuple(features.shape[1:])

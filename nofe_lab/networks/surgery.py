@@ -655,6 +655,12 @@ class SplitNetwork(Backbone):
             )
         return tuple(notes)
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """Its name, and the split and the stem that were chosen."""
+        stem = "small" if self.plan.edits else "original"
+        return {"name": self.name, "split": self.identity["split"], "stem": stem}
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         plan = self.plan

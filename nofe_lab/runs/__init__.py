@@ -2,7 +2,14 @@
 
 from nofe_lab.runs.checkpoint import Checkpoints
 from nofe_lab.runs.provenance import code_digest, code_revision
-from nofe_lab.runs.store import DamagedRun, Run, RunStore, default_runs_dir, identity_hash
+from nofe_lab.runs.store import (
+    DamagedRun,
+    Run,
+    RunStore,
+    default_runs_dir,
+    identity_hash,
+    open_run,
+)
 
 __all__ = [
     "Checkpoints",
@@ -13,4 +20,5 @@ __all__ = [
     "code_revision",
     "default_runs_dir",
     "identity_hash",
+    "open_run",
 ]

@@ -52,6 +52,8 @@ from nofe_lab.config import (
     first_line,
     printable,
     shown,
+    some_of,
+    text,
 )
 from nofe_lab.files import (
     UnreadableFile,
@@ -65,8 +67,8 @@ from nofe_lab.files import (
     redact_path,
     sha256,
     user_path,
+    write_file,
     write_tensors,
-    write_text,
 )
 from nofe_lab.log import log
 from nofe_lab.runs.checkpoint import MAX_SECONDS, SECONDS, Checkpoints, OtherFormat
@@ -175,14 +177,14 @@ class Run:
 
     def text(self, file: str) -> str:
         """Read one of the run's text files.  Raises DamagedRun or UnreadableFile."""
-        return read_text(self._listed(file))
+        return read_text(self.file(file))
 
     def weights(self) -> dict[str, Tensor]:
         """Read all tensors of the network and its preprocessing, by name.
 
         Raises DamagedRun or UnreadableFile, also for values that are not finite.
         """
-        found = read_tensors(self._listed("weights.safetensors"))[0]
+        found = read_tensors(self.file("weights.safetensors"))[0]
         for name, tensor in found.items():
             if not all_finite(tensor):
                 raise DamagedRun(
@@ -191,8 +193,8 @@ class Run:
                 )
         return found
 
-    def _listed(self, file: str) -> Path:
-        """The path of a file that run.json lists."""
+    def file(self, file: str) -> Path:
+        """The path of one of the run's files.  Raises DamagedRun if run.json does not list it."""
         if file not in self.record["files"]:
             raise DamagedRun(f"{file!r} is not among the files of {self.path.name}.")
         return self.path / _check_file_name(file)
@@ -229,7 +231,7 @@ class Run:
         plain = {name: float(value) for name, value in figures.items()}  # JSON takes no NumPy
         text = json.dumps({**self.reports, **plain}, indent=1)
         try:
-            write_text(self.path / "reports.json", text)
+            write_file(self.path / "reports.json", text)
         except OSError as error:
             log.warning(f"reports.json of {self.path.name} was not written ({first_line(error)}).")
 
@@ -356,7 +358,7 @@ class RunStore:
             raise _not_writable(self.folder, error) from error
         try:
             with suppress(OSError):
-                write_text(holder, f"process {os.getpid()} on {socket.gethostname()}")
+                write_file(holder, f"process {os.getpid()} on {socket.gethostname()}")
             yield self._tidy_checkpoints(name, run_id, seconds)
         finally:
             with suppress(OSError):
@@ -381,20 +383,20 @@ class RunStore:
         identity: Mapping[str, Any],
         about: Mapping[str, Any],
         weights: Mapping[str, Tensor],
-        files: Mapping[str, str],
+        files: Mapping[str, str | bytes],
         result: Mapping[str, Any],
         provenance: Mapping[str, Any],
     ) -> Run:
         """Write a run atomically.
 
-        about, result, provenance: see `Run`.  files: text files by name.  If another process has
+        about, result, provenance: see `Run`.  files: further files by name.  If another process has
         saved the same run meanwhile, returns that one.  Raises OSError if it cannot be written.
         """
         run_id = identity_hash(identity)
         folder = Path(tempfile.mkdtemp(prefix=_scratch_prefix(name, run_id), dir=self.folder))
         try:
             for file, content in files.items():
-                write_text(folder / _check_file_name(file), content)
+                write_file(folder / _check_file_name(file), content)
             write_tensors(folder / "weights.safetensors", weights)
             record = {
                 "format": FORMAT,
@@ -409,7 +411,7 @@ class RunStore:
                 },
             }
             record["digest"] = _digest(record)
-            write_text(folder / "run.json", json.dumps(record, indent=1, ensure_ascii=False))
+            write_file(folder / "run.json", json.dumps(record, indent=1, ensure_ascii=False))
             folder.chmod(0o755)
             if (other := self.find(run_id)) is not None:
                 return other
@@ -469,18 +471,10 @@ class RunStore:
             raise InvalidInput(f"{path.name!r} cannot be removed ({first_line(error)}).") from error
 
     def _open(self, path: Path) -> Run:
-        try:
-            record = read_json(path / "run.json")
-        except UnreadableFile as error:
-            _check_readable(path, error)
-            raise DamagedRun(f"run.json cannot be read: {error}") from error
-        try:
-            return Run(path, _validated(record, path))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            if isinstance(error, InvalidInput):
-                raise
-            reason = f"{type(error).__name__}: {error}"
-            raise DamagedRun(f"run.json is not the record of a run, {reason}") from error
+        run = _open(path)
+        if not path.name.endswith(f"-{run.id}"):
+            raise DamagedRun(f"it is the run {run.id}")
+        return run
 
     def _tidy_checkpoints(self, name: str, run_id: str, seconds: float) -> Checkpoints:
         """The checkpoints of a run, after removing temporary files of processes that died."""
@@ -501,6 +495,66 @@ class RunStore:
         except OSError as error:  # read-only, or another process was faster
             what = f"not set aside, {first_line(error)}"
         log.warning(f"{path.name} is damaged ({str(damage).rstrip('.')}); {what}.")
+
+
+def open_run(which: Run | Path | str, runs_dir: Path | str | None = None) -> Run:
+    """Open a finished run: a `Run`, its folder, whatever its name, or the beginning of its id.
+
+    runs_dir: where runs are looked up by id; None: the default folder.
+    Raises InvalidInput if there is no such run, or several, and DamagedRun if its files were
+    changed.
+    """
+    if isinstance(which, Run):
+        return which
+    text("run", which)
+    try:
+        folder = user_path(which)
+    except InvalidInput as error:
+        raise InvalidInput(f"run {str(which)!r}: {error}") from error
+    if folder.is_dir():
+        if not os.path.lexists(folder / "run.json"):
+            raise InvalidInput(
+                f"the folder {str(which)!r} is no run, it has no run.json; accepted: the folder of "
+                "a finished run, or a run's id."
+            )
+        return _opened(folder)
+    where = user_path(runs_dir or default_runs_dir())
+    found = []
+    if re.fullmatch("[0-9a-f]{4,12}", str(which)):
+        found = sorted(filter(_is_run_folder, where.glob(f"*-{which}*")))
+        found = [path for path in found if path.name.rpartition("-")[2].startswith(str(which))]
+    if len(found) != 1:
+        known = some_of([path.name for path in found]) if found else "none"
+        raise InvalidInput(
+            f"run {str(which)!r} must be the folder of a finished run, or the beginning of the id "
+            f"of one in {str(where)!r} (at least 4 digits); found {known} ('nofe-lab runs' lists "
+            "them)."
+        )
+    return _opened(found[0])
+
+
+def _opened(path: Path) -> Run:
+    """`_open` for people, who do not know which folder it is about."""
+    try:
+        return _open(path)
+    except DamagedRun as damage:
+        raise DamagedRun(f"the run {path.name} is damaged: {damage}") from damage
+
+
+def _open(path: Path) -> Run:
+    """Open the run in a folder, whatever the folder's name."""
+    try:
+        record = read_json(path / "run.json")
+    except UnreadableFile as error:
+        _check_readable(path, error)
+        raise DamagedRun(f"run.json cannot be read: {error}") from error
+    try:
+        return Run(path, _validated(record, path))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, InvalidInput):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        raise DamagedRun(f"run.json is not the record of a run, {reason}") from error
 
 
 def _delete(path: Path) -> None:
@@ -565,7 +619,7 @@ def _validated(record: Any, path: Path) -> dict[str, Any]:
     if record.pop("digest", None) != _digest(record):
         raise DamagedRun("run.json has been changed")
     run_id, expected_id = record["id"], identity_hash(record["identity"], _IDENTITY_FORMATS[found])
-    if run_id != expected_id or not path.name.endswith(f"-{run_id}"):
+    if run_id != expected_id:
         raise DamagedRun(f"it is the run {run_id}")
     _check_fields("about", record["about"], _ABOUT_TYPES)
     _check_fields("provenance", record["provenance"], _PROVENANCE_TYPES)

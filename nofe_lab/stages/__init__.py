@@ -6,7 +6,7 @@ from nofe_lab.stages.flat import FlatStage
 from nofe_lab.stages.generalist import GeneralistStage
 from nofe_lab.stages.nofe import NofEStage
 from nofe_lab.stages.runner import Runner
-from nofe_lab.stages.stage import Stage, load_model, load_specialties
+from nofe_lab.stages.stage import Stage, load_model
 
 __all__ = [
     "Arm",
@@ -17,6 +17,5 @@ __all__ = [
     "Runner",
     "Stage",
     "load_model",
-    "load_specialties",
     "superclass_specialties",
 ]

@@ -21,7 +21,7 @@ from nofe_lab.config import (
     whole_number,
 )
 from nofe_lab.data import Dataset, load_dataset, prepared, source_state
-from nofe_lab.data.preprocess import ImageNetwork
+from nofe_lab.inference import Classifier
 from nofe_lab.knobs import check_fields, default
 from nofe_lab.log import log
 from nofe_lab.machine import PRECISIONS
@@ -394,7 +394,7 @@ class Experiment:
         """
         return self.runner.run(stages, watch)
 
-    def model(self, stage: Stage) -> ImageNetwork:
+    def model(self, stage: Stage) -> Classifier:
         """The trained network of a stage, on the experiment's device."""
         return load_model(stage, self.run(stage)[0], self.runner.machine.device)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,12 @@ class GateStage(Stage):
     @property
     def title(self) -> str:
         return f"gate of {self.nofe.title}"
+
+    @property
+    def description(self) -> dict[str, Any]:
+        about = super().description
+        width = self.nofe.config.branch_width
+        return {**about, "branch_width": width, "gate_width": self.config.width}
 
     @property
     def K(self) -> int:

@@ -167,6 +167,7 @@ class GeneralistStage(Stage):
                 ).to_csv(),
             },
             result={"objective": objective(final, learning.maps[-1])},
+            output_of_class=learning.map.cpu(),
         )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from torch import nn
 
@@ -130,6 +131,10 @@ class NofEStage(Stage):
     @property
     def K(self) -> int:
         return self._K
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return {**super().description, "branch_width": self.config.branch_width}
 
     @property
     def partition(self) -> Specialties | None:

@@ -156,7 +156,7 @@ def few_experts(runner: Runner, stage: GateStage) -> pd.DataFrame:
     stage: the network of experts with its gate, which is trained if it is missing.
     One row for each number of experts, with top1, top5, nll and found (see `conditional`).
     macs: multiply-accumulates of one image, with trunk and gate.  ms_N: milliseconds an image of
-    `predict` at batch N; ms_N_all: the same without a gate, all experts run; ms_N_trunk: the layers
+    `logits` at batch N; ms_N_all: the same without a gate, all experts run; ms_N_trunk: the layers
     before the experts alone.  gate_top1, macs_gate_alone: the gate's own answers, no expert run.
     gate_epochs, gate_training_macs, gate_seconds: the gate's training, on top of the network's.
     """
@@ -178,7 +178,7 @@ def few_experts(runner: Runner, stage: GateStage) -> pd.DataFrame:
         images = test.sample(range(min(batch, len(test)))).to(machine.device)
 
         def side(m: int | None, images: torch.Tensor = images) -> Callable[[], object]:
-            return lambda: model.predict(images, m)
+            return lambda: model.logits(images, m)
 
         with torch.inference_mode():
             sides = [side(m) for m in (*table["experts"], None)]

@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from nofe_lab.config import InvalidInput, first_line, shown
+from nofe_lab.inference import kept_files
 from nofe_lab.knobs import KNOBS
 from nofe_lab.log import log
 from nofe_lab.machine import Machine, exact_float32
@@ -213,6 +214,9 @@ class Runner:
         try:
             with self.machine.enough_memory(stage.label, stage.recipe.batch_size):
                 trained = stage.train(Work(parents, self.machine, listeners, checkpoints))
+                trained.files |= kept_files(
+                    trained.model, stage.description, stage.dataset, trained.output_of_class
+                )
             finished = True
         except TrainingDiverged:
             checkpoints.remove()  # it would diverge again

@@ -22,6 +22,7 @@ from nofe_lab.config import InvalidInput, identity_of
 from nofe_lab.data import Batches, Dataset
 from nofe_lab.data.batches import Window, steps_per_epoch
 from nofe_lab.data.preprocess import ImageNetwork, Preprocess
+from nofe_lab.inference import Classifier, Description, assembled, load_specialties
 from nofe_lab.knobs import check_fields
 from nofe_lab.machine import Machine
 from nofe_lab.networks import Backbone
@@ -70,10 +71,12 @@ class Work:
 class Trained:
     """What a stage's training leaves behind: a network, tables and texts to keep, figures."""
 
-    model: nn.Module
+    model: ImageNetwork
     history: list[dict[str, float]]
-    files: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str | bytes] = field(default_factory=dict)
     result: dict[str, float] = field(default_factory=dict)
+    output_of_class: torch.Tensor | None = None
+    """The correct output for each class, int64 [C]; None: the class itself."""
 
 
 class Stage(ABC):
@@ -185,6 +188,18 @@ class Stage(ABC):
         return plain.encode()[:MAX_RUN_NAME].decode(errors="ignore")
 
     @property
+    def description(self) -> dict[str, Any]:
+        """What its trained network is made of: the fields of `Description`."""
+        return {
+            "kind": self.kind,
+            "network": self.backbone.description,
+            "image_shape": self.dataset.image_shape,
+            "bit_depth": self.dataset.bit_depth,
+            "superclass_names": self.dataset.superclass_names,
+            "superclass_of": self.dataset.superclass_of,
+        }
+
+    @property
     def steps(self) -> int:
         """Steps of SGD."""
         return self.recipe.epochs * self.steps_per_epoch
@@ -261,15 +276,10 @@ class Stage(ABC):
         return view_refused(error, self.backbone.name)
 
 
-def load_specialties(run: Run) -> Specialties:
-    """The partition that a generalist learned or a network of experts was built with."""
-    return Specialties.from_json(run.text("specialties.json"))
-
-
 def load_model(
     stage: Stage, run: Run, device: torch.device | str = "cpu", precision: str = "fp32"
-) -> ImageNetwork:
-    """The trained network of a finished run: raw images uint8 [N, c, h, w] -> logits.
+) -> Classifier:
+    """The trained network of a stage's finished run (see `nofe_lab.load`), on `device`.
 
     It answers in fp32, whatever it was trained in, unless another precision is asked for.  Raises
     DamagedRun if the run's tensors are not those of the network.
@@ -277,28 +287,11 @@ def load_model(
     if run.id != stage.id:
         raise InvalidInput(f"the run {run.path.name} is not that of {stage.label}, {stage.id}.")
     where = Machine.pick(str(device)).device
-    specialties = specialties_of(stage, run) if stage.K is not None else None
-    weights = run.weights()
-    image_shape = channels, height, width = stage.dataset.image_shape
-    mean, scale = (channels, 1, 1), (channels, 1, 1)
-    if stage.config.network.inputs == "mean_image":
-        mean, scale = (channels, height, width), (1, 1, 1)
-    preprocess = Preprocess(torch.zeros(mean), torch.ones(scale), stage.window, image_shape)
-    model = ImageNetwork(preprocess, stage.network(specialties), precision)
-    expected = model.state_dict()
-    for name in sorted(set(weights) | set(expected)):
-        here, there = (
-            f"{each[name].dtype} {list(each[name].shape)}" if name in each else "missing"
-            for each in (weights, expected)
-        )
-        if here != there:
-            raise DamagedRun(
-                f"weights.safetensors of {run.path.name} are not those of {stage.label}: {name!r} "
-                f"is {here}, in the network {there}; remove the run to train it anew (python -m "
-                f"nofe_lab runs --remove {run.id})."
-            )
-    model.load_state_dict(weights)
-    return model.to(where).eval()
+    partition = specialties_of(stage, run) if stage.K is not None else None
+    about, names = Description(**stage.description), stage.dataset.class_names
+    network = stage.network(partition)
+    found = assembled(run, about, names, partition, stage.backbone, network, precision)
+    return found.to(where)
 
 
 def specialties_of(stage: Stage, run: Run) -> Specialties:

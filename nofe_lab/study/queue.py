@@ -19,10 +19,11 @@ import pandas as pd
 
 from nofe_lab.config import InvalidInput, data_folder, one_of, whole_number
 from nofe_lab.evaluation import oracle, per_specialty
-from nofe_lab.files import user_path, write_text
+from nofe_lab.files import user_path, write_file
+from nofe_lab.inference import load_specialties
 from nofe_lab.log import log
 from nofe_lab.runs import code_revision
-from nofe_lab.stages import Arm, Experiment, NofEStage, load_specialties
+from nofe_lab.stages import Arm, Experiment, NofEStage
 from nofe_lab.stages.report import few_experts, final_report
 from nofe_lab.study.questions import GATED, STUDIES, Study, arms_of
 from nofe_lab.training.tasks import TrainingDiverged
@@ -233,4 +234,4 @@ def _appended(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
 def _write(path: Path, table: pd.DataFrame) -> None:
     os.makedirs(path.parent, exist_ok=True)
     text = table.to_csv(index=False, float_format="%.6g")
-    write_text(path, f"# python -m nofe_lab study\n{text}")
+    write_file(path, f"# python -m nofe_lab study\n{text}")

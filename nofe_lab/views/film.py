@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nofe_lab.data import Dataset
+from nofe_lab.data.pictures import rgb
 from nofe_lab.log import log
 from nofe_lab.specialties import Specialties, maps_of
 from nofe_lab.views import plots
@@ -209,7 +210,7 @@ class _Scene:
         self.path = corners[maps] + (0.08, 0.28) + inside
         """The top left corner of each thumbnail in each map, in inches [maps, C, 2]."""
         self.thumbnails = [
-            _Thumbnail(axes, plots.rgb(image), colours[specialties.of[c]])
+            _Thumbnail(axes, rgb(image), colours[specialties.of[c]])
             for c, image in enumerate(dataset.thumbnails)
         ]
         self.said = axes.text(

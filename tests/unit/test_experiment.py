@@ -20,7 +20,6 @@ from nofe_lab import (
     InvalidInput,
     Run,
     Specialties,
-    load_model,
     load_specialties,
     predict,
     superclass_specialties,
@@ -34,7 +33,7 @@ from nofe_lab.networks.counting import count_macs, count_parameters
 from nofe_lab.networks.paper import AlexNetQuick
 from nofe_lab.runs.store import _digest
 from nofe_lab.specialties import confusion_clusters
-from nofe_lab.stages import FlatStage, GeneralistStage, NofEStage, Stage
+from nofe_lab.stages import FlatStage, GeneralistStage, NofEStage, Stage, load_model
 from nofe_lab.stages.gate import GateAlone
 from nofe_lab.stages.report import few_experts
 from nofe_lab.training.events import Event, StageLoaded
@@ -446,8 +445,8 @@ def test_with_all_experts_a_gated_network_answers_as_before(tiny_experiment: Mak
     with torch.inference_mode():
         expected = plain(images)
         assert torch.equal(gated(images), expected)
-        assert torch.equal(gated.predict(images), expected)
-        assert torch.allclose(gated.predict(images, 3), expected, atol=1e-5)
+        assert torch.equal(gated.logits(images), expected)
+        assert torch.allclose(gated.logits(images, 3), expected, atol=1e-5)
 
 
 def test_few_experts_answer_for_their_classes_and_the_gate_for_the_others(
@@ -461,14 +460,14 @@ def test_few_experts_answer_for_their_classes_and_the_gate_for_the_others(
     with torch.inference_mode():
         full, gate = model(images), ImageNetwork(model.preprocess, GateAlone(nofe))(images)
         for m in (1, 2):
-            found = model.predict(images, m)
+            found = model.logits(images, m)
             best = torch.stack([gate[:, of == k].amax(1) for k in range(3)], dim=1)
             runs = (best.argsort(dim=1, descending=True).argsort(dim=1) < m)[:, of]
             assert torch.allclose(found[runs], full[runs], atol=1e-5)
             # what was run is as probable, all together, as the gate holds it to be
             together = [(each.softmax(1) * runs).sum(1) for each in (found, gate)]
             assert torch.allclose(*together, atol=1e-5)
-            alone = torch.cat([model.predict(image[None], m) for image in images])
+            alone = torch.cat([model.logits(image[None], m) for image in images])
             assert torch.allclose(alone, found, atol=1e-4)
 
 
@@ -478,7 +477,7 @@ def test_the_curve_over_experts_is_what_predict_gives(tiny_experiment: Make) -> 
     model, test = experiment.model(experiment.gate()), experiment.data.test
     with torch.inference_mode():
         for m, accuracy in zip(curve["experts"], curve["top1"], strict=True):
-            predicted = model.predict(test.images, int(m)).argmax(1)
+            predicted = model.logits(test.images, int(m)).argmax(1)
             assert accuracy == pytest.approx((predicted == test.labels).float().mean().item())
     assert curve["found"].is_monotonic_increasing
     assert curve["found"].iloc[-1] == 1
@@ -490,9 +489,9 @@ def test_experts_that_are_not_there_are_refused(tiny_experiment: Make) -> None:
     experiment = tiny_experiment()
     images = experiment.data.test.images[:2]
     with pytest.raises(InvalidInput, match=r"experts must be a whole number from 1 to 3; got 4"):
-        experiment.model(experiment.gate()).predict(images, 4)
+        experiment.model(experiment.gate()).logits(images, 4)
     with pytest.raises(InvalidInput, match=r"a network with a gate; this one has none"):
-        experiment.model(experiment.nofe()).predict(images, 1)
+        experiment.model(experiment.nofe()).logits(images, 1)
 
 
 def test_random_specialties_are_another_draw_than_the_one_that_learning_begins_with(

@@ -19,15 +19,15 @@ from nofe_lab.files import (
     read_json,
     read_tensors,
     read_text,
+    write_file,
     write_tensors,
-    write_text,
 )
 
 LYING = b'{"w":{"dtype":"F32","shape":[1000000000],"data_offsets":[0,4]}}'
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
-    write_text(tmp_path / "a.txt", "Ünïcode\r\n")
+    write_file(tmp_path / "a.txt", "Ünïcode\r\n")
     assert (tmp_path / "a.txt").read_bytes() == "Ünïcode\r\n".encode()
     tensors = {"w": torch.arange(6.0).reshape(2, 3).t(), "n": torch.tensor(3)}
     write_tensors(tmp_path / "a.safetensors", tensors, {"about": "text"})
@@ -49,14 +49,14 @@ def test_others_may_read_what_was_written_as_far_as_the_umask_lets_them(tmp_path
     before = os.umask(0o027)
     try:
         write_tensors(tmp_path / "a", {"w": torch.ones(1)})
-        write_text(tmp_path / "b", "")
+        write_file(tmp_path / "b", "")
     finally:
         os.umask(before)
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in "ab"}
     assert modes == {0o640}
 
 
-@pytest.mark.parametrize("write", [write_text, write_tensors])
+@pytest.mark.parametrize("write", [write_file, write_tensors])
 def test_a_failed_write_leaves_the_old_content_and_nothing_else(
     write: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,7 +68,7 @@ def test_a_failed_write_leaves_the_old_content_and_nothing_else(
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        write(path, "new" if write is write_text else {"w": torch.ones(1)})  # type: ignore[operator]
+        write(path, "new" if write is write_file else {"w": torch.ones(1)})  # type: ignore[operator]
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -158,5 +158,5 @@ def test_a_folder_that_cannot_be_flushed_is_written_all_the_same(
         flush(handle)
 
     monkeypatch.setattr(os, "fsync", of_files_alone)
-    write_text(tmp_path / "a.txt", "b")
+    write_file(tmp_path / "a.txt", "b")
     assert (tmp_path / "a.txt").read_text() == "b"

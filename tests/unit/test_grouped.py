@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from nofe_lab import Backbone, Experiment, NofE, Specialties, backbone, load_model
+from nofe_lab import Backbone, Experiment, NofE, Specialties, backbone
 from nofe_lab.machine import Machine
 from nofe_lab.networks import grouped
 from nofe_lab.networks.counting import count_macs
 from nofe_lab.networks.grouped import CannotGroup, GroupedBranches, Groups
 from nofe_lab.networks.paper import PAPER
 from nofe_lab.networks.surgery import SplitNetwork
+from nofe_lab.stages import load_model
 
 close = partial(torch.testing.assert_close, rtol=0, atol=1e-9)
 

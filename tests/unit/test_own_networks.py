@@ -644,7 +644,7 @@ RAW = torch.randint(0, 255, (2, 3, 8, 8), dtype=torch.uint8)
     ],
 )
 def test_a_network_says_what_it_takes(images: Any, got: str) -> None:
-    for ask in (DOOR, DOOR.predict):
+    for ask in (DOOR, DOOR.logits):
         with pytest.raises(InvalidInput, match=rf"takes images uint8 \[N, 3, 8, 8\] .*; got {got}"):
             ask(images)
 
@@ -656,9 +656,9 @@ def test_a_network_of_another_type_says_so(convert: str) -> None:
 
 
 def test_a_flat_network_predicts_too_and_has_no_experts_to_choose() -> None:
-    assert torch.equal(DOOR.predict(RAW), DOOR(RAW))
+    assert torch.equal(DOOR.logits(RAW), DOOR(RAW))
     with pytest.raises(InvalidInput, match=r"experts=2.* got Sequential, which has no experts"):
-        DOOR.predict(RAW, experts=2)
+        DOOR.logits(RAW, experts=2)
 
 
 def test_the_door_does_not_keep_a_network_from_being_exported() -> None:

@@ -26,7 +26,7 @@ FLOORS = (
     ("__main__", "__init__"),
     ("bench", "study"),
     ("views", "stages", "notebook"),
-    ("evaluation", "statistics", "training", "inspection"),
+    ("evaluation", "statistics", "training", "inference", "inspection"),
     ("runs", "specialties", "networks", "data"),
     ("config", "compat", "log", "files", "machine", "knobs", "recipes"),
 )

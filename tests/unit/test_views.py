@@ -23,10 +23,10 @@ from nofe_lab.config import InvalidInput
 from nofe_lab.data import Dataset, Resident
 from nofe_lab.data.preprocess import ImageNetwork, Preprocess
 from nofe_lab.evaluation import Predictions, per_specialty
+from nofe_lab.inference import load_specialties
 from nofe_lab.inspection import Inspector
 from nofe_lab.networks import CNN, NofE, backbone
 from nofe_lab.specialties import Specialties, best_objective
-from nofe_lab.stages import load_specialties
 from nofe_lab.statistics import inside_share
 from nofe_lab.training.events import (
     EpochDone,

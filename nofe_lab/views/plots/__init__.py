@@ -12,7 +12,7 @@ names that are too long are cut in the middle.  The font in matplotlib's setting
 characters that no installed font has are reported once.
 """
 
-from nofe_lab.views.plots.cards import label_of, rgb
+from nofe_lab.views.plots.cards import label_of
 from nofe_lab.views.plots.comparison import plot_comparison, plot_gained_lost, plot_per_specialty
 from nofe_lab.views.plots.confusion import (
     mistake_shares,
@@ -72,7 +72,6 @@ __all__ = [
     "plot_specialties",
     "plot_speed",
     "plot_words",
-    "rgb",
     "shown_maps",
     "specialty_colours",
     "top_share",

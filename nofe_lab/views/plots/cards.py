@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
-from numpy.typing import NDArray
 
 from nofe_lab.data import Dataset, Source
+from nofe_lab.data.pictures import rgb
 from nofe_lab.specialties import Specialties
 from nofe_lab.views.plots.style import Colour, mix, specialty_colours
 from nofe_lab.views.plots.text import SMALL, fitted, text_width
@@ -60,15 +60,6 @@ def draw_image(axes: Axes, image: torch.Tensor, x: float, y: float, side: float)
     height, width = (side * length / max(pixels.shape[:2]) for length in pixels.shape[:2])
     left, top = x + (side - width) / 2, y + (side - height) / 2
     axes.imshow(pixels, extent=(left, left + width, top + height, top), aspect="auto", zorder=2)
-
-
-def rgb(image: torch.Tensor) -> NDArray[np.uint8]:
-    """The pixels [height, width, 3] of an image uint8 [channels, height, width].
-
-    An image without three channels is shown as its first one, in grey.
-    """
-    pixels: NDArray[np.uint8] = image.permute(1, 2, 0).numpy()
-    return pixels if pixels.shape[2] == 3 else pixels[..., :1].repeat(3, axis=2)
 
 
 def first_images(split: Source, c: int, n: int) -> torch.Tensor:

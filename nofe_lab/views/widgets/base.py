@@ -28,6 +28,7 @@ from torch import Tensor
 
 from nofe_lab.config import InvalidInput, one_of
 from nofe_lab.data import Dataset
+from nofe_lab.data.pictures import rgb
 from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties, class_number
 from nofe_lab.views import plots
@@ -228,7 +229,7 @@ def sprite(images: Sequence[Tensor], side: int = 48) -> dict[str, Any]:
     rows = max(-(-len(images) // columns), 1)
     sheet = Image.new("RGB", (columns * side, rows * side), "white")
     for n, image in enumerate(images):
-        small = Image.fromarray(plots.rgb(image))
+        small = Image.fromarray(rgb(image))
         scale = side / max(small.size)
         small = small.resize([max(round(length * scale), 1) for length in small.size])
         corner = (side - small.width) // 2, (side - small.height) // 2

@@ -8,12 +8,11 @@ import numpy as np
 import torch
 import traitlets
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from nofe_lab.config import InvalidInput
 from nofe_lab.data import Dataset, Source
-from nofe_lab.data.pictures import UnreadableImage, decode
+from nofe_lab.data.pictures import UnreadableImage, image_tensor
 from nofe_lab.data.preprocess import ImageNetwork
 from nofe_lab.evaluation import Predictions
 from nofe_lab.inspection import Inspection, Inspector
@@ -226,17 +225,12 @@ class PredictionInspector(View):
             self.step(int(what["by"]))
             return
         name = str(what.get("name", "the file"))
-        depth = self.dataset.bit_depth
+        shape, depth = self.split.image_shape, self.dataset.bit_depth
         try:
-            picture = Image.fromarray(decode(bytes(buffers[0]), bit_depth=depth).pixels)
+            image = image_tensor(bytes(buffers[0]), shape, depth)
         except UnreadableImage as error:
             self.problem = f"{name!r} cannot be shown ({error})."
             return
-        channels, height, width = self.split.image_shape
-        pixels = np.array(ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR))
-        image = torch.from_numpy(pixels).permute(2, 0, 1)
-        if channels == 1:
-            image = image.double().mean(0, keepdim=True).round().to(torch.uint8)
         self.ask(image, name)
 
     def figures(self) -> dict[str, Figure]:
