@@ -37,17 +37,17 @@ test-slow: $(READY)  ## the tests that need minutes, a browser or real data
 	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup -m slow
 
 bench: $(READY)  ## measure speed against the alternatives (13 minutes) into data/results/bench.csv
-	$(BIN)/python -m nofe_lab bench --output data/results/bench.csv
+	$(BIN)/nofe-lab dev bench --output data/results/bench.csv
 
 ROWS ?= 1
 study: $(READY)  ## make the next ROWS rows of the study (minutes each; needs NOFE_DATA) and commit them
-	$(BIN)/python -m nofe_lab study --rows $(ROWS) --commit
+	$(BIN)/nofe-lab dev study --rows $(ROWS) --commit
 
 results: $(READY)  ## rebuild the tables and figures of README and docs from data/results
-	$(BIN)/python -m nofe_lab results
+	$(BIN)/nofe-lab dev results
 
 film: $(READY)  ## draw the README's film from the generalist of `make run` (1 minute)
-	$(BIN)/python -m nofe_lab film --output data/figures
+	$(BIN)/nofe-lab dev film --output data/figures
 
 lab: $(READY)  ## JupyterLab, on this machine only; prints the address with its token
 	$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) .

@@ -1,30 +1,33 @@
-"""The command line: ``python -m nofe_lab``.
+"""The command line: ``nofe-lab``, or ``python -m nofe_lab``.
 
-``runs`` lists runs or removes one; ``bench`` measures speed, ``widgets`` how fast the widgets
-answer; ``study`` compares networks of experts with their opponents, ``results`` rebuilds the tables
-and figures of README and docs; ``film`` draws how specialties form.
+Each command adds its options to a parser and returns the function to run.  Those of ``nofe-lab
+dev`` are for people who work on nofe_lab itself; some need a checkout of the repository.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 
-from nofe_lab.config import InvalidInput, printable
+from nofe_lab.config import InvalidInput, first_line, printable, some_of
 from nofe_lab.evaluation import with_clearest
-from nofe_lab.files import user_path, writable_path
-from nofe_lab.inference import load_specialties
-from nofe_lab.knobs import KNOBS, understood
+from nofe_lab.files import user_path, writable_path, write_file
+from nofe_lab.inference import load, load_specialties
+from nofe_lab.knobs import FROM_1, KNOBS, Real, understood
 from nofe_lab.log import log, redirect_to_devnull, write_line
 from nofe_lab.machine import Machine
-from nofe_lab.runs import Run, RunStore, default_runs_dir
+from nofe_lab.runs import Run, RunStore, default_runs_dir, open_run
 from nofe_lab.stages import Experiment
 
 Command = Callable[[Namespace], None]
@@ -32,14 +35,18 @@ Command = Callable[[Namespace], None]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, or 2 for bad input."""
-    parser = ArgumentParser(prog="python -m nofe_lab", description=__doc__)
-    commands = parser.add_subparsers(required=True)
-    for prepare in COMMANDS:
-        command = commands.add_parser(prepare.__name__, help=prepare.__doc__)
-        command.set_defaults(run=prepare(command))
+    parser = ArgumentParser(
+        prog="nofe-lab",
+        description="Networks of experts: see what a CNN confuses, train experts for it, use them.",
+        epilog="nofe-lab COMMAND --help has an example of each.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add(commands, COMMANDS)
+    maintenance = commands.add_parser("dev", help="commands for maintainers of nofe_lab")
+    _add(maintenance.add_subparsers(required=True, metavar="COMMAND"), MAINTENANCE)
     options = parser.parse_args(arguments)
     words = sys.argv[1:] if arguments is None else arguments
-    options.line = shlex.join(["python", "-m", "nofe_lab", *words])
+    options.line = shlex.join(["nofe-lab", *words])
     try:
         options.run(options)
     except InvalidInput as error:
@@ -60,11 +67,125 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-# --- commands: each adds its options to its parser and returns the function to run
+def _add(commands: Any, prepared: Sequence[Callable[[ArgumentParser], Command]]) -> None:
+    """Add commands to a parser, with their docstrings as help."""
+    for prepare in prepared:
+        text = prepare.__doc__ or ""
+        command = commands.add_parser(
+            prepare.__name__,
+            help=text.partition("\n")[0],
+            description="\n".join(line.strip() for line in text.splitlines()),
+            formatter_class=RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(run=prepare(command))
+
+
+# --- commands
+
+
+def look(parser: ArgumentParser) -> Command:
+    """Show what a classifier confuses, without training, as one HTML page.
+
+    nofe-lab look predictions.csv --images folder:~/flowers
+    nofe-lab look data/runs/flat-flowers-... --images ~/flowers
+    """
+    parser.add_argument("what", help="a table of predictions (.csv, .parquet), or a run")
+    parser.add_argument("--images", default=None, help="a folder, or the name of a data set")
+    parser.add_argument("--output", default="look.html", help="the page (default: look.html)")
+    add_knobs(parser, "K", "runs_dir")
+
+    def run(options: Namespace) -> None:
+        from nofe_lab.diagnosis import look as look_at
+
+        target = writable_path("output", options.output)
+        what = options.what
+        if not str(what).lower().endswith((".csv", ".parquet")):
+            what = load(what, runs_dir=options.runs_dir)
+        found = look_at(what, options.images, K=KNOBS["K"].parse(options.K))
+        write_line(str(found), sys.stdout)
+        log.info(f"the page: {found.save(target)}")
+
+    return run
+
+
+def train(parser: ArgumentParser) -> Command:
+    """Train a base CNN and a network of experts, and test both.
+
+    nofe-lab train folder:~/flowers --backbone resnet18 --branch-width 0.25
+    nofe-lab train glyphs --K 10
+    """
+    names = [name for name in Experiment.__dataclass_fields__ if name in KNOBS]
+    parser.add_argument("dataset", help=KNOBS["dataset"].help)
+    add_knobs(parser, *names[1:])
+
+    def run(options: Namespace) -> None:
+        given = {name: getattr(options, name) for name in names}
+        if os.path.isdir(user_path(options.dataset)):
+            given["dataset"] = f"folder:{options.dataset}"
+        experiment = Experiment(**understood(given))
+        write_line(repr(experiment.data), sys.stdout)
+        stages = {"base CNN": experiment.base(), "network of experts": experiment.nofe()}
+        runs = dict(zip(stages, experiment.run(*stages.values()), strict=True))
+        if len(experiment.data.test):
+            write_line(str(experiment.final_report(stages)), sys.stdout)
+        for name, found in runs.items():
+            log.info(f"{name}: nofe-lab predict {shlex.quote(found.location())} photo.jpg")
+
+    return run
+
+
+def predict(parser: ArgumentParser) -> Command:
+    """Answer for pictures with the network of a run.
+
+    nofe-lab predict data/runs/nofe-flowers-... photo.jpg more_photos/
+    """
+    parser.add_argument("which", metavar="RUN", help="the folder of a run, or its id")
+    parser.add_argument("pictures", nargs="+", help="images, or folders of images")
+    parser.add_argument("--experts", default=None, help="how many experts run, with a gate")
+    parser.add_argument("--coverage", default=None, help="share that is answered with a class")
+    parser.add_argument("--output", default=None, help="a CSV file for the answers")
+    add_knobs(parser, "device", "runs_dir")
+
+    def run(options: Namespace) -> None:
+        target = None if options.output is None else writable_path("output", options.output)
+        experts = None if options.experts is None else FROM_1.parse("experts", options.experts)
+        share = None if options.coverage is None else Real(0, 1).parse("coverage", options.coverage)
+        model = load(options.which, runs_dir=options.runs_dir, device=options.device)
+        what = options.pictures[0] if len(options.pictures) == 1 else options.pictures
+        answers = model.predict(what, experts, share)
+        write_line(str(answers), sys.stdout)
+        if target is not None:
+            write_file(target, answers.table.to_csv(index=False))
+            log.info(f"the answers: {target}")
+
+    return run
+
+
+def show(parser: ArgumentParser) -> Command:
+    """Write a report of a run, as one HTML page.
+
+    nofe-lab show data/runs/nofe-flowers-... --output flowers.html
+    """
+    parser.add_argument("which", metavar="RUN", help="the folder of a run, or its id")
+    parser.add_argument("--output", default=None, help="the page (default: the run's name.html)")
+    add_knobs(parser, "runs_dir")
+
+    def run(options: Namespace) -> None:
+        from nofe_lab.views.run_page import run_page
+
+        found = open_run(options.which, options.runs_dir)
+        target = writable_path("output", options.output or f"{found.path.name}.html")
+        write_file(target, run_page(found))
+        log.info(f"the report: {target}")
+
+    return run
 
 
 def runs(parser: ArgumentParser) -> Command:
-    """List the runs, or remove one."""
+    """List the runs, or remove one.
+
+    nofe-lab runs --remove 0123456789ab
+    """
     add_knobs(parser, "runs_dir")
     parser.add_argument("--remove", metavar="ID", help="delete the run whose id begins with ID")
 
@@ -79,6 +200,47 @@ def runs(parser: ArgumentParser) -> Command:
             write_line(listing(store), sys.stdout)
 
     return run
+
+
+def init(parser: ArgumentParser) -> Command:
+    """Copy the notebooks into a folder of yours.
+
+    nofe-lab init experiments && jupyter lab experiments
+    """
+    parser.add_argument("folder", help="where the notebooks go; it is made if it is missing")
+
+    def run(options: Namespace) -> None:
+        folder = user_path(options.folder)
+        sources = notebooks()
+        taken = [path.name for path in sources if (folder / path.name).exists()]
+        if taken:
+            raise InvalidInput(
+                f"{options.folder!r} has {some_of(taken)} already, which would be overwritten; "
+                "accepted: a folder without these."
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in sources:
+                shutil.copyfile(path, folder / path.name)
+        except OSError as error:
+            raise InvalidInput(
+                f"the notebooks cannot be copied to {options.folder!r} ({first_line(error)})."
+            ) from error
+        log.info(f"{len(sources)} notebooks in {folder}; open them: jupyter lab {folder}")
+
+    return run
+
+
+def notebooks() -> list[Path]:
+    """The notebooks of a checkout, or of the installed package."""
+    folder = Path(__file__).resolve().parents[1] / "notebooks"
+    if folder.is_dir():
+        return sorted(folder.glob("*.ipynb"))
+    files = metadata.files("nofe_lab") or []
+    return sorted(Path(str(file.locate())) for file in files if file.suffix == ".ipynb")
+
+
+# --- commands for maintainers
 
 
 def bench(parser: ArgumentParser) -> Command:
@@ -180,7 +342,8 @@ def results(parser: ArgumentParser) -> Command:
     return run
 
 
-COMMANDS = (runs, bench, widgets, film, study, results)
+COMMANDS = (look, train, predict, show, runs, init)
+MAINTENANCE = (bench, widgets, film, study, results)
 
 
 def add_knobs(parser: ArgumentParser, *names: str) -> None:

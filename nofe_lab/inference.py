@@ -412,7 +412,7 @@ def load(
     one_of("precision", precision, PRECISIONS)
     found = open_run(run, runs_dir)
     about = Description.of_run(found)
-    class_names = _class_names(found)
+    class_names = class_names_of(found)
     partition = None
     if about.kind != "flat":
         partition = load_specialties(found)
@@ -491,7 +491,8 @@ def load_specialties(run: Run) -> Specialties:
     return Specialties.from_json(run.text("specialties.json"))
 
 
-def _class_names(run: Run) -> tuple[str, ...]:
+def class_names_of(run: Run) -> tuple[str, ...]:
+    """The names of the classes of a run's data set.  Raises DamagedRun."""
     try:
         found = parse_json(run.text("classes.json"))
         if not isinstance(found, list) or not all(isinstance(name, str) for name in found):

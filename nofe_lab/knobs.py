@@ -235,7 +235,7 @@ _DECLARED = {
         ),
     ),
     "specialties": (
-        Knob("K", 10, Whole(2), "number of specialties, and of experts"),
+        Knob("K", None, Whole(2), "number of specialties and experts; None: from the classes"),
         Knob("rule", None, Choice(RULES), "how they are learned: optimal, greedy, random ..."),
         Knob("specialties", "learned", PARTITION, "learned, random, superclass ... or a .json"),
         Knob("map_updates", None, UPDATES, "how many times the specialties are updated"),

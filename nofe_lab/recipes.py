@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import ceil, log2, sqrt
 from typing import Any, Literal
 
 from nofe_lab.config import InvalidInput, real_number
@@ -116,6 +117,39 @@ class Preset:
             nofe=replace(self.nofe, **changes),
             flat=replace(self.flat, **changes),
         )
+
+
+FEWEST_PRESENTED = 25_000
+"""Images that a stage presents at least, each time counted; with fewer it ends too early."""
+
+SMALLEST_BATCH, BATCHES = 16, 50
+"""Images of the smallest batch, and the fewest batches an epoch, that are chosen for small data."""
+
+MOST_EPOCHS = 60
+"""The longest stage that is chosen for small data."""
+
+
+def fitted_preset(preset: Preset, n: int) -> tuple[Preset, str]:
+    """Fit batch size and epochs to n training images; also returns a sentence that says why.
+
+    Few images come in smaller batches and more epochs, so that every stage presents at least
+    FEWEST_PRESENTED; the learning rate falls with the root of the batch size.  With many images
+    nothing changes, and the sentence is "".
+    """
+    usual = preset.nofe
+    batch = usual.batch_size
+    if n < BATCHES * batch:
+        batch = min(max(2 ** round(log2(n / BATCHES)), SMALLEST_BATCH), batch)
+    epochs = min(max(usual.epochs, ceil(FEWEST_PRESENTED / n)), MOST_EPOCHS)
+    if (epochs, batch) == (usual.epochs, usual.batch_size):
+        return preset, ""
+    rate = usual.learning_rate * sqrt(batch / usual.batch_size)
+    fitted = preset.override(epochs=epochs, batch_size=batch, learning_rate=rate)
+    return fitted, (
+        f"{epochs} epochs a stage in batches of {batch}, as suits {n:,} training images: the usual "
+        f"{usual.epochs} epochs in batches of {usual.batch_size} would be "
+        f"{usual.epochs * (n // usual.batch_size)} steps (epochs or batch_size takes others)."
+    )
 
 
 STRONG_EPOCHS = 24

@@ -99,7 +99,7 @@ def live_share() -> pd.DataFrame:
     """The share of a real training's time that its live view takes, in one row."""
     with tempfile.TemporaryDirectory() as folder:
         experiment = Experiment(device="cpu", runs_dir=folder)
-        live, spent = LiveTraining(experiment.data, experiment.K), 0.0
+        live, spent = LiveTraining(experiment.data, experiment.usual_K), 0.0
 
         def timed(event: Event) -> None:
             nonlocal spent

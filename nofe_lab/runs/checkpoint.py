@@ -227,7 +227,7 @@ class Checkpoints:
                 raise OtherFormat(
                     f"the unfinished run {self.folder.name} is of format {found!r}, this library "
                     f"goes on with format {FORMAT}: finish it with the version that began it, or "
-                    f"remove it (python -m nofe_lab runs --remove {self.run_id})."
+                    f"remove it (nofe-lab runs --remove {self.run_id})."
                 )
             origin = content.get("origin", [])
             conditions = [printable(str(c)) for c in content["conditions"]]

@@ -3,9 +3,16 @@
 from nofe_lab.specialties.assignment import affinity_matrix, assign, best_objective, objective
 from nofe_lab.specialties.clustering import confusion_clusters, feature_clusters
 from nofe_lab.specialties.history import maps_of, settling
-from nofe_lab.specialties.partition import Specialties, class_number, read_moves
+from nofe_lab.specialties.partition import (
+    FEWEST_CLASSES,
+    Specialties,
+    class_number,
+    read_moves,
+    usual_specialties,
+)
 
 __all__ = [
+    "FEWEST_CLASSES",
     "Specialties",
     "affinity_matrix",
     "assign",
@@ -17,4 +24,5 @@ __all__ = [
     "objective",
     "read_moves",
     "settling",
+    "usual_specialties",
 ]

@@ -253,6 +253,19 @@ class Specialties:
         return cls(tuple(class_names), of, found.K, found.names)
 
 
+FEWEST_CLASSES = 3
+"""Classes of a specialty below which an expert has little to tell apart."""
+
+
+def usual_specialties(C: int) -> int:
+    """The usual number of specialties for C classes: the square root, at least 3 classes in each.
+
+    >>> [usual_specialties(C) for C in (100, 12, 7, 3)]
+    [10, 3, 2, 2]
+    """
+    return max(min(round(C**0.5), C // FEWEST_CLASSES), 2)
+
+
 def class_number(name: str, class_names: Sequence[str]) -> int:
     """The index of a class among the class names; raises InvalidInput with the nearest name."""
     if composed(name) in class_names:

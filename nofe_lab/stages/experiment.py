@@ -28,9 +28,9 @@ from nofe_lab.machine import PRECISIONS
 from nofe_lab.networks import Backbone, FlatControl, backbone, preset
 from nofe_lab.networks.catalogue import Network
 from nofe_lab.networks.counting import layer_table
-from nofe_lab.recipes import Preset, Recipe
+from nofe_lab.recipes import Preset, Recipe, fitted_preset
 from nofe_lab.runs import Run, default_runs_dir
-from nofe_lab.specialties import Specialties
+from nofe_lab.specialties import FEWEST_CLASSES, Specialties, usual_specialties
 from nofe_lab.stages.arms import TWO_AND_GATE, Arm
 from nofe_lab.stages.flat import FlatConfig, FlatStage
 from nofe_lab.stages.gate import GateConfig, GateStage
@@ -61,7 +61,7 @@ class Experiment:
 
     dataset: str | Dataset = default("dataset")
     backbone: Network = default("backbone")
-    K: int = default("K")
+    K: int | None = default("K")
     rule: str | None = default("rule")
     preset: str = default("preset")
     epochs: int | None = default("epochs")
@@ -109,14 +109,47 @@ class Experiment:
         if self.val_fraction is not None:
             recipes = replace(recipes, val_fraction=self.val_fraction)
         object.__setattr__(self, "_recipes", recipes)
-        self._generalist_config(self.rule)
-        self._nofe_config(self.specialties, self.trunk, self.branch_width, self.branch_start)
+        K = self.K or 2
+        self._generalist_config(recipes, K, self.rule)
+        start = self.branch_start
+        self._nofe_config(recipes, K, self.specialties, self.trunk, self.branch_width, start)
         self.runner  # noqa: B018  refuses devices and precisions that the machine does not have
 
-    @property
+    @cached_property
     def recipes(self) -> Preset:
-        """The preset's recipes, with the overrides in place."""
-        return self._recipes
+        """The preset's recipes, with the overrides in place.
+
+        Those of `quick` are fitted to the number of training images, unless epochs or batch_size
+        are given.
+        """
+        return self._fitted[0]
+
+    @cached_property
+    def _fitted(self) -> tuple[Preset, str]:
+        """The recipes, and a sentence on how they were fitted to the data; "" if they were not."""
+        if self.preset != "quick" or self.epochs is not None or self.batch_size is not None:
+            return self._recipes, ""
+        return fitted_preset(self._recipes, len(self.data.train))
+
+    @cached_property
+    def usual_K(self) -> int:
+        """`K`, or the usual number of specialties for the data's classes."""
+        return self.K or usual_specialties(self.data.C)
+
+    @cached_property
+    def _choices(self) -> tuple[str, ...]:
+        """What was chosen for the data, each with its reason."""
+        C, K = self.data.C, self.usual_K
+        notes = [self._fitted[1]] if self._fitted[1] else []
+        if self.K is None:
+            notes.append(f"K = {K} specialties: about the square root of {C} classes.")
+        elif C < FEWEST_CLASSES * K and usual_specialties(C) < K:
+            notes.append(
+                f"K = {K} makes specialties of fewer than {FEWEST_CLASSES} of the {C} classes, "
+                f"which leaves an expert little to tell apart; K = {usual_specialties(C)} would "
+                f"give each about {round(C / usual_specialties(C))}."
+            )
+        return tuple(notes)
 
     @cached_property
     def runner(self) -> Runner:
@@ -127,7 +160,7 @@ class Experiment:
     @cached_property
     def data(self) -> Dataset:
         """The data set, loaded once for all experiments on the same data."""
-        fraction, seed, few = self.recipes.val_fraction, self.data_seed, self.train_per_class
+        fraction, seed, few = self._recipes.val_fraction, self.data_seed, self.train_per_class
         of_files = ("image_size", "groups", "skip_unreadable")
         options = {name: getattr(self, name) for name in of_files}
         if isinstance(self.dataset, Dataset):
@@ -154,7 +187,7 @@ class Experiment:
         For questions about a base CNN that need images it has not learned from; test is for final
         reports.
         """
-        has_val = self.recipes.val_fraction or len(self.data.val)
+        has_val = self._recipes.val_fraction or len(self.data.val)
         return self if has_val else replace(self, val_fraction=0.1)
 
     def with_seed(self, seed: int) -> Experiment:
@@ -168,7 +201,7 @@ class Experiment:
         """
         there = replace(self, **arm.changed) if arm.changes else self
         stage = there._nofe_stage(arm) if arm.kind == "nofe" else there._flat_stage(arm)
-        stage.arm = arm
+        stage.arm, stage.choices = arm, there._choices
         return stage
 
     def base(self, budget: str = "nofe") -> FlatStage:
@@ -180,7 +213,9 @@ class Experiment:
     def _flat_stage(self, arm: Arm) -> FlatStage:
         backbone, recipes = self._backbone, self.recipes
         if arm.kind == "control":
-            K = self.K if arm.experts is None else whole_number("experts", arm.experts, 1, self.K)
+            K = self.usual_K
+            if arm.experts is not None:
+                K = whole_number("experts", arm.experts, 1, K)
             backbone = FlatControl(backbone, K, self.branch_width * arm.width)
         as_nofe = arm.recipe == "nofe" or arm.trunk != "scratch"
         recipe = recipes.nofe if as_nofe else recipes.flat
@@ -210,15 +245,17 @@ class Experiment:
 
     def generalist(self, rule: str | None = None) -> GeneralistStage:
         """The generalist.  rule: instead of the experiment's."""
-        config = self._generalist_config(rule or self.rule)
+        config = self._generalist_config(self.recipes, self.usual_K, rule or self.rule)
         if (config.affinity_images or 0) >= len(self.data.train):
             config = replace(config, affinity_images=None)  # all: the same training, the same run
-        return GeneralistStage(self.data, self._backbone, config)
+        stage = GeneralistStage(self.data, self._backbone, config)
+        stage.choices = self._choices
+        return stage
 
     @property
     def _rule(self) -> str:
         """The rule of the experiment's generalist."""
-        return self.rule or self.recipes.rule
+        return self.rule or self._recipes.rule
 
     def nofe(
         self,
@@ -248,8 +285,9 @@ class Experiment:
 
     def _nofe_stage(self, arm: Arm) -> NofEStage:
         wanted = "learned" if arm.rule else arm.partition
+        width = self.branch_width * arm.width
         config = self._nofe_config(
-            wanted, arm.trunk, self.branch_width * arm.width, arm.branch_start
+            self.recipes, self.usual_K, wanted, arm.trunk, width, arm.branch_start
         )
         if isinstance(wanted, Specialties):
             partition: Specialties | GeneralistStage | FlatStage = wanted
@@ -258,7 +296,7 @@ class Experiment:
         elif wanted == "random":
             # another draw than the one that this seed's generalists begin with
             seed = derive_seed(self.seed, "random specialties")
-            partition = Specialties.random(self.data.class_names, self.K, seed)
+            partition = Specialties.random(self.data.class_names, self.usual_K, seed)
         elif wanted == "superclass":
             partition = superclass_specialties(self.data)
         elif wanted in CLUSTERED:
@@ -315,7 +353,7 @@ class Experiment:
         found = [Arm("base", budget=each) for each in budgets]
         found += [*(control(budget=each) for each in budgets), control_on_trunk()]
         found.append(control(trunk="base"))
-        if self.K > TWO_AND_GATE:
+        if self.usual_K > TWO_AND_GATE:
             found.append(control(budget="total", experts=TWO_AND_GATE))
             found.append(control_on_trunk(experts=TWO_AND_GATE))
         if self.recipes.nofe != self.recipes.flat:
@@ -336,7 +374,7 @@ class Experiment:
             unequal.append((given, len(given.nonempty)))
         for partition, n in unequal:
             try:
-                found.append(on_trunk(partition, width=self.K / n))
+                found.append(on_trunk(partition, width=self.usual_K / n))
             except InvalidInput as reason:
                 what = "superclass" if partition == "superclass" else "your own"
                 log.warning(f"experts for {what} specialties are left out: {reason}")
@@ -416,7 +454,7 @@ class Experiment:
         for name, options in values.items():
             one_of("parameter", name, known)
             for value in options:
-                if value != getattr(self, name):
+                if value != (self.usual_K if name == "K" else getattr(self, name)):
                     found[f"{name} = {value}"] = replace(self, **{name: value}).nofe()
         return found
 
@@ -474,8 +512,7 @@ class Experiment:
                 words += ["-p", name, str(value)]
         return shlex.join(words)
 
-    def _generalist_config(self, rule: str | None) -> GeneralistConfig:
-        recipes = self.recipes
+    def _generalist_config(self, recipes: Preset, K: int, rule: str | None) -> GeneralistConfig:
         images = self.affinity_images
         if images is None and self.affinity_from == "evaluation":
             images = recipes.affinity_images
@@ -485,7 +522,7 @@ class Experiment:
         return GeneralistConfig(
             network=recipes.network,
             recipe=recipes.generalist,
-            K=self.K,
+            K=K,
             rule=rule or recipes.rule,
             update_every=every,
             map_updates=self.map_updates,
@@ -497,21 +534,27 @@ class Experiment:
         )
 
     def _nofe_config(
-        self, specialties: str | Specialties, trunk: str, width: float, start: str
+        self,
+        recipes: Preset,
+        K: int,
+        specialties: str | Specialties,
+        trunk: str,
+        width: float,
+        start: str,
     ) -> NofEConfig:
         # a partition from a file is known by its content: where it lies makes no other run
         origin = "file"
         if not isinstance(specialties, Specialties) and not str(specialties).endswith(".json"):
             origin = one_of("specialties", specialties, SPECIALTIES, "the path of a .json file")
         return NofEConfig(
-            self.recipes.network,
-            self.recipes.nofe,
+            recipes.network,
+            recipes.nofe,
             self.seed,
             origin,
             trunk,
             width,
             start,
-            self.K if origin in CLUSTERED else None,
+            K if origin in CLUSTERED else None,
         )
 
 

@@ -149,7 +149,8 @@ class Runner:
         # stages that differ only in seed or parents take the same time
         known: dict[tuple[object, ...], tuple[float, tuple[str, ...]]] = {}
         total = 0.0
-        for note in dict.fromkeys(note for stage in missing for note in stage.backbone.notes):
+        notes = (note for each in missing for note in (*each.choices, *each.backbone.notes))
+        for note in dict.fromkeys(notes):
             log.info(note)
         log.info(f"To train, on {self.machine}:")
         for stage in missing:

@@ -86,6 +86,8 @@ class Stage(ABC):
     config: StageConfig
     arm: Arm | None = None
     """What it is in a comparison."""
+    choices: tuple[str, ...] = ()
+    """What was chosen for the data, in sentences that are printed before training."""
 
     def __init__(
         self,
@@ -308,6 +310,6 @@ def specialties_of(stage: Stage, run: Run) -> Specialties:
     except InvalidInput as error:
         raise DamagedRun(
             f"specialties.json of {run.path.name} does not fit {stage.label}: {error} Remove the "
-            f"run to train it anew (python -m nofe_lab runs --remove {run.id})."
+            f"run to train it anew (nofe-lab runs --remove {run.id})."
         ) from error
     return found

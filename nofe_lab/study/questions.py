@@ -129,7 +129,7 @@ def _quick(runs_dir: str | None, dataset: str = CIFAR100, **changes: Any) -> Exp
 def _with_K(runs_dir: str | None, K: int) -> Experiment:
     """The same with K experts that together cost as much as ten."""
     ten = _quick(runs_dir)
-    width = matching_width(backbone("alexnet_quick"), 100, ten.K, branches=K)
+    width = matching_width(backbone("alexnet_quick"), 100, ten.usual_K, branches=K)
     return replace(ten, K=K, branch_width=width)
 
 
@@ -154,7 +154,7 @@ MAIN_STUDY, *OTHER_STUDIES = STUDIES
 def arms_of(experiment: Experiment) -> list[Arm]:
     """The experiment's arms, and for CIFAR-100 with K = 10 its superclasses in pairs."""
     names = experiment.data.superclass_names
-    in_pairs = len(names) == 2 * experiment.K and PAIRS.is_file() and "trees" in names
+    in_pairs = len(names) == 2 * experiment.usual_K and PAIRS.is_file() and "trees" in names
     return [*experiment.arms(), *([SUPERCLASS_PAIRS] if in_pairs else [])]
 
 

@@ -234,4 +234,4 @@ def _appended(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
 def _write(path: Path, table: pd.DataFrame) -> None:
     os.makedirs(path.parent, exist_ok=True)
     text = table.to_csv(index=False, float_format="%.6g")
-    write_file(path, f"# python -m nofe_lab study\n{text}")
+    write_file(path, f"# nofe-lab dev study\n{text}")

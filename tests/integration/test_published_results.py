@@ -52,7 +52,7 @@ def test_a_result_says_where_it_comes_from(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [STUDY, AGAIN, CONDITIONAL], ids=lambda path: path.stem)
 def test_a_row_of_the_study_says_where_it_comes_from(path: Path) -> None:
-    assert path.read_text().startswith("# python -m nofe_lab study\n")
+    assert path.read_text().startswith("# nofe-lab dev study\n")
     table = measured(path)
     origin = ["study", "arm", "seed", "run", "hardware", "threads", "torch", "revision"]
     assert table[origin].notna().all().all()
@@ -70,7 +70,7 @@ def test_the_columns_of_a_row_say_which_arm_it_is(path: Path) -> None:
 
 
 def test_the_widgets_times_say_where_they_come_from() -> None:
-    assert WIDGETS.read_text().startswith("# python -m nofe_lab widgets ")
+    assert WIDGETS.read_text().startswith("# nofe-lab dev widgets ")
     table = measured(WIDGETS)
     assert table[["widget", "click", "dataset", "hardware", "revision"]].notna().all().all()
     assert not table.revision.str.endswith("dirty").any()
@@ -199,7 +199,7 @@ def test_every_network_learns(file: str, C: int) -> None:
 
 
 def test_the_benchmark_has_measured_all_of_its_targets() -> None:
-    assert BENCH.read_text().startswith("# python -m nofe_lab bench")
+    assert BENCH.read_text().startswith("# nofe-lab dev bench")
     table = read(BENCH)
     origin = ["precision", "device", "hardware", "torch", "revision", "date"]
     assert table[origin].notna().all().all()

@@ -111,7 +111,7 @@ def test_only_a_table_of_the_benchmark_is_read(tmp_path: Path, measured: pd.Data
 def test_the_command_refuses_before_it_measures(
     words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["bench", *words]) == 2
+    assert main(["dev", "bench", *words]) == 2
     said = capsys.readouterr()
     assert sentence in said.err
     assert not said.out

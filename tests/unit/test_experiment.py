@@ -75,7 +75,6 @@ REFUSED_AT_ONCE = [
     ({"K": 10.5}, r"K must be a whole number of at least 2; got 10\.5\."),
     ({"K": "ten"}, r"K must be a whole number of at least 2; got 'ten'\."),
     ({"K": True}, r"K must be a whole number of at least 2; got True\."),
-    ({"K": None}, r"K must be a whole number of at least 2; got None\."),
     ({"backbone": "resnet"}, r"'resnet' is unknown \(did you mean 'resnet50'.*'alexnet_quick', "),
     ({"rule": "optimum"}, r"rule 'optimum' is unknown \(did you mean 'optimal'\?\); accepted"),
     ({"preset": "fast"}, r"preset 'fast' is unknown; accepted: 'quick', 'paper', 'strong'\."),
@@ -295,6 +294,75 @@ def test_a_base_trunk_has_been_trained_as_long_as_the_generalist(tiny_experiment
 def test_a_trunk_from_scratch_has_no_parent(tiny_experiment: Make) -> None:
     assert tiny_experiment().nofe("random", "scratch").parents == {}
     assert set(tiny_experiment().nofe("learned", "scratch").parents) == {"specialties"}
+
+
+def of_classes(C: int, each: int = 4) -> Dataset:
+    """C classes of blank images, `each` of them for training."""
+    labels = torch.arange(C).repeat(each)
+    split = Resident(torch.zeros(len(labels), 3, 32, 32, dtype=torch.uint8), labels)
+    return Dataset("blank", tuple(f"class {c}" for c in range(C)), split, split[:0], split[:C])
+
+
+@pytest.mark.parametrize(
+    ("C", "K"), [(2, 2), (5, 2), (7, 2), (9, 3), (12, 3), (20, 4), (100, 10), (1000, 32)]
+)
+def test_k_follows_the_number_of_classes_where_it_is_not_given(C: int, K: int) -> None:
+    experiment = Experiment(of_classes(C), epochs=1, batch_size=1, val_fraction=0)
+    assert experiment.generalist().K == experiment.nofe().K == experiment.usual_K == K
+    assert (
+        f"K = {K} specialties: about the square root of {C} classes." in experiment.base().choices
+    )
+
+
+@pytest.mark.parametrize(
+    ("C", "K", "said"),
+    [
+        (12, 10, "K = 3 would give each about 4."),
+        (12, 5, "K = 3 would give each about 4."),
+        (12, 4, ""),
+        (100, 34, "K = 10 would give each about 10."),
+        (100, 33, ""),
+        (5, 2, ""),  # no other number is better
+    ],
+)
+def test_too_many_specialties_are_trained_with_a_warning(C: int, K: int, said: str) -> None:
+    stage = Experiment(of_classes(C), K=K, epochs=1, batch_size=1, val_fraction=0).nofe()
+    assert stage.K == K
+    text = " ".join(stage.choices)
+    assert (f"K = {K} makes specialties of fewer than 3 of the {C} classes" in text) == bool(said)
+    assert said in text
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs", "batch"),
+    [(400, 60, 16), (720, 35, 16), (1300, 20, 32), (4000, 7, 64), (6000, 5, 100), (14400, 4, 100)],
+)
+def test_epochs_and_batches_follow_the_number_of_images(
+    images: int, epochs: int, batch: int
+) -> None:
+    data = of_classes(10, images // 10)
+    experiment = Experiment(data, K=2, val_fraction=0)
+    for stage in (experiment.base(), experiment.generalist(), experiment.nofe()):
+        assert (stage.recipe.epochs, stage.recipe.batch_size) == (epochs, batch)
+        said = f"{epochs} epochs a stage in batches of {batch}, as suits {images:,} training images"
+        assert (said in " ".join(stage.choices)) == (epochs != 4)
+    assert len(experiment.generalist().updates) == 7  # as many as usual
+    for given in ({"epochs": 3}, {"batch_size": 50}, {"preset": "strong"}):
+        other = Experiment(data, K=2, val_fraction=0, **given)  # type: ignore[arg-type]
+        assert other.recipes.nofe.batch_size in (50, 100)
+        assert not other.base().choices
+
+
+def test_what_was_chosen_is_printed_before_training(
+    tiny: Dataset, runs_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = Experiment(
+        tiny, epochs=1, batch_size=36, device="cpu", runs_dir=str(runs_dir), learning_rate=0.005
+    )
+    experiment.run(experiment.base(), experiment.nofe())
+    said = capsys.readouterr().out
+    assert said.count("K = 2 specialties: about the square root of 6 classes.") == 1
+    assert said.index("K = 2 specialties") < said.index("To train")
 
 
 @pytest.mark.parametrize("images", [0, 108, 5000, None])
@@ -711,7 +779,7 @@ def test_asking_for_a_nofe_trains_its_parents_first_and_once(
     assert nofe.identity["parents"] == parents
     assert base.identity["parents"] == {}
     announced = capsys.readouterr().out
-    assert announced.startswith(f"To train, on {experiment.runner.machine}:\n  base CNN")
+    assert f"To train, on {experiment.runner.machine}:\n  base CNN" in announced
     assert "  generalist (optimal, K = 3)" in announced
     assert "  NofE (optimal specialties, K = 3; trunk: generalist (optimal))" in announced
 

@@ -110,7 +110,10 @@ def test_the_films_of_the_readme_are_small_and_shown(name: str, theme) -> None:
 def test_the_command_says_what_it_cannot_draw(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["film", "--output", "/proc/missing"]) == 2
+    assert main(["dev", "film", "--output", "/proc/missing"]) == 2
     assert "missing" in capsys.readouterr().err
-    assert main(["film", "--output", str(tmp_path), "--K", "101", "--runs-dir", str(tmp_path)]) == 2
+    assert (
+        main(["dev", "film", "--output", str(tmp_path), "--K", "101", "--runs-dir", str(tmp_path)])
+        == 2
+    )
     assert "K must be at most the 100 classes" in capsys.readouterr().err

@@ -65,7 +65,7 @@ def test_text_is_understood_by_the_type_of_its_knob(name: str, given: Any, meant
         ("with_gate", 2, r"with_gate must be true or false; got 2\."),
         ("K", "ten", r"K must be a whole number of at least 2; got 'ten'\."),
         ("K", "5.5", r"K must be a whole number of at least 2; got '5\.5'\."),
-        ("K", "None", r"K must be a whole number of at least 2; got 'None'\."),
+        ("seed", "None", r"seed must be a whole number of at least 0; got 'None'\."),
         ("learning_rate", "fast", r"learning_rate must be a number above 0; got 'fast'\."),
         ("learning_rate", "nan", r"learning_rate must be a number above 0; got nan\."),
         ("learning_rate", "-1e-3", r"learning_rate must be a number above 0; got -0\.001\."),
@@ -286,5 +286,5 @@ def test_commands_take_knobs_by_their_names(
         (["--learning-rate", "fast"], "learning_rate must be a number above 0; got 'fast'."),
         (["--output", "/proc/none"], "output '/proc/none/film.gif' cannot be written"),
     ):
-        assert main(["film", "--output", str(tmp_path), *words]) == 2
+        assert main(["dev", "film", "--output", str(tmp_path), *words]) == 2
         assert sentence in capsys.readouterr().err

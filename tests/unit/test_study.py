@@ -116,8 +116,8 @@ def test_the_command_line_makes_rows_lists_what_is_missing_and_commits(
     git("add", "other")
     tables = ["--results", str(tmp_path / "study.csv")]
     tables += ["--conditional", str(tmp_path / "conditional.csv")]
-    assert main(["study", "--rows", "2", "--commit", *tables]) == 0
-    assert main(["study", "--list", *tables]) == 0
+    assert main(["dev", "study", "--rows", "2", "--commit", *tables]) == 0
+    assert main(["dev", "study", "--list", *tables]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[-5:] == [
         "toy: base CNN, seed 1",
@@ -141,7 +141,7 @@ def test_the_command_line_makes_rows_lists_what_is_missing_and_commits(
 def test_one_row_can_be_made_again_in_another_table(tmp_path: Path) -> None:
     path = tmp_path / "again.csv"
     tables = ["--results", str(path), "--conditional", str(tmp_path / "few.csv")]
-    assert main(["study", "--arm", "base CNN", "--seed", "1", "--rows", "5", *tables]) == 0
+    assert main(["dev", "study", "--arm", "base CNN", "--seed", "1", "--rows", "5", *tables]) == 0
     (row,) = read(path, ("arm", "seed", "data")).itertuples()
     assert (row.arm, row.seed) == ("base CNN", 1)
 
@@ -158,7 +158,7 @@ def test_a_row_that_is_not_of_the_study_is_refused(
     option: str, value: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tables = ["--results", str(tmp_path / "a.csv"), "--conditional", str(tmp_path / "b.csv")]
-    assert main(["study", option, value, *tables]) == 2
+    assert main(["dev", "study", option, value, *tables]) == 2
     assert reason in capsys.readouterr().err
 
 
@@ -170,7 +170,7 @@ def test_a_file_that_is_no_table_of_a_study_is_refused(content: str, tmp_path: P
 
 
 def test_an_unknown_study_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["study", "--study", "imagenet"]) == 2
+    assert main(["dev", "study", "--study", "imagenet"]) == 2
     assert "study 'imagenet' is unknown" in capsys.readouterr().err
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
-from nofe_lab.data import Dataset, Source
+from nofe_lab.data import Source
 from nofe_lab.data.pictures import rgb
 from nofe_lab.specialties import Specialties
 from nofe_lab.views.plots.style import Colour, mix, specialty_colours
@@ -73,7 +74,19 @@ def label_of(specialties: Specialties, k: int) -> str:
     return f"specialty {name}" if name.isdecimal() else name
 
 
-def name_size(dataset: Dataset) -> float:
+class Pictured(Protocol):
+    """Classes with an image of each: a `Dataset`, or what a run keeps of one."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the C classes."""
+
+    @property
+    def thumbnails(self) -> torch.Tensor:
+        """An image of each, uint8 [C, channels, height, width]."""
+
+
+def name_size(dataset: Pictured) -> float:
     """Font size of class names: larger if all names are one or two characters long."""
     return 9.0 if max(map(len, dataset.class_names)) <= 2 else SMALL
 

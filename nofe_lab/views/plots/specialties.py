@@ -12,7 +12,14 @@ from matplotlib.ticker import MaxNLocator
 from nofe_lab.config import whole_number
 from nofe_lab.data import Dataset
 from nofe_lab.specialties import Specialties
-from nofe_lab.views.plots.cards import draw_card, draw_image, first_images, name_size, short_names
+from nofe_lab.views.plots.cards import (
+    Pictured,
+    draw_card,
+    draw_image,
+    first_images,
+    name_size,
+    short_names,
+)
 from nofe_lab.views.plots.style import (
     GREY,
     LIGHT,
@@ -28,7 +35,7 @@ from nofe_lab.views.plots.text import SMALL, fitted, text_width
 
 @styled
 def plot_specialties(
-    dataset: Dataset,
+    dataset: Pictured,
     specialties: Specialties,
     *,
     order: Sequence[int] | None = None,

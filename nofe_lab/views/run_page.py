@@ -1,0 +1,160 @@
+"""A run as one HTML page: what it is, how it was trained, its specialties, how to use it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from nofe_lab.config import InvalidInput, printable
+from nofe_lab.inference import VAL, class_names_of, load_specialties, thumbnails_of
+from nofe_lab.runs import Run
+from nofe_lab.specialties import Specialties
+from nofe_lab.views import plots
+
+COVERAGES = (0.5, 0.8, 0.9, 0.95, 1.0)
+"""Shares of val images that are answered with their class, in the table of coverage."""
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; --text: #262626; --faint: #6b6b6b; --line: #d9d9d9;
+  --ground: #ffffff; --code: #f4f4f4; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --text: #e6e6e6; --faint: #a9a9a9; --line: #45494c;
+  --ground: #181a1b; --code: #26292b; }} }}
+body {{ margin: 0; background: var(--ground); color: var(--text);
+  font: 15px/1.5 system-ui, sans-serif; }}
+main {{ max-width: 62rem; margin: 0 auto; padding: 1.5rem; }}
+h1 {{ font-size: 1.5rem; line-height: 1.25; margin: 0 0 .25rem; }}
+h2 {{ font-size: 1.1rem; margin: 2rem 0 .5rem; }}
+p {{ margin: .5rem 0; max-width: 46rem; }}
+.faint {{ color: var(--faint); }}
+.wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; }}
+td, th {{ padding: .2rem 1rem .2rem 0; text-align: left; vertical-align: top;
+  border-bottom: 1px solid var(--line); }}
+.numbers td, .numbers th {{ text-align: right; }}
+img {{ max-width: 100%; height: auto; background: #ffffff; border-radius: 6px; }}
+pre {{ background: var(--code); padding: .75rem; border-radius: 6px; overflow-x: auto; }}
+</style></head><body><main>
+{body}
+</main></body></html>
+"""
+
+
+@dataclass(frozen=True)
+class _Gallery:
+    """The thumbnails that a run keeps, as plots take them."""
+
+    class_names: tuple[str, ...]
+    thumbnails: Tensor
+
+
+def run_page(run: Run) -> str:
+    """The page of a finished run; what an older run does not keep is left out."""
+    title = printable(str(run.about["title"]))
+    return _PAGE.format(title=html.escape(title), body="\n".join(_sections(run, title)))
+
+
+def _sections(run: Run, title: str) -> Iterator[str]:
+    about, made = run.about, run.provenance
+    yield f"<h1>{html.escape(title)}</h1>"
+    yield f'<p class="faint">run {run.id}, finished {html.escape(str(made["finished"]))}</p>'
+    yield f"<p>{_accuracy(run)}</p>"
+    facts = {
+        "data": about["dataset"],
+        "network": about["backbone"],
+        "specialties": about["K"] or "none: a flat network",
+        "epochs": about["epochs"],
+        "seed": about["seed"],
+        "training": f"{run.seconds:.0f} s, with the stages it builds on {run.total_seconds:.0f} s",
+        "machine": f"{made['device']}, {made['precision']}, torch {made['versions']['torch']}",
+        "code": made["revision"],
+        "size": f"{run.bytes_on_disk / 1e6:.1f} MB",
+    }
+    yield _table(pd.DataFrame(facts.items()), header=False)
+    names = class_names_of(run)
+    specialties = load_specialties(run) if about["K"] else None
+    if specialties is not None:
+        yield f"<h2>Its {specialties.K} specialties</h2>"
+        try:
+            gallery = _Gallery(names, thumbnails_of(run, len(names))[:, 0])
+            yield _picture(plots.plot_specialties(gallery, specialties), "specialties")
+        except InvalidInput:
+            listed = [(specialties.names[k], _listed(specialties, k)) for k in specialties.nonempty]
+            yield _table(pd.DataFrame(listed, columns=["specialty", "classes"]))
+    yield "<h2>How it was trained</h2>"
+    yield _picture(plots.plot_history({title: run.history}), "loss and accuracy by epoch")
+    if specialties is not None and VAL in run.record["files"]:
+        yield "<h2>How certain it is</h2>"
+        yield (
+            "<p>With <code>coverage</code> the network answers with the class where it is certain "
+            "enough, and with the specialty otherwise. On val images, on which the threshold is "
+            "fitted:</p>"
+        )
+        yield _table(coverage_table(run.table("val"), specialties), kind="numbers")
+    yield "<h2>Use it</h2>"
+    folder = html.escape(printable(run.location()))
+    yield (
+        f"<pre>nofe-lab predict {folder} photo.jpg</pre>\n"
+        f"<pre>import nofe_lab\n\nmodel = nofe_lab.load({folder!r})\n"
+        'print(model.predict("photo.jpg"))</pre>'
+    )
+
+
+def coverage_table(val: pd.DataFrame, specialties: Specialties) -> pd.DataFrame:
+    """What answering with the class only where it is certain gives on val images.
+
+    val: the rows of val.csv with all experts are used.  One row a coverage: the threshold, how many
+    of the classes answered are right, and how many of the others' specialties would be.
+    """
+    whole = val[val["experts"] == val["experts"].max()]
+    of = np.array(specialties.of)
+    right = whole["label"] == whole["predicted"]
+    near = of[whole["label"]] == of[whole["predicted"]]
+    rows = []
+    for coverage in COVERAGES:
+        threshold = float(np.quantile(whole["probability"], 1 - coverage))
+        sure = whole["probability"] >= threshold
+        unsure = f"{near[~sure].mean():.1%}" if (~sure).any() else ""
+        rows.append((f"{coverage:.0%}", f"{threshold:.3f}", f"{right[sure].mean():.1%}", unsure))
+    return pd.DataFrame(
+        rows, columns=["coverage", "threshold", "classes right", "specialties right otherwise"]
+    )
+
+
+def _accuracy(run: Run) -> str:
+    figures = {
+        "on test": run.reports.get("test_accuracy"),
+        "on val": run.result.get("val_accuracy"),
+        "on the training images": run.result.get("train_accuracy"),
+    }
+    what = "specialties" if "objective" in run.result else "classes"
+    said = [f"{value:.1%} of {what} right {where}" for where, value in figures.items() if value]
+    tested = "" if figures["on test"] else "; not tested"
+    return f"{', '.join(said)}{tested}." if said else "not tested."
+
+
+def _listed(specialties: Specialties, k: int) -> str:
+    return ", ".join(specialties.class_names_of(k))
+
+
+def _table(table: pd.DataFrame, header: bool = True, kind: str = "facts") -> str:
+    written = table.to_html(index=False, header=header, border=0, classes=kind)
+    return f'<div class="wide">{written}</div>'
+
+
+def _picture(figure: Figure, alt: str) -> str:
+    packed = io.BytesIO()
+    figure.savefig(packed, format="png", dpi=150)
+    data = base64.b64encode(packed.getvalue()).decode()
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
