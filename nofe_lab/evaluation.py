@@ -89,22 +89,53 @@ class Predictions:
 
         See C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
         """
-        confidence = self.probabilities.max(axis=1)
-        bins = np.ceil(confidence * CALIBRATION_BINS).astype(int).clip(1) - 1
-        right = (self.predicted == self.labels).astype(np.float64)
-        gaps = np.bincount(bins, right - confidence, minlength=CALIBRATION_BINS)
-        return float(np.abs(gaps).sum() / len(confidence))
+        return calibration_error(reliability(self.probabilities, self.labels))
 
     @property
     def confusion(self) -> NDArray[np.int64]:
         """Counts [n, n]: row = label, column = prediction."""
-        from sklearn.metrics import confusion_matrix
+        return confusion_counts(self.labels, self.predicted, self.logits.shape[1])
 
-        n = self.logits.shape[1]
-        counts: NDArray[np.int64] = confusion_matrix(
-            self.labels, self.predicted, labels=np.arange(n)
-        )
-        return counts
+
+def confusion_counts(
+    labels: NDArray[np.int64], predicted: NDArray[np.int64], n: int
+) -> NDArray[np.int64]:
+    """Count the images of each label and prediction [n, n]: row = label, column = prediction."""
+    from sklearn.metrics import confusion_matrix
+
+    counts: NDArray[np.int64] = confusion_matrix(labels, predicted, labels=np.arange(n))
+    return counts
+
+
+def reliability(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> pd.DataFrame:
+    """Tabulate accuracy against confidence in `CALIBRATION_BINS` bins of equal width.
+
+    probabilities: [N, n].  labels: [N].  The confidence of an image is its largest probability.
+    Columns: low and high, the bin's limits; images; confidence and accuracy, their means, NaN in an
+    empty bin.
+    """
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    bins = np.ceil(confidence * CALIBRATION_BINS).astype(int).clip(1, CALIBRATION_BINS) - 1
+    right = (probabilities.argmax(axis=1) == labels).astype(np.float64)
+    images = np.bincount(bins, minlength=CALIBRATION_BINS)
+    sums = [np.bincount(bins, each, minlength=CALIBRATION_BINS) for each in (confidence, right)]
+    means = [np.where(images, total / np.maximum(images, 1), np.nan) for total in sums]
+    limits = np.arange(CALIBRATION_BINS + 1) / CALIBRATION_BINS
+    return pd.DataFrame(
+        {
+            "low": limits[:-1],
+            "high": limits[1:],
+            "images": images,
+            "confidence": means[0],
+            "accuracy": means[1],
+        }
+    )
+
+
+def calibration_error(bins: pd.DataFrame) -> float:
+    """The expected calibration error of a table of `reliability`, 0 to 1."""
+    gaps = (bins["accuracy"] - bins["confidence"]).abs() * bins["images"]
+    return float(gaps.sum() / bins["images"].sum())
 
 
 def predict(

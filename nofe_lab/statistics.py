@@ -134,3 +134,41 @@ def inside_share(confusion: NDArray[np.int64], specialties: Specialties) -> Insi
     low, high = np.quantile(drawn, [0.025, 0.975])
     share = errors_inside(confusion, specialties)
     return InsideShare(share, float(np.mean(drawn)), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """What experts for the groups of a partition could gain at most; shares of all images."""
+
+    accuracy: float
+    """As it is."""
+    mended: float
+    """If every error inside a group were mended: its predicted class is in the label's group."""
+    random: float
+    """The same for random groups of the same sizes: the exact mean."""
+
+    def __str__(self) -> str:
+        return (
+            f"Were every error inside these groups mended: {percents(self.accuracy, self.mended)}; "
+            f"random groups of the same sizes: {percents(self.random)}."
+        )
+
+
+def percents(*shares: float) -> str:
+    """Shares as percentages with one digit and an arrow between them: "84.0 -> 91.2"."""
+    return " -> ".join(f"{100 * share:.1f}" for share in shares)
+
+
+def ceiling(confusion: NDArray[np.int64], specialties: Specialties) -> Ceiling:
+    """What experts could gain at most, from counts [C, C], row = label.
+
+    A ceiling, not a forecast: experts also make errors of their own, and groups that were made of
+    these counts hold more of these errors than of those of other images.
+    """
+    images, right = int(confusion.sum()), int(np.trace(confusion))
+    inside = errors_inside(confusion, specialties) if images > right else 0.0
+    errors = images - right
+    mended, random = (
+        (right + share * errors) / images for share in (inside, inside_by_chance(specialties.sizes))
+    )
+    return Ceiling(right / images, mended, random)

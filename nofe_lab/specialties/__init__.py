@@ -1,7 +1,12 @@
 """Specialties: the partition of the classes as a value, assignment rules and clusterings."""
 
 from nofe_lab.specialties.assignment import affinity_matrix, assign, best_objective, objective
-from nofe_lab.specialties.clustering import confusion_clusters, feature_clusters
+from nofe_lab.specialties.clustering import (
+    balanced_clusters,
+    confusion_clusters,
+    feature_clusters,
+    leaf_order,
+)
 from nofe_lab.specialties.history import maps_of, settling
 from nofe_lab.specialties.partition import (
     FEWEST_CLASSES,
@@ -16,10 +21,12 @@ __all__ = [
     "Specialties",
     "affinity_matrix",
     "assign",
+    "balanced_clusters",
     "best_objective",
     "class_number",
     "confusion_clusters",
     "feature_clusters",
+    "leaf_order",
     "maps_of",
     "objective",
     "read_moves",
