@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nofe_lab.config import InvalidInput
     from nofe_lab.data import Dataset, Resident, load_dataset
+    from nofe_lab.diagnosis import look
     from nofe_lab.evaluation import predict
     from nofe_lab.inference import Answers, Classifier, load, load_specialties
     from nofe_lab.networks import Backbone, NofE, backbone
@@ -38,6 +39,7 @@ __all__ = [
     "load",
     "load_dataset",
     "load_specialties",
+    "look",
     "predict",
     "superclass_specialties",
 ]
@@ -45,6 +47,7 @@ __all__ = [
 _HOMES = {
     "config": ("InvalidInput",),
     "data": ("Dataset", "Resident", "load_dataset"),
+    "diagnosis": ("look",),
     "evaluation": ("predict",),
     "networks": ("Backbone", "NofE", "backbone"),
     "runs": ("Run",),

@@ -290,12 +290,7 @@ def read_image_folder(name: str, directory: str, options: ReadOptions) -> Datase
     The sorted names of the class folders are the class names.  Raises InvalidInput if the folders
     have another layout, a class has no images, or an image cannot be decoded.
     """
-    folder = dataset_folder(name, directory)
-    try:
-        layout = _Layout(folder, options.groups == BY_FOLDER)
-        listed = layout.listed()
-    except InvalidInput as error:
-        raise InvalidInput(f"dataset {name!r}: {error}") from error
+    layout, listed = _listed_layout(name, directory, options.groups == BY_FOLDER)
     notes = [*layout.notes, *layout.skipped.notes]
     if options.groups is not None:
         listed, group_notes = _with_groups(name, options.groups, layout, listed)
@@ -310,6 +305,28 @@ def read_image_folder(name: str, directory: str, options: ReadOptions) -> Datase
     listed["train"] = train.sample(options.train_per_class, options.seed)
     size = options.image_size or IMAGE_SIZE
     return decode_splits(name, class_names, listed, replace(options, image_size=size), notes)
+
+
+def list_image_folder(
+    name: str, directory: str
+) -> tuple[tuple[str, ...], dict[str, ImageList], tuple[str, ...]]:
+    """List the class names, the images of each split there is, and notes, without decoding.
+
+    Layouts and errors are those of `read_image_folder`; without folders of splits, all is train.
+    """
+    layout, listed = _listed_layout(name, directory, False)
+    return layout.class_names, listed, (*layout.notes, *layout.skipped.notes)
+
+
+def _listed_layout(
+    name: str, directory: str, by_folder: bool
+) -> tuple[_Layout, dict[str, ImageList]]:
+    folder = dataset_folder(name, directory)
+    try:
+        layout = _Layout(folder, by_folder)
+        return layout, layout.listed()
+    except InvalidInput as error:
+        raise InvalidInput(f"dataset {name!r}: {error}") from error
 
 
 def split_of(name: str) -> str | None:

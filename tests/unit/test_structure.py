@@ -25,6 +25,7 @@ FILES = {
 FLOORS = (
     ("__main__", "__init__"),
     ("bench", "study"),
+    ("diagnosis",),
     ("views", "stages", "notebook"),
     ("evaluation", "statistics", "training", "inference", "inspection"),
     ("runs", "specialties", "networks", "data"),

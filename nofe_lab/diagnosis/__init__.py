@@ -1,0 +1,10 @@
+"""Looks at what any classifier confuses, without training: `nofe_lab.look`.
+
+tables reads predictions, networks runs a module, report holds what follows from them.  The room is
+not called look, because importing ``nofe_lab.look`` would put a module in the place of the function
+of that name.
+"""
+
+from nofe_lab.diagnosis.report import Look, look
+
+__all__ = ["Look", "look"]

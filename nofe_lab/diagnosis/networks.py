@@ -1,0 +1,230 @@
+"""Runs any torch module on images that it has not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from nofe_lab.config import InvalidInput, first_line, one_of, shown
+from nofe_lab.data import Dataset, Source, load_dataset
+from nofe_lab.data.folders import list_image_folder
+from nofe_lab.data.pictures import UnreadableImage, decode
+from nofe_lab.data.preprocess import ImageNetwork
+from nofe_lab.data.thumbnails import Thumbnails
+from nofe_lab.diagnosis.tables import Answers, checked_names
+from nofe_lab.evaluation import EVALUATION_PIXELS
+from nofe_lab.files import user_path
+from nofe_lab.networks.tracing import modes_kept
+from nofe_lab.specialties import class_number
+from nofe_lab.training.events import watched
+
+Prepare = Callable[[Any], Any]
+
+SPLITS = ("train", "val", "test")
+
+ACCEPTED = "a Dataset, a Source, the name of a data set such as 'folder:DIR', or a folder"
+
+
+def run_module(
+    model: nn.Module,
+    images: Any,
+    prepare: Prepare | None,
+    class_names: Sequence[str] | None,
+    split: str | None,
+) -> tuple[Answers, Source, str, str | None]:
+    """Run a module on images (see `nofe_lab.look`).
+
+    Returns its answers, the images, what they are in words, and the name of their data set.
+    """
+    if images is None:
+        raise InvalidInput(f"a module needs images; accepted: {ACCEPTED}.")
+    if not isinstance(model, ImageNetwork) and not callable(prepare):
+        raise InvalidInput(
+            f"prepare must say how an image becomes an input of {type(model).__name__}: a function "
+            "of an image (PIL, or a tensor uint8 [3, height, width]) such as torchvision's "
+            f"weights.transforms(); got {shown(prepare)}."
+        )
+    outputs = checked_names(class_names) if class_names is not None else None
+    source, names, about, dataset = find_images(model, images, split)
+    names = names or outputs
+    if names is None:
+        highest = int(source.labels.max()) if len(source) else 1
+        names = checked_names([str(c) for c in range(max(highest + 1, 2))])
+    if not len(source):
+        raise InvalidInput(f"there are no images in {about}; accepted: at least one.")
+    outputs = outputs or names
+    of_output = np.array([class_number(name, outputs) for name in names])
+    labels = of_output[source.labels.cpu().numpy()]
+    probabilities = _probabilities(model, source, prepare, len(outputs))
+    answers = Answers(outputs, labels, probabilities.argmax(axis=1), probabilities)
+    return answers, source, about, dataset
+
+
+def find_images(
+    model: nn.Module | None, images: Any, split: str | None
+) -> tuple[Source, tuple[str, ...] | None, str, str | None]:
+    """The images to look at, their class names, both in words, and the name of the data set.
+
+    Of a Dataset: val, or test where it has none; `split` chooses another.
+    """
+    if split is not None:
+        one_of("split", split, SPLITS)
+    name = None
+    if isinstance(images, (str, Path)):
+        name = str(images)
+        if ":" not in name or not name.startswith(("folder:", "parquet:", "glyphs:")):
+            name = f"folder:{name}" if user_path(name).is_dir() else name
+        if name.startswith("folder:") and not isinstance(model, ImageNetwork):
+            return (*_of_folder(name, split), name)
+        size = None
+        if isinstance(model, ImageNetwork) and model.preprocess.image_shape:
+            size = model.preprocess.image_shape[1] if name.startswith("folder:") else None
+        images = load_dataset(name, image_size=size)
+    if isinstance(images, Source):
+        if split is not None:
+            raise InvalidInput(f"split is for data sets; got {split!r} for a Source.")
+        return images, None, f"{len(images):,} images", None
+    if not isinstance(images, Dataset):
+        raise InvalidInput(f"images must be {ACCEPTED}; got {type(images).__name__}.")
+    chosen = split or ("val" if len(images.val) else "test")
+    source: Source = getattr(images, chosen)
+    about = f"{len(source):,} {chosen} images of {images.name}"
+    return source, images.class_names, about, name or images.name
+
+
+def _of_folder(name: str, split: str | None) -> tuple[Source, tuple[str, ...], str]:
+    class_names, listed, _ = list_image_folder(name, name.removeprefix("folder:"))
+    has_splits = len(listed) > 1
+    chosen = split or next(each for each in ("val", "test", "train") if each in listed)
+    if chosen not in listed or (split and not has_splits):
+        there = ", ".join(listed) if has_splits else "no folders of splits"
+        raise InvalidInput(f"{name!r} has {there}; got split={split!r}.")
+    part = listed[chosen]
+    about = f"{len(part.labels):,} {chosen + ' ' if has_splits else ''}images of {name}"
+    return Thumbnails(list(part.encoded), part.labels, part.names), class_names, about
+
+
+def _probabilities(
+    model: nn.Module, source: Source, prepare: Prepare | None, C: int
+) -> np.ndarray:
+    """The module's probabilities of its C outputs for every image, float32 [N, C]."""
+    parameter = next(model.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    found = []
+    with (
+        modes_kept(model),
+        torch.inference_mode(),
+        tqdm(total=len(source), unit="image", leave=False, disable=not watched()) as bar,
+    ):
+        model.eval()
+        for batch in _inputs(model, source, prepare):
+            try:
+                output = model(batch.to(device))
+            except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+                raise InvalidInput(
+                    f"{type(model).__name__} does not take the images as prepared, {batch.dtype} "
+                    f"{list(batch.shape)} ({first_line(error)})."
+                ) from error
+            found.append(_as_probabilities(model, output, len(batch), C))
+            bar.update(len(batch))
+    probabilities = torch.cat(found).numpy()
+    if not np.isfinite(probabilities).all():
+        row = int((~np.isfinite(probabilities)).any(axis=1).argmax())
+        raise InvalidInput(f"the outputs of {type(model).__name__} for image {row} are not finite.")
+    return probabilities
+
+
+def _as_probabilities(model: nn.Module, output: Any, n: int, C: int) -> Tensor:
+    output = getattr(output, "logits", output)  # transformers
+    name = type(model).__name__
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != n:
+        got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise InvalidInput(f"{name} must give logits [{n}, {C}] for {n} images; got {got}.")
+    if output.shape[1] != C:
+        raise InvalidInput(
+            f"{name} has {output.shape[1]} outputs, but there are {C} classes; class_names takes "
+            "the names of its outputs, in order."
+        )
+    output = output.float().cpu()
+    is_softmax = bool((output >= 0).all()) and bool((output.sum(1) - 1).abs().max() < 1e-3)
+    return output if is_softmax else output.softmax(1)
+
+
+def _inputs(model: nn.Module, source: Source, prepare: Prepare | None) -> Iterator[Tensor]:
+    """Yield batches of a module's inputs; the larger the inputs, the fewer in a batch."""
+    if isinstance(model, ImageNetwork) and prepare is None:
+        _, height, width = source.image_shape
+        yield from source.parts(max(EVALUATION_PIXELS // (height * width), 1))
+        return
+    assert prepare is not None
+    one = _Prepared(source, prepare)
+    first = one(0)
+    size = max(EVALUATION_PIXELS // max(first[0].numel(), 1), 1)
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(source), size):
+            inputs = list(pool.map(one, range(start, min(start + size, len(source)))))
+            odd = next((x for x in inputs if x.shape != first.shape), None)
+            if odd is not None:
+                raise InvalidInput(
+                    f"prepare must give inputs of one size; got {list(first.shape)} and "
+                    f"{list(odd.shape)}: resize and crop them."
+                )
+            yield torch.stack(inputs)
+
+
+class _Prepared:
+    """The inputs made of a source's images, one at a time.
+
+    `prepare` is handed a PIL image, as evaluations with torchvision and timm do, or else a tensor
+    uint8 [channels, height, width]: what it makes a tensor of, for the first image.
+    """
+
+    def __init__(self, source: Source, prepare: Prepare) -> None:
+        self.source = source
+        self.prepare = prepare
+        failed = []
+        for self.as_pil in (True, False):
+            try:
+                made = prepare(self._image(0))
+            except Exception as error:  # the caller's own function
+                failed.append(first_line(error))
+                continue
+            if isinstance(made, Tensor) and made.ndim == 3:
+                return
+            failed.append(
+                f"tensor {list(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
+            )
+        raise InvalidInput(
+            "prepare must make a tensor [channels, height, width] of an image; it made of a PIL "
+            f"image: {failed[0]}; of a tensor: {failed[1]}."
+        )
+
+    def __call__(self, index: int) -> Tensor:
+        made: Tensor = self.prepare(self._image(index))
+        return made
+
+    def _image(self, index: int) -> Any:
+        if isinstance(self.source, Thumbnails):
+            try:
+                pixels = decode(self.source.files[index]).pixels
+            except UnreadableImage as error:
+                raise InvalidInput(
+                    f"{self.source.names[index]} cannot be decoded ({error})."
+                ) from error
+        else:
+            image = self.source.sample([index])[0].cpu()
+            if not self.as_pil:
+                return image
+            pixels = image.permute(1, 2, 0).numpy()
+            pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels
+        if self.as_pil:
+            return Image.fromarray(np.ascontiguousarray(pixels))
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
