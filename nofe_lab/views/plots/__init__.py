@@ -12,6 +12,7 @@ names that are too long are cut in the middle.  The font in matplotlib's setting
 characters that no installed font has are reported once.
 """
 
+from nofe_lab.views.plots.calibration import plot_reliability
 from nofe_lab.views.plots.cards import label_of
 from nofe_lab.views.plots.comparison import plot_comparison, plot_gained_lost, plot_per_specialty
 from nofe_lab.views.plots.confusion import (
@@ -68,6 +69,7 @@ __all__ = [
     "plot_inside_share",
     "plot_inspection",
     "plot_per_specialty",
+    "plot_reliability",
     "plot_samples",
     "plot_specialties",
     "plot_speed",
