@@ -112,9 +112,7 @@ def _of_folder(name: str, split: str | None) -> tuple[Source, tuple[str, ...], s
     return Thumbnails(list(part.encoded), part.labels, part.names), class_names, about
 
 
-def _probabilities(
-    model: nn.Module, source: Source, prepare: Prepare | None, C: int
-) -> np.ndarray:
+def _probabilities(model: nn.Module, source: Source, prepare: Prepare | None, C: int) -> np.ndarray:
     """The module's probabilities of its C outputs for every image, float32 [N, C]."""
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device

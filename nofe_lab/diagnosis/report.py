@@ -206,8 +206,9 @@ class Look:
 
     @property
     def _summary(self) -> str:
-        errors = int((self.labels != self.predicted).sum())
-        return f"{self.C:,} classes, accuracy {self.accuracy:.1%}, {errors:,} errors"
+        n = int((self.labels != self.predicted).sum())
+        errors = f"{n:,} error{'s' * (n != 1)}"
+        return f"{self.C:,} classes, accuracy {self.accuracy:.1%}, {errors}"
 
     def _ipython_display_(self) -> None:
         from nofe_lab.views.widgets.look import LookPage
@@ -219,7 +220,10 @@ class Look:
         Ks = {K for K in GROUPS if K <= self.C // 2}
         partitions = {K: self.specialties(K) for K in sorted(Ks | {self.K})}
         pairs = [
-            (pair, self._between(*(self.class_names.index(pair[key]) for key in ("class", "rival"))))
+            (
+                pair,
+                self._between(*(self.class_names.index(pair[key]) for key in ("class", "rival"))),
+            )
             for pair in self.worst_pairs().to_dict("records")
         ]
         known = self.probabilities is not None

@@ -41,8 +41,9 @@ ROWS_AT_ONCE = 4096
 ENDINGS = (".csv", ".parquet")
 
 ACCEPTED = (
-    "a torch module with images, a table (.csv, .parquet or a DataFrame) with the column 'label' and "
-    "either 'prediction' or a column of probabilities for each class, or a pair (labels, predictions)"
+    "a torch module with images, a pair (labels, predictions), or a table (.csv, .parquet or a "
+    "DataFrame) with the column 'label' and either 'prediction' or a column of probabilities for "
+    "each class"
 )
 
 
@@ -170,9 +171,7 @@ def _read_table(path: str | Path) -> tuple[Path, pd.DataFrame]:
         with open_regular(place, memory(), links=True) as file:
             if ending == ".csv":
                 as_text = dict.fromkeys((LABEL, PREDICTION, FILE), pa.string())
-                table = csv.read_csv(
-                    file, convert_options=csv.ConvertOptions(column_types=as_text)
-                )
+                table = csv.read_csv(file, convert_options=csv.ConvertOptions(column_types=as_text))
             else:
                 table = parquet.read_table(file)
         frame = table.to_pandas(ignore_metadata=True)
@@ -216,7 +215,7 @@ def _columns(
         if not isinstance(column, pd.Series):
             raise InvalidInput(f"the table has several columns {name!r}.")
         if column.dtype.kind not in "fiu":
-            odd = next(value for value in column if not isinstance(value, (int, float)))
+            odd = next((v for v in column if not isinstance(v, (int, float))), column.iloc[0])
             raise InvalidInput(
                 f"the column {name!r} must hold probabilities; got {shown(odd)}.  Accepted: "
                 f"{ACCEPTED}."
@@ -249,14 +248,13 @@ def _checked(
         )
     if len(labels) != len(predictions) or not len(labels):
         raise InvalidInput(
-            f"there must be a prediction for each label, and at least one; got {len(labels)} labels "
-            f"and {len(predictions)} predictions."
+            f"there must be a prediction for each label, and at least one; got {len(labels)} "
+            f"labels and {len(predictions)} predictions."
         )
     if predictions.ndim == 1:
         if names is None:
             names, labels, predictions = _named(labels, predictions)
-        codes = [_codes(*each, names) for each in ((LABEL, labels), (PREDICTION, predictions))]
-        return Answers(names, *codes)
+        return Answers(names, _codes(LABEL, labels, names), _codes(PREDICTION, predictions, names))
     if predictions.dtype.kind not in "fiu":
         raise InvalidInput(f"probabilities must be numbers; got {shown(predictions.flat[0])}.")
     C = predictions.shape[1]
@@ -270,9 +268,9 @@ def _checked(
     if len(names) != C:
         raise InvalidInput(f"there are {len(names)} class names, but {C} columns of probabilities.")
     probabilities = predictions if predictions.dtype.kind == "f" else predictions.astype(np.float32)
-    codes = [_codes(LABEL, labels, names)]
+    codes = _codes(LABEL, labels, names)
     check_probabilities(probabilities, names)
-    return Answers(names, codes[0], probabilities.argmax(axis=1), probabilities)
+    return Answers(names, codes, probabilities.argmax(axis=1), probabilities)
 
 
 def _named(

@@ -43,7 +43,7 @@ drawPage(document.getElementById("look"), JSON.parse(document.getElementById("fo
 
 
 class LookPage(View):
-    """What a classifier confuses: blocks, pairs, suspects, reliability, and what experts could gain.
+    """What a classifier confuses: blocks, pairs, suspects, reliability, a ceiling for experts.
 
     page: what `nofe_lab.diagnosis` found.  K: the number of groups that is shown, one of those that
     the slider offers.  Raises InvalidInput if K is set to another.
@@ -71,8 +71,9 @@ class LookPage(View):
 
     @traitlets.observe("K")
     def _say(self, change: Any) -> None:
-        self.words = f"{self._page['title']}: {self._page['summary']}. K = {self.K}: " + (
-            self._page["sentences"][self.K]
+        self.words = (
+            f"{self._page['title']}: {self._page['summary']}. K = {self.K}: "
+            + (self._page["sentences"][self.K])
         )
 
     @property
