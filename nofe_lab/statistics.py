@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -65,18 +66,60 @@ def detectable(differences: NDArray[np.float64]) -> float:
     differences: one for each seed; their standard deviation is taken as the true one.  Computed
     from scipy's noncentral t distribution, for the right sign; NaN for fewer than two seeds.
     """
+    n = len(differences)
+    return np.nan if n < 2 else float(_detectable_shift(n) * differences.std(ddof=1))
+
+
+@cache
+def _detectable_shift(n: int) -> float:
+    """`detectable` with n >= 2 seeds, in standard deviations of a difference."""
     from scipy import optimize, stats
 
-    n = len(differences)
-    if n < 2:
-        return np.nan
     critical = stats.t.ppf(0.975, n - 1)
 
     def missing(shift: float) -> float:
         return float(stats.nct.sf(critical, n - 1, shift)) - POWER
 
-    shift = optimize.brentq(missing, 0.0, 4 * critical)
-    return float(shift * differences.std(ddof=1) / np.sqrt(n))
+    return float(optimize.brentq(missing, 0.0, 4 * critical)) / n**0.5
+
+
+MOST_SEEDS = 200
+"""The most seeds that `verdict` proposes."""
+
+
+def verdict(differences: Sequence[float], seconds: float) -> str:
+    """One sentence on experts against a CNN: use them, keep the CNN, or not told apart.
+
+    differences: accuracy with experts minus that of the CNN, as shares, one for each seed.
+    seconds: what one more seed costs.  The 95 % interval of the mean (Student's t) decides.  Where
+    it holds 0, the sentence says how many seeds would show a true difference as large as the mean
+    found, with a probability of `POWER`.
+    """
+    found = 100 * np.asarray(differences, dtype=np.float64)
+    n = len(found)
+    if n < 2:
+        return (
+            f"Not told apart: one seed ({found.mean():+.1f} points) says nothing about chance; 3 "
+            f"seeds would take about {2 * seconds / 60:.0f} min more."
+        )
+    table = over_seeds(pd.DataFrame({"network": "", "difference": found}), "difference")
+    mean, low, high = (float(table[name].iloc[0]) for name in ("mean", "low", "high"))
+    said = f"{mean:+.1f} points [{low:+.1f}, {high:+.1f}] over {n} seeds"
+    if low > 0:
+        return f"Use experts: {said}."
+    if high < 0:
+        return f"Keep your CNN: with experts {said}."
+    deviation = found.std(ddof=1)
+    more = f"more than {MOST_SEEDS} seeds"
+    for wanted in range(n + 1, MOST_SEEDS) if mean else ():
+        if _detectable_shift(wanted) * deviation <= abs(mean):
+            minutes = (wanted - n) * seconds / 60
+            more = f"about {wanted} seeds, {minutes:.0f} min more"
+            break
+    return (
+        f"Not told apart: {mean:+.1f} points ± {high - mean:.1f} over {n} seeds; to know whether "
+        f"so small a difference is real would take {more}."
+    )
 
 
 def in_points(found: Table) -> Table:

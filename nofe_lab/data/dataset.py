@@ -307,6 +307,27 @@ class Dataset:
         )
         return replace(self, train=self.train[~in_val], val=self.train[in_val], clearest=None)
 
+    def with_classes(self, classes: Sequence[int]) -> Dataset:
+        """Keep only these classes, by their indices, in this order."""
+        number = torch.full((self.C,), -1)
+        number[list(classes)] = torch.arange(len(classes))
+
+        def kept(split: Source) -> Source:
+            inside = split[number[split.labels] >= 0]
+            return inside.with_labels(number[inside.labels])
+
+        of = [self.superclass_of[c] for c in classes] if self.superclass_of else []
+        return replace(
+            self,
+            class_names=tuple(self.class_names[c] for c in classes),
+            train=kept(self.train),
+            val=kept(self.val),
+            test=kept(self.test),
+            superclass_names=tuple(self.superclass_names[k] for k in sorted(set(of))),
+            superclass_of=tuple(sorted(set(of)).index(k) for k in of),
+            clearest=None,
+        )
+
     def with_train_per_class(self, train_per_class: int, seed: int) -> Dataset:
         """Keep at most `train_per_class` training images of a class, drawn by `seed`.
 

@@ -7,6 +7,7 @@ and overrides the same five members.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -73,6 +74,12 @@ class Source(ABC):
 
         Images and indices are on the source's device.
         """
+
+    def with_labels(self, labels: Tensor) -> Source:
+        """The same images with other labels, int64 [N]."""
+        other = copy.copy(self)
+        other.labels = labels
+        return other
 
     def sample(self, index: Tensor | Sequence[int]) -> Tensor:
         """Get the images at n indices: uint8 [n, channels, height, width]."""

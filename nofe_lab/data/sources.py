@@ -35,14 +35,19 @@ from nofe_lab.data.source import Resident
 from nofe_lab.files import read_text, redact_path, user_path
 from nofe_lab.knobs import KNOBS
 
-READY_MADE = ("glyphs", "cifar100", "cifar10", "digits")
+READY_MADE = ("glyphs", "lookalikes", "cifar100", "cifar10", "digits")
 """Built-in data sets; their images are 32 x 32."""
 
 ACCEPTED = (
-    "'glyphs', 'glyphs:N' (N training images a class), 'cifar100', 'cifar10', 'digits', "
+    "'glyphs', 'glyphs:N' (N training images a class), 'lookalikes', 'cifar100', 'cifar10', "
+    "'digits', "
     "'folder:DIR' or 'parquet:DIR'"
 )
 GLYPHS_PER_CLASS = 160
+
+LOOKALIKES = "OQ0Θ58SBaáäå"
+"""The classes of the data set of that name, four of each of three families of glyphs."""
+LOOKALIKES_PER_CLASS = 60
 
 MAX_GLYPHS = 10_000
 """Most training images per class: a million in all, which take three gigabytes."""
@@ -69,6 +74,7 @@ def load_dataset(
 
     * ``glyphs``, the built-in default: 100 classes of printed characters, 160 training and 40 test
       images each (``glyphs:N``: N and N / 4);
+    * ``lookalikes``, twelve of these classes, with 60 training and 15 test images each;
     * ``cifar100`` and ``cifar10``, downloaded by torchvision into `download_dir` (default
       ``data/raw``);
     * ``digits``, scikit-learn's 1,797 handwritten digits, enlarged from 8 x 8; a fifth is test;
@@ -205,6 +211,9 @@ def source_state(name: str, groups: str | None = None) -> str:
 def _ready_made(name: str, argument: str, seed: int, download_dir: Path | str | None) -> Dataset:
     if name == "digits":
         return _digits(seed)
+    if name == "lookalikes":
+        whole = _glyphs(name, str(LOOKALIKES_PER_CLASS), seed)
+        return whole.with_classes([whole.class_names.index(name) for name in LOOKALIKES])
     if name in _CIFAR_FOLDERS:
         return _cifar(name, user_path(download_dir or data_folder() / "raw"))
     return _glyphs(name, argument, seed)

@@ -21,7 +21,7 @@ from nofe_lab.data.thumbnails import Thumbnails
 from nofe_lab.diagnosis.networks import find_images, run_module
 from nofe_lab.diagnosis.tables import ACCEPTED, ROWS_AT_ONCE, Answers, is_table, read_answers
 from nofe_lab.evaluation import calibration_error, confusion_counts, reliability
-from nofe_lab.files import user_path, writable_path, write_text
+from nofe_lab.files import user_path, writable_path, write_file
 from nofe_lab.specialties import Specialties, balanced_clusters, leaf_order
 from nofe_lab.statistics import Ceiling, ceiling
 
@@ -198,7 +198,7 @@ class Look:
         from nofe_lab.views.widgets.look import page_html
 
         place = writable_path("page", path)
-        write_text(place, page_html(self._page()))
+        write_file(place, page_html(self._page()))
         return place
 
     def __repr__(self) -> str:

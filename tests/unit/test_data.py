@@ -313,8 +313,8 @@ def test_a_fingerprint_can_be_taken_of_every_second_image() -> None:
         ("digit", r"dataset 'digit' is unknown \(did you mean 'digits'\?\)"),
         (
             "imagenet",
-            "dataset 'imagenet' is unknown; accepted: 'glyphs', 'cifar100', 'cifar10', 'digits' or "
-            "'glyphs:N', 'folder:DIR' or 'parquet:DIR'",
+            "dataset 'imagenet' is unknown; accepted: 'glyphs', 'lookalikes', 'cifar100', "
+            "'cifar10', 'digits' or 'glyphs:N', 'folder:DIR' or 'parquet:DIR'",
         ),
         ("parquet:", "dataset 'parquet:' is unknown"),
         ("folder:", "dataset 'folder:' is unknown"),
