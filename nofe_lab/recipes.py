@@ -119,7 +119,7 @@ class Preset:
         )
 
 
-FEWEST_PRESENTED = 25_000
+FEWEST_PRESENTED = 12_500
 """Images that a stage presents at least, each time counted; with fewer it ends too early."""
 
 SMALLEST_BATCH, BATCHES = 16, 50
