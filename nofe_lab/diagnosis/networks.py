@@ -18,6 +18,7 @@ from nofe_lab.data import Dataset, Source, load_dataset
 from nofe_lab.data.folders import list_image_folder
 from nofe_lab.data.pictures import UnreadableImage, decode
 from nofe_lab.data.preprocess import ImageNetwork
+from nofe_lab.data.sources import READY_MADE
 from nofe_lab.data.thumbnails import Thumbnails
 from nofe_lab.diagnosis.tables import Answers, checked_names
 from nofe_lab.evaluation import EVALUATION_PIXELS
@@ -97,7 +98,8 @@ def find_images(
     chosen = split or ("val" if len(images.val) else "test")
     source: Source = getattr(images, chosen)
     about = f"{len(source):,} {chosen} images of {images.name}"
-    return source, images.class_names, about, name or images.name
+    known = images.name.partition(":")[0] in (*READY_MADE, "folder", "parquet")
+    return source, images.class_names, about, name or (images.name if known else None)
 
 
 def _of_folder(name: str, split: str | None) -> tuple[Source, tuple[str, ...], str]:

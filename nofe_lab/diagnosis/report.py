@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class Look:
     K: int = 0
     """Number of groups that the page begins with; 0: about the square root of C."""
     dataset: str | None = None
-    """Name of the data set, for the line that makes an experiment."""
+    """Name of the data set, for the line that makes an experiment; None: it has none."""
     notes: tuple[str, ...] = ()
     """What else is to be known, in plain sentences."""
 
@@ -98,6 +98,29 @@ class Look:
             specialties = self.specialties(specialties)
         specialties.check_classes(self.class_names)
         return ceiling(self.confusion, specialties)
+
+    def crossed_ceiling(self, K: int | None = None) -> Ceiling:
+        """The ceiling of K groups on images that they were not made of.
+
+        Groups made of one half of every class's images are counted on the other half, and the
+        reverse; a ceiling that is far below `ceiling` is one of chance finds.
+        """
+        K = whole_number("K", self.K if K is None else K, 2, self.C)
+        found, images = [], []
+        for (own, order), (other, _) in (self._halves, self._halves[::-1]):
+            if other.sum():
+                made = balanced_clusters(own, self.class_names, K, order)
+                found.append(astuple(ceiling(other, made)))
+                images.append(other.sum())
+        return Ceiling(*map(float, np.average(found, axis=0, weights=images)))
+
+    @cached_property
+    def _halves(self) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """The counts [C, C] of two halves of every class's images, each with its leaf order."""
+        by_class = np.argsort(self.labels, kind="stable")
+        parts = [by_class[first::2] for first in (0, 1)]
+        counts = [confusion_counts(self.labels[p], self.predicted[p], self.C) for p in parts]
+        return [(each, leaf_order(each)) for each in counts]
 
     def worst_pairs(self, n: int = PAIRS) -> pd.DataFrame:
         """The n pairs of classes with the most errors between them.
@@ -185,10 +208,13 @@ class Look:
         return self.probabilities
 
     def line(self, K: int | None = None) -> str:
-        """The line of Python that makes experts for K groups, for a look called `page`."""
+        """The line of Python that makes experts for K groups, for a look called `page`.
+
+        Where the data set has no name, it is called `data`: a Dataset, or "folder:DIR".
+        """
         K = self.K if K is None else K
-        dataset = "folder:DIR" if self.dataset is None else self.dataset
-        return f"nofe_lab.Experiment({dataset!r}, K={K}).nofe(page.specialties({K}))"
+        dataset = "data" if self.dataset is None else repr(self.dataset)
+        return f"nofe_lab.Experiment({dataset}, K={K}).nofe(page.specialties({K}))"
 
     def save(self, path: str | Path) -> Path:
         """Write the page to an HTML file that needs nothing else; returns its path.
@@ -237,6 +263,7 @@ class Look:
             "K": self.K,
             "partitions": partitions,
             "sentences": {K: str(self.ceiling(each)) for K, each in partitions.items()},
+            "crossed": {K: self.crossed_ceiling(K) for K in partitions},
             "lines": {K: self.line(K) for K in partitions},
             "pairs": pairs,
             "labels": self.labels,

@@ -84,6 +84,19 @@ def test_a_ceiling_without_errors_is_the_accuracy() -> None:
     assert (found.accuracy, found.mended, found.random) == (1, 1, 1)
 
 
+def test_the_ceiling_of_chance_finds_does_not_hold_on_other_images() -> None:
+    rng = np.random.default_rng(0)
+    labels, predicted = rng.integers(30, size=(2, 900))  # nothing is alike
+    chance = nofe_lab.look((labels, predicted))
+    found, crossed = chance.ceiling(5), chance.crossed_ceiling(5)
+    assert found.mended - found.random > 0.05
+    assert abs(crossed.mended - crossed.random) < 0.03
+    counts, _ = shuffled_blocks(30, 6)
+    real = nofe_lab.look(rows_of(counts))
+    assert real.crossed_ceiling(5).mended == pytest.approx(real.ceiling(5).mended, abs=0.02)
+    assert real.crossed_ceiling(5).accuracy == pytest.approx(real.accuracy)
+
+
 def test_worst_pairs_count_errors_in_both_directions() -> None:
     found = nofe_lab.look(rows_of(COUNTS)).worst_pairs(2)
     assert found.to_dict("list") == {
@@ -303,7 +316,7 @@ def test_a_data_set_illustrates_predictions_and_names_their_classes(tiny: Datase
     page = nofe_lab.look((labels, labels.flip(0)), tiny)
     assert page.images is tiny.test
     assert page.class_names == tiny.class_names
-    assert page.line(2) == "nofe_lab.Experiment('tiny', K=2).nofe(page.specialties(2))"
+    assert page.line(2) == "nofe_lab.Experiment(data, K=2).nofe(page.specialties(2))"
 
 
 # --- modules

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from nofe_lab.config import InvalidInput
 from nofe_lab.specialties import Specialties
+from nofe_lab.statistics import percents
 from nofe_lab.views import plots
 from nofe_lab.views.widgets.base import STATIC, View, check, hex_colours, script, sprite
 
@@ -167,6 +168,7 @@ def _drawn(page: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
                 "of": list(each.of),
                 "colours": hex_colours(K),
                 "sentence": page["sentences"][K],
+                "crossed": percents(page["crossed"][K].accuracy, page["crossed"][K].mended),
                 "line": page["lines"][K],
             }
             for K, each in page["partitions"].items()

@@ -49,7 +49,7 @@ function drawBlocks(main, found, chosen) {
   const beside = h("div", { class: "nofe-row-names" }), below = h("div", { class: "nofe-column-names" });
   const groups = h("ol", { class: "nofe-groups" });
   const sentence = h("p", { class: "nofe-ceiling", role: "status" });
-  const line = h("code", {});
+  const crossed = h("span", {}), line = h("code", {});
   const file = h("a", { download: "specialties.json" }, "these groups as a file");
   const slider = h("input", {
     type: "range", min: 0, max: partitions.length - 1, step: 1, "aria-label": "number of groups",
@@ -76,6 +76,7 @@ function drawBlocks(main, found, chosen) {
       if (C <= NAMED) list.replaceChildren(...order.map((c) => h("span", { title: names[c] }, short(names[c], 18))));
     }
     sentence.textContent = words.replaceAll("->", "→");
+    crossed.textContent = partitions[at].crossed.replace("->", "→");
     line.textContent = code;
     const members = Array.from({ length: K }, () => []);
     order.forEach((c) => members[of[c]].push(c));
@@ -170,7 +171,7 @@ function drawBlocks(main, found, chosen) {
     h("label", { class: "nofe-menu" }, h("span", {}, "Order by"), by)),
   h("div", { class: "nofe-columns" }, h("div", {}, holder),
     h("div", { class: "nofe-beside" }, sentence,
-      h("p", { class: "nofe-quiet" }, "A ceiling, not a forecast: experts make errors of their own, and these groups were made of these very errors."),
+      h("p", { class: "nofe-quiet" }, "A ceiling, not a forecast: experts make errors of their own, and these groups were made of these very errors. Groups made of one half of the images, counted on the other: ", crossed, "."),
       groups,
       h("p", {}, "Train experts for these groups (", file, "):"), h("pre", {}, line))));
   main.setK = (K) => {
