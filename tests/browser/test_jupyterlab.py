@@ -23,8 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import pytest
 from PIL import Image
+
+import nofe_lab
 
 ROOT = Path(__file__).parents[2]
 SHOTS = Path(__file__).parent / "screenshots"
@@ -360,6 +363,70 @@ def test_a_widget_of_saved_state_shows_its_picture_without_a_kernel(
     opened.page.screenshot(path=SHOTS / "without_kernel.png")
 
 
+def use_the_page(page: Any) -> None:
+    """Move the slider of a look: the matrix, the groups and the sentence follow."""
+    painted = "canvas => canvas.toDataURL()"
+    canvas, slider = page.locator("canvas"), page.locator("input[type=range]")
+    sentence = page.locator(".nofe-ceiling")
+    before = canvas.evaluate(painted), sentence.inner_text()
+    slider.focus()
+    slider.press("Home")
+    assert page.locator(".nofe-update").inner_text() == "K = 2"
+    assert page.locator(".nofe-groups > li").count() == 2
+    assert "Were every error inside these groups mended" in sentence.inner_text()
+    assert "K=2).nofe(page.specialties(2))" in page.locator("pre").inner_text()
+    after = canvas.evaluate(painted), sentence.inner_text()
+    assert all(this != that for this, that in zip(before, after, strict=True))
+    page.locator("select").select_option("leaves")
+    assert canvas.evaluate(painted) != after[0]
+    canvas.hover(position={"x": 5, "y": 5})
+    assert "images" in page.locator(".nofe-tip").inner_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [900, 1400])
+def test_a_saved_look_works_without_a_kernel_and_a_network(
+    scheme: str, width: int, tmp_path: Path
+) -> None:
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    pytest.importorskip("playwright")
+    from playwright.sync_api import sync_playwright
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(12, size=400)
+    probabilities = rng.dirichlet(np.ones(12), 400)
+    probabilities[np.arange(400), labels // 3 * 3] += 1
+    probabilities /= probabilities.sum(1, keepdims=True)
+    images = rng.integers(256, size=(400, 3, 16, 16), dtype=np.uint8)
+    names = [f"class <b>{c}</b> with a long name" for c in range(12)]
+    found = nofe_lab.look((labels, probabilities), images, class_names=names)
+    path = found.save(tmp_path / "look.html")
+    complaints: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(
+            viewport={"width": width, "height": 900},
+            color_scheme=scheme,  # type: ignore[arg-type]
+        )
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda asked: complaints.append(asked.url[:80]))
+        page.goto(path.as_uri())
+        use_the_page(page.locator("main"))
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.locator(".nofe-pair-card .nofe-image").count()
+        assert page.locator("main b").count() == 0
+        with page.expect_download() as downloaded:
+            page.click("a[download]")
+        groups = nofe_lab.Specialties.load(str(downloaded.value.path()), names)
+        assert groups.of == found.specialties(2).of
+        SHOTS.mkdir(exist_ok=True)
+        page.screenshot(path=SHOTS / f"look_{scheme}_{width}.png", full_page=True)
+        browser.close()
+    own = ("file:", "blob:", "data:")
+    assert not [each for each in complaints if not each.startswith(own)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_runs_in_jupyterlab(open_notebook: Callable[..., Page], name: str) -> None:
@@ -370,6 +437,9 @@ def test_a_notebook_runs_in_jupyterlab(open_notebook: Callable[..., Page], name:
         ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']"
     )
     assert errors.count() == 0
+    if name.startswith("00"):
+        use_the_page(opened.widget("look"))
+        opened.shoot(opened.widget("look"), "look")
     if name.startswith("01"):
         watch_the_training(opened)
     if name.startswith("02"):

@@ -32,7 +32,7 @@ _PAGE = """<!DOCTYPE html>
 </style>
 </head>
 <body class="nofe-page">
-<main id="look"><noscript>{words}</noscript></main>
+<main id="look" class="nofe nofe-look"><noscript>{words}</noscript></main>
 <script type="application/json" id="found">{data}</script>
 <script type="module">
 {script}

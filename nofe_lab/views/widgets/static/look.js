@@ -25,7 +25,6 @@ function drawPage(main, found, chosen = () => {}) {
   images.load(sheet);
   const hasImages = found.pairs.some(({ examples }) => examples.length) || found.suspects?.some(({ piece }) => piece !== null);
   const [blocks, stop] = drawBlocks(main, found, chosen);
-  main.classList.add("nofe", "nofe-look");
   main.replaceChildren(
     h("header", {}, h("h1", {}, found.title), h("p", { class: "nofe-quiet" }, `${found.summary}.`),
       found.notes.map((note) => h("p", { class: "nofe-quiet" }, note))),
