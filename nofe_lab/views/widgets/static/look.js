@@ -56,7 +56,7 @@ function drawBlocks(main, found, chosen) {
   });
   const said = h("output", { class: "nofe-update" });
   const by = h("select", { "aria-label": "order of the classes", onchange: () => show() },
-    h("option", { value: "groups" }, "groups"), h("option", { value: "leaves" }, "confusions alone (leaf order)"));
+    h("option", { value: "groups" }, "groups"), h("option", { value: "leaves" }, "leaf order"));
 
   let order = [], grid = new Map(), side = WIDEST;
   const position = new Int32Array(C);
