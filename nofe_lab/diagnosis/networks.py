@@ -30,6 +30,8 @@ from nofe_lab.training.events import watched
 Prepare = Callable[[Any], Any]
 
 SPLITS = ("train", "val", "test")
+KNOWN = (*READY_MADE, "folder", "parquet")
+"""How names of data sets begin."""
 
 ACCEPTED = "a Dataset, a Source, the name of a data set such as 'folder:DIR', or a folder"
 
@@ -81,8 +83,8 @@ def find_images(
     name = None
     if isinstance(images, (str, Path)):
         name = str(images)
-        if ":" not in name or not name.startswith(("folder:", "parquet:", "glyphs:")):
-            name = f"folder:{name}" if user_path(name).is_dir() else name
+        is_name = name.partition(":")[0] in KNOWN
+        name = f"folder:{name}" if not is_name and user_path(name).is_dir() else name
         if name.startswith("folder:") and not isinstance(model, ImageNetwork):
             return (*_of_folder(name, split), name)
         size = None
@@ -98,7 +100,7 @@ def find_images(
     chosen = split or ("val" if len(images.val) else "test")
     source: Source = getattr(images, chosen)
     about = f"{len(source):,} {chosen} images of {images.name}"
-    known = images.name.partition(":")[0] in (*READY_MADE, "folder", "parquet")
+    known = images.name.partition(":")[0] in KNOWN
     return source, images.class_names, about, name or (images.name if known else None)
 
 

@@ -130,19 +130,19 @@ class Look:
         """
         whole_number("n", n, 1)
         counts = self.confusion - np.diag(np.diag(self.confusion))
-        both = np.triu(counts + counts.T)
-        found = np.argsort(-both, axis=None, kind="stable")[:n]
-        pairs = [np.unravel_index(each, both.shape) for each in found if both.flat[each]]
+        firsts, seconds = np.nonzero(np.triu(counts + counts.T))
+        errors = counts[firsts, seconds] + counts[seconds, firsts]
         rows = []
-        for a, b in ((int(a), int(b)) for a, b in pairs):
+        for i in np.argsort(-errors, kind="stable")[:n]:
+            a, b = int(firsts[i]), int(seconds[i])
             a, b = (a, b) if counts[a, b] >= counts[b, a] else (b, a)
             rows.append(
                 {
                     "class": self.class_names[a],
                     "rival": self.class_names[b],
-                    "errors": int(both[min(a, b), max(a, b)]),
+                    "errors": int(errors[i]),
                     "mistaken": int(counts[a, b]),
-                    "share": both[min(a, b), max(a, b)] / counts.sum(),
+                    "share": errors[i] / counts.sum(),
                 }
             )
         return pd.DataFrame(rows, columns=["class", "rival", "errors", "mistaken", "share"])
@@ -253,6 +253,7 @@ class Look:
             for pair in self.worst_pairs().to_dict("records")
         ]
         known = self.probabilities is not None
+        suspects = self.mislabelled(None) if known else None
         return {
             "title": self.about or f"{len(self.labels):,} images",
             "summary": self._summary,
@@ -269,8 +270,8 @@ class Look:
             "labels": self.labels,
             "predicted": self.predicted,
             "sureness": self.probabilities.max(axis=1) if self.probabilities is not None else None,
-            "suspects": self.mislabelled() if known else None,
-            "n_suspects": len(self.mislabelled(None)) if known else 0,
+            "suspects": suspects.head(SUSPECTS) if suspects is not None else None,
+            "n_suspects": len(suspects) if suspects is not None else 0,
             "reliability": self.reliability if known else None,
             "calibration_error": calibration_error(self.reliability) if known else None,
             "images": self.images,

@@ -584,6 +584,21 @@ def test_names_that_are_html_stay_text(tmp_path: Path) -> None:
     assert found_in(text)["names"] == names
 
 
+@pytest.mark.parametrize("C", [2, 3])
+def test_a_page_without_errors_says_so(C: int, tmp_path: Path) -> None:
+    page = nofe_lab.look((np.arange(C), np.eye(C)))
+    found = found_in(page.save(tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert found["summary"] == f"{C} classes, accuracy 100.0%, 0 errors"
+    assert found["pairs"] == found["suspects"] == []
+
+
+def test_names_of_files_in_another_encoding_are_shown_escaped(tmp_path: Path) -> None:
+    table = tmp_path / "t\udcff.csv"
+    table.write_text("label,prediction\na,b\nb,b\n")
+    found = found_in(nofe_lab.look(table).save(tmp_path / "page.html").read_text())
+    assert found["title"] == "2 predictions of t\\udcff.csv"
+
+
 def test_a_page_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"page '.*' cannot be written"):
         nofe_lab.look(rows_of(COUNTS)).save(tmp_path)

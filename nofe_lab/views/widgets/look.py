@@ -11,7 +11,7 @@ import numpy as np
 import traitlets
 from matplotlib.figure import Figure
 
-from nofe_lab.config import InvalidInput
+from nofe_lab.config import InvalidInput, printable
 from nofe_lab.specialties import Specialties
 from nofe_lab.statistics import percents
 from nofe_lab.views import plots
@@ -109,9 +109,9 @@ def page_html(page: dict[str, Any]) -> str:
     """The page as one HTML document, with its images and without any link."""
     sheet, found = _drawn(page)
     found["sheet"] = {**sheet, "data": base64.b64encode(sheet["data"]).decode()}
-    data = json.dumps(found, ensure_ascii=False).replace("<", "\\u003c")  # no </script> in names
+    data = json.dumps(found).replace("<", "\\u003c")  # no </script> in names
     return _PAGE.format(
-        title=html.escape(page["title"]),
+        title=html.escape(found["title"]),
         words=html.escape(f"{page['summary']}. {page['sentences'][page['K']]}"),
         css=(STATIC / "style.css").read_text("utf-8") + (STATIC / "page.css").read_text("utf-8"),
         data=data,
@@ -145,7 +145,10 @@ def _drawn(page: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     ]
     suspects = page["suspects"]
     if suspects is not None:
-        suspects = [{**each, "piece": piece(each["row"])} for each in suspects.to_dict("records")]
+        suspects = [
+            {**each, "file": printable(each.get("file", "")), "piece": piece(each["row"])}
+            for each in suspects.to_dict("records")
+        ]
     errors = page["confusion"] - np.diag(np.diag(page["confusion"]))
     labels, said = np.nonzero(errors)
     images = page["images"]
@@ -153,9 +156,9 @@ def _drawn(page: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     notes = [*page["notes"], *_unreadable(images)]
     bins = page["reliability"]
     return sheet, {
-        "title": page["title"],
+        "title": printable(page["title"]),
         "summary": page["summary"],
-        "notes": notes,
+        "notes": [printable(note) for note in notes],
         "names": list(page["class_names"]),
         "images": page["confusion"].sum(axis=1).tolist(),
         "errors": [labels.tolist(), said.tolist(), errors[labels, said].tolist()],

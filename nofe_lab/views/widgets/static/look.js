@@ -160,9 +160,10 @@ function drawBlocks(main, found, chosen) {
     tip.style.top = `${event.offsetY + 14}px`;
   });
   canvas.addEventListener("mouseleave", () => { tip.hidden = true; });
-  const holder = h("div", { class: "nofe-holder" }, beside, h("div", {}, h("div", { class: "nofe-canvas" }, canvas, tip), below, h("p", { class: "nofe-quiet nofe-axis" }, "predicted class")));
+  const holder = h("div", { class: "nofe-holder" }, beside, h("div", {}, h("div", { class: "nofe-canvas" }, canvas, tip), below, h("p", { class: "nofe-quiet nofe-axis" },
+    `predicted class (full strength: ${(100 * found.top).toPrecision(2)}% of a class's images or more)`)));
   const element = section("What is confused", [
-    "Rows are labels, columns predictions; the darker a cell, the larger its share of the row. The right ",
+    "Rows are labels, columns predictions; the stronger a cell, the larger its share of the row. Right ",
     "predictions, on the diagonal, are left out. Groups of one size are made of the confusions themselves.",
   ].join(""),
   h("div", { class: "nofe-toolbar" },
@@ -217,7 +218,7 @@ function drawSuspects(found, images) {
   const explained = `${shown} whose label is improbable while another class is as probable as it usually is for its own images. Valid only if the classifier has not trained on them.`;
   if (suspects.some(({ piece }) => piece !== null)) {
     return section(title, explained, h("div", { class: "nofe-examples nofe-suspects" }, suspects.map((each) => h("figure", {
-      title: `${each.file ?? `row ${each.row}`}: label ${each.label} ${percent(each.p_label)}, ${each.suggested} ${percent(each.p_suggested)}`,
+      title: `${each.file || `row ${each.row}`}: label ${each.label} ${percent(each.p_label)}, ${each.suggested} ${percent(each.p_suggested)}`,
     }, images.piece(each.piece, 72),
     h("figcaption", {}, h("s", {}, each.label), h("br"), `${each.suggested} ${percent(each.p_suggested)}`)))));
   }
