@@ -120,7 +120,7 @@ class Look:
         by_class = np.argsort(self.labels, kind="stable")
         parts = [by_class[first::2] for first in (0, 1)]
         counts = [confusion_counts(self.labels[p], self.predicted[p], self.C) for p in parts]
-        return [(each, leaf_order(each)) for each in counts]
+        return [(each, leaf_order(each, optimal=False)) for each in counts]
 
     def worst_pairs(self, n: int = PAIRS) -> pd.DataFrame:
         """The n pairs of classes with the most errors between them.

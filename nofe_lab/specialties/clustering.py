@@ -18,7 +18,7 @@ MIN_AFFINITY = 1e-6
 """Affinity of classes that are never confused: spectral clustering needs a connected graph."""
 
 MAX_OPTIMAL_LEAVES = 2000
-"""Most classes whose leaf order is optimal: it takes a second for 1,000, and their square more."""
+"""Most classes whose leaf order is optimal: the time grows with the square of their number."""
 
 
 def confusion_clusters(
@@ -56,12 +56,13 @@ def _affinity(confusion: NDArray[np.int64], C: int) -> NDArray[np.float64]:
     return affinity
 
 
-def leaf_order(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
+def leaf_order(confusion: NDArray[np.int64], optimal: bool = True) -> NDArray[np.int64]:
     """Order the classes so that those that are confused are neighbours, from counts [C, C].
 
     The leaves of average linkage, ordered so that the distances of neighbours are least (Z.
     Bar-Joseph, D. Gifford, T. Jaakkola, "Fast optimal leaf ordering for hierarchical clustering",
-    Bioinformatics 2001; scipy's).  Above `MAX_OPTIMAL_LEAVES` classes, in the order of the linkage.
+    Bioinformatics 2001; scipy's).  optimal: whether to order them so, a second's work for 1,000
+    classes; else, and above `MAX_OPTIMAL_LEAVES`, they are in the order of the linkage.
     Returns int64 [C].
     """
     from scipy.cluster.hierarchy import leaves_list, linkage
@@ -72,7 +73,7 @@ def leaf_order(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.arange(len(affinity))
     distance = 1 - affinity / (affinity.max() or 1)
     np.fill_diagonal(distance, 0)
-    optimal = len(affinity) <= MAX_OPTIMAL_LEAVES
+    optimal = optimal and len(affinity) <= MAX_OPTIMAL_LEAVES
     tree = linkage(squareform(distance, checks=False), "average", optimal_ordering=optimal)
     return leaves_list(tree).astype(np.int64)
 
@@ -89,13 +90,13 @@ def balanced_clusters(
     in different groups swap places, the best swap of each group first, until no swap brings more
     errors inside (after B. Kernighan and S. Lin, "An Efficient Heuristic Procedure for Partitioning
     Graphs", Bell System Technical Journal 1970).  That is a local optimum, without any draw.
-    order: the `leaf_order`, if it is known already.
+    order: the `leaf_order` to cut, if it is known already.
     """
     C = len(class_names)
     whole_number("K", K, 2, C)
     _affinity(confusion, C)
     of = np.empty(C, dtype=np.int64)
-    of[leaf_order(confusion) if order is None else order] = np.arange(C) * K // C
+    of[leaf_order(confusion, optimal=False) if order is None else order] = np.arange(C) * K // C
     errors = (confusion + confusion.T).astype(np.float64)  # whole numbers, but multiplied fast
     np.fill_diagonal(errors, 0)
     inside = errors @ np.eye(K)[of]  # [c, k]: errors between class c and group k
