@@ -259,7 +259,7 @@ def _checked(
         raise InvalidInput(f"probabilities must be numbers; got {shown(predictions.flat[0])}.")
     C = predictions.shape[1]
     if names is None:
-        if not _whole(labels):
+        if labels.dtype.kind not in "iubf":
             raise InvalidInput(
                 f"labels are names, such as {shown(labels[0])}: class_names must say which of the "
                 f"{C} columns of probabilities is which class."
@@ -287,10 +287,9 @@ def _named(
     return checked_names(found), texts[0], texts[1]
 
 
-def _whole(values: NDArray[Any]) -> bool:
-    return values.dtype.kind in "iub" or (
-        values.dtype.kind == "f" and bool((values == np.floor(values)).all())
-    )
+def _fraction(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which of some floats are no whole numbers, or too large to be exact."""
+    return ~((np.abs(values) < 2**53) & (values == np.floor(values)))
 
 
 def _texts(what: str, values: NDArray[Any]) -> NDArray[Any]:
@@ -298,7 +297,7 @@ def _texts(what: str, values: NDArray[Any]) -> NDArray[Any]:
     if values.dtype.kind in "iub":
         return values.astype(np.int64).astype(str).astype(object)
     if values.dtype.kind == "f":
-        odd = ~(np.isfinite(values) & (values == np.floor(values)))
+        odd = _fraction(values)
         if odd.any():
             row = int(odd.argmax())
             raise InvalidInput(
@@ -324,7 +323,7 @@ def _codes(what: str, values: NDArray[Any], names: tuple[str, ...]) -> NDArray[n
     Text is a name if all values are names, else an index.  Raises InvalidInput for other values.
     """
     C = len(names)
-    if _whole(values):
+    if values.dtype.kind in "iub" or (values.dtype.kind == "f" and not _fraction(values).any()):
         codes = values.astype(np.int64)
     else:
         texts = _texts(what, values)

@@ -449,6 +449,8 @@ HALF = [[0.5, 0.5], [0.5, 0.5]]
         (([0, 1], HALF), {"class_names": list("abc")}, "3 class names, but 2 columns"),
         (([0, 1], HALF), {"class_names": ["a", "a"]}, "class names must differ; 'a' repeats"),
         (([0, 1.5], [0, 1]), {}, "the label in row 1 is 1.5; accepted: whole numbers or names"),
+        (([0, np.inf], HALF), {}, "the label in row 1 is inf; accepted: whole numbers or names"),
+        (([0, 1e30], HALF), {}, "the label in row 1 is"),
         ((["a", None], ["a", "b"]), {}, "row 1 has no label"),
         (([0, 1, 1], [0, 1]), {}, "got 3 labels and 2 predictions"),
         (([], []), {}, "got 0 labels and 0 predictions"),

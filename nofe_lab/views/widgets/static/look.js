@@ -161,7 +161,7 @@ function drawBlocks(main, found, chosen) {
   });
   canvas.addEventListener("mouseleave", () => { tip.hidden = true; });
   const holder = h("div", { class: "nofe-holder" }, beside, h("div", {}, h("div", { class: "nofe-canvas" }, canvas, tip), below, h("p", { class: "nofe-quiet nofe-axis" },
-    `predicted class (full strength: ${(100 * found.top).toPrecision(2)}% of a class's images or more)`)));
+    `predicted class (full strength: ${Number((100 * found.top).toPrecision(2))}% of a class's images${found.top < 0.995 ? " or more" : ""})`)));
   const element = section("What is confused", [
     "Rows are labels, columns predictions; the stronger a cell, the larger its share of the row. Right ",
     "predictions, on the diagonal, are left out. Groups of one size are made of the confusions themselves.",
