@@ -32,8 +32,9 @@ or with as much arithmetic as both."""
 PRESETS = ("quick", "paper", "strong")
 """Sets of recipes: minutes on a CPU, as published, or longer with more augmentation."""
 
-BRANCH_STARTS = ("fresh", "tail")
-"""Initial weights of a branch: new ones, or those of the network that the trunk is taken from."""
+BRANCH_STARTS = ("fresh", "tail", "upcycled")
+"""Initial weights of a branch: as the backbone makes it, those behind the trunk that it is taken
+from, or those with the classifier's rows of its classes as well."""
 
 MAX_INT, MAX_FLOAT = 2**63 - 1, sys.float_info.max
 
@@ -96,6 +97,24 @@ def _is_invisible(text: str, i: int) -> bool:
             0 < i < len(text) - 1 and all(ord(ch) > 127 and ch.isprintable() for ch in around)
         )
     return unicodedata.category(text[i]) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def check_branch_start(start: str, trunk: str, **width: float) -> None:
+    """Raise InvalidInput if branches on this trunk, of this width, cannot have this start.
+
+    width: under the name that the message calls it by.
+    """
+    ((name, factor),) = width.items()
+    accepted = {
+        "tail": (trunk != "scratch" and factor == 1, "a trunk that has been trained", "1"),
+        "upcycled": (trunk == "base" and factor <= 1, "trunk 'base'", "of at most 1"),
+    }
+    fits, origin, size = accepted.get(start, (True, "", ""))
+    if not fits:
+        raise InvalidInput(
+            f"branch_start {start!r} needs {origin} and {name} {size}; "
+            f"got trunk {trunk!r} and {name} {factor:g}."
+        )
 
 
 def check_names(what: str, names: Iterable[str]) -> None:

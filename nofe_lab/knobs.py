@@ -226,7 +226,7 @@ _DECLARED = {
         Knob("stem", "auto", TEXT, "first layers of a cut network: original, or small"),
         Knob("weights", None, TEXT, "pretrained: a file, or a name of torchvision or timm"),
         Knob("branch_width", 1.0, WIDTH, "factor on the experts' hidden channels"),
-        Knob("branch_start", "fresh", Choice(BRANCH_STARTS), "fresh weights, or the trunk's tail"),
+        Knob("branch_start", "fresh", Choice(BRANCH_STARTS), "fresh, the trunk's tail, upcycled"),
         Knob(
             "trunk",
             "generalist",

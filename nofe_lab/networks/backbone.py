@@ -14,7 +14,7 @@ import copy
 import hashlib
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from typing import Any
@@ -75,9 +75,57 @@ class Backbone(ABC):
         None if a branch has other layers than the head.
         """
         with seeded(0):
-            parts = (self.make_head(7), self.make_head(8), self.make_branch(7))
-        head, wider, branch = ({k: t.shape for k, t in p.state_dict().items()} for p in parts)
-        return tuple(n for n in head if head[n] == wider[n]) if head == branch else None
+            parts = (self.make_head(7), self.make_branch(7))
+        head, branch = ({k: t.shape for k, t in p.state_dict().items()} for p in parts)
+        return self._unlike_classifier if head == branch else None
+
+    def upcycle(
+        self,
+        branch: nn.Module,
+        head: Mapping[str, Tensor],
+        classes: Sequence[int],
+        width: float = 1.0,
+    ) -> None:
+        """Begin a branch as a trained head with the rows of some classes.
+
+        head: its tensors by name.  At width 1 the branch then gives the head's logits of `classes`;
+        a narrower one keeps some of the channels of every layer (`narrowed`), so it does not.
+        Raises InvalidInput if a branch cannot pass the features on as the head reads them.
+        The idea: A. Komatsuzaki et al., "Sparse Upcycling", ICLR 2023.
+        """
+        rows = torch.tensor(classes)
+        given: Mapping[str, Tensor] = {
+            name: tensor if name in self._unlike_classifier else tensor[rows]
+            for name, tensor in head.items()
+        }
+        own = branch.state_dict()
+        if width != 1:
+            given = self.narrowed(given, width)
+        passed_on = tuple(f"{name}." for name in self.added)
+        fits = all(name in own and own[name].shape == t.shape for name, t in given.items())
+        fits &= all(name in given or name.startswith(passed_on) for name in own)
+        if not fits or not isinstance(self.make_shared(), nn.Identity):
+            size = "" if width == 1 else f" of width {width:g}"
+            raise InvalidInput(
+                f"branch_start 'upcycled' needs branches that can begin as the base CNN's head; "
+                f"{self.name!r} has branches{size} of other layers, which start 'fresh'."
+            )
+        branch.load_state_dict(given, strict=False)
+
+    added: tuple[str, ...] = ()
+    """Layers of a branch in front of those of the head, which `upcycle` begins as the identity."""
+
+    def narrowed(self, head: Mapping[str, Tensor], width: float) -> Mapping[str, Tensor]:
+        """The tensors of a head that a branch of this width begins with; by default all."""
+        return head
+
+    @cached_property
+    def _unlike_classifier(self) -> tuple[str, ...]:
+        """Names of the head's tensors that do not depend on the number of classes."""
+        with seeded(0):
+            parts = (self.make_head(7), self.make_head(8))
+        head, wider = ({k: t.shape for k, t in p.state_dict().items()} for p in parts)
+        return tuple(name for name in head if head[name] == wider[name])
 
     def initialise(self, part: nn.Module, scheme: str) -> None:
         """Initialise the weights of a new part.

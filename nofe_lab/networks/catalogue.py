@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
-from torch.nn.utils.parametrize import is_parametrized
 from torch.optim.swa_utils import AveragedModel
 
 from nofe_lab.compat import import_torchvision
@@ -34,7 +33,6 @@ from nofe_lab.networks.control import FlatControl
 from nofe_lab.networks.digests import CannotDigest, digest_of
 from nofe_lab.networks.paper import PAPER
 from nofe_lab.networks.surgery import SplitNetwork
-from nofe_lab.networks.widths import is_plain
 from nofe_lab.recipes import Preset, strong_preset
 
 Network = str | Backbone | nn.Module | Callable[[], nn.Module]
@@ -226,14 +224,14 @@ def _maker(network: Any, weights: Any) -> tuple[str, Callable[[], nn.Module], st
     """A network's name, a function that makes it, and where it comes from."""
     if isinstance(network, nn.Module):
         try:
-            kept = copy.deepcopy(network)
+            kept = copy.deepcopy(network).cpu()
         except (RuntimeError, TypeError) as error:
             raise InvalidInput(
                 f"backbone {type(network).__name__!r} cannot be copied ({first_line(error)}); "
                 "accepted: a network whose weights are its own parameters: prune.remove and "
                 "remove_weight_norm make them so."
             ) from error
-        return type(network).__name__, partial(_reinitialised, kept), "module"
+        return type(network).__name__, partial(copy.deepcopy, kept), "module"
     if callable(network):
         with seeded(0):
             try:
@@ -263,40 +261,6 @@ def _maker(network: Any, weights: Any) -> tuple[str, Callable[[], nn.Module], st
     names = [*PAPER, *torchvision_names()]
     one_of("backbone", network, names, also="'timm:NAME'")
     raise AssertionError("unreachable: one_of refuses every other name")
-
-
-def _reinitialised(network: nn.Module) -> nn.Module:
-    """A copy with fresh weights: from each layer's reset_parameters, or Gaussian like the old."""
-    made = copy.deepcopy(network).cpu()
-    with torch.no_grad():
-        for layer in made.modules():
-            if is_parametrized(layer):
-                _redraw_parametrised(layer)
-                continue
-            # reset_parameters does nothing for weights that are computed from others
-            if callable(reset := getattr(layer, "reset_parameters", None)) and is_plain(layer):
-                reset()
-                continue
-            for parameter in layer.parameters(recurse=False):
-                _redraw(parameter)
-    return made
-
-
-def _redraw(parameter: Tensor) -> None:
-    if parameter.ndim > 1:
-        parameter.normal_(float(parameter.mean()), float(parameter.std(correction=0)))
-
-
-def _redraw_parametrised(layer: nn.Module) -> None:
-    """Assign fresh weights to a parametrised layer, which sets the underlying parameters."""
-    for name in layer.parametrizations:  # type: ignore[union-attr, attr-defined]
-        old = getattr(layer, name)
-        fresh = torch.empty_like(old).normal_(float(old.mean()), float(old.std(correction=0)))
-        try:
-            setattr(layer, name, fresh)
-        except (NotImplementedError, RuntimeError):  # a parametrisation without an inverse
-            for parameter in layer.parameters():
-                _redraw(parameter)
 
 
 @cache

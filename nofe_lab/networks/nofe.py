@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nofe_lab.config import InvalidInput, whole_number
-from nofe_lab.networks.backbone import Backbone, fresh
+from nofe_lab.networks.backbone import CNN, Backbone, fresh
 from nofe_lab.networks.counting import blank_image, count_macs
 from nofe_lab.networks.grouped import CannotGroup, Groups
 from nofe_lab.networks.tracing import modes_kept
@@ -73,6 +73,20 @@ class NofE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits = self.experts(self.features(x))
         return logits[:, self.to_class_order]
+
+    def begin_as(self, origin: CNN, backbone: Backbone, start: str, width: float = 1.0) -> None:
+        """Copy a trained network's trunk, and its tail into the branches.
+
+        start: of the branches (see `BRANCH_STARTS` in nofe_lab.config); ``upcycled`` gives the
+        logits of `origin`, which has an output for each class.  width: of the branches.
+        """
+        self.trunk.load_state_dict(origin.trunk.state_dict())
+        head = origin.head.state_dict()
+        for k, branch in self.branches.items():
+            if start == "upcycled":
+                backbone.upcycle(branch, head, self.specialties.members(int(k)), width)
+            elif start == "tail":
+                branch.load_state_dict({n: head[n] for n in backbone.tail or ()}, strict=False)
 
     def features(self, x: Tensor) -> Tensor:
         """The features that all experts read."""

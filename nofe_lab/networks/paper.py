@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import sqrt
 
@@ -80,6 +81,17 @@ class _PublishedBackbone(Backbone):
     """Published channels of a branch's layers, from front to back, without its classifier."""
     multiple: int = 1
     """Scaled channels are multiples of this."""
+
+    def upcycle(
+        self,
+        branch: nn.Module,
+        head: Mapping[str, Tensor],
+        classes: Sequence[int],
+        width: float = 1.0,
+    ) -> None:
+        for name in self.added:
+            _pass_on(branch.get_submodule(name))
+        super().upcycle(branch, head, classes, width)
 
     @abstractmethod
     def branch(self, n: int, *hidden: int) -> nn.Module:
@@ -306,6 +318,7 @@ class NINC100(_PublishedBackbone):
 
     name = "nin_c100"
     hidden = (192, 192)
+    added = ("conv4", "cccp6")
     input_shape = (3, 26, 26)
 
     def make_trunk(self) -> nn.Module:
@@ -389,6 +402,7 @@ class ResNet56C100(_PublishedBackbone):
 
     name = "resnet56_c100"
     hidden = (256,)
+    added = ("block",)
     input_shape = (3, 28, 28)
 
     def make_trunk(self) -> nn.Module:
@@ -573,6 +587,21 @@ def _stack(**layers: nn.Module) -> nn.Sequential:
 
 def _scaled(channels: int, width: float, multiple: int = 1) -> int:
     return max(round(channels * width / multiple), 1) * multiple
+
+
+def _pass_on(layer: nn.Module) -> None:
+    """Make a layer give features that are not negative back unchanged, before a ReLU.
+
+    A convolution becomes the identity, a residual block adds nothing to its shortcut.
+    """
+    with torch.no_grad():
+        if isinstance(layer, BasicBlock):
+            nn.init.zeros_(layer.bn2.weight)
+            nn.init.zeros_(layer.bn2.bias)
+        elif isinstance(layer, nn.Conv2d):
+            nn.init.dirac_(layer.weight)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
 
 
 def _layers_to_draw(part: nn.Module) -> list[nn.Conv2d | nn.Linear]:

@@ -114,7 +114,7 @@ class SplitNetwork(Backbone):
         self.split = split
         self.stem = one_of("stem", stem, STEMS)
         self.weights: tuple[Mapping[str, Tensor], str] | None = None
-        """A state dict for trunk and head, and its digest; branches get fresh weights."""
+        """A state dict for trunk, head and branches, and its digest."""
         self.own = own
         self.input_shape = DEFAULT_SHAPE
         self.weight_notes: tuple[str, ...] = ()
@@ -549,9 +549,9 @@ class SplitNetwork(Backbone):
 
     # --- parts
 
-    def _network(self, pretrained: bool) -> nn.Module:
+    def _network(self) -> nn.Module:
         network = self.build()
-        if pretrained and self.weights is not None:
+        if self.weights is not None:
             state = dict(self.weights[0])
             classifier = network.get_submodule(self.classifier)
             name = f"{self.classifier}.weight"
@@ -561,9 +561,7 @@ class SplitNetwork(Backbone):
                 own = network.state_dict()
                 state |= {k: t for k, t in own.items() if k.startswith(f"{self.classifier}.")}
             network.load_state_dict(state, strict=True)
-        if not pretrained:
-            network.requires_grad_(True)  # fresh weights are trained
-        is_kept = pretrained and (self.weights is not None or bool(self.own))
+        is_kept = self.weights is not None or bool(self.own)
         network = self._edited(network, self.plan.edits, adapt=is_kept)
         for node in self.graph.nodes:  # constants that fx stored in the skeleton
             if node.op == "get_attr" and not _has(network, str(node.target)):
@@ -572,23 +570,32 @@ class SplitNetwork(Backbone):
 
     def make_trunk(self) -> nn.Module:
         """[N, c, h, w] -> features: the layers before the split."""
-        return assemble(self._network(pretrained=True), self.plan.trunk)
+        return assemble(self._network(), self.plan.trunk)
 
     def make_head(self, n: int) -> nn.Module:
         """Features -> [N, n]: the layers after the split, with n outputs."""
-        return self._tail(self._network(pretrained=True), n)
+        return self._tail(self._network(), n)
 
     def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
-        """Features -> [N, n]: a copy of the tail with fresh weights.
+        """Features -> [N, n]: a copy of the tail, with its pretrained weights or fresh ones.
 
+        Of pretrained weights a narrower branch keeps those between its channels, and a wider one
+        has fresh ones in addition.  All are trained, and the classifier is fresh.
         Raises InvalidInput if `width` changes nothing: all channels are tied to the trunk's.
         """
         if width != 1:
             self._check_width(width)
-        network = self._network(pretrained=False)
+        network = self._network().requires_grad_(True)
         if width != 1:
-            self.plan.widths.apply(network, width)
+            self.plan.widths.apply(network, width, keep=self.weights is not None)
         return self._tail(network, n)
+
+    def narrowed(self, head: Mapping[str, Tensor], width: float) -> Mapping[str, Tensor]:
+        """The tensors of a head without the channels that a branch of this width lacks."""
+        network = self._network()
+        self._tail(network, len(head[f"{self.plan.classifier}.weight"])).load_state_dict(head)
+        self.plan.widths.apply(network, width, keep=True)
+        return assemble(network, self.plan.tail).state_dict()
 
     def _check_width(self, width: float) -> None:
         if (self.input_shape, width) in self._checked_widths:
@@ -680,6 +687,7 @@ class SplitNetwork(Backbone):
             "weights": self.weights[1] if self.weights is not None else None,
             # only if it changes the network, so that other runs keep their ids
             **({"adapted": list(self._adapted)} if self._adapted and self.weights else {}),
+            **({"branches": "pretrained"} if self.weights is not None else {}),
         }
 
     def __repr__(self) -> str:

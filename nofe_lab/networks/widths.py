@@ -59,6 +59,24 @@ class _Channels:
     def size(self) -> int:
         return self.times * sum(group.root().size for group in self.groups)
 
+    def shared(self, width: float) -> tuple[Tensor, Tensor]:
+        """Features that a copy of another width keeps: their indices [n] before and in the copy.
+
+        The first channels of each group, or of each of its blocks where the size must be a
+        multiple, so that grouped layers keep theirs in every block.
+        """
+        before, after, starts = [], [], (0, 0)
+        for group in self.groups:
+            size, scaled, blocks = group.root().size, group.scaled(width), group.root().multiple
+            block = torch.arange(blocks)[:, None]
+            kept = torch.arange(min(size, scaled) // blocks)
+            before.append((starts[0] + block * (size // blocks) + kept).flatten())
+            after.append((starts[1] + block * (scaled // blocks) + kept).flatten())
+            starts = (starts[0] + size, starts[1] + scaled)
+        cells = torch.arange(self.times)
+        old, new = ((torch.cat(each)[:, None] * self.times + cells) for each in (before, after))
+        return old.flatten(), new.flatten()
+
 
 @dataclass
 class Widths:
@@ -74,13 +92,24 @@ class Widths:
         """Whether this width changes any layer."""
         return any(channels.scaled(width) != channels.size for channels in self.outputs.values())
 
-    def apply(self, network: nn.Module, width: float) -> None:
-        """Resize the layers of a network to this width, in place, with fresh weights."""
+    def apply(self, network: nn.Module, width: float, keep: bool = False) -> None:
+        """Resize the layers of a network to this width, in place.
+
+        keep: channels that remain keep their weights, all others are fresh; else all are fresh.
+        """
         for path, outputs in self.outputs.items():
-            layer = network.get_submodule(path)
-            resize(layer, self.inputs[path].scaled(width), outputs.scaled(width))
+            layer, inputs = network.get_submodule(path), self.inputs[path]
+            assert isinstance(layer, Weighted)
+            weight, bias = layer.weight, layer.bias
+            is_fixed = outputs.scaled(width) == outputs.size  # a classifier may have other classes
+            n = len(weight) if is_fixed else outputs.scaled(width)
+            resize(layer, inputs.scaled(width), n)
+            if keep and layer.weight is not weight:
+                rows = (torch.arange(n),) * 2 if is_fixed else outputs.shared(width)
+                _keep_weights(layer, weight, bias, inputs.shared(width), rows)
         for path, channels in self.per_channel.items():
-            _resize_per_channel(network, path, channels.size, channels.scaled(width))
+            shared = channels.shared(width) if keep else None
+            _resize_per_channel(network, path, channels.size, channels.scaled(width), shared)
 
 
 def find_widths(
@@ -335,6 +364,28 @@ def resize(layer: nn.Module, inputs: int, outputs: int) -> None:
         layer.bias = redrawn(layer.bias, (outputs,))
 
 
+Shared = tuple[Tensor, Tensor]
+"""Indices of the same channels in a layer and in its resized copy."""
+
+
+def _keep_weights(
+    layer: nn.Conv2d | nn.Linear,
+    weight: Tensor,
+    bias: Tensor | None,
+    inputs: Shared,
+    outputs: Shared,
+) -> None:
+    """Copy the old weights between shared channels into a layer that was resized."""
+    old, new = weight.detach(), layer.weight.data
+    # of a grouped layer the channels of its first group, which lie as in all others
+    before, after = (
+        index[index < tensor.shape[1]] for index, tensor in zip(inputs, (old, new), strict=True)
+    )
+    new[outputs[1][:, None], after] = old[outputs[0][:, None], before]
+    if layer.bias is not None and bias is not None:
+        layer.bias.data[outputs[1]] = bias.detach()[outputs[0]]
+
+
 def redrawn(old: Tensor, shape: tuple[int, ...]) -> nn.Parameter:
     """Gaussian weights of another shape, with the deviation of `old`, corrected for fan-in."""
     if old.shape == shape:
@@ -347,8 +398,13 @@ def redrawn(old: Tensor, shape: tuple[int, ...]) -> nn.Parameter:
     return nn.Parameter(new)
 
 
-def _resize_per_channel(network: nn.Module, path: str, old: int, new: int) -> None:
-    """Cut or repeat the per-channel numbers of a layer or parameter to `new` channels."""
+def _resize_per_channel(
+    network: nn.Module, path: str, old: int, new: int, shared: Shared | None = None
+) -> None:
+    """Cut or repeat the per-channel numbers of a layer or parameter to `new` channels.
+
+    shared: channels that keep their numbers.
+    """
     if old == new:
         return
     owner_path, _, name = path.rpartition(".")
@@ -357,18 +413,22 @@ def _resize_per_channel(network: nn.Module, path: str, old: int, new: int) -> No
         for module in target.modules():
             for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
                 if tensor is not None and tensor.ndim:
-                    _resize_tensor(module, key, tensor, new)
+                    _resize_tensor(module, key, tensor, new, shared)
         for key in ("num_features", "num_channels", "num_parameters"):
             if hasattr(target, key):
                 setattr(target, key, new)
         if isinstance(target, nn.LayerNorm):
             target.normalized_shape = (new,)
     else:
-        _resize_tensor(network.get_submodule(owner_path), name, target, new)
+        _resize_tensor(network.get_submodule(owner_path), name, target, new, shared)
 
 
-def _resize_tensor(module: nn.Module, name: str, tensor: Tensor, new: int) -> None:
+def _resize_tensor(
+    module: nn.Module, name: str, tensor: Tensor, new: int, shared: Shared | None
+) -> None:
     dimension = max(range(tensor.ndim), key=lambda d: tensor.shape[d])
     index = torch.arange(new, device=tensor.device) % tensor.shape[dimension]
+    if shared is not None:
+        index[shared[1]] = shared[0]
     changed = tensor.detach().index_select(dimension, index)
     setattr(module, name, nn.Parameter(changed) if isinstance(tensor, nn.Parameter) else changed)

@@ -20,6 +20,7 @@ from nofe_lab.config import (
     SPECIALTIES,
     TRUNKS,
     InvalidInput,
+    check_branch_start,
     one_of,
     real_number,
     text,
@@ -73,7 +74,7 @@ class Arm:
     width: float = 1.0
     """Factor on the width of the experiment's experts, or of those that a control stands for."""
     branch_start: str = ""
-    """Of a network of experts: fresh or tail."""
+    """Of a network of experts: fresh, tail or upcycled."""
     changes: str = ""
     """Changes of the recipes as JSON, such as '{"flips": true}'."""
     label: str = ""
@@ -118,11 +119,7 @@ class Arm:
             if not self._is_given:
                 one_of("partition", self.partition, SPECIALTIES, "the path of a .json file")
             one_of("branch_start", self.branch_start, BRANCH_STARTS)
-            if self.branch_start == "tail" and (from_scratch or self.width != 1):
-                raise InvalidInput(
-                    "branch_start 'tail' needs a trunk that has been trained and width 1; "
-                    f"got trunk {self.trunk!r} and width {self.width:g}."
-                )
+            check_branch_start(self.branch_start, self.trunk, width=self.width)
         else:
             one_of("budget", self.budget, BUDGETS)
             if not from_scratch and self.budget != "nofe":

@@ -346,7 +346,10 @@ class Experiment:
                 "rule must learn, so that it can be compared with random specialties; got 'random'."
             )
         budgets = ("nofe", "total", "arithmetic")
-        nofe = partial(Arm, "nofe", branch_start=self.branch_start)
+        # only a base CNN's classifier has the rows of an expert's classes
+        start = "tail" if self.branch_start == "upcycled" else self.branch_start
+        nofe = partial(Arm, "nofe", branch_start=start)
+        on_base = partial(Arm, "nofe", trunk="base", branch_start=self.branch_start)
         on_trunk = partial(nofe, trunk="generalist", trunk_rule=rule)
         control = partial(Arm, "control")
         control_on_trunk = partial(control, trunk="generalist", trunk_rule=rule)
@@ -379,7 +382,7 @@ class Experiment:
                 what = "superclass" if partition == "superclass" else "your own"
                 log.warning(f"experts for {what} specialties are left out: {reason}")
         found.append(nofe(rule=rule, trunk_rule="random"))
-        found += [nofe(rule=rule, trunk="base"), nofe("random", trunk="base")]
+        found += [on_base(rule=rule), on_base("random")]
         scratch = partial(Arm, "nofe", trunk="scratch")  # without a trained tail to start from
         return [*found, scratch(rule=rule), scratch("random")]
 

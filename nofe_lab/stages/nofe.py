@@ -15,13 +15,13 @@ from typing import Any
 
 from torch import nn
 
-from nofe_lab.config import CLUSTERED, SPECIALTIES, InvalidInput
+from nofe_lab.config import CLUSTERED, SPECIALTIES, InvalidInput, check_branch_start
 from nofe_lab.data import Dataset
 from nofe_lab.data.preprocess import ImageNetwork
 from nofe_lab.evaluation import class_means, predict
 from nofe_lab.knobs import KNOBS, Choice, check_fields
 from nofe_lab.machine import Machine
-from nofe_lab.networks import Backbone, NofE
+from nofe_lab.networks import CNN, Backbone, NofE
 from nofe_lab.networks.backbone import seeded
 from nofe_lab.networks.counting import count_macs
 from nofe_lab.runs import Run
@@ -46,17 +46,15 @@ class NofEConfig(StageConfig):
     branch_width: float = 1.0
     """Factor on the hidden channels of a branch."""
     branch_start: str = "fresh"
-    """fresh: weights of its own; tail: the layers behind the trunk it starts from."""
+    """fresh: as the backbone makes it, with new or pretrained weights; tail: the layers behind the
+    trunk it starts from; upcycled: those of a base CNN with the classifier's rows of its classes,
+    so that the network of experts begins with the base CNN's logits (at branch_width 1)."""
     clusters: int | None = None
     """How many specialties confusion and features make; None for all others, which know it."""
 
     def __post_init__(self) -> None:
         check_fields(self, specialties=Choice((*SPECIALTIES, "file")), clusters=KNOBS["K"].kind)
-        if self.branch_start == "tail" and (self.trunk == "scratch" or self.branch_width != 1):
-            raise InvalidInput(
-                "branch_start 'tail' needs a trunk that has been trained and branch_width 1; "
-                f"got trunk {self.trunk!r} and branch_width {self.branch_width:g}."
-            )
+        check_branch_start(self.branch_start, self.trunk, branch_width=self.branch_width)
 
 
 class NofEStage(Stage):
@@ -106,6 +104,11 @@ class NofEStage(Stage):
                 f"branch_start 'tail' needs branches made of the head's layers; {backbone.name!r} "
                 "has branches of its own, which start 'fresh'."
             )
+        if config.branch_start == "upcycled":
+            width = config.branch_width
+            with seeded(0):
+                head = self.backbone.make_head(dataset.C).state_dict()
+                self.backbone.upcycle(self.backbone.make_branch(1, width), head, [0], width)
 
     @cached_property
     def training_macs(self) -> int:
@@ -126,7 +129,9 @@ class NofEStage(Stage):
             origin = learner.config.rule
         if isinstance(learner := self.parents.get("trunk"), GeneralistStage):
             trunk = f"generalist ({learner.config.rule})"
-        return f"NofE ({origin} specialties, K = {self.K}; trunk: {trunk})"
+        start = self.config.branch_start
+        branches = f"; branches: {start}" if start != "fresh" else ""
+        return f"NofE ({origin} specialties, K = {self.K}; trunk: {trunk}{branches})"
 
     @property
     def K(self) -> int:
@@ -181,14 +186,10 @@ class NofEStage(Stage):
 
     def start_from(self, run: Run, network: nn.Module) -> None:
         """Copy a finished run's trunk into `network`, and its tail into the branches if asked."""
-        assert isinstance(network, NofE)
         origin = load_model(self.parents["trunk"], run).network
-        network.trunk.load_state_dict(origin.get_submodule("trunk").state_dict())
-        if self.config.branch_start == "tail":
-            head = origin.get_submodule("head").state_dict()
-            tail = {name: head[name] for name in self.backbone.tail or ()}
-            for branch in network.branches.values():
-                branch.load_state_dict(tail, strict=False)
+        assert isinstance(network, NofE)
+        assert isinstance(origin, CNN)
+        network.begin_as(origin, self.backbone, self.config.branch_start, self.config.branch_width)
 
 
 def _check_experts(specialties: Specialties) -> None:

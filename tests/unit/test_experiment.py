@@ -109,7 +109,7 @@ REFUSED_AT_ONCE = [
     ({"flips": "yes"}, r"flips must be true or false; got 'yes'\."),
     ({"branch_width": 0}, r"branch_width must be a number above 0, at most 16; got 0\."),
     ({"branch_width": 17}, r"branch_width must be a number above 0, at most 16; got 17\."),
-    ({"branch_start": "warm"}, r"branch_start 'warm' is unknown; accepted: 'fresh', 'tail'\."),
+    ({"branch_start": "warm"}, r"branch_start 'warm' is unknown; accepted: 'fresh', 'tail', 'upc"),
     ({"branch_start": "tail", "trunk": "scratch"}, r"'tail' needs a trunk that has been trained"),
     ({"branch_start": "tail", "branch_width": 0.5}, r"branch_width 1; got .* branch_width 0\.5\."),
     (
