@@ -36,6 +36,9 @@ BRANCH_STARTS = ("fresh", "tail", "upcycled")
 """Initial weights of a branch: as the backbone makes it, those behind the trunk that it is taken
 from, or those with the classifier's rows of its classes as well."""
 
+INPUTS = ("standardised", "mean_image", "pretrained")
+"""How pixels become a network's inputs (see `NetworkConfig`)."""
+
 MAX_INT, MAX_FLOAT = 2**63 - 1, sys.float_info.max
 
 MAX_VAL_FRACTION = 0.9

@@ -254,6 +254,7 @@ _DECLARED = {
         ),
         Knob("batch_size", None, FROM_1, "images a step"),
         Knob("learning_rate", None, Real(ABOVE_0), "base or peak learning rate"),
+        Knob("trunk_rate", None, Real(0, 1), "of a trained trunk, of the learning rate; 0: frozen"),
         Knob("flips", None, Flag(), "mirror training images at random"),
         Knob("seed", 0, FROM_0, "of weights, order, augmentation and random partitions"),
     ),

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from math import ceil, log2
 from typing import Any, Literal
 
-from nofe_lab.config import InvalidInput, real_number
-from nofe_lab.knobs import Choice, Flag, Real, Whole, check_fields
+from nofe_lab.config import INPUTS, InvalidInput, real_number
+from nofe_lab.knobs import KNOBS, Choice, Flag, Real, Whole, check_fields
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Recipe:
     """Pixels of zeros around a training image before a random window is cut out of it."""
     multipliers: bool = False
     """Use the backbone's published learning-rate and decay multipliers."""
+    trunk_rate: float = 1.0
+    """Factor on the learning rate of a trunk that has been trained before; 0 freezes it."""
 
     def __post_init__(self) -> None:
         check_fields(
@@ -46,6 +48,7 @@ class Recipe:
             schedule=Choice(("steps", "one_cycle")),
             padding=Whole(0),
             multipliers=Flag(),
+            trunk_rate=KNOBS["trunk_rate"].kind,
         )
         if self.nesterov and self.momentum == 0:
             raise InvalidInput("nesterov needs a momentum above 0; got 0.")
@@ -72,14 +75,13 @@ class NetworkConfig:
 
     initialisation: Literal["kaiming", "published"] = "kaiming"
     """kaiming: Gaussian on fan-in; published: what the network's authors used."""
-    inputs: Literal["standardised", "mean_image"] = "standardised"
-    """standardised: per channel, mean 0, deviation 1; mean_image: 0..255 minus the mean image."""
+    inputs: Literal["standardised", "mean_image", "pretrained"] = "standardised"
+    """standardised: per channel, mean 0, deviation 1; mean_image: 0..255 minus the mean image;
+    pretrained: as the weights that the backbone begins with were made."""
 
     def __post_init__(self) -> None:
         initialisation = Choice(("kaiming", "published"))
-        check_fields(
-            self, initialisation=initialisation, inputs=Choice(("standardised", "mean_image"))
-        )
+        check_fields(self, initialisation=initialisation, inputs=Choice(INPUTS))
 
 
 @dataclass(frozen=True)
@@ -189,3 +191,9 @@ def quick_preset(initialisation: Literal["kaiming", "published"] = "kaiming") ->
         affinity="probability",
         affinity_images=5000,
     )
+
+
+def finetuning_preset(inputs: Literal["standardised", "pretrained"]) -> Preset:
+    """The quick recipes for pretrained weights."""
+    quick = quick_preset("published").override(learning_rate=0.01)
+    return replace(quick, network=replace(quick.network, inputs=inputs))

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from nofe_lab.config import InvalidInput, one_of
+from nofe_lab.config import INPUTS, InvalidInput, one_of
 from nofe_lab.data.batches import Augmentation, Window
 from nofe_lab.data.dataset import Dataset
 from nofe_lab.machine import PRECISIONS, autocast
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and deviation of each channel, for pixels from 0 to 1."""
 
 MEASURED_VALUES = 2**20
 """Pixel values that are summed at once, in float64, when statistics are measured."""
@@ -43,14 +46,35 @@ class Preprocess(nn.Module):
         self.image_shape = image_shape
 
     @classmethod
-    def measure(cls, dataset: Dataset, inputs: str, window: Window | None = None) -> Preprocess:
-        """Measure the statistics of the training images.
+    def measure(
+        cls,
+        dataset: Dataset,
+        inputs: str,
+        window: Window | None = None,
+        statistics: Statistics | None = None,
+    ) -> Preprocess:
+        """Measure the statistics of the training images, or take those of pretrained weights.
 
-        inputs: ``standardised`` (mean 0 and deviation 1 in each channel) or ``mean_image`` (0..255
-        minus the mean of each pixel, as in Caffe).
+        inputs: ``standardised`` (mean 0 and deviation 1 in each channel), ``mean_image`` (0..255
+        minus the mean of each pixel, as in Caffe) or ``pretrained``, which takes `statistics`: the
+        mean and deviation of each channel for pixels from 0 to 1.  Images with other channels get
+        their averages.
         """
-        one_of("inputs", inputs, ("standardised", "mean_image"))
+        one_of("inputs", inputs, INPUTS)
         train, (channels, height, width) = dataset.train, dataset.image_shape
+        if inputs == "pretrained":
+            if statistics is None:
+                raise InvalidInput(
+                    "inputs 'pretrained' are for weights whose input statistics are known; "
+                    "accepted: 'standardised' or 'mean_image'."
+                )
+            mean, deviation = (torch.tensor(each).double()[:, None, None] for each in statistics)
+            if len(mean) != channels:
+                mean, deviation = (
+                    each.mean().expand(channels, 1, 1).clone() for each in (mean, deviation)
+                )
+            scaled = (255 * mean).float(), (1 / (255 * deviation)).float()
+            return cls(*scaled, window, (channels, height, width))
         total = torch.zeros(train.image_shape, dtype=torch.float64)
         squares = torch.zeros_like(total)
         for images in train.parts(max(MEASURED_VALUES // total.numel(), 1)):
@@ -149,6 +173,12 @@ class ImageNetwork(nn.Module):
         self.precision = one_of("precision", precision, PRECISIONS)
         self.preprocess = preprocess
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._frozen: list[str] = []
+
+    def freeze(self, path: str) -> None:
+        """Keep a part of the network as it is: without gradients, always in evaluation mode."""
+        self.network.get_submodule(path).requires_grad_(False)
+        self._frozen.append(path)
 
     def forward(self, images: Tensor, drawn: Augmentation | None = None) -> Tensor:
         return self._run(self.network, images, drawn)
@@ -184,6 +214,8 @@ class ImageNetwork(nn.Module):
                 self.network, path
             ):
                 module.eval()
+        for path in self._frozen:
+            self.network.get_submodule(path).eval()
         return self
 
     def _run(

@@ -44,6 +44,13 @@ class Backbone(ABC):
     training, in the centre otherwise."""
     notes: tuple[str, ...] = ()
     """Automatic choices, as sentences that are printed before training."""
+    pretrained: bool = False
+    """Whether its parts begin with pretrained weights."""
+    input_statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """Mean and deviation of each channel that these weights were made with, for pixels from 0 to 1;
+    None if there are no weights, or if nobody knows."""
+    usual_side: int | None = None
+    """Side in pixels of the images that these weights were made for; None as above."""
 
     @abstractmethod
     def make_trunk(self) -> nn.Module:
@@ -209,8 +216,10 @@ class Backbone(ABC):
         for name, parameter in network.named_parameters():
             if not parameter.requires_grad:
                 continue
-            multipliers = self.multipliers(name) if recipe.multipliers else (1.0, 1.0)
-            groups.setdefault(multipliers, []).append(parameter)
+            rate, decay = self.multipliers(name) if recipe.multipliers else (1.0, 1.0)
+            if name.removeprefix("network.").startswith("trunk."):
+                rate *= recipe.trunk_rate
+            groups.setdefault((rate, decay), []).append(parameter)
         if not groups:
             raise InvalidInput(
                 f"backbone {self.name!r} has nothing to learn, all of its parameters are frozen; "

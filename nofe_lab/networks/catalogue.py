@@ -111,8 +111,15 @@ def backbone(
     if weights is not None:
         made.weights, more = _load_weights(made, owner, weights)
         notes += more
+        made.input_statistics, made.usual_side = _trained_on(made.name, owner, weights)
     elif isinstance(network, nn.Module):
         made.weights = _weights_of_module(network, own)
+        made.input_statistics, made.usual_side = _trained_on_by(network)
+        if made.input_statistics is None:
+            notes.append(
+                f"{name}: it does not say which statistics its weights were made with (as timm's "
+                "networks do, in pretrained_cfg), so images are standardised."
+            )
     made.weight_notes = tuple(notes)
     return made
 
@@ -144,6 +151,46 @@ def described(
     if made != name:
         raise InvalidInput(f"the run is of the network {name!r}; got {made!r}.")
     return found.for_images(image_shape)
+
+
+def _trained_on(name: str, owner: str, weights: str | Path) -> tuple[Statistics | None, int | None]:
+    """The statistics and the side of the images that weights were made with.
+
+    Of a local file, those that are usual for its network; else ImageNet's.
+    """
+    if owner == "torchvision":
+        from torchvision.models import get_model_weights
+
+        known = get_model_weights(name)
+        made_by = known.__members__.get("DEFAULT" if _is_file(weights) else str(weights))
+        if made_by is not None:
+            usual = made_by.transforms()
+            return (tuple(usual.mean), tuple(usual.std)), int(usual.crop_size[0])
+    if owner == "timm":
+        timm, bare = _import_timm(), name.removeprefix("timm:")
+        tagged = bare if _is_file(weights) or weights == "DEFAULT" else f"{bare}.{weights}"
+        found = timm.models.get_pretrained_cfg(tagged, allow_unregistered=True)
+        if found is not None and found.mean:
+            return (tuple(found.mean), tuple(found.std)), int(found.input_size[-1])
+    return IMAGENET, IMAGENET_SIDE
+
+
+def _trained_on_by(network: nn.Module) -> tuple[Statistics | None, int | None]:
+    """The same of a module's own weights, if it says so as timm's networks do."""
+    config = getattr(network, "pretrained_cfg", None)
+    if not isinstance(config, Mapping) or not {"mean", "std"} <= set(config):
+        return None, None
+    side = config.get("input_size", (None,))[-1]
+    return (tuple(config["mean"]), tuple(config["std"])), side
+
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and deviation of ImageNet's images in each channel, for pixels from 0 to 1."""
+
+IMAGENET_SIDE = 224
+"""Side in pixels of the images that most networks are trained with on ImageNet."""
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def _check_layers(name: str, network: nn.Module) -> None:
@@ -255,8 +302,8 @@ def _maker(network: Any, weights: Any) -> tuple[str, Callable[[], nn.Module], st
 
         own = {}
         if network in AUXILIARY:  # torchvision's weights expect another pixel scale
-            named = weights is not None and not _is_file(weights)
-            own = {"aux_logits": False, "init_weights": True, "transform_input": named}
+            given = weights is not None
+            own = {"aux_logits": False, "init_weights": True, "transform_input": given}
         return network, partial(get_model, network, weights=None, **own), "torchvision"
     names = [*PAPER, *torchvision_names()]
     one_of("backbone", network, names, also="'timm:NAME'")

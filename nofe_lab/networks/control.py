@@ -31,6 +31,9 @@ class FlatControl(Backbone):
         self.name = f"{backbone.name}_control{K}"
         self.input_shape = backbone.input_shape
         self.notes = backbone.notes
+        self.pretrained = backbone.pretrained
+        self.input_statistics = backbone.input_statistics
+        self.usual_side = backbone.usual_side
 
     def make_trunk(self) -> nn.Module:
         return self.original.make_trunk()

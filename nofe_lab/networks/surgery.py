@@ -35,7 +35,7 @@ from nofe_lab.networks.tracing import (
     view_refused,
 )
 from nofe_lab.networks.widths import Widths, find_widths, is_plain, redrawn, resize
-from nofe_lab.recipes import Preset, quick_preset
+from nofe_lab.recipes import Preset, finetuning_preset, quick_preset
 
 SMALL_SIDE = 64
 """Images with a shorter side, in pixels, are small."""
@@ -130,6 +130,10 @@ class SplitNetwork(Backbone):
             known = self.cuts if split in self.cuts else self.split_points
             self.split = one_of(f"split of {name}", split, known)
         self.classifier = self._classifier_of(self.graph)
+
+    @property
+    def pretrained(self) -> bool:  # type: ignore[override]
+        return self.weights is not None
 
     # --- the network as it comes
 
@@ -328,7 +332,7 @@ class SplitNetwork(Backbone):
         self._check_uncoupled(tail, classifier, given or ())
         total = sum(each.macs for each in sizes.values())
         behind = sum(each.macs for each in tail_sizes.values())
-        slow = sum(_has_slow_statistics(module) for module in self.skeleton.modules())
+        slow = sum(map(self._is_too_slow, self.skeleton.modules()))
         return Plan(
             edits, slow, cut, trunk, tail, classifier, features, widths, total - behind, behind
         )
@@ -499,8 +503,9 @@ class SplitNetwork(Backbone):
 
         adapt: compute weights of a new shape from the old ones instead of drawing them.
         """
-        for module in filter(_has_slow_statistics, network.modules()):
-            module.momentum = NORM_MOMENTUM  # type: ignore[assignment]
+        for module in network.modules():
+            if self._is_too_slow(module):
+                module.momentum = NORM_MOMENTUM  # type: ignore[assignment]
         for path in edits:
             layer = network.get_submodule(path)
             owner, _, name = path.rpartition(".")
@@ -523,6 +528,11 @@ class SplitNetwork(Backbone):
                         repeated = mean.repeat(1, channels, 1, 1)
                         layer.weight = nn.Parameter(repeated, kept.requires_grad)
         return network
+
+    def _is_too_slow(self, module: nn.Module) -> bool:
+        """Whether a layer's statistics have too far to go; pretrained ones are there already."""
+        is_slow = isinstance(module, nn.BatchNorm2d) and (module.momentum or 1) < NORM_MOMENTUM
+        return is_slow and self.weights is None
 
     @cached_property
     def _adapted(self) -> tuple[str, ...]:
@@ -632,7 +642,10 @@ class SplitNetwork(Backbone):
         super().initialise(part, scheme)
 
     def quick_preset(self) -> Preset:
-        return quick_preset("published")
+        """With pretrained weights, recipes for finetuning them."""
+        if self.weights is None:
+            return quick_preset("published")
+        return finetuning_preset("pretrained" if self.input_statistics else "standardised")
 
     # --- notes and identity
 
@@ -687,16 +700,19 @@ class SplitNetwork(Backbone):
             "weights": self.weights[1] if self.weights is not None else None,
             # only if it changes the network, so that other runs keep their ids
             **({"adapted": list(self._adapted)} if self._adapted and self.weights else {}),
-            **({"branches": "pretrained"} if self.weights is not None else {}),
+            **self._of_weights,
         }
+
+    @property
+    def _of_weights(self) -> dict[str, Any]:
+        """What the identity says of pretrained weights: once, branches were not made of them."""
+        if self.weights is None:
+            return {}
+        return {"branches": "pretrained", "statistics": self.input_statistics}
 
     def __repr__(self) -> str:
         where = f"at {self.split!r}" if self.split else "where its notes say"
         return f"<{self.name}, split {where}>"
-
-
-def _has_slow_statistics(module: nn.Module) -> bool:
-    return isinstance(module, nn.BatchNorm2d) and (module.momentum or 1) < NORM_MOMENTUM
 
 
 def _stride(layer: nn.Module) -> int:

@@ -80,6 +80,7 @@ class Experiment:
     weights: str | None = default("weights")
     branch_width: float = default("branch_width")
     branch_start: str = default("branch_start")
+    trunk_rate: float | None = default("trunk_rate")
     flips: bool | None = default("flips")
     image_size: int | None = default("image_size")
     train_per_class: int | None = default("train_per_class")
@@ -104,6 +105,7 @@ class Experiment:
             epochs=self.epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
+            trunk_rate=self.trunk_rate,
             flips=self.flips,
         )
         if self.val_fraction is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -100,6 +100,8 @@ class Stage(ABC):
         self.backbone = backbone.for_images(dataset.image_shape)
         self.parents = dict(parents)
         self.config = config
+        if self.trunk == "scratch" and not self.backbone.pretrained:  # a new trunk learns as fast
+            self.config = replace(config, recipe=replace(config.recipe, trunk_rate=1.0))
         self.steps_per_epoch = steps_per_epoch(dataset.train, self.recipe)
 
     @property
@@ -208,8 +210,12 @@ class Stage(ABC):
 
     def image_network(self, network: nn.Module, machine: Machine) -> ImageNetwork:
         """The network with its preprocessing in front, on the machine."""
-        preprocess = Preprocess.measure(self.dataset, self.config.network.inputs, self.window)
-        return ImageNetwork(preprocess, network, machine.precision).to(machine.device)
+        statistics, inputs = self.backbone.input_statistics, self.config.network.inputs
+        preprocess = Preprocess.measure(self.dataset, inputs, self.window, statistics)
+        model = ImageNetwork(preprocess, network, machine.precision).to(machine.device)
+        if self.recipe.trunk_rate == 0:
+            model.freeze("trunk")
+        return model
 
     @property
     def window(self) -> Window:
@@ -244,8 +250,12 @@ class Stage(ABC):
     @cached_property
     def training_macs(self) -> int:
         """Multiply-accumulates of its training; a backward pass counts as two forward passes."""
-        forward = count_macs(self.untrained_network(), self.backbone.input_shape)
-        return forward * (3 * self.steps * self.recipe.batch_size + self.images_evaluated)
+        network, shape = self.untrained_network(), self.backbone.input_shape
+        forward, images = count_macs(network, shape), self.steps * self.recipe.batch_size
+        spent = forward * (3 * images + self.images_evaluated)
+        if self.recipe.trunk_rate == 0:  # no backward pass through the trunk
+            spent -= 2 * images * count_macs(network.get_submodule("trunk"), shape)
+        return spent
 
     @property
     def lineage(self) -> dict[str, Stage]:

@@ -43,7 +43,7 @@ def main(words: list[str] | None = None) -> None:
     """Train, test and save all networks; finished ones are loaded."""
     parser = argparse.ArgumentParser(prog="python -m nofe_lab.study.upcycling")
     parser.add_argument("dataset", nargs="?", default="parquet:$NOFE_DATA/cifar100")
-    parser.add_argument("--train-per-class", type=int, default=250)
+    parser.add_argument("--train-per-class", type=int, default=100)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--K", type=int, default=10)

@@ -128,6 +128,7 @@ OTHERS: dict[str, Any] = {
     "epochs": 2,
     "batch_size": 50,
     "learning_rate": 0.01,
+    "trunk_rate": 0.5,
     "seed": 1,
     "specialties": "random",
     "trunk": "scratch",

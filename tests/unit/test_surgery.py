@@ -1031,7 +1031,8 @@ def test_other_requests_have_another_identity() -> None:
     assert all(identities.count(each) == 1 for each in identities)
     own = {"name", "input", "split", "layers", "own", "weights"}
     for each in identities:
-        assert set(each) == own | ({"branches"} if each["weights"] is not None else set())
+        of_weights = {"branches", "statistics"} if each["weights"] is not None else set()
+        assert set(each) == own | of_weights
 
 
 def test_the_parts_work_without_the_network_they_come_from() -> None:
