@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import chain
 from typing import Any, cast
 
 import numpy as np
@@ -186,7 +187,7 @@ def _outputs(
     model: nn.Module, split: Source, experts: int | None = None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield a network's outputs for a split, with the labels, batch by batch."""
-    device = next(model.parameters()).device
+    device = next(chain(model.parameters(), model.buffers())).device
     model.eval()
     forward = model if experts is None else partial(cast(Any, model).logits, experts=experts)
     size = images_at_once(split.image_shape)

@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,12 @@ from nofe_lab.config import (
     one_of,
     real_number,
     some_of,
+    true_or_false,
     whole_number,
 )
 from nofe_lab.data import Dataset, Source
 from nofe_lab.data.dataset import clearest, label_margins
+from nofe_lab.data.features import Features
 from nofe_lab.data.folders import files_in
 from nofe_lab.data.pictures import ENDINGS, PixelBudget, UnreadableImage, decode, image_tensor, rgb
 from nofe_lab.data.preprocess import ImageNetwork, Preprocess
@@ -87,6 +89,8 @@ class Description:
     """(channels, height, width) of prepared images."""
     bit_depth: int = 16
     """See `Dataset`."""
+    of_features: bool = False
+    """Whether it takes the features of a frozen trunk (see `Experiment.on_features`)."""
     branch_width: float = 1.0
     """Of the experts."""
     gate_width: float | None = None
@@ -104,6 +108,7 @@ class Description:
         for length, limit in zip(self.image_shape, limits, strict=True):
             whole_number("a length of image_shape", length, 1, limit)
         whole_number("bit_depth", self.bit_depth, 8, 16)
+        true_or_false("of_features", self.of_features)
         width = KNOBS["branch_width"].kind
         width.check("branch_width", self.branch_width)
         if self.gate_width is not None:
@@ -412,6 +417,11 @@ def load(
     one_of("precision", precision, PRECISIONS)
     found = open_run(run, runs_dir)
     about = Description.of_run(found)
+    if about.of_features:
+        raise InvalidInput(
+            f"the run {found.path.name} takes the features of a frozen trunk, not pictures; train "
+            "its arm on the images, with trunk_rate=0, for a network that does."
+        )
     class_names = class_names_of(found)
     partition = None
     if about.kind != "flat":
@@ -468,7 +478,8 @@ def assembled(
     if [tuple(weights[name].shape) for name in names if name in weights] == whole:
         shapes = whole
     mean, scale = map(torch.zeros, shapes)
-    preprocess = Preprocess(mean, scale, backbone.input_shape[1:], about.image_shape)
+    dtypes = (Features if about.of_features else Source).dtypes
+    preprocess = Preprocess(mean, scale, backbone.input_shape[1:], about.image_shape, dtypes)
     model = Classifier(run, about, class_names, partition, preprocess, network, precision)
     expected = model.state_dict()
     for name in sorted(set(weights) | set(expected)):
@@ -539,9 +550,11 @@ def kept_files(
     network = model.network
     exact = ImageNetwork(model.preprocess, network)
     with modes_kept(model):
-        answers = _logits_of_cards(exact)
-        description = Description(**about, answers=tuple(map(tuple, answers.tolist())))
-        files: dict[str, str | bytes] = {MODEL: description.to_json()}
+        description = Description(**about)
+        if description.of_features:
+            return {MODEL: description.to_json()}
+        answers = tuple(map(tuple, _logits_of_cards(exact).tolist()))
+        files: dict[str, str | bytes] = {MODEL: replace(description, answers=answers).to_json()}
 
         def margins(images: Source) -> NDArray[np.floating]:
             found = predict(model, images, output_of_class)

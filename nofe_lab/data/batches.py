@@ -53,6 +53,11 @@ def steps_per_epoch(source: Source, recipe: Recipe) -> int:
             f"batch_size must be at most the {len(source)} training images; got "
             f"{recipe.batch_size}."
         )
+    if torch.uint8 not in source.dtypes and (recipe.flips or recipe.padding):
+        raise InvalidInput(
+            "flips and padding need images; got features of a frozen trunk, which were made "
+            "without them: accepted are flips=False and a preset without padding."
+        )
     return len(source) // recipe.batch_size
 
 

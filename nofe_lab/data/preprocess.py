@@ -27,6 +27,7 @@ class Preprocess(nn.Module):
     Its statistics come from the training images and are saved with the network's weights, so a
     saved network takes raw images.  window: (height, width) of the crop; None: the whole image.
     image_shape: accepted (channels, height, width); None: any.
+    dtypes: accepted types; those of features (see `nofe_lab.data.features`), or of images.
     """
 
     mean: Tensor
@@ -38,12 +39,14 @@ class Preprocess(nn.Module):
         scale: Tensor,
         window: Window | None = None,
         image_shape: tuple[int, int, int] | None = None,
+        dtypes: tuple[torch.dtype, ...] = (torch.uint8,),
     ) -> None:
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("scale", scale)
         self.window = window
         self.image_shape = image_shape
+        self.dtypes = dtypes
 
     @classmethod
     def measure(
@@ -62,6 +65,10 @@ class Preprocess(nn.Module):
         """
         one_of("inputs", inputs, INPUTS)
         train, (channels, height, width) = dataset.train, dataset.image_shape
+        if torch.uint8 not in train.dtypes:  # features stay as they are
+            shape = train.image_shape if inputs == "mean_image" else (channels, 1, 1)
+            scale = torch.ones(1, 1, 1) if inputs == "mean_image" else torch.ones(shape)
+            return cls(torch.zeros(shape), scale, window, train.image_shape, train.dtypes)
         if inputs == "pretrained":
             if statistics is None:
                 raise InvalidInput(
@@ -96,6 +103,8 @@ class Preprocess(nn.Module):
         """
         shape = self.image_shape or ("channels", "height", "width")
         wanted = f"images uint8 [N, {', '.join(map(str, shape))}] with values from 0 to 255"
+        if torch.uint8 not in self.dtypes:
+            wanted = f"features of floating point [N, {', '.join(map(str, shape))}]"
         if not isinstance(images, Tensor):
             raise InvalidInput(
                 f"a network takes {wanted}; got {type(images).__name__}: predict takes files and "
@@ -109,7 +118,7 @@ class Preprocess(nn.Module):
         fits = images.ndim == 4 and (
             self.image_shape is None or tuple(images.shape[1:]) == self.image_shape
         )
-        if images.dtype != torch.uint8 or not fits or images.layout != torch.strided:
+        if images.dtype not in self.dtypes or not fits or images.layout != torch.strided:
             kind = "" if images.layout == torch.strided else f" {images.layout}"
             raise InvalidInput(
                 f"a network takes {wanted}; got {images.dtype}{kind} {list(images.shape)}."

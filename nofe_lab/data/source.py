@@ -12,6 +12,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ def stack_keys(keys: Iterable[bytes]) -> Tensor:
 
 
 class Source(ABC):
-    """N images with labels.
+    """N images with labels, or the features of a trunk in their place.
 
     labels: int64 [N], from 0 to C - 1.
     groups: int64 [N], equal for images that must stay in one split, such as photographs of one
@@ -50,6 +51,8 @@ class Source(ABC):
 
     labels: Tensor
     groups: Tensor | None = None
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.uint8,)
+    """Types of what it streams: uint8 images, or features of one of several types."""
 
     @property
     @abstractmethod
@@ -143,9 +146,10 @@ class Resident(Source):
             torch.from_numpy(np.require(t, requirements="W")) if not isinstance(t, Tensor) else t
             for t in (images, labels)
         )
-        if images.dtype != torch.uint8 or images.ndim != 4:
+        if images.dtype not in self.dtypes or images.ndim != 4:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
             raise InvalidInput(
-                "images must be uint8 [N, channels, height, width]; "
+                f"images must be {names} [N, channels, height, width]; "
                 f"got {images.dtype} {list(images.shape)}."
             )
         if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
@@ -173,10 +177,11 @@ class Resident(Source):
 
     def __getitem__(self, index: Tensor | slice) -> Resident:
         groups, keys = (None if t is None else t[index] for t in (self.groups, self._keys))
-        return Resident(self.images[index], self.labels[index], groups, keys)
+        return type(self)(self.images[index], self.labels[index], groups, keys)
 
     def to(self, device: torch.device) -> Resident:
-        return Resident(self.images.to(device), self.labels.to(device), self.groups, self._keys)
+        images, labels = self.images.to(device), self.labels.to(device)
+        return type(self)(images, labels, self.groups, self._keys)
 
     def stream(self, indices: Iterable[Tensor]) -> Iterator[Tensor]:
         for index in indices:

@@ -1,4 +1,4 @@
-"""The flat control: as deep and as large as a network of experts, but without experts.
+"""Backbones around another: the flat control, and what stands on a frozen trunk.
 
 A network of experts is deeper and larger than its base CNN.  Its control has the same trunk and one
 branch instead of K: as deep as they are, and as expensive as all of them together.  What the
@@ -8,27 +8,24 @@ network of experts gains over its control comes from the specialties, the rest f
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from nofe_lab.config import InvalidInput, whole_number
-from nofe_lab.networks.backbone import Backbone, seeded
+from nofe_lab.networks.backbone import Backbone, seeded, size_in_words
 from nofe_lab.recipes import Preset
 
 
-class FlatControl(Backbone):
-    """The backbone of the flat control of K experts: its head comes from `make_control`.
+class Around(Backbone):
+    """A backbone that has another one's parts, weights and recipes, except for some."""
 
-    width: of the experts.  `for_images` raises InvalidInput if the branches' width is fixed.
-    """
-
-    def __init__(self, backbone: Backbone, K: int, width: float = 1.0) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         self.original = backbone
-        self.K = whole_number("K", K, 1)
-        self.width = width
-        self.name = f"{backbone.name}_control{K}"
+        self.name = backbone.name
         self.input_shape = backbone.input_shape
         self.notes = backbone.notes
         self.pretrained = backbone.pretrained
@@ -39,11 +36,10 @@ class FlatControl(Backbone):
         return self.original.make_trunk()
 
     def make_head(self, n: int) -> nn.Module:
-        control = self.original.make_control(n, self.K, self.width)
-        return nn.Sequential(self.original.make_shared(), control)
+        return self.original.make_head(n)
 
     def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
-        raise InvalidInput(f"backbone {self.name!r} is flat: it has no experts.")
+        return self.original.make_branch(n, width)
 
     def initialise(self, part: nn.Module, scheme: str) -> None:
         self.original.initialise(part, scheme)
@@ -56,6 +52,26 @@ class FlatControl(Backbone):
 
     def quick_preset(self) -> Preset:
         return self.original.quick_preset()
+
+
+class FlatControl(Around):
+    """The backbone of the flat control of K experts: its head comes from `make_control`.
+
+    width: of the experts.  `for_images` raises InvalidInput if the branches' width is fixed.
+    """
+
+    def __init__(self, backbone: Backbone, K: int, width: float = 1.0) -> None:
+        super().__init__(backbone)
+        self.K = whole_number("K", K, 1)
+        self.width = width
+        self.name = f"{backbone.name}_control{K}"
+
+    def make_head(self, n: int) -> nn.Module:
+        control = self.original.make_control(n, self.K, self.width)
+        return nn.Sequential(self.original.make_shared(), control)
+
+    def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
+        raise InvalidInput(f"backbone {self.name!r} is flat: it has no experts.")
 
     def for_images(self, image_shape: tuple[int, int, int]) -> Backbone:
         found = FlatControl(self.original.for_images(image_shape), self.K, self.width)
@@ -74,3 +90,53 @@ class FlatControl(Backbone):
             head = self.make_head(7)
         digest = hashlib.sha256(repr(head).encode()).hexdigest()[:16]
         return {**self.original.identity, "name": self.name, "control": digest}
+
+
+class OnFeatures(Around):
+    """A backbone whose images are the features of a frozen trunk (see `nofe_lab.data.features`).
+
+    Its trunk passes them on; head, branches and control are the original's.  backbone: for the
+    images that the features are of.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__(backbone)
+        self.name = f"{backbone.name}_features"
+        trunk = backbone.make_trunk().eval()
+        with torch.no_grad():
+            self.features = tuple(trunk(torch.zeros(1, *backbone.input_shape)).shape[1:])
+        channels, height, width = (*self.features, 1, 1)[: max(len(self.features), 3)]
+        self.input_shape = (channels, height, width)
+        self.notes = ()
+
+    def make_trunk(self) -> nn.Module:
+        """Features [N, c, h, w] -> [N, ...], as the frozen trunk gave them."""
+        is_map = self.features == self.input_shape
+        return nn.Identity() if is_map else nn.Flatten(len(self.features))
+
+    def make_shared(self) -> nn.Module:
+        return self.original.make_shared()
+
+    def make_control(self, n: int, K: int, width: float = 1.0) -> nn.Module:
+        return self.original.make_control(n, K, width)
+
+    def upcycle(
+        self,
+        branch: nn.Module,
+        head: Mapping[str, Tensor],
+        classes: Sequence[int],
+        width: float = 1.0,
+    ) -> None:
+        self.original.upcycle(branch, head, classes, width)
+
+    def for_images(self, image_shape: tuple[int, int, int]) -> Backbone:
+        if image_shape != self.input_shape:
+            raise InvalidInput(
+                f"backbone {self.name!r} takes features of {size_in_words(self.input_shape)}; got "
+                f"{size_in_words(image_shape)}."
+            )
+        return self
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        return {**self.original.identity, "name": self.name, "features": list(self.features)}

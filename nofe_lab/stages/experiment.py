@@ -21,11 +21,13 @@ from nofe_lab.config import (
     whole_number,
 )
 from nofe_lab.data import Dataset, load_dataset, prepared, source_state
+from nofe_lab.data.features import features_of
+from nofe_lab.data.preprocess import ImageNetwork
 from nofe_lab.inference import Classifier
 from nofe_lab.knobs import check_fields, default
 from nofe_lab.log import log
 from nofe_lab.machine import PRECISIONS
-from nofe_lab.networks import Backbone, FlatControl, backbone, preset
+from nofe_lab.networks import Backbone, FlatControl, OnFeatures, backbone, preset
 from nofe_lab.networks.catalogue import Network
 from nofe_lab.networks.counting import layer_table
 from nofe_lab.recipes import Preset, Recipe, fitted_preset
@@ -191,6 +193,39 @@ class Experiment:
         """
         has_val = self._recipes.val_fraction or len(self.data.val)
         return self if has_val else replace(self, val_fraction=0.1)
+
+    def on_features(self, stage: Stage | None = None, stored: str = "float32") -> Experiment:
+        """This experiment on the features of a frozen trunk, where all stages take seconds.
+
+        stage: whose trunk it is, trained or loaded here; None: the pretrained weights'.  Its images
+        are seen once, without augmentation, and their features kept in memory, as `stored` (see
+        `features_of`).  Its stages are those of a trunk_rate of 0, with runs of their own.
+        Raises InvalidInput without weights or stage, and for recipes with flips or padding.
+        """
+        if stage is None and not self._backbone.pretrained:
+            raise InvalidInput(
+                "features are those of a trunk that has been trained: pass the stage that trained "
+                f"it, or give {self._backbone.name!r} weights."
+            )
+        start = self.base() if stage is None else stage
+        if stage is None:
+            model = start.image_network(start.untrained_network(), self.runner.machine)
+            origin = str(start.backbone.identity)
+        else:
+            model, origin = self.model(start), start.id
+        trunk = ImageNetwork(
+            model.preprocess, model.network.get_submodule("trunk"), model.precision
+        ).eval()
+        data = start.dataset
+        train, val, test = (
+            features_of(trunk, split, origin, stored) for split in (data.train, data.val, data.test)
+        )
+        name = f"features of {data.name}"
+        kept = replace(data, name=name, train=train, val=val, test=test, clearest=None)
+        of_files = ("image_size", "groups", "skip_unreadable", "split", "stem", "weights")
+        usual: dict[str, Any] = {name: default(name) for name in (*of_files, "train_per_class")}
+        usual["val_fraction"] = None if len(val) else 0.0
+        return replace(self, dataset=kept, backbone=OnFeatures(start.backbone), **usual)
 
     def with_seed(self, seed: int) -> Experiment:
         """The same experiment with another seed, on the same images."""

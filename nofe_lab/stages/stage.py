@@ -199,6 +199,7 @@ class Stage(ABC):
             "network": self.backbone.description,
             "image_shape": self.dataset.image_shape,
             "bit_depth": self.dataset.bit_depth,
+            "of_features": torch.uint8 not in self.dataset.train.dtypes,
             "superclass_names": self.dataset.superclass_names,
             "superclass_of": self.dataset.superclass_of,
         }
