@@ -6,4 +6,14 @@ from nofe_lab.networks.control import FlatControl, OnFeatures
 from nofe_lab.networks.nofe import NofE
 from nofe_lab.networks.paper import PAPER
 
-__all__ = ["CNN", "PAPER", "Backbone", "FlatControl", "NofE", "OnFeatures", "backbone", "described", "preset"]
+__all__ = [
+    "CNN",
+    "PAPER",
+    "Backbone",
+    "FlatControl",
+    "NofE",
+    "OnFeatures",
+    "backbone",
+    "described",
+    "preset",
+]
