@@ -140,11 +140,30 @@ class Experiment:
         """`K`, or the usual number of specialties for the data's classes."""
         return self.K or usual_specialties(self.data.C)
 
+    @property
+    def _image_size(self) -> int | None:
+        """`image_size`, or that of the pretrained weights where pictures come from a folder."""
+        is_folder = str(self.dataset).strip().lower().startswith("folder:")
+        return (
+            self._backbone.usual_side if self.image_size is None and is_folder else self.image_size
+        )
+
     @cached_property
     def _choices(self) -> tuple[str, ...]:
         """What was chosen for the data, each with its reason."""
         C, K = self.data.C, self.usual_K
         notes = [self._fitted[1]] if self._fitted[1] else []
+        side, height = self._backbone.usual_side, self.data.image_shape[1]
+        if side is not None and self._image_size != self.image_size:
+            notes.append(
+                f"Images of {side} x {side} pixels, which the pretrained weights were made for "
+                "(image_size takes others)."
+            )
+        elif side is not None and height < side:
+            notes.append(
+                f"The pretrained weights were made for images of {side} x {side} pixels; these "
+                f"have {height} x {self.data.image_shape[2]}."
+            )
         if self.K is None:
             notes.append(f"K = {K} specialties: about the square root of {C} classes.")
         elif C < FEWEST_CLASSES * K and usual_specialties(C) < K:
@@ -181,6 +200,7 @@ class Experiment:
                 )
             return _prepared(self.dataset, fraction, seed, few)
         state = source_state(self.dataset, self.groups)
+        options["image_size"] = self._image_size
         options |= {"val_fraction": fraction, "seed": seed, "train_per_class": few}
         return _load(self.dataset, state, **options)
 

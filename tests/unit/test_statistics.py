@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import sqrt
 
 import numpy as np
@@ -19,6 +20,7 @@ from nofe_lab.statistics import (
     inside_share,
     over_seeds,
     paired_differences,
+    verdict,
 )
 
 
@@ -100,3 +102,35 @@ def test_inside_by_chance_is_what_random_partitions_hold_in_the_mean() -> None:
     found = inside_share(confusion, specialties)
     assert inside_by_chance(specialties.sizes) == pytest.approx(found.random_mean, abs=0.005)
     assert inside_by_chance((1,)) == 0
+
+
+@pytest.mark.parametrize(
+    ("differences", "said"),
+    [
+        ([0.010, 0.012, 0.011], r"^Use experts: \+1\.1 points \[\+0\.9, \+1\.3\] over 3 seeds\.$"),
+        (
+            [-0.02, -0.021],
+            r"^Keep your CNN: with experts -2\.1 points \[-2\.7, -1\.4\] over 2 seed",
+        ),
+        (
+            [0.010, -0.002, 0.005],
+            r"^Not told apart: \+0\.4 points ± 1\.5 over 3 seeds; .* take about",
+        ),
+        ([0.0, 0.0], r"^Not told apart: \+0\.0 points ± 0\.0 over 2 seeds; .* more than 200 seeds"),
+        ([0.01], r"^Not told apart: one seed \(\+1\.0 points\) says nothing .* about 2 min more"),
+    ],
+)
+def test_a_verdict_uses_keeps_or_does_not_tell_apart(differences: list[float], said: str) -> None:
+    assert re.search(said, verdict(differences, 60))
+
+
+def test_the_seeds_that_a_verdict_proposes_would_show_such_a_difference() -> None:
+    rng = np.random.default_rng(0)
+    found = np.array([0.010, -0.002, 0.005])
+    said = verdict(found.tolist(), 60)
+    (seeds, minutes) = map(int, re.findall(r"about (\d+) seeds, (\d+) min", said)[0])
+    assert minutes == seeds - 3
+    for n, power in ((seeds, 0.8), (seeds - 1, 0.77)):
+        studies = rng.normal(found.mean(), found.std(ddof=1), (40_000, n))
+        shown = (stats.ttest_1samp(studies, 0, axis=1).pvalue < 0.05).mean()
+        assert shown == pytest.approx(power, abs=0.03)

@@ -1,0 +1,188 @@
+"""The command line: what a terminal can ask of the library."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import nofe_lab
+from nofe_lab import Dataset, Experiment, Run
+from nofe_lab.__main__ import COMMANDS, MAINTENANCE, main, notebooks
+
+Make = Callable[..., Experiment]
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "rose.png"
+    pixels = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tiny: Dataset, tmp_path: Path) -> Path:
+    """Some of `tiny` as a folder of class folders."""
+    root = tmp_path / "pictures"
+    for c, name in enumerate(tiny.class_names):
+        (root / name).mkdir(parents=True)
+        for n, image in enumerate(tiny.train.sample(tiny.train.of_class(c)[:10])):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(root / name / f"{n}.png")
+    return root
+
+
+def made(experiment: Experiment) -> Run:
+    (run,) = experiment.run(experiment.gate())
+    return run
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *MAINTENANCE], ids=lambda each: each.__name__)
+def test_every_command_has_help_and_those_of_users_an_example(
+    command: Callable[..., Any], capsys: Captured
+) -> None:
+    words = ["dev"] if command in MAINTENANCE else []
+    with pytest.raises(SystemExit) as left:
+        main([*words, command.__name__, "--help"])
+    assert left.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith("usage: nofe-lab")
+    if command in COMMANDS:
+        assert f"\nnofe-lab {command.__name__} " in said
+
+
+def test_predict_answers_for_pictures(
+    tiny_experiment: Make, photo: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    run = made(tiny_experiment())
+    moved = shutil.move(run.path, tmp_path / "moved")
+    table = tmp_path / "answers.csv"
+    capsys.readouterr()
+    words = ["predict", str(moved), str(photo), str(photo), "--experts", "1", "--coverage", "0.5"]
+    assert main([*words, "--output", str(table)]) == 0
+    said = capsys.readouterr().out
+    answers = nofe_lab.load(moved).predict([photo, photo], experts=1, coverage=0.5)
+    assert said.startswith(str(answers))
+    assert said.endswith(f"the answers: {table}\n")
+    pd.testing.assert_frame_equal(pd.read_csv(table), answers.table, check_dtype=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["predict", "nowhere", "x.png"], "run 'nowhere' must be the folder of a finished run"),
+        (["predict", ".", "x.png"], "the folder '.' is no run, it has no run.json"),
+        (["predict", "RUN", "x.png"], "there is no file or folder 'x.png'"),
+        (["predict", "RUN", "x.png", "--experts", "9"], "experts must be a whole number from 1"),
+        (["predict", "RUN", "x.png", "--experts", "two"], "experts must be a whole number"),
+        (["predict", "RUN", "x.png", "--coverage", "2"], "coverage must be a number from 0 to 1"),
+        (["predict", "RUN", "x.png", "--device", "tpu"], "device 'tpu' is unknown"),
+        (["predict", "RUN", "x.png", "--output", "/proc/none/x"], "cannot be written"),
+        (["show", "RUN", "--output", "/proc/none/x"], "cannot be written"),
+        (["show", "ffff"], "run 'ffff' must be the folder of a finished run"),
+        (["look", "missing.csv"], "missing.csv"),
+        (["look", "RUN"], "a module needs images"),
+        (["look", "RUN", "--images", "nowhere"], "nowhere"),
+        (["train", "nowhere"], "dataset 'nowhere' is unknown"),
+        (["train", "folder:nowhere"], "there is no folder"),
+        (["train", "glyphs", "--K", "1"], "K must be a whole number of at least 2; got 1"),
+        (["init", "taken"], "'taken' has 00_look.ipynb already, which would be overwritten"),
+        (["init", "/proc/none"], "the notebooks cannot be copied to '/proc/none'"),
+    ],
+)
+def test_bad_words_get_one_sentence(
+    tiny_experiment: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Captured,
+    words: list[str],
+    sentence: str,
+) -> None:
+    run = made(tiny_experiment())
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "00_look.ipynb").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert main([str(run.path) if word == "RUN" else word for word in words]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
+    assert (tmp_path / "taken" / "00_look.ipynb").read_text() == "mine"
+
+
+def test_show_writes_a_page_without_links_for_every_kind_of_run(
+    tiny_experiment: Make, tmp_path: Path
+) -> None:
+    experiment = tiny_experiment()
+    stages = (experiment.base(), experiment.generalist(), experiment.gate())
+    experiment.final_report({"base": stages[0]})
+    for stage in stages:
+        (run,) = experiment.run(stage)
+        page = tmp_path / f"{stage.kind}.html"
+        assert main(["show", str(run.path), "--output", str(page)]) == 0
+        text = page.read_text("utf-8")
+        assert f"<h1>{stage.title}</h1>" in text
+        assert run.id in text
+        assert ("How certain it is" in text) == (stage.kind == "gate")
+        assert ("specialties</h2>" in text) == (stage.K is not None)
+        assert ("not tested" in text) == (stage.kind != "flat")
+        assert not re.search(r'(src|href)="(?!data:)', text)
+        assert text.count("<img") == 1 + (stage.K is not None)
+
+
+def test_show_opens_runs_of_earlier_libraries(tmp_path: Path) -> None:
+    for old in (Path(__file__).parents[1] / "fixtures").glob("runs_of_format_*/*"):
+        page = tmp_path / f"{old.name}.html"
+        assert main(["show", str(old), "--output", str(page)]) == 0
+        assert "<th>classes</th>" in page.read_text("utf-8")  # it keeps no thumbnails
+
+
+def test_look_shows_what_a_run_confuses_on_a_folder(
+    tiny_experiment: Make, folder: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    run = made(tiny_experiment())
+    page = tmp_path / "look.html"
+    for images in (str(folder), f"folder:{folder}"):
+        words = ["look", str(run.path), "--images", images, "--output", str(page), "--K", "2"]
+        assert main(words) == 0
+        assert "60 images" in capsys.readouterr().out
+    assert page.stat().st_size > 10_000
+
+
+def test_look_shows_a_table(tmp_path: Path, capsys: Captured) -> None:
+    table = tmp_path / "said.csv"
+    table.write_text("label,prediction\na,a\nb,a\nc,c\na,a\nb,b\nc,c\n")
+    assert main(["look", str(table), "--output", str(tmp_path / "look.html")]) == 0
+    assert "83.3" in capsys.readouterr().out
+
+
+def test_train_goes_from_a_folder_to_a_run_that_answers(
+    folder: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    words = ["--epochs", "1", "--batch-size", "10", "--device", "cpu", "--trunk", "base"]
+    runs = tmp_path / "runs"
+    assert main(["train", str(folder), *words, "--specialties", "confusion", "--runs-dir",
+                 str(runs)]) == 0  # fmt: skip
+    said = capsys.readouterr().out
+    assert "test accuracy" in said
+    (command,) = re.findall(r"network of experts: nofe-lab predict (\S+) photo.jpg", said)
+    shutil.rmtree(folder / "red rows")
+    picture = next((folder / "blue rows").iterdir())
+    assert main(["predict", command, str(picture)]) == 0
+    assert "specialty probability" in capsys.readouterr().out
+
+
+def test_init_copies_the_notebooks(tmp_path: Path, capsys: Captured) -> None:
+    assert main(["init", str(tmp_path / "mine")]) == 0
+    copied = sorted((tmp_path / "mine").iterdir())
+    assert [path.name for path in copied] == [path.name for path in notebooks()]
+    assert [path.name[:2] for path in copied] == [f"0{n}" for n in range(10)]
+    assert "10 notebooks in" in capsys.readouterr().out
