@@ -106,9 +106,7 @@ class ImageReader:
             found[index] = picture._replace(pixels=_NO_PIXELS)
             return picture.pixels
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about metadata
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with only_bombs_reported():
             start = (decode_at(index) for index in range(len(encoded)))
             first = next((pixels for pixels in start if pixels is not None), None)
             if first is None:
@@ -247,6 +245,15 @@ class PixelBudget:
             with self.changed:
                 self.free += wanted
                 self.changed.notify_all()
+
+
+@contextmanager
+def only_bombs_reported() -> Iterator[None]:
+    """Ignore warnings about metadata; an image of too many pixels cannot be decoded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 def _reason(error: Exception) -> str:

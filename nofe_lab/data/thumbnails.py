@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nofe_lab.data.pictures import UnreadableImage, decode
+from nofe_lab.data.pictures import UnreadableImage, decode, only_bombs_reported
 from nofe_lab.data.source import Source, short_digest, stack_keys
 
 SIDE = 96
@@ -52,7 +52,8 @@ class Thumbnails(Source):
 
     def stream(self, indices: Iterable[Tensor]) -> Iterator[Tensor]:
         for index in indices:
-            images = [self._thumbnail(i) for i in index.tolist()]
+            with only_bombs_reported():
+                images = [self._thumbnail(i) for i in index.tolist()]
             empty = torch.empty((0, *self.image_shape), dtype=torch.uint8)
             yield (torch.stack(images) if images else empty).to(self.labels.device)
 

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from nofe_lab.config import InvalidInput, first_line, one_of, shown
+from nofe_lab.config import InvalidInput, first_line, one_of, shown, some_of, true_or_false
 from nofe_lab.data import Dataset, Source, load_dataset
 from nofe_lab.data.folders import list_image_folder
-from nofe_lab.data.pictures import UnreadableImage, decode
+from nofe_lab.data.pictures import UnreadableImage, decode, only_bombs_reported
 from nofe_lab.data.preprocess import ImageNetwork
 from nofe_lab.data.sources import READY_MADE
 from nofe_lab.data.thumbnails import Thumbnails
@@ -42,11 +43,13 @@ def run_module(
     prepare: Prepare | None,
     class_names: Sequence[str] | None,
     split: str | None,
+    skip_unreadable: bool,
 ) -> tuple[Answers, Source, str, str | None]:
     """Run a module on images (see `nofe_lab.look`).
 
     Returns its answers, the images, what they are in words, and the name of their data set.
     """
+    true_or_false("skip_unreadable", skip_unreadable)
     if images is None:
         raise InvalidInput(f"a module needs images; accepted: {ACCEPTED}.")
     if not isinstance(model, ImageNetwork) and not callable(prepare):
@@ -56,7 +59,7 @@ def run_module(
             f"weights.transforms(); got {shown(prepare)}."
         )
     outputs = checked_names(class_names) if class_names is not None else None
-    source, names, about, dataset = find_images(model, images, split)
+    source, names, about, dataset = find_images(model, images, split, skip_unreadable)
     names = names or outputs
     if names is None:
         highest = int(source.labels.max()) if len(source) else 1
@@ -65,14 +68,20 @@ def run_module(
         raise InvalidInput(f"there are no images in {about}; accepted: at least one.")
     outputs = outputs or names
     of_output = np.array([class_number(name, outputs) for name in names])
+    skipped: dict[int, str] | None = {} if skip_unreadable else None
+    probabilities = _probabilities(model, source, prepare, len(outputs), skipped)
+    notes: tuple[str, ...] = ()
+    if skipped and isinstance(source, Thumbnails):
+        left_out = [f"{source.names[i]} ({why})" for i, why in sorted(skipped.items())]
+        notes = (f"Left out, since they cannot be decoded: {some_of(left_out)}.",)
+        source = source[torch.tensor([i for i in range(len(source)) if i not in skipped])]
     labels = of_output[source.labels.cpu().numpy()]
-    probabilities = _probabilities(model, source, prepare, len(outputs))
-    answers = Answers(outputs, labels, probabilities.argmax(axis=1), probabilities)
+    answers = Answers(outputs, labels, probabilities.argmax(axis=1), probabilities, notes=notes)
     return answers, source, about, dataset
 
 
 def find_images(
-    model: nn.Module | None, images: Any, split: str | None
+    model: nn.Module | None, images: Any, split: str | None, skip_unreadable: bool = False
 ) -> tuple[Source, tuple[str, ...] | None, str, str | None]:
     """The images to look at, their class names, both in words, and the name of the data set.
 
@@ -90,7 +99,7 @@ def find_images(
         size = None
         if isinstance(model, ImageNetwork) and model.preprocess.image_shape:
             size = model.preprocess.image_shape[1] if name.startswith("folder:") else None
-        images = load_dataset(name, image_size=size)
+        images = load_dataset(name, image_size=size, skip_unreadable=skip_unreadable)
     if isinstance(images, Source):
         if split is not None:
             raise InvalidInput(f"split is for data sets; got {split!r} for a Source.")
@@ -116,8 +125,14 @@ def _of_folder(name: str, split: str | None) -> tuple[Source, tuple[str, ...], s
     return Thumbnails(list(part.encoded), part.labels, part.names), class_names, about
 
 
-def _probabilities(model: nn.Module, source: Source, prepare: Prepare | None, C: int) -> np.ndarray:
-    """The module's probabilities of its C outputs for every image, float32 [N, C]."""
+def _probabilities(
+    model: nn.Module,
+    source: Source,
+    prepare: Prepare | None,
+    C: int,
+    skipped: dict[int, str] | None,
+) -> NDArray[np.float32]:
+    """The probabilities of the module's C outputs for every image not skipped, [N, C]."""
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     found = []
@@ -127,7 +142,7 @@ def _probabilities(model: nn.Module, source: Source, prepare: Prepare | None, C:
         tqdm(total=len(source), unit="image", leave=False, disable=not watched()) as bar,
     ):
         model.eval()
-        for batch in _inputs(model, source, prepare):
+        for batch in _inputs(model, source, prepare, skipped):
             try:
                 output = model(batch.to(device))
             except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
@@ -137,7 +152,7 @@ def _probabilities(model: nn.Module, source: Source, prepare: Prepare | None, C:
                 ) from error
             found.append(_as_probabilities(model, output, len(batch), C))
             bar.update(len(batch))
-    probabilities = torch.cat(found).numpy()
+    probabilities: NDArray[np.float32] = torch.cat(found).numpy()
     if not np.isfinite(probabilities).all():
         row = int((~np.isfinite(probabilities)).any(axis=1).argmax())
         raise InvalidInput(f"the outputs of {type(model).__name__} for image {row} are not finite.")
@@ -160,26 +175,34 @@ def _as_probabilities(model: nn.Module, output: Any, n: int, C: int) -> Tensor:
     return output if is_softmax else output.softmax(1)
 
 
-def _inputs(model: nn.Module, source: Source, prepare: Prepare | None) -> Iterator[Tensor]:
-    """Yield batches of a module's inputs; the larger the inputs, the fewer in a batch."""
+def _inputs(
+    model: nn.Module, source: Source, prepare: Prepare | None, skipped: dict[int, str] | None
+) -> Iterator[Tensor]:
+    """Yield batches of a module's inputs; the larger the inputs, the fewer in a batch.
+
+    skipped: takes the indices of images that cannot be decoded, and why; None: they are refused.
+    """
     if isinstance(model, ImageNetwork) and prepare is None:
         _, height, width = source.image_shape
         yield from source.parts(max(EVALUATION_PIXELS // (height * width), 1))
         return
     assert prepare is not None
-    one = _Prepared(source, prepare)
-    first = one(0)
-    size = max(EVALUATION_PIXELS // max(first[0].numel(), 1), 1)
+    with only_bombs_reported():
+        one = _Prepared(source, prepare, skipped)
+    size = max(EVALUATION_PIXELS // max(one.shape[1:].numel(), 1), 1)
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(source), size):
-            inputs = list(pool.map(one, range(start, min(start + size, len(source)))))
-            odd = next((x for x in inputs if x.shape != first.shape), None)
+            with only_bombs_reported():
+                made = list(pool.map(one, range(start, min(start + size, len(source)))))
+            inputs = [x for x in made if x is not None]
+            odd = next((x for x in inputs if x.shape != one.shape), None)
             if odd is not None:
                 raise InvalidInput(
-                    f"prepare must give inputs of one size; got {list(first.shape)} and "
+                    f"prepare must give inputs of one size; got {list(one.shape)} and "
                     f"{list(odd.shape)}: resize and crop them."
                 )
-            yield torch.stack(inputs)
+            if inputs:
+                yield torch.stack(inputs)
 
 
 class _Prepared:
@@ -189,17 +212,22 @@ class _Prepared:
     uint8 [channels, height, width]: what it makes a tensor of, for the first image.
     """
 
-    def __init__(self, source: Source, prepare: Prepare) -> None:
+    def __init__(self, source: Source, prepare: Prepare, skipped: dict[int, str] | None) -> None:
         self.source = source
         self.prepare = prepare
+        self.skipped = skipped
+        pixels = next((p for i in range(len(source)) if (p := self._pixels(i)) is not None), None)
+        if pixels is None:
+            raise InvalidInput(f"none of {len(source):,} images can be decoded.")
         failed = []
         for self.as_pil in (True, False):
             try:
-                made = prepare(self._image(0))
+                made = self._prepared(pixels)
             except Exception as error:  # the caller's own function
                 failed.append(first_line(error))
                 continue
             if isinstance(made, Tensor) and made.ndim == 3:
+                self.shape = made.shape
                 return
             failed.append(
                 f"tensor {list(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
@@ -209,24 +237,36 @@ class _Prepared:
             f"image: {failed[0]}; of a tensor: {failed[1]}."
         )
 
-    def __call__(self, index: int) -> Tensor:
-        made: Tensor = self.prepare(self._image(index))
+    def __call__(self, index: int) -> Tensor | None:
+        pixels = self._pixels(index)
+        if pixels is None:
+            return None
+        try:
+            made = self._prepared(pixels)
+        except Exception as error:  # the caller's own function
+            name = f"image {index}"
+            name = self.source.names[index] if isinstance(self.source, Thumbnails) else name
+            raise InvalidInput(f"prepare fails for {name} ({first_line(error)}).") from error
+        assert isinstance(made, Tensor)
         return made
 
-    def _image(self, index: int) -> Any:
-        if isinstance(self.source, Thumbnails):
-            try:
-                pixels = decode(self.source.files[index]).pixels
-            except UnreadableImage as error:
+    def _prepared(self, pixels: NDArray[np.uint8]) -> Any:
+        if not self.as_pil:
+            return self.prepare(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))
+        return self.prepare(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
+
+    def _pixels(self, index: int) -> NDArray[np.uint8] | None:
+        """An image [height, width, channels]; None if it is skipped."""
+        if not isinstance(self.source, Thumbnails):
+            pixels: NDArray[np.uint8] = self.source.sample([index])[0].cpu().numpy()
+            return np.ascontiguousarray(pixels.transpose(1, 2, 0))
+        try:
+            return decode(self.source.files[index]).pixels
+        except UnreadableImage as error:
+            if self.skipped is None:
                 raise InvalidInput(
-                    f"{self.source.names[index]} cannot be decoded ({error})."
+                    f"{self.source.names[index]} cannot be decoded ({error}); "
+                    "skip_unreadable=True goes on without it."
                 ) from error
-        else:
-            image = self.source.sample([index])[0].cpu()
-            if not self.as_pil:
-                return image
-            pixels = image.permute(1, 2, 0).numpy()
-            pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels
-        if self.as_pil:
-            return Image.fromarray(np.ascontiguousarray(pixels))
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+            self.skipped[index] = str(error)
+            return None

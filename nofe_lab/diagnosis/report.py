@@ -300,6 +300,7 @@ def look(
     prepare: Callable[[Any], Any] | None = None,
     K: int | None = None,
     split: str | None = None,
+    skip_unreadable: bool = False,
 ) -> Look:
     """Look at what any classifier confuses, on images that it has not trained on.
 
@@ -329,13 +330,14 @@ def look(
     cannot take that.  This library's own networks need none.
     K: the number of groups that the page begins with; None: about the square root of C.
     split: train, val or test of a data set.
+    skip_unreadable: go on without images of a module's that cannot be decoded; the page names them.
     Raises InvalidInput, before any work, if values do not fit together.
     """
     if isinstance(model_or_predictions, nn.Module):
         if labels is not None:
             raise InvalidInput("labels are for predictions; a module's come with its images.")
         answers, source, about, dataset = run_module(
-            model_or_predictions, images, prepare, class_names, split
+            model_or_predictions, images, prepare, class_names, split, skip_unreadable
         )
         about = f"{type(model_or_predictions).__name__} on {about}"
         return _looked(answers, source, about, K, dataset)
@@ -384,7 +386,10 @@ def _illustrations(answers: Answers, images: Any) -> Source | None:
         return Resident(torch.as_tensor(images), labels)
     if isinstance(images, Source):
         if len(images) != N:
-            raise InvalidInput(f"there are {N} predictions, but {len(images)} images.")
+            raise InvalidInput(
+                f"there are {N} predictions, but {len(images)} images; split= chooses others of a "
+                "data set."
+            )
         if not torch.equal(images.labels.cpu(), labels):
             row = int((images.labels.cpu() != labels).int().argmax())
             raise InvalidInput(

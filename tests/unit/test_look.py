@@ -540,8 +540,34 @@ def test_a_module_needs_images_that_can_be_read(shades: Path) -> None:
     with pytest.raises(InvalidInput, match=r"images must be a Dataset, a Source, .*; got int"):
         nofe_lab.look(Mean(), 7, prepare=resized)
     (shades / "grey" / "1.png").write_bytes(b"no image")
-    with pytest.raises(InvalidInput, match=r"grey/1\.png cannot be decoded"):
+    with pytest.raises(
+        InvalidInput, match=r"grey/1\.png cannot be decoded .* skip_unreadable=True"
+    ):
         nofe_lab.look(Mean(), shades, prepare=resized)
+    (shades / "dark" / "0.png").write_bytes(b"no image")  # the first of all
+    page = nofe_lab.look(Mean(), shades, prepare=resized, skip_unreadable=True)
+    assert page.confusion.tolist() == [[2, 0, 1], [0, 2, 0], [0, 0, 3]]
+    assert isinstance(page.images, Thumbnails)
+    assert page.images.names == [
+        *("dark/1.png", "dark/2.png", "dark/wrong.png", "grey/0.png", "grey/2.png"),
+        *("white/0.png", "white/1.png", "white/2.png"),
+    ]
+    (note,) = page.notes
+    assert note.startswith("Left out, since they cannot be decoded: dark/0.png (no image")
+    for path in shades.rglob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(InvalidInput, match="none of 10 images can be decoded"):
+        nofe_lab.look(Mean(), shades, prepare=resized, skip_unreadable=True)
+
+
+def test_an_image_that_cannot_be_prepared_is_named(shades: Path) -> None:
+    def no_white(image: Image.Image) -> Tensor:
+        if np.array(image).mean() > 240:
+            raise ValueError("too bright")
+        return resized(image)
+
+    with pytest.raises(InvalidInput, match=r"prepare fails for dark/wrong\.png \(too bright\)"):
+        nofe_lab.look(Mean(), shades, prepare=no_white)
 
 
 def test_outputs_that_are_not_finite_are_named(shades: Path) -> None:
