@@ -352,6 +352,10 @@ class Classifier(ImageNetwork):
             unreadable,
         )
 
+    def prepare(self, what: Path | bytes | Image.Image | np.ndarray | Tensor) -> Tensor:
+        """One picture as the network takes it (see `image_tensor`): uint8 [channels, h, w]."""
+        return image_tensor(what, self.description.image_shape, self.description.bit_depth)
+
     def _routed(self, images: Tensor, experts: int | None) -> tuple[Tensor, Tensor | None]:
         if experts is None:
             return self(images), None

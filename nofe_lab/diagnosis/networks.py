@@ -24,6 +24,7 @@ from nofe_lab.data.thumbnails import Thumbnails
 from nofe_lab.diagnosis.tables import Answers, checked_names
 from nofe_lab.evaluation import EVALUATION_PIXELS
 from nofe_lab.files import user_path
+from nofe_lab.inference import Classifier
 from nofe_lab.networks.tracing import modes_kept
 from nofe_lab.specialties import class_number
 from nofe_lab.training.events import watched
@@ -58,8 +59,12 @@ def run_module(
             "of an image (PIL, or a tensor uint8 [3, height, width]) such as torchvision's "
             f"weights.transforms(); got {shown(prepare)}."
         )
+    if isinstance(model, Classifier):
+        class_names = class_names or model.output_names
     outputs = checked_names(class_names) if class_names is not None else None
     source, names, about, dataset = find_images(model, images, split, skip_unreadable)
+    if isinstance(model, Classifier) and isinstance(source, Thumbnails):
+        prepare = prepare or model.prepare
     names = names or outputs
     if names is None:
         highest = int(source.labels.max()) if len(source) else 1
@@ -94,7 +99,11 @@ def find_images(
         name = str(images)
         is_name = name.partition(":")[0] in KNOWN
         name = f"folder:{name}" if not is_name and user_path(name).is_dir() else name
-        if name.startswith("folder:") and not isinstance(model, ImageNetwork):
+        # a folder that it was trained on has images that it has seen
+        is_own = isinstance(model, ImageNetwork)
+        if isinstance(model, Classifier):
+            is_own = model.run.about["dataset"] == name
+        if name.startswith("folder:") and not is_own:
             return (*_of_folder(name, split), name)
         size = None
         if isinstance(model, ImageNetwork) and model.preprocess.image_shape:

@@ -72,7 +72,12 @@ def test_predict_answers_for_pictures(
     answers = nofe_lab.load(moved).predict([photo, photo], experts=1, coverage=0.5)
     assert said.startswith(str(answers))
     assert said.endswith(f"the answers: {table}\n")
-    pd.testing.assert_frame_equal(pd.read_csv(table), answers.table, check_dtype=False)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(
+            table, dtype=dict.fromkeys(("image", "answer", "label", "specialty", "experts"), str)
+        ),
+        answers.table,
+    )
 
 
 @pytest.mark.parametrize(
