@@ -182,12 +182,19 @@ class ImageNetwork(nn.Module):
         self.precision = one_of("precision", precision, PRECISIONS)
         self.preprocess = preprocess
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._frozen: list[str] = []
+        self._in_evaluation: list[str] = []
+        """Paths of modules that are never in training mode."""
 
     def freeze(self, path: str) -> None:
         """Keep a part of the network as it is: without gradients, always in evaluation mode."""
         self.network.get_submodule(path).requires_grad_(False)
-        self._frozen.append(path)
+        self._in_evaluation.append(path)
+
+    def keep_statistics(self) -> None:
+        """Let batch normalisations use and keep the statistics that they have, in training too."""
+        for path, module in self.network.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                self._in_evaluation.append(path)
 
     def forward(self, images: Tensor, drawn: Augmentation | None = None) -> Tensor:
         return self._run(self.network, images, drawn)
@@ -223,7 +230,7 @@ class ImageNetwork(nn.Module):
                 self.network, path
             ):
                 module.eval()
-        for path in self._frozen:
+        for path in self._in_evaluation if mode else ():
             self.network.get_submodule(path).eval()
         return self
 

@@ -115,11 +115,6 @@ def backbone(
     elif isinstance(network, nn.Module):
         made.weights = _weights_of_module(network, own)
         made.input_statistics, made.usual_side = _trained_on_by(network)
-        if made.input_statistics is None:
-            notes.append(
-                f"{name}: it does not say which statistics its weights were made with (as timm's "
-                "networks do, in pretrained_cfg), so images are standardised."
-            )
     made.weight_notes = tuple(notes)
     return made
 

@@ -61,6 +61,11 @@ NORM_MOMENTUM = 0.1
 """Smallest momentum of batch normalisations.  Networks made for hundreds of epochs may use so
 little (mnasnet: .0003) that the few epochs of a stage hardly change their running statistics."""
 
+QUIET = 0.01
+"""Factor on the weights of a new classifier on pretrained layers.  Its first answers are random:
+the larger they are, the more the first steps spoil these layers.  Not 0: some networks have a ReLU
+behind their classifier, which would never learn."""
+
 DEFAULT_SHAPE = (3, 224, 224)
 
 USUAL_SIDES = (28, 32, 48, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 512)
@@ -627,7 +632,13 @@ class SplitNetwork(Backbone):
         self._checked_widths.add((self.input_shape, width))
 
     def _tail(self, network: nn.Module, n: int) -> nn.Module:
-        _resize_outputs(network.get_submodule(self.plan.classifier), n)
+        classifier = network.get_submodule(self.plan.classifier)
+        before = classifier.weight
+        _resize_outputs(classifier, n)
+        if self.weights is not None and classifier.weight is not before:
+            with torch.no_grad():
+                for parameter in classifier.parameters():
+                    parameter.mul_(QUIET)
         return assemble(network, self.plan.tail)
 
     def initialise(self, part: nn.Module, scheme: str) -> None:
@@ -672,6 +683,11 @@ class SplitNetwork(Backbone):
             notes.append(
                 f"{self.name}: {plan.slow_norms} batch normalisations get momentum "
                 f"{NORM_MOMENTUM:g}, so that their statistics keep up in short trainings."
+            )
+        if self.weights is not None and self.input_statistics is None:
+            notes.append(
+                f"{self.name}: it does not say which statistics its weights were made with (as "
+                "timm's networks do, in pretrained_cfg), so images are standardised."
             )
         return tuple(notes)
 

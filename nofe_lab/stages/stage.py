@@ -216,6 +216,8 @@ class Stage(ABC):
         model = ImageNetwork(preprocess, network, machine.precision).to(machine.device)
         if self.recipe.trunk_rate == 0:
             model.freeze("trunk")
+        if self.recipe.keep_statistics:
+            model.keep_statistics()
         return model
 
     @property

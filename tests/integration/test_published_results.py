@@ -43,7 +43,8 @@ def measured(path: Path) -> pd.DataFrame:
 
 @pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
 def test_a_result_says_where_it_comes_from(path: Path) -> None:
-    assert path.read_text().startswith("# papermill notebooks/")
+    made_by = ("# papermill notebooks/", "# python -m nofe_lab.study.upcycling ")
+    assert path.read_text().startswith(made_by)
     table = measured(path)
     assert table[["network", "seed", "run", "device", "torch", "revision"]].notna().all().all()
     assert not table.revision.str.endswith("dirty").any()

@@ -82,6 +82,23 @@ def test_a_rate_that_is_no_share_is_refused(rate: Any) -> None:
         Experiment(trunk_rate=rate)
 
 
+def test_a_finetuning_keeps_the_statistics_of_the_weights(tiny_experiment: Make) -> None:
+    module = Own()
+    for stage in (tiny_experiment(backbone=module).base(), tiny_experiment(backbone=Own).base()):
+        model = stage.image_network(stage.untrained_network(), Machine.pick("cpu")).train()
+        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert {m.training for m in norms} == {not stage.backbone.pretrained}
+        assert all(m.weight.requires_grad for m in norms)
+
+
+def test_a_new_classifier_on_pretrained_layers_begins_quietly() -> None:
+    fresh, pretrained = (backbone(each).for_images((3, 32, 32)) for each in (Own, Own()))
+    loud, quiet = (
+        float(each.make_head(4).state_dict()["out.weight"].std()) for each in (fresh, pretrained)
+    )
+    assert quiet < loud / 20
+
+
 # --- the inputs of the weights
 
 

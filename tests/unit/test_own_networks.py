@@ -402,7 +402,7 @@ def test_layers_that_keep_their_size_may_compute_their_weights(
     for _ in range(3):
         network(IMAGES)
     found = check_right(network)
-    branch = made(network, split="two").make_branch(10)
+    branch = made(network, split="two").make_branch(7)
     weights = dict(network.named_parameters())
     for name, parameter in branch.named_parameters():
         assert torch.equal(parameter, weights[name]) == ("two" in name), name
