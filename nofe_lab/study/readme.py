@@ -242,6 +242,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "agreement": tables.agreement_table,
     "conditional": tables.conditional_table,
     "precision": tables.precision_table,
+    "upcycling": tables.upcycling_table,
     "again": tables.again_table,
     "machines": tables.machines_table,
     "settings": tables.settings_table,

@@ -346,15 +346,25 @@ def conditional_table() -> str:
 
 def precision_table() -> str:
     """The published comparison in bf16 and in fp32."""
-    table = read_result("cifar100_precision")
-    differences = differences_from(table, "NofE in fp32", "test_accuracy", "network")
+    return _against("cifar100_precision", "NofE in fp32", "fp32")
+
+
+def upcycling_table() -> str:
+    """Starts of the experts' branches, at equal arithmetic."""
+    return _against("upcycling", "fresh experts", "fresh experts")
+
+
+def _against(file: str, reference: str, called: str) -> str:
+    """The networks of a final report, and their differences from one of them."""
+    table = read_result(file)
+    differences = differences_from(table, reference, "test_accuracy", "network")
     rows = []
     for _, found in over_seeds(table).iterrows():
         name = found["network"]
         apart = points(differences.loc[name]) if name in differences.index else ""
         rows.append([name, f"{found['seeds']}", percent(found), apart])
     return markdown(
-        ["network", "seeds", "top-1 %, mean ± 95 %", f"minus fp32, points {INTERVAL}"], rows
+        ["network", "seeds", "top-1 %, mean ± 95 %", f"minus {called}, points {INTERVAL}"], rows
     )
 
 

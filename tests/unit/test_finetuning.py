@@ -13,7 +13,7 @@ from torch import nn
 from nofe_lab import Dataset, Experiment, InvalidInput
 from nofe_lab.data.preprocess import ImageNetwork, Preprocess
 from nofe_lab.machine import Machine
-from nofe_lab.networks import FlatControl, backbone
+from nofe_lab.networks import FlatControl, backbone, catalogue
 from nofe_lab.networks.catalogue import IMAGENET, IMAGENET_SIDE
 from nofe_lab.networks.counting import count_macs
 from nofe_lab.recipes import Recipe
@@ -126,6 +126,24 @@ def test_weights_from_a_file_take_the_inputs_that_are_usual_for_their_network(
     assert found.quick_preset().network.inputs == "pretrained"
     assert backbone(name).input_statistics is backbone(name).usual_side is None
     assert backbone(name).quick_preset().network.inputs == "standardised"
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "side"),
+    [
+        ("mobilenet_v3_small", "IMAGENET1K_V1", 224),
+        ("timm:resnet10t", "c3_in1k", 176),
+        ("timm:resnet10t", "DEFAULT", 176),
+    ],
+)
+def test_weights_that_have_a_name_know_their_inputs(
+    name: str, weights: str, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = backbone(name).build().state_dict()  # type: ignore[attr-defined]
+    for load in ("_torchvision_weights", "_timm_weights"):  # without a download
+        monkeypatch.setattr(catalogue, load, lambda *_: state)
+    found = backbone(name, weights=weights)
+    assert (found.input_statistics, found.usual_side) == (IMAGENET, side)
 
 
 def test_a_module_says_which_inputs_its_weights_were_made_with() -> None:
