@@ -138,7 +138,11 @@ class SplitNetwork(Backbone):
 
     @property
     def pretrained(self) -> bool:  # type: ignore[override]
-        return self.weights is not None
+        """Whether its weights have been trained; batch normalisations of new ones saw no image."""
+        if self.weights is None:
+            return False
+        means = [t for name, t in self.weights[0].items() if name.endswith("running_mean")]
+        return not means or any(bool(mean.any()) for mean in means)
 
     # --- the network as it comes
 
@@ -537,7 +541,7 @@ class SplitNetwork(Backbone):
     def _is_too_slow(self, module: nn.Module) -> bool:
         """Whether a layer's statistics have too far to go; pretrained ones are there already."""
         is_slow = isinstance(module, nn.BatchNorm2d) and (module.momentum or 1) < NORM_MOMENTUM
-        return is_slow and self.weights is None
+        return is_slow and not self.pretrained
 
     @cached_property
     def _adapted(self) -> tuple[str, ...]:
@@ -635,7 +639,7 @@ class SplitNetwork(Backbone):
         classifier = network.get_submodule(self.plan.classifier)
         before = classifier.weight
         _resize_outputs(classifier, n)
-        if self.weights is not None and classifier.weight is not before:
+        if self.pretrained and classifier.weight is not before:
             with torch.no_grad():
                 for parameter in classifier.parameters():
                     parameter.mul_(QUIET)
@@ -654,7 +658,7 @@ class SplitNetwork(Backbone):
 
     def quick_preset(self) -> Preset:
         """With pretrained weights, recipes for finetuning them."""
-        if self.weights is None:
+        if not self.pretrained:
             return quick_preset("published")
         return finetuning_preset("pretrained" if self.input_statistics else "standardised")
 
@@ -684,11 +688,16 @@ class SplitNetwork(Backbone):
                 f"{self.name}: {plan.slow_norms} batch normalisations get momentum "
                 f"{NORM_MOMENTUM:g}, so that their statistics keep up in short trainings."
             )
-        if self.weights is not None and self.input_statistics is None:
+        if self.pretrained and self.own:
             notes.append(
-                f"{self.name}: it does not say which statistics its weights were made with (as "
-                "timm's networks do, in pretrained_cfg), so images are standardised."
+                f"{self.name}: a module keeps its weights, which are finetuned; pass its class, or "
+                "a function that makes it, for fresh ones."
             )
+            if self.input_statistics is None:
+                notes.append(
+                    f"{self.name}: it does not say which statistics its weights were made with (as "
+                    "timm's networks do, in pretrained_cfg), so images are standardised."
+                )
         return tuple(notes)
 
     @property

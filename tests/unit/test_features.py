@@ -13,13 +13,14 @@ from nofe_lab import Dataset, Experiment, InvalidInput
 from nofe_lab.data.features import Features, features_of
 from nofe_lab.stages.arms import Arm
 from tests.unit.test_experiment_networks import Own
+from tests.unit.test_finetuning import trained_own
 
 Make = Callable[..., Experiment]
 
 
 def test_a_network_on_features_is_the_one_on_a_frozen_trunk(tiny_experiment: Make) -> None:
     experiment = tiny_experiment(
-        backbone=Own(), split="stage3", trunk_rate=0, precision="fp32", epochs=2
+        backbone=trained_own(), split="stage3", trunk_rate=0, precision="fp32", epochs=2
     )
     there = experiment.on_features()
     assert there.data.image_shape == (8, 8, 8)
@@ -74,7 +75,9 @@ class Pooled(Own):
 
 
 def test_vectors_are_features_too(tiny_experiment: Make) -> None:
-    experiment = tiny_experiment(backbone=Pooled(), split="hidden")
+    module = Pooled()
+    module(torch.rand(20, 3, 32, 32))
+    experiment = tiny_experiment(backbone=module, split="hidden")
     there = experiment.on_features()
     assert there.data.image_shape == (16, 1, 1)
     there.run(there.nofe())
@@ -82,7 +85,7 @@ def test_vectors_are_features_too(tiny_experiment: Make) -> None:
 
 @pytest.mark.parametrize("stored", ["float16", "bfloat16"])
 def test_half_the_memory_rounds_the_features(stored: str, tiny_experiment: Make) -> None:
-    experiment = tiny_experiment(backbone=Own(), split="stage3")
+    experiment = tiny_experiment(backbone=trained_own(), split="stage3")
     whole, half = experiment.on_features(), experiment.on_features(stored=stored)
     one, two = (each.data.test.sample([0, 1]) for each in (whole, half))
     assert two.element_size() == 2
@@ -107,7 +110,7 @@ def test_keys_tell_trunks_and_images_apart(tiny: Dataset) -> None:
     ("given", "asked", "sentence"),
     [
         ({"backbone": Own}, {}, "pass the stage that trained it, or give 'Own' weights"),
-        ({"backbone": Own()}, {"stored": "int8"}, "stored 'int8' is unknown"),
+        ({"backbone": trained_own()}, {"stored": "int8"}, "stored 'int8' is unknown"),
     ],
 )
 def test_features_need_a_trained_trunk(
@@ -119,13 +122,13 @@ def test_features_need_a_trained_trunk(
 
 @pytest.mark.parametrize("given", [{"flips": True}, {"preset": "strong"}])
 def test_flips_and_padding_need_images(given: dict[str, Any], tiny_experiment: Make) -> None:
-    experiment = tiny_experiment(backbone=Own(), split="stage3", **given)
+    experiment = tiny_experiment(backbone=trained_own(), split="stage3", **given)
     with pytest.raises(InvalidInput, match="flips and padding need images; got features"):
         experiment.on_features().base()
 
 
 def test_images_and_features_are_not_taken_for_each_other(tiny_experiment: Make) -> None:
-    experiment = tiny_experiment(backbone=Own(), split="stage3")
+    experiment = tiny_experiment(backbone=trained_own(), split="stage3")
     there = experiment.on_features()
     model = there.model(there.base())
     with pytest.raises(InvalidInput, match=r"takes features of floating point \[N, 8, 8, 8\]"):

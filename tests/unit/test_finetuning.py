@@ -23,6 +23,22 @@ from tests.unit.test_experiment_networks import Own
 Make = Callable[..., Experiment]
 
 
+def trained_own() -> Own:
+    """A module that has seen images."""
+    module = Own()
+    with torch.no_grad():
+        module(torch.rand(20, 3, 32, 32))
+    return module
+
+
+def test_a_module_that_saw_no_image_is_trained_as_a_new_one() -> None:
+    new, trained = backbone(Own()), backbone(trained_own())
+    assert (new.pretrained, trained.pretrained) == (False, True)
+    assert new.quick_preset() == backbone(Own).quick_preset() != trained.quick_preset()
+    assert any("a module keeps its weights, which are finetuned" in n for n in trained.notes)
+    assert not any("finetuned" in note for note in new.notes)
+
+
 # --- a trunk that learns slowly, or not at all
 
 
@@ -72,7 +88,7 @@ def test_a_trunk_from_scratch_learns_as_fast_as_the_rest(tiny_experiment: Make) 
     assert slow.generalist().id == usual.generalist().id
     assert slow.nofe(trunk="scratch").id == usual.nofe(trunk="scratch").id
     assert slow.nofe().id != usual.nofe().id
-    pretrained = [tiny_experiment(backbone=Own(), trunk_rate=rate) for rate in (0.5, 0.1)]
+    pretrained = [tiny_experiment(backbone=trained_own(), trunk_rate=rate) for rate in (0.5, 0.1)]
     assert len({each.base().recipe.trunk_rate for each in pretrained}) == 2
 
 
@@ -83,7 +99,7 @@ def test_a_rate_that_is_no_share_is_refused(rate: Any) -> None:
 
 
 def test_a_finetuning_keeps_the_statistics_of_the_weights(tiny_experiment: Make) -> None:
-    module = Own()
+    module = trained_own()
     for stage in (tiny_experiment(backbone=module).base(), tiny_experiment(backbone=Own).base()):
         model = stage.image_network(stage.untrained_network(), Machine.pick("cpu")).train()
         norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -92,7 +108,7 @@ def test_a_finetuning_keeps_the_statistics_of_the_weights(tiny_experiment: Make)
 
 
 def test_a_new_classifier_on_pretrained_layers_begins_quietly() -> None:
-    fresh, pretrained = (backbone(each).for_images((3, 32, 32)) for each in (Own, Own()))
+    fresh, pretrained = (backbone(each).for_images((3, 32, 32)) for each in (Own, trained_own()))
     loud, quiet = (
         float(each.make_head(4).state_dict()["out.weight"].std()) for each in (fresh, pretrained)
     )
@@ -103,8 +119,10 @@ def test_a_new_classifier_on_pretrained_layers_begins_quietly() -> None:
 
 
 def saved(tmp_path: Path, name: str) -> Path:
+    """A file with weights that have seen images."""
     path = tmp_path / "weights.pt"
-    torch.save(backbone(name).build().state_dict(), path)  # type: ignore[attr-defined]
+    state = backbone(name).build().state_dict()  # type: ignore[attr-defined]
+    torch.save({key: t + 0.1 if "running_mean" in key else t for key, t in state.items()}, path)
     return path
 
 
@@ -147,7 +165,7 @@ def test_weights_that_have_a_name_know_their_inputs(
 
 
 def test_a_module_says_which_inputs_its_weights_were_made_with() -> None:
-    module = Own()
+    module = trained_own()
     silent = backbone(module)
     assert silent.input_statistics is None
     assert silent.quick_preset().network.inputs == "standardised"
@@ -162,7 +180,7 @@ def test_a_module_says_which_inputs_its_weights_were_made_with() -> None:
 
 
 def test_pretrained_inputs_are_those_of_the_weights(tiny: Dataset, tiny_experiment: Make) -> None:
-    module = Own()
+    module = trained_own()
     module.pretrained_cfg = {"mean": (0.5, 0.4, 0.3), "std": (0.1, 0.2, 0.4)}  # type: ignore[assignment]
     stages = tiny_experiment(backbone=module)
     for stage in (stages.base(), stages.nofe("random"), stages.stage(Arm("control"))):
@@ -199,7 +217,9 @@ def test_pretrained_statistics_keep_their_momentum() -> None:
             super().__init__()
             self.stage3[1].momentum = 0.01  # type: ignore[union-attr]
 
-    fresh, pretrained = (backbone(each).for_images((3, 32, 32)) for each in (Slow, Slow()))
+    slow = Slow()
+    slow(torch.rand(20, 3, 32, 32))
+    fresh, pretrained = (backbone(each).for_images((3, 32, 32)) for each in (Slow, slow))
     momenta = [
         {m.momentum for m in made.make_head(2).modules() if isinstance(m, nn.BatchNorm2d)}
         for made in (fresh, pretrained)
