@@ -128,25 +128,29 @@ class Preset:
 FEWEST_PRESENTED = 12_500
 """Images that a stage presents at least, each time counted; with fewer it ends too early."""
 
-SMALLEST_BATCH, BATCHES = 16, 50
+FEWEST_FINETUNED = 2000
+"""The same where a network begins with pretrained weights."""
+
+SMALLEST_BATCH, BATCHES = 20, 50
 """Images of the smallest batch, and the fewest batches an epoch, that are chosen for small data."""
 
 MOST_EPOCHS = 60
 """The longest stage that is chosen for small data."""
 
 
-def fitted_preset(preset: Preset, n: int) -> tuple[Preset, str]:
+def fitted_preset(preset: Preset, n: int, pretrained: bool) -> tuple[Preset, str]:
     """Fit batch size and epochs to n training images; also returns a sentence that says why.
 
     Few images come in smaller batches and more epochs, so that every stage presents at least
-    FEWEST_PRESENTED.  With many images nothing changes, and the sentence is "".  A learning rate
+    FEWEST_PRESENTED (FEWEST_FINETUNED where it begins with pretrained weights).  With many images nothing changes, and the sentence is "".  A learning rate
     that falls with the root of the batch size did worse (on val, digits and few glyphs, two seeds).
     """
     usual = preset.nofe
     batch = usual.batch_size
     if n < BATCHES * batch:
         batch = min(max(2 ** round(log2(n / BATCHES)), SMALLEST_BATCH), batch)
-    epochs = min(max(usual.epochs, ceil(FEWEST_PRESENTED / n)), MOST_EPOCHS)
+    fewest = FEWEST_FINETUNED if pretrained else FEWEST_PRESENTED
+    epochs = min(max(usual.epochs, ceil(fewest / n)), MOST_EPOCHS)
     if (epochs, batch) == (usual.epochs, usual.batch_size):
         return preset, ""
     fitted = preset.override(epochs=epochs, batch_size=batch)

@@ -133,7 +133,7 @@ class Experiment:
         """The recipes, and a sentence on how they were fitted to the data; "" if they were not."""
         if self.preset != "quick" or self.epochs is not None or self.batch_size is not None:
             return self._recipes, ""
-        return fitted_preset(self._recipes, len(self.data.train))
+        return fitted_preset(self._recipes, len(self.data.train), self._backbone.pretrained)
 
     @cached_property
     def usual_K(self) -> int:

@@ -335,7 +335,7 @@ def test_too_many_specialties_are_trained_with_a_warning(C: int, K: int, said: s
 
 @pytest.mark.parametrize(
     ("images", "epochs", "batch"),
-    [(100, 60, 16), (400, 32, 16), (720, 18, 16), (1300, 10, 32), (4000, 4, 64), (6000, 4, 100)],
+    [(100, 60, 20), (400, 32, 20), (720, 18, 20), (1300, 10, 32), (4000, 4, 64), (6000, 4, 100)],
 )
 def test_epochs_and_batches_follow_the_number_of_images(
     images: int, epochs: int, batch: int
