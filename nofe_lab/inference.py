@@ -192,14 +192,14 @@ class Answers:
     def specialties(self) -> tuple[str, ...]:
         """The specialty of each image's label."""
         assert self.partition is not None
-        return tuple(self.partition.names[self.partition.of[c]] for c in self.predicted)
+        return tuple(self.partition.title(self.partition.of[c]) for c in self.predicted)
 
     @property
     def experts(self) -> tuple[tuple[str, ...], ...] | None:
         """The specialties whose experts ran for each image; None: all of them."""
         if self.ran is None or self.partition is None:
             return None
-        return tuple(tuple(self.partition.names[k] for k in row) for row in self.ran)
+        return tuple(tuple(self.partition.title(k) for k in row) for row in self.ran)
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -209,7 +209,7 @@ class Answers:
         sure = self.probabilities.max(axis=1) >= self.threshold
         best = self.specialty_probabilities.argmax(axis=1)
         return tuple(
-            label if certain else self.partition.names[k]
+            label if certain else self.partition.title(k)
             for label, certain, k in zip(self.labels, sure, best, strict=True)
         )
 

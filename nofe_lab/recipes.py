@@ -142,8 +142,9 @@ def fitted_preset(preset: Preset, n: int, pretrained: bool) -> tuple[Preset, str
     """Fit batch size and epochs to n training images; also returns a sentence that says why.
 
     Few images come in smaller batches and more epochs, so that every stage presents at least
-    FEWEST_PRESENTED (FEWEST_FINETUNED where it begins with pretrained weights).  With many images nothing changes, and the sentence is "".  A learning rate
-    that falls with the root of the batch size did worse (on val, digits and few glyphs, two seeds).
+    FEWEST_PRESENTED (FEWEST_FINETUNED where it begins with pretrained weights).  With many images
+    nothing changes, and the sentence is "".  A learning rate that falls with the root of the batch
+    size did worse (on val; digits and few glyphs, two seeds).
     """
     usual = preset.nofe
     batch = usual.batch_size

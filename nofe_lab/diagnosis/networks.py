@@ -85,6 +85,11 @@ def run_module(
     return answers, source, about, dataset
 
 
+def title_of(model: nn.Module) -> str:
+    """What a module is called: a trained network by what it is, any other by its class."""
+    return str(model.run.about["title"]) if isinstance(model, Classifier) else type(model).__name__
+
+
 def find_images(
     model: nn.Module | None, images: Any, split: str | None, skip_unreadable: bool = False
 ) -> tuple[Source, tuple[str, ...] | None, str, str | None]:

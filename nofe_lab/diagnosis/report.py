@@ -18,7 +18,7 @@ from nofe_lab.config import InvalidInput, shown, whole_number
 from nofe_lab.data import Dataset, Resident, Source
 from nofe_lab.data.dataset import label_margins
 from nofe_lab.data.thumbnails import Thumbnails
-from nofe_lab.diagnosis.networks import find_images, run_module
+from nofe_lab.diagnosis.networks import find_images, run_module, title_of
 from nofe_lab.diagnosis.tables import ACCEPTED, ROWS_AT_ONCE, Answers, is_table, read_answers
 from nofe_lab.evaluation import calibration_error, confusion_counts, reliability
 from nofe_lab.files import user_path, writable_path, write_file
@@ -339,7 +339,7 @@ def look(
         answers, source, about, dataset = run_module(
             model_or_predictions, images, prepare, class_names, split, skip_unreadable
         )
-        about = f"{type(model_or_predictions).__name__} on {about}"
+        about = f"{title_of(model_or_predictions)} on {about}"
         return _looked(answers, source, about, K, dataset)
     if not is_table(model_or_predictions):
         raise InvalidInput(

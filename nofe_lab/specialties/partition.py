@@ -110,6 +110,11 @@ class Specialties:
         """All classes, specialty by specialty: in this order confusions form blocks."""
         return tuple(np.argsort(self.of, kind="stable").tolist())
 
+    def title(self, k: int) -> str:
+        """The name of specialty k; "specialty 3" if the name is only a number."""
+        name = self.names[k]
+        return f"specialty {name}" if name.isdecimal() else name
+
     def moved(self, label: int, k: int) -> Specialties:
         """The partition with class `label` in specialty k.
 

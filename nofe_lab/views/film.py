@@ -204,7 +204,7 @@ class _Scene:
                     linewidth=1.5,
                 )
             )
-            name = plots.fitted(plots.label_of(specialties, k), card - 0.2, 8)
+            name = plots.fitted(specialties.title(k), card - 0.2, 8)
             axes.text(x + 0.1, y + 0.16, name, fontsize=8, va="center", color=theme.text)
         inside = np.stack([places % abreast, places // abreast], axis=-1) * self.side
         self.path = corners[maps] + (0.08, 0.28) + inside

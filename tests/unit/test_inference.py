@@ -278,7 +278,7 @@ def test_a_prediction_tells_the_specialty_and_its_probability(tiny_experiment: M
     for n, c in enumerate(found.predicted):
         k = model.specialties.of[c]
         members = list(model.specialties.members(k))
-        assert found.specialties[n] == model.specialties.names[k]
+        assert found.specialties[n] == model.specialties.title(k)
         row = found.table.iloc[n]
         assert row["specialty probability"] == pytest.approx(found.probabilities[n, members].sum())
         assert row["label"] == model.class_names[c]

@@ -13,7 +13,6 @@ characters that no installed font has are reported once.
 """
 
 from nofe_lab.views.plots.calibration import plot_reliability
-from nofe_lab.views.plots.cards import label_of
 from nofe_lab.views.plots.comparison import plot_comparison, plot_gained_lost, plot_per_specialty
 from nofe_lab.views.plots.confusion import (
     mistake_shares,
@@ -53,7 +52,6 @@ __all__ = [
     "canvas",
     "fitted",
     "inspected_maps",
-    "label_of",
     "mistake_shares",
     "plot_affinity",
     "plot_class",

@@ -46,7 +46,7 @@ def draw_card(
     axes.text(
         x + 0.16,
         y + 0.19,
-        fitted(label_of(specialties, k), room, 9, "bold") + count,
+        fitted(specialties.title(k), room, 9, "bold") + count,
         fontsize=9,
         weight="bold",
         va="center",
@@ -66,12 +66,6 @@ def draw_image(axes: Axes, image: torch.Tensor, x: float, y: float, side: float)
 def first_images(split: Source, c: int, n: int) -> torch.Tensor:
     """The first n images of class c: uint8 [n, channels, height, width]."""
     return split.sample(split.of_class(c)[:n])
-
-
-def label_of(specialties: Specialties, k: int) -> str:
-    """The name of specialty k; "specialty 3" if the name is only a number."""
-    name = specialties.names[k]
-    return f"specialty {name}" if name.isdecimal() else name
 
 
 class Pictured(Protocol):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nofe_lab.config import InvalidInput
 from nofe_lab.specialties import Specialties, maps_of
-from nofe_lab.views.plots.cards import blocks_of, fitted_names, label_of, short_names
+from nofe_lab.views.plots.cards import blocks_of, fitted_names, short_names
 from nofe_lab.views.plots.style import (
     DARK,
     GREY,
@@ -157,7 +157,7 @@ def plot_evolution(
         corner = (update - bar / 2, top - 0.5)
         axes.add_patch(Rectangle(corner, bar, size, color=colours[k], linewidth=0, zorder=3))
         if update == 0:
-            name = fitted(label_of(specialties, k), 1.2, 8)
+            name = fitted(specialties.title(k), 1.2, 8)
             at = axes.get_yaxis_transform()
             middle = top + size / 2 - 0.5
             axes.text(-0.01, middle, name, transform=at, ha="right", va="center", fontsize=8)

@@ -211,7 +211,7 @@ def cards(specialties: Specialties, colours: Sequence[str]) -> list[dict[str, An
     return [
         {
             "k": k,
-            "name": plots.label_of(specialties, k),
+            "name": specialties.title(k),
             "colour": colours[k],
             "members": list(specialties.members(k)),
         }

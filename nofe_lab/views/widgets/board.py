@@ -257,7 +257,7 @@ class SpecialtyBoard(ClassView):
         k = now.of[self.label]
         locked = " (locked)" if self.label in self.locked else ""
         return (
-            f"Class {self.class_name}{locked} is in {plots.label_of(now, k)}. "
+            f"Class {self.class_name}{locked} is in {now.title(k)}. "
             f"{len(self.changed)} of {now.C} classes were moved; {now.K} specialties have "
             f"{min(now.sizes)} to {max(now.sizes)} classes. {self.judgement['warning']}"
         ).strip()

@@ -64,7 +64,7 @@ class EvolutionPlayer(ClassView):
             drawing={
                 "specialties": [
                     {
-                        "name": plots.label_of(specialties, k),
+                        "name": specialties.title(k),
                         "short": specialties.names[k],
                         "colour": colours[k],
                     }
