@@ -262,6 +262,19 @@ def bench(parser: ArgumentParser) -> Command:
     return run
 
 
+def latency(parser: ArgumentParser) -> Command:
+    """Measure how long predict takes, and how much memory."""
+    parser.add_argument("--output", default=None, help="write the table to this CSV file")
+    parser.add_argument("--repeats", type=int, default=15, help="of every measurement")
+
+    def run(options: Namespace) -> None:
+        from nofe_lab.bench.inference import measure
+
+        measure(options.repeats, options.output, options.line)
+
+    return run
+
+
 def widgets(parser: ArgumentParser) -> Command:
     """Measure how fast the widgets answer a click."""
     parser.add_argument("--output", default=None, help="write the table to this CSV file")
@@ -343,7 +356,7 @@ def results(parser: ArgumentParser) -> Command:
 
 
 COMMANDS = (look, train, predict, show, runs, init)
-MAINTENANCE = (bench, widgets, film, study, results)
+MAINTENANCE = (bench, latency, widgets, film, study, results)
 
 
 def add_knobs(parser: ArgumentParser, *names: str) -> None:

@@ -1,7 +1,7 @@
 """Inference: trained networks that answer, without the data or the experiment that made them.
 
 A run keeps what its network is made of, how images are prepared for it, the names of its classes,
-a few thumbnails of each, and how certain it was of val images.  `load` builds the network again
+thumbnails of each, and how certain it was of val images.  `load` builds the network again
 from that, and `Classifier.predict` takes pictures of any size.  A run never names code to import: a
 network of one's own is passed.
 """
@@ -54,7 +54,7 @@ from nofe_lab.runs import DamagedRun, Run, open_run
 from nofe_lab.specialties import Specialties
 from nofe_lab.training.events import watched
 
-MODEL, THUMBNAILS, VAL = "model.json", "thumbnails.png", "val.csv"
+MODEL, THUMBNAILS, VAL = "model.json", "thumbnails.jpg", "val.csv"
 """The files of a run that `load` needs beside its weights and the names of its classes."""
 
 THUMBNAILS_PER_CLASS = 3
@@ -584,7 +584,7 @@ def kept_files(
 
 
 def _sheet(images: Tensor) -> bytes:
-    """The thumbnails of all classes as a PNG: a row a class."""
+    """The thumbnails of all classes as a JPEG: a row a class."""
     _, _, height, width = images.shape
     scale = min(THUMBNAIL_SIDE / max(height, width), 1)
     size = (max(round(width * scale), 1), max(round(height * scale), 1))
@@ -594,7 +594,7 @@ def _sheet(images: Tensor) -> bytes:
         row, column = divmod(place, THUMBNAILS_PER_CLASS)
         sheet.paste(image, (column * size[0], row * size[1]))
     packed = io.BytesIO()
-    sheet.save(packed, format="png")
+    sheet.save(packed, format="jpeg", quality=85, subsampling=0)
     return packed.getvalue()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from nofe_lab.config import InvalidInput, first_line, shown
-from nofe_lab.inference import kept_files
+from nofe_lab.inference import THUMBNAILS, kept_files
 from nofe_lab.knobs import KNOBS
 from nofe_lab.log import log
 from nofe_lab.machine import Machine, exact_float32
@@ -240,7 +241,8 @@ class Runner:
             name: last[name] for name in ("train_accuracy", "val_accuracy") if name in last
         }
 
-        def save() -> Run:
+        def save(without: str = "") -> Run:
+            kept = {name: text for name, text in trained.files.items() if name != without}
             return self.store.save(
                 stage.run_name,
                 stage.identity,
@@ -249,7 +251,7 @@ class Runner:
                 {
                     "history.csv": pd.DataFrame(trained.history).to_csv(index=False),
                     "classes.json": json.dumps(stage.dataset.class_names, ensure_ascii=False),
-                    **trained.files,
+                    **kept,
                 },
                 shown | trained.result,
                 unsaved.provenance,
@@ -259,8 +261,10 @@ class Runner:
             return save()
         except OSError:
             checkpoints.make_room()
-        try:
+        with suppress(OSError):
             return save()
+        try:  # a network without pictures is better than none
+            return save(without=THUMBNAILS)
         except OSError as error:
             raise InvalidInput(
                 f"{stage.label}: trained, but cannot be saved in {str(self.store.folder)!r} "

@@ -231,7 +231,27 @@ def widgets_table() -> str:
     return f"{markdown(['widget', 'click', *head], rows)}\n\n{about}"
 
 
+def latency_table() -> str:
+    """How long `predict` takes."""
+    table = read_result("latency")
+    rows = []
+    by = ["network", "pictures", "batch"]
+    for (network, kind, batch), found in table.groupby(by, sort=False):
+        each = found.set_index("experts")[["ms", "peak_mb"]].to_dict()
+        cells = [f"{each['ms'][m]:.1f}" for m in ("all", "2")]
+        cells += [f"{each['peak_mb'][m]:.0f}" for m in ("all", "2")]
+        rows.append([f"`{network}`", str(kind), str(batch), *cells])
+    head = ["ms, all experts", "ms, two", "MB, all", "MB, two"]
+    first = table.iloc[0]
+    about = (
+        f"Medians of {first['repeats']} on {first['hardware']}, {first['threads']} threads, torch "
+        f"{first['torch']}, revision {first['revision']}."
+    )
+    return f"{markdown(['network', 'pictures', 'batch', *head], rows)}\n\n{about}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "latency": latency_table,
     "widgets": widgets_table,
     "lead": lead,
     "answer": tables.answer,

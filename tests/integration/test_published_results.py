@@ -30,11 +30,11 @@ from nofe_lab.study.questions import (
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "data" / "results"
-STUDY, AGAIN, CONDITIONAL, BENCH, WIDGETS = (
+STUDY, AGAIN, CONDITIONAL, BENCH, WIDGETS, LATENCY = (
     RESULTS / f"{name}.csv"
-    for name in ("study", "study_again", "study_conditional", "bench", "widgets")
+    for name in ("study", "study_again", "study_conditional", "bench", "widgets", "latency")
 )
-REPORTS = sorted(set(RESULTS.glob("*.csv")) - {STUDY, AGAIN, CONDITIONAL, BENCH, WIDGETS})
+REPORTS = sorted(set(RESULTS.glob("*.csv")) - {STUDY, AGAIN, CONDITIONAL, BENCH, WIDGETS, LATENCY})
 
 
 def measured(path: Path) -> pd.DataFrame:
@@ -68,6 +68,15 @@ def test_a_row_of_the_study_says_where_it_comes_from(path: Path) -> None:
 def test_the_columns_of_a_row_say_which_arm_it_is(path: Path) -> None:
     for _, row in measured(path).iterrows():
         assert Arm.of_columns(row).name == row["arm"]
+
+
+def test_the_times_of_predict_say_where_they_come_from() -> None:
+    assert LATENCY.read_text().startswith("# nofe-lab dev latency ")
+    table = measured(LATENCY)
+    assert not table.revision.str.endswith("dirty").any()
+    assert (table.groupby(["network", "pictures", "batch"]).size() == 2).all()
+    assert set(table.batch) == {1, 256}
+    assert table.ms.gt(0).all()
 
 
 def test_the_widgets_times_say_where_they_come_from() -> None:

@@ -582,7 +582,8 @@ def test_what_was_begun_on_other_specialties_is_not_gone_on_with(
     stage, old = found.generalist(), only_run(runs_dir, "generalist")
     specialties = load_specialties(old)
     turned = replace(specialties, of=(*specialties.of[1:], specialties.of[0]))
-    files = {file: old.text(file) for file in old.record["files"] if "weights" not in file}
+    kept = [file for file in old.record["files"] if "weights" not in file]
+    files: dict[str, str | bytes] = {file: old.file(file).read_bytes() for file in kept}
     weights = old.weights()
     store.remove(old.id)
     store.save(

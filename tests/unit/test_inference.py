@@ -199,7 +199,8 @@ def test_a_run_keeps_images_of_each_class_and_its_report(tiny_experiment: Make, 
     assert kept.shape == (6, 3, 3, 32, 32)
     for c in range(6):
         own = train.sample(train.of_class(c))
-        assert all((own == image).flatten(1).all(1).any() for image in kept[c])
+        near = [(own.float() - image).abs().flatten(1).mean(1).min() for image in kept[c]]
+        assert max(near) < 16  # grey levels that a JPEG of noise loses
     assert model.report == {}
     if of == "base CNN":
         report = experiment.final_report({"base": stage})
