@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -79,3 +82,51 @@ def test_commands_that_need_a_checkout_say_so(wheel: Path, tmp_path: Path) -> No
     sentences = done.stderr.splitlines()
     assert len(sentences) == len(commands)
     assert all("this command needs a checkout of the repository" in each for each in sentences)
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_goes_from_a_folder_to_an_answer(wheel: Path, tmp_path: Path) -> None:
+    """As a newcomer: init, notebooks 00 and 05 on a folder, then predict without the pictures."""
+    rng = np.random.default_rng(0)
+    for c in range(12):
+        (tmp_path / "pictures" / f"class {c}").mkdir(parents=True)
+        for n in range(16):  # stripes of a width, in noise, of many sizes
+            height, width = rng.integers(30, 60, 2)
+            stripes = 120 * (np.arange(width) // (2 + c % 4) % 2) + 40 * (c // 4)
+            noise = rng.integers(0, 60, (height, width, 3))
+            pixels = (stripes[None, :, None] + noise).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / f"class {c}" / f"{n}.png")
+    photo = tmp_path / "photo.jpg"
+    Image.fromarray(pixels).save(photo)
+    home = {"HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **home, "PYTHONPATH": str(wheel)}
+
+    def do(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    do("nofe_lab", "init", "mine")
+    small = ["-p", "dataset", f"folder:{tmp_path}/pictures", "-p", "epochs", "2"]
+    small += ["-p", "batch_size", "20", "-p", "device", "cpu"]
+    for name in ("00_look", "05_your_own_pictures"):
+        also = ["-p", "n_seeds", "2"] if name.startswith("05") else []
+        out = f"{name[:2]}.ipynb"
+        do("papermill", "--no-progress-bar", f"mine/{name}.ipynb", out, *small, *also)
+    assert "Not told apart" in (tmp_path / "05.ipynb").read_text("utf-8") or (
+        re.search("Use experts: |Keep your CNN: ", (tmp_path / "05.ipynb").read_text("utf-8"))
+    )
+    (run, *_) = (tmp_path / "home" / "nofe_lab" / "runs").glob("nofe-*")
+    shutil.move(run, tmp_path / "trained")
+    shutil.rmtree(tmp_path / "pictures")
+    shutil.rmtree(tmp_path / "home")
+    assert "photo.jpg" in do("nofe_lab", "predict", "trained", "photo.jpg")
+    do("nofe_lab", "show", "trained", "--output", "report.html")
+    assert "specialties</h2>" in (tmp_path / "report.html").read_text("utf-8")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from nofe_lab import Dataset, Experiment, InvalidInput
@@ -227,3 +228,25 @@ def test_pretrained_statistics_keep_their_momentum() -> None:
     assert momenta == [{0.1}, {0.01}]
     assert any("get momentum" in note for note in fresh.notes)
     assert not any("get momentum" in note for note in pretrained.notes)
+
+
+def test_pictures_of_a_folder_get_the_size_that_the_weights_were_made_for(
+    tiny: Dataset, tiny_experiment: Make, tmp_path: Path
+) -> None:
+    for c, name in enumerate(tiny.class_names):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for n, image in enumerate(tiny.train.sample(tiny.train.of_class(c)[:4])):
+            path = tmp_path / "pictures" / name / f"{n}.png"
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    module = trained_own()
+    module.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "input_size": (3, 48, 48)}  # type: ignore[assignment]
+    pictures = {"dataset": f"folder:{tmp_path}/pictures", "K": 2, "batch_size": 4}
+    weighted = tiny_experiment(backbone=module, **pictures)
+    assert weighted.data.image_shape == (3, 48, 48)
+    (said,) = weighted.base().choices
+    assert said.startswith("Images of 48 x 48 pixels, which the pretrained weights were made for")
+    other = tiny_experiment(backbone=module, image_size=40, **pictures)
+    assert other.data.image_shape == (3, 40, 40)
+    (said,) = other.base().choices
+    assert "were made for images of 48 x 48 pixels; these have 40 x 40." in said
+    assert tiny_experiment(backbone=Own, **pictures).data.image_shape == (3, 32, 32)
