@@ -344,6 +344,31 @@ def study(parser: ArgumentParser) -> Command:
     return run
 
 
+def upcycling(parser: ArgumentParser) -> Command:
+    """Compare upcycled experts with fresh ones."""
+    parser.add_argument("dataset", nargs="?", default="parquet:$NOFE_DATA/cifar100")
+    parser.add_argument("--train-per-class", type=int, default=100, help="images of a class")
+    parser.add_argument("--epochs", type=int, default=4, help="of every stage")
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--results", default=None, help="a CSV file for the table")
+    add_knobs(parser, "runs_dir")
+
+    def run(options: Namespace) -> None:
+        from nofe_lab.study.upcycling import compare
+
+        compare(
+            options.dataset,
+            options.train_per_class,
+            options.epochs,
+            options.seeds,
+            options.runs_dir,
+            options.results,
+            options.line,
+        )
+
+    return run
+
+
 def results(parser: ArgumentParser) -> Command:
     """Rebuild the tables and figures of README and docs."""
 
@@ -356,7 +381,7 @@ def results(parser: ArgumentParser) -> Command:
 
 
 COMMANDS = (look, train, predict, show, runs, init)
-MAINTENANCE = (bench, latency, widgets, film, study, results)
+MAINTENANCE = (bench, latency, widgets, film, study, upcycling, results)
 
 
 def add_knobs(parser: ArgumentParser, *names: str) -> None:

@@ -1,23 +1,24 @@
 """Upcycled against fresh experts: the same trunk and partition, trained for the same arithmetic.
 
-    python -m nofe_lab.study.upcycling parquet:$NOFE_DATA/cifar100
-
 A base CNN is trained; clusters of its confusions are the specialties, and its trunk starts the
 networks of experts.  They differ in the start of their branches alone.
 """
 
 from __future__ import annotations
 
-import argparse
-import shlex
-from pathlib import Path
+import sys
 
 from torch import Tensor, nn
 
 from nofe_lab.config import BRANCH_STARTS
+from nofe_lab.files import writable_path
+from nofe_lab.log import log, write_line
 from nofe_lab.stages.arms import Arm
 from nofe_lab.stages.experiment import Experiment
 from nofe_lab.study.queue import RESULTS
+
+K = 10
+"""Number of specialties."""
 
 
 class Quick(nn.Module):
@@ -39,42 +40,41 @@ class Quick(nn.Module):
         return logits
 
 
-def main(words: list[str] | None = None) -> None:
-    """Train, test and save all networks; finished ones are loaded."""
-    parser = argparse.ArgumentParser(prog="python -m nofe_lab.study.upcycling")
-    parser.add_argument("dataset", nargs="?", default="parquet:$NOFE_DATA/cifar100")
-    parser.add_argument("--train-per-class", type=int, default=100)
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--K", type=int, default=10)
-    parser.add_argument("--runs-dir")
-    parser.add_argument("--results", type=Path, default=RESULTS.parent / "upcycling.csv")
-    asked = parser.parse_args(words)
+def compare(
+    dataset: str,
+    train_per_class: int,
+    epochs: int,
+    seeds: int,
+    runs_dir: str | None,
+    results: str | None,
+    command: str,
+) -> None:
+    """Train, test and save all networks; finished ones are loaded.
+
+    results: a CSV file for the table; its first line is `command`.
+    """
+    target = (
+        RESULTS.parent / "upcycling.csv" if results is None else writable_path("results", results)
+    )
     experiment = Experiment(
-        asked.dataset,
+        dataset,
         backbone=Quick,
         split="conv3",
-        K=asked.K,
+        K=K,
         trunk="base",
-        epochs=asked.epochs,
+        epochs=epochs,
         val_fraction=0.0,
-        train_per_class=asked.train_per_class,
+        train_per_class=train_per_class,
         device="cpu",
-        runs_dir=asked.runs_dir,
+        runs_dir=runs_dir,
     )
     arms = {"base CNN": Arm("base", budget="generalist")} | {
         f"{start} experts": Arm("nofe", "confusion", trunk="base", branch_start=start)
         for start in BRANCH_STARTS
     }
     report = experiment.comparison(
-        experiment.seeds(asked.seeds),
+        experiment.seeds(seeds),
         lambda each: {name: each.stage(arm) for name, arm in arms.items()},
     )
-    own = ("runs_dir", "results")
-    options = [f"--{k.replace('_', '-')} {v}" for k, v in vars(asked).items() if k not in own][1:]
-    command = f"python -m nofe_lab.study.upcycling {shlex.quote(asked.dataset)} {' '.join(options)}"
-    print(report, report.save(asked.results, command), sep="\n")
-
-
-if __name__ == "__main__":
-    main()
+    write_line(str(report), sys.stdout)
+    log.info(f"the table: {report.save(target, command)}")
