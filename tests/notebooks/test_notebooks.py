@@ -23,7 +23,7 @@ from nofe_lab.runs import RunStore, default_runs_dir
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 WIDGET = "application/vnd.jupyter.widget-view+json"
-TOY = {"dataset": "glyphs:4", "K": 4, "epochs": 1, "batch_size": 60, "device": "cpu"}
+TOY = {"dataset": "glyphs:4", "epochs": 1, "batch_size": 60, "device": "cpu"}
 
 # notebooks build on each other's runs, and share a kernel
 together = pytest.mark.xdist_group("notebooks")
