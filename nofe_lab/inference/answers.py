@@ -1,0 +1,108 @@
+"""What a network says about pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from nofe_lab.config import (
+    InvalidInput,
+)
+from nofe_lab.specialties import Specialties
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a network says about N images.
+
+    names: of the images.  class_names: of the network's n outputs.
+    probabilities: float64 [N, n], each row sums to 1.
+    ran: int64 [N, m], the specialties whose experts ran; None: all.
+    threshold: the least probability with which a class is the answer; None: it always is.
+    unreadable: why images that were asked for are not among the N, by name.
+    """
+
+    names: tuple[str, ...]
+    class_names: tuple[str, ...]
+    probabilities: NDArray[np.float64]
+    partition: Specialties | None = None
+    ran: NDArray[np.int64] | None = None
+    threshold: float | None = None
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def predicted(self) -> NDArray[np.int64]:
+        """The most probable output for each image [N]."""
+        return self.probabilities.argmax(axis=1)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The name of the most probable class of each image."""
+        return tuple(self.class_names[c] for c in self.predicted)
+
+    @cached_property
+    def specialty_probabilities(self) -> NDArray[np.float64]:
+        """The sums over the classes of each specialty [N, K].
+
+        Raises InvalidInput if the network has no specialties.
+        """
+        if self.partition is None:
+            raise InvalidInput("this network has no specialties; a network of experts has.")
+        return self.probabilities @ np.eye(self.partition.K)[list(self.partition.of)]
+
+    @property
+    def specialties(self) -> tuple[str, ...]:
+        """The specialty of each image's label."""
+        assert self.partition is not None
+        return tuple(self.partition.title(self.partition.of[c]) for c in self.predicted)
+
+    @property
+    def experts(self) -> tuple[tuple[str, ...], ...] | None:
+        """The specialties whose experts ran for each image; None: all of them."""
+        if self.ran is None or self.partition is None:
+            return None
+        return tuple(tuple(self.partition.title(k) for k in row) for row in self.ran)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The label of each image, or its most probable specialty if the label is too uncertain."""
+        if self.threshold is None or self.partition is None:
+            return self.labels
+        sure = self.probabilities.max(axis=1) >= self.threshold
+        best = self.specialty_probabilities.argmax(axis=1)
+        return tuple(
+            label if certain else self.partition.title(k)
+            for label, certain, k in zip(self.labels, sure, best, strict=True)
+        )
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row an image: answer and label, specialty, their probabilities, experts that ran."""
+        columns: dict[str, Any] = {"image": self.names}
+        if self.threshold is not None:
+            columns["answer"] = self.answers
+        columns |= {"label": self.labels, "probability": self.probabilities.max(axis=1)}
+        if (partition := self.partition) is not None:
+            of = np.array(partition.of)[self.predicted]
+            columns["specialty"] = self.specialties
+            columns["specialty probability"] = self.specialty_probabilities[
+                np.arange(len(self)), of
+            ]
+        if (experts := self.experts) is not None:
+            columns["experts"] = [", ".join(row) for row in experts]
+        return pd.DataFrame(columns)
+
+    def __str__(self) -> str:
+        return self.table.to_string(index=False, float_format="{:.3f}".format)
+
+    def _repr_html_(self) -> str:
+        return self.table.to_html(index=False, float_format="{:.3f}".format)

@@ -1,0 +1,235 @@
+"""What a run keeps so that its network can answer without data and experiment."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from nofe_lab.config import (
+    InvalidInput,
+    check_distinct,
+    check_names,
+    first_line,
+    one_of,
+    true_or_false,
+    whole_number,
+)
+from nofe_lab.data import Dataset, Source
+from nofe_lab.data.dataset import clearest, label_margins
+from nofe_lab.data.pictures import UnreadableImage, decode, rgb
+from nofe_lab.data.preprocess import ImageNetwork
+from nofe_lab.evaluation import predict
+from nofe_lab.files import parse_json
+from nofe_lab.knobs import KNOBS
+from nofe_lab.networks import NofE
+from nofe_lab.networks.tracing import modes_kept
+from nofe_lab.runs import DamagedRun, Run
+from nofe_lab.specialties import Specialties
+
+MODEL, THUMBNAILS, VAL = "model.json", "thumbnails.jpg", "val.csv"
+"""The files of a run that `load` needs beside its weights and the names of its classes."""
+
+THUMBNAILS_PER_CLASS = 3
+THUMBNAIL_SIDE = 48
+"""Pixels of the longer side of the largest thumbnails."""
+CANDIDATES = 10
+"""Training images of a class from which its thumbnails are chosen."""
+
+FEW = (1, 2, 3)
+"""Numbers of experts for which a gate's certainty is measured on val, beside all of them."""
+
+MAX_SIDE, MAX_CHANNELS, MAX_EXPERTS = 2**14, 64, 10_000
+"""Limits of what a run may say about its network."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a trained network is made of, as a run keeps it in model.json."""
+
+    kind: str
+    """flat, generalist, nofe or gate."""
+    network: Mapping[str, Any]
+    """See `Backbone.description`."""
+    image_shape: tuple[int, int, int]
+    """(channels, height, width) of prepared images."""
+    bit_depth: int = 16
+    """See `Dataset`."""
+    of_features: bool = False
+    """Whether it takes the features of a frozen trunk (see `Experiment.on_features`)."""
+    branch_width: float = 1.0
+    """Of the experts."""
+    gate_width: float | None = None
+    """None without a gate."""
+    superclass_names: tuple[str, ...] = ()
+    superclass_of: tuple[int, ...] = ()
+    """See `Dataset`."""
+    answers: tuple[tuple[float, ...], ...] = ()
+    """The logits of two test cards (see `logits_of_cards`), by which a network that was built again is
+    compared with the trained one."""
+
+    def __post_init__(self) -> None:
+        one_of("kind", self.kind, ("flat", "generalist", "nofe", "gate"))
+        limits = (MAX_CHANNELS, MAX_SIDE, MAX_SIDE)
+        for length, limit in zip(self.image_shape, limits, strict=True):
+            whole_number("a length of image_shape", length, 1, limit)
+        whole_number("bit_depth", self.bit_depth, 8, 16)
+        true_or_false("of_features", self.of_features)
+        width = KNOBS["branch_width"].kind
+        width.check("branch_width", self.branch_width)
+        if self.gate_width is not None:
+            width.check("gate_width", self.gate_width)
+        for name in ("name", "split", "stem"):
+            if name in self.network and not isinstance(self.network[name], str):
+                raise InvalidInput(f"{name} of the network is no text.")
+        if "experts" in self.network:
+            whole_number("experts", self.network["experts"], 1, MAX_EXPERTS)
+            width.check("width", self.network["width"])
+        check_names("superclass names", self.superclass_names)
+
+    def to_json(self) -> str:
+        """A JSON object of the fields."""
+        return json.dumps(vars(self), ensure_ascii=False)
+
+    @classmethod
+    def of_run(cls, run: Run) -> Description:
+        """Read a run's description.  Raises DamagedRun, or InvalidInput if the run keeps none."""
+        if MODEL not in run.record["files"]:
+            raise InvalidInput(
+                f"the run {run.path.name} was made by an earlier nofe_lab, which did not keep what "
+                "its network is made of; experiment.model(stage) opens it where its data are."
+            )
+        try:
+            found = parse_json(run.text(MODEL))
+            for name in ("image_shape", "superclass_names", "superclass_of"):
+                found[name] = tuple(found[name])
+            found["answers"] = tuple(tuple(map(float, row)) for row in found["answers"])
+            found["network"]["name"]
+            return cls(**found)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedRun(
+                f"{MODEL} of {run.path.name} describes no network ({first_line(error)})."
+            ) from error
+
+
+def kept_files(
+    model: ImageNetwork,
+    about: Mapping[str, Any],
+    dataset: Dataset,
+    output_of_class: Tensor | None = None,
+) -> dict[str, str | bytes]:
+    """The files of a run that `load` needs, of a network that has just been trained.
+
+    about: the fields of its `Description` but the answers.
+    output_of_class: the correct output for each class, int64 [C]; None: the class itself.
+    """
+    network = model.network
+    exact = ImageNetwork(model.preprocess, network)
+    with modes_kept(model):
+        description = Description(**about)
+        if description.of_features:
+            return {MODEL: description.to_json()}
+        answers = tuple(map(tuple, logits_of_cards(exact).tolist()))
+        files: dict[str, str | bytes] = {MODEL: replace(description, answers=answers).to_json()}
+
+        def margins(images: Source) -> NDArray[np.floating]:
+            found = predict(model, images, output_of_class)
+            return label_margins(found.logits, found.labels)
+
+        chosen = clearest(dataset.train, margins, THUMBNAILS_PER_CLASS, CANDIDATES)
+        files[THUMBNAILS] = _sheet(dataset.train.sample(chosen.flatten()))
+        if isinstance(network, NofE) and len(dataset.val):
+            n = len(network.branches)
+            few = [m for m in FEW if m < n] if network.gate is not None else []
+            parts = []
+            for m in (*few, None):
+                found = predict(exact, dataset.val, experts=m)
+                columns = {
+                    "experts": m or n,
+                    "label": found.labels,
+                    "predicted": found.predicted,
+                    "probability": found.probabilities.max(axis=1),
+                }
+                parts.append(pd.DataFrame(columns))
+            files[VAL] = pd.concat(parts).to_csv(index=False)
+    return files
+
+
+def _sheet(images: Tensor) -> bytes:
+    """The thumbnails of all classes as a JPEG: a row a class."""
+    _, _, height, width = images.shape
+    scale = min(THUMBNAIL_SIDE / max(height, width), 1)
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    small = [ImageOps.fit(Image.fromarray(rgb(image)), size) for image in images]
+    sheet = Image.new("RGB", (THUMBNAILS_PER_CLASS * size[0], len(small) // 3 * size[1]))
+    for place, image in enumerate(small):
+        row, column = divmod(place, THUMBNAILS_PER_CLASS)
+        sheet.paste(image, (column * size[0], row * size[1]))
+    packed = io.BytesIO()
+    sheet.save(packed, format="jpeg", quality=85, subsampling=0)
+    return packed.getvalue()
+
+
+def _test_cards(image_shape: tuple[int, int, int]) -> Tensor:
+    """Two images that every machine makes alike, of all brightnesses: uint8 [2, c, h, w]."""
+    channels, height, width = image_shape
+    place = torch.arange(channels * height * width).reshape(image_shape)
+    waves = [(place * step // 16) % 256 for step in (7, 45)]
+    return torch.stack(waves).to(torch.uint8)
+
+
+def logits_of_cards(model: ImageNetwork) -> Tensor:
+    """The logits [2, n] of two test cards, for a network of any input shape."""
+    assert model.preprocess.image_shape is not None
+    cards = _test_cards(model.preprocess.image_shape)
+    with torch.inference_mode():
+        found: Tensor = model.eval()(cards.to(model.preprocess.mean.device)).cpu()
+    return found
+
+
+# --- reading it
+
+
+def load_specialties(run: Run) -> Specialties:
+    """The partition that a generalist learned or a network of experts was built with."""
+    return Specialties.from_json(run.text("specialties.json"))
+
+
+def class_names_of(run: Run) -> tuple[str, ...]:
+    """The names of the classes of a run's data set.  Raises DamagedRun."""
+    try:
+        found = parse_json(run.text("classes.json"))
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            raise ValueError("it holds no list of names")
+        check_names("class names", found)
+        check_distinct("class names", found)
+    except ValueError as error:
+        raise DamagedRun(f"classes.json of {run.path.name}: {error}") from error
+    return tuple(found)
+
+
+def thumbnails_of(run: Run, C: int) -> Tensor:
+    """The training images that a run keeps of each class, uint8 [C, n, 3, height, width].
+
+    Raises InvalidInput if it keeps none, and DamagedRun if they are not of C classes.
+    """
+    if THUMBNAILS not in run.record["files"]:
+        raise InvalidInput(f"the run {run.path.name} keeps no thumbnails.")
+    try:
+        pixels = decode(run.file(THUMBNAILS)).pixels
+    except UnreadableImage as error:
+        raise DamagedRun(f"{THUMBNAILS} of {run.path.name} cannot be read ({error}).") from error
+    height, width = pixels.shape[0] // C, pixels.shape[1] // THUMBNAILS_PER_CLASS
+    if not height or not width or pixels.shape[:2] != (C * height, THUMBNAILS_PER_CLASS * width):
+        raise DamagedRun(f"{THUMBNAILS} of {run.path.name} is not of {C} classes.")
+    grid = torch.from_numpy(pixels.copy()).reshape(C, height, THUMBNAILS_PER_CLASS, width, 3)
+    return grid.permute(0, 2, 4, 1, 3)
