@@ -29,6 +29,7 @@ from nofe_lab.evaluation import Predictions, images_at_once
 from nofe_lab.files import UnreadableFile, user_path
 from nofe_lab.inference.answers import Answers
 from nofe_lab.inference.kept import (
+    MODEL,
     VAL,
     Description,
     class_names_of,
@@ -194,9 +195,12 @@ class Classifier(ImageNetwork):
                 f"specialty where they are not certain; {self.run.path.name} has none."
             )
         if VAL not in self.run.record["files"]:
+            why = "had none (val_fraction sets some aside)"
+            if MODEL not in self.run.record["files"]:
+                why = "was made by an earlier nofe_lab, which kept nothing of them"
             raise InvalidInput(
                 f"coverage (it is {coverage:g}) needs val images, on which its threshold is fitted "
-                f"after training; {self.run.path.name} had none (val_fraction sets some aside)."
+                f"after training; {self.run.path.name} {why}."
             )
         val = self.run.table("val")
         try:

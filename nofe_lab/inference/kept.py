@@ -74,8 +74,8 @@ class Description:
     superclass_of: tuple[int, ...] = ()
     """See `Dataset`."""
     answers: tuple[tuple[float, ...], ...] = ()
-    """The logits of two test cards (see `logits_of_cards`), by which a network that was built again is
-    compared with the trained one."""
+    """The logits of two test cards (see `logits_of_cards`), by which a network that was built again
+    is compared with the trained one."""
 
     def __post_init__(self) -> None:
         one_of("kind", self.kind, ("flat", "generalist", "nofe", "gate"))
