@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 
 from nofe_lab.config import InvalidInput, first_line, printable, some_of
+from nofe_lab.data.sources import ACCEPTED, READY_MADE
 from nofe_lab.evaluation import with_clearest
 from nofe_lab.files import user_path, writable_path, write_file
 from nofe_lab.inference import load, load_specialties
@@ -52,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InvalidInput as error:
         write_line(str(error), sys.stderr)
         return 2
+    except KeyboardInterrupt as stop:  # what was kept of a training, it says
+        write_line(str(stop) or "stopped.", sys.stderr)
+        return 130
     except ModuleNotFoundError as error:
         if error.name not in ("nofe_lab.bench", "nofe_lab.study"):
             raise
@@ -61,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         for stream in (sys.stdout, sys.stderr):
             try:
-                stream.flush()
+                if stream is not None:
+                    stream.flush()
             except (OSError, ValueError):
                 redirect_to_devnull(stream)
     return 0
@@ -101,6 +106,11 @@ def look(parser: ArgumentParser) -> Command:
         what = options.what
         if not str(what).lower().endswith((".csv", ".parquet")):
             what = load(what, runs_dir=options.runs_dir)
+            if options.images is None:
+                raise InvalidInput(
+                    f"a look at the run {options.what!r} needs pictures: give --images a folder of "
+                    "class folders, or the name of a data set."
+                )
         found = look_at(what, options.images, K=KNOBS["K"].parse(options.K))
         write_line(str(found), sys.stdout)
         log.info(f"the page: {found.save(target)}")
@@ -120,7 +130,13 @@ def train(parser: ArgumentParser) -> Command:
 
     def run(options: Namespace) -> None:
         given = {name: getattr(options, name) for name in names}
-        if os.path.isdir(user_path(options.dataset)):
+        is_name = options.dataset in READY_MADE or ":" in options.dataset
+        if options.dataset.strip() and not is_name:
+            if not os.path.isdir(user_path(options.dataset)):
+                raise InvalidInput(
+                    f"dataset {options.dataset!r} is neither a folder nor the name of a data set; "
+                    f"accepted: a folder of class folders, {ACCEPTED}."
+                )
             given["dataset"] = f"folder:{options.dataset}"
         experiment = Experiment(**understood(given))
         write_line(repr(experiment.data), sys.stdout)
@@ -210,6 +226,8 @@ def init(parser: ArgumentParser) -> Command:
     parser.add_argument("folder", help="where the notebooks go; it is made if it is missing")
 
     def run(options: Namespace) -> None:
+        if not options.folder.strip():
+            raise InvalidInput("the folder for the notebooks must have a name; got ''.")
         folder = user_path(options.folder)
         sources = notebooks()
         taken = [path.name for path in sources if (folder / path.name).exists()]

@@ -9,6 +9,9 @@ from typing import Any, Literal
 from nofe_lab.config import INPUTS, InvalidInput, real_number
 from nofe_lab.knobs import KNOBS, Choice, Flag, Real, Whole, check_fields
 
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and deviation of each channel, for pixels from 0 to 1."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -131,31 +134,41 @@ FEWEST_PRESENTED = 12_500
 FEWEST_FINETUNED = 2000
 """The same where a network begins with pretrained weights."""
 
-SMALLEST_BATCH, BATCHES = 20, 50
-"""Images of the smallest batch, and the fewest batches an epoch, that are chosen for small data."""
+SMALLEST_BATCH, BATCHES, FEWEST_BATCHES = 20, 50, 10
+"""Images of the smallest batch, and the fewest batches an epoch, that are chosen for small data.
+FEWEST_BATCHES: where epochs or another preset are given; few data sets are so small."""
 
 MOST_EPOCHS = 60
 """The longest stage that is chosen for small data."""
 
 
-def fitted_preset(preset: Preset, n: int, pretrained: bool) -> tuple[Preset, str]:
+def fitted_preset(
+    preset: Preset, n: int, pretrained: bool, may_be_longer: bool
+) -> tuple[Preset, str]:
     """Fit batch size and epochs to n training images; also returns a sentence that says why.
 
-    Few images come in smaller batches and more epochs, so that every stage presents at least
-    FEWEST_PRESENTED (FEWEST_FINETUNED where it begins with pretrained weights).  With many images
-    nothing changes, and the sentence is "".  A learning rate that falls with the root of the batch
-    size did worse (on val; digits and few glyphs, two seeds).
+    Few images come in smaller batches, and in more epochs if `may_be_longer`, so that every stage
+    presents at least FEWEST_PRESENTED (FEWEST_FINETUNED where it begins with pretrained weights).
+    With many images nothing changes, and the sentence is "".  A learning rate that falls with the
+    root of the batch size did worse (on val; digits and few glyphs, two seeds).
     """
     usual = preset.nofe
-    batch = usual.batch_size
-    if n < BATCHES * batch:
-        batch = min(max(2 ** round(log2(n / BATCHES)), SMALLEST_BATCH), batch)
-    fewest = FEWEST_FINETUNED if pretrained else FEWEST_PRESENTED
-    epochs = min(max(usual.epochs, ceil(fewest / n)), MOST_EPOCHS)
+    batch, epochs = usual.batch_size, usual.epochs
+    per_epoch = BATCHES if may_be_longer else FEWEST_BATCHES
+    if n < per_epoch * batch:
+        smaller = max(2 ** round(log2(n / per_epoch)), SMALLEST_BATCH)
+        batch = min(smaller, batch, n)
+    if may_be_longer:
+        fewest = FEWEST_FINETUNED if pretrained else FEWEST_PRESENTED
+        epochs = min(max(epochs, ceil(fewest / n)), MOST_EPOCHS)
     if (epochs, batch) == (usual.epochs, usual.batch_size):
         return preset, ""
-    fitted = preset.override(epochs=epochs, batch_size=batch)
-    return fitted, (
+    if epochs == usual.epochs:
+        said = f"Batches of {batch} (usually {usual.batch_size})"
+        return preset.override(batch_size=batch), (
+            f"{said}, as suits {n:,} training images (batch_size takes others)."
+        )
+    return preset.override(epochs=epochs, batch_size=batch), (
         f"{epochs} epochs a stage in batches of {batch}, as suits {n:,} training images: the usual "
         f"{usual.epochs} epochs in batches of {usual.batch_size} would be "
         f"{usual.epochs * (n // usual.batch_size)} steps (epochs or batch_size takes others)."

@@ -104,14 +104,14 @@ def verdict(differences: Sequence[float], seconds: float) -> str:
         )
     table = over_seeds(pd.DataFrame({"network": "", "difference": found}), "difference")
     mean, low, high = (float(table[name].iloc[0]) for name in ("mean", "low", "high"))
-    said = f"{mean:+.1f} points [{low:+.1f}, {high:+.1f}] over {n} seeds"
+    said = f"{mean:+.1f} points [{low:+.1f}, {high:+.1f}] over {n} seeds, on these test images"
     if low > 0:
         return f"Use experts: {said}."
     if high < 0:
         return f"Keep your CNN: with experts {said}."
     deviation = found.std(ddof=1)
     more = f"more than {MOST_SEEDS} seeds"
-    for wanted in range(n + 1, MOST_SEEDS) if mean else ():
+    for wanted in range(n + 1, MOST_SEEDS + 1) if mean else ():
         if _detectable_shift(wanted) * deviation <= abs(mean):
             minutes = (wanted - n) * seconds / 60
             more = f"about {wanted} seeds, {minutes:.0f} min more"

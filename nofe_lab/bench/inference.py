@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from nofe_lab.config import whole_number
 from nofe_lab.files import writable_path
 from nofe_lab.inference import Classifier, load
 from nofe_lab.log import write_line
@@ -56,6 +57,7 @@ def measure(repeats: int, output: str | None, command: str) -> None:
     process grew by while it answered, in a process of its own (Linux).
     output: a CSV file for the table; its first line is `command`.
     """
+    whole_number("repeats", repeats, 1)
     target = writable_path("output", output) if output is not None else None
     machine = Machine.pick("cpu", "fp32")
     rows = []

@@ -305,6 +305,8 @@ def image_tensor(
     """
     channels, height, width = image_shape
     if isinstance(what, Tensor):
+        if what.is_meta or what.is_quantized or what.layout != torch.strided:
+            raise UnreadableImage("pixels must be a plain tensor with values")
         if what.dtype == torch.uint8 and tuple(what.shape) == image_shape:
             return what.cpu()
         what = what.detach().cpu().movedim(0, -1).numpy() if what.ndim == 3 else what.cpu().numpy()
@@ -316,10 +318,12 @@ def image_tensor(
                 f"pixels must be uint8 [height, width, 1, 3 or 4]; got {what.dtype} "
                 f"{list(what.shape)}"
             )
-        if not what.size:
+        if not what.size:  # which Pillow refuses in its own words
             raise UnreadableImage("it has no pixels")
         what = Image.fromarray(what[..., 0] if what.shape[2:] == (1,) else what)
     if isinstance(what, Image.Image):
+        if not what.width or not what.height:
+            raise UnreadableImage("it has no pixels")
         try:
             picture = to_rgb(ImageOps.exif_transpose(what), bit_depth)[0]
         except Exception as error:  # of a file that is read only now

@@ -13,9 +13,7 @@ from nofe_lab.config import INPUTS, InvalidInput, one_of
 from nofe_lab.data.batches import Augmentation, Window
 from nofe_lab.data.dataset import Dataset
 from nofe_lab.machine import PRECISIONS, autocast
-
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and deviation of each channel, for pixels from 0 to 1."""
+from nofe_lab.recipes import Statistics
 
 MEASURED_VALUES = 2**20
 """Pixel values that are summed at once, in float64, when statistics are measured."""

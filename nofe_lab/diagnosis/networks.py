@@ -22,7 +22,7 @@ from nofe_lab.data.preprocess import ImageNetwork
 from nofe_lab.data.sources import READY_MADE
 from nofe_lab.data.thumbnails import Thumbnails
 from nofe_lab.diagnosis.tables import Answers, checked_names
-from nofe_lab.evaluation import EVALUATION_PIXELS
+from nofe_lab.evaluation import EVALUATION_PIXELS, images_at_once
 from nofe_lab.files import user_path
 from nofe_lab.inference import Classifier
 from nofe_lab.networks.tracing import modes_kept
@@ -60,7 +60,12 @@ def run_module(
             f"weights.transforms(); got {shown(prepare)}."
         )
     if isinstance(model, Classifier):
-        class_names = class_names or model.output_names
+        if model.output_names != model.class_names:
+            raise InvalidInput(
+                f"{title_of(model)} answers with specialties, not with classes; accepted: a base "
+                "CNN, a control or a network of experts."
+            )
+        class_names = class_names or model.class_names
     outputs = checked_names(class_names) if class_names is not None else None
     source, names, about, dataset = find_images(model, images, split, skip_unreadable)
     if isinstance(model, Classifier) and isinstance(source, Thumbnails):
@@ -74,12 +79,21 @@ def run_module(
     outputs = outputs or names
     of_output = np.array([class_number(name, outputs) for name in names])
     skipped: dict[int, str] | None = {} if skip_unreadable else None
-    probabilities = _probabilities(model, source, prepare, len(outputs), skipped)
+    probabilities, seen = _probabilities(model, source, prepare, len(outputs), skipped)
     notes: tuple[str, ...] = ()
     if skipped and isinstance(source, Thumbnails):
         left_out = [f"{source.names[i]} ({why})" for i, why in sorted(skipped.items())]
         notes = (f"Left out, since they cannot be decoded: {some_of(left_out)}.",)
         source = source[torch.tensor([i for i in range(len(source)) if i not in skipped])]
+    if seen.any() and split != "train":
+        if seen.all():
+            raise InvalidInput(
+                f"{title_of(model)} has trained on all of the {about}; accepted: images that it "
+                "has not seen, such as split='test', or split='train' for these."
+            )
+        notes = (*notes, f"Left out, since it has trained on them: {seen.sum():,} images.")
+        source, probabilities = source[torch.from_numpy(~seen)], probabilities[~seen]
+        about = about.replace(f"{len(seen):,}", f"{len(source):,}", 1)
     labels = of_output[source.labels.cpu().numpy()]
     answers = Answers(outputs, labels, probabilities.argmax(axis=1), probabilities, notes=notes)
     return answers, source, about, dataset
@@ -145,11 +159,14 @@ def _probabilities(
     prepare: Prepare | None,
     C: int,
     skipped: dict[int, str] | None,
-) -> NDArray[np.float32]:
-    """The probabilities of the module's C outputs for every image not skipped, [N, C]."""
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """For every image not skipped, the probabilities of the module's C outputs, [N, C].
+
+    Also whether the module is known to have trained on it, bool [N].
+    """
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
-    found = []
+    found, seen = [], []
     with (
         modes_kept(model),
         torch.inference_mode(),
@@ -159,18 +176,22 @@ def _probabilities(
         for batch in _inputs(model, source, prepare, skipped):
             try:
                 output = model(batch.to(device))
+            except torch.OutOfMemoryError:
+                raise
             except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
                 raise InvalidInput(
                     f"{type(model).__name__} does not take the images as prepared, {batch.dtype} "
                     f"{list(batch.shape)} ({first_line(error)})."
                 ) from error
             found.append(_as_probabilities(model, output, len(batch), C))
+            known = model.has_seen(batch) if isinstance(model, Classifier) else None
+            seen.append(np.zeros(len(batch), bool) if known is None else known)
             bar.update(len(batch))
     probabilities: NDArray[np.float32] = torch.cat(found).numpy()
     if not np.isfinite(probabilities).all():
         row = int((~np.isfinite(probabilities)).any(axis=1).argmax())
         raise InvalidInput(f"the outputs of {type(model).__name__} for image {row} are not finite.")
-    return probabilities
+    return probabilities, np.concatenate(seen)
 
 
 def _as_probabilities(model: nn.Module, output: Any, n: int, C: int) -> Tensor:
@@ -197,8 +218,7 @@ def _inputs(
     skipped: takes the indices of images that cannot be decoded, and why; None: they are refused.
     """
     if isinstance(model, ImageNetwork) and prepare is None:
-        _, height, width = source.image_shape
-        yield from source.parts(max(EVALUATION_PIXELS // (height * width), 1))
+        yield from source.parts(images_at_once(source.image_shape))
         return
     assert prepare is not None
     with only_bombs_reported():

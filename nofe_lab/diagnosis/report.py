@@ -16,13 +16,17 @@ from torch import Tensor, nn
 
 from nofe_lab.config import InvalidInput, shown, whole_number
 from nofe_lab.data import Dataset, Resident, Source
-from nofe_lab.data.dataset import label_margins
 from nofe_lab.data.thumbnails import Thumbnails
 from nofe_lab.diagnosis.networks import find_images, run_module, title_of
 from nofe_lab.diagnosis.tables import ACCEPTED, ROWS_AT_ONCE, Answers, is_table, read_answers
 from nofe_lab.evaluation import calibration_error, confusion_counts, reliability
 from nofe_lab.files import user_path, writable_path, write_file
-from nofe_lab.specialties import Specialties, balanced_clusters, leaf_order
+from nofe_lab.specialties import (
+    Specialties,
+    balanced_clusters,
+    leaf_order,
+    usual_specialties,
+)
 from nofe_lab.statistics import Ceiling, ceiling
 
 PAIRS, PAIR_IMAGES, SUSPECTS = 12, 8, 24
@@ -58,7 +62,7 @@ class Look:
     """What else is to be known, in plain sentences."""
 
     def __post_init__(self) -> None:
-        default = min(max(round(self.C**0.5), 2), self.C)
+        default = usual_specialties(self.C)
         object.__setattr__(self, "K", whole_number("K", self.K or default, 2, self.C))
 
     @property
@@ -150,9 +154,9 @@ class Look:
     def mislabelled(self, n: int | None = SUSPECTS) -> pd.DataFrame:
         """The n images that are most likely labelled wrongly, the likeliest first; None: all.
 
-        An image is one if the classifier holds another class for as probable as it does, on
-        average, for the images of that class, and for more probable than the label.  They are
-        ranked by the probability of the label minus that of the other class (*normalised margin*).
+        An image is listed if another class is more probable than the label, and at least as
+        probable as it is on average for its own images.  The list is ranked by the probability of
+        the label minus that of the other class (*normalised margin*).
         C. Northcutt, L. Jiang, I. Chuang, "Confident Learning: Estimating Uncertainty in Dataset
         Labels", JAIR 2021.  Meaningful only for images that the classifier has not trained on.
         Columns: row, the image's index; label and suggested; p_label and p_suggested, their
@@ -169,8 +173,9 @@ class Look:
         for start in range(0, len(p), ROWS_AT_ONCE):
             part, labels = p[start : start + ROWS_AT_ONCE], self.labels[start:][:ROWS_AT_ONCE]
             other = np.where(part >= usual, part, -1).argmax(axis=1)
-            margin = label_margins(part, labels)
-            is_confident = part[np.arange(len(part)), other] >= usual[other]
+            place = np.arange(len(part))
+            margin = part[place, labels] - part[place, other]
+            is_confident = part[place, other] >= usual[other]
             suspect = np.flatnonzero(is_confident & (other != labels) & (margin < 0))
             rows.append(start + suspect)
             others.append(other[suspect])

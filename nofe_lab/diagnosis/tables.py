@@ -169,6 +169,8 @@ def _read_table(path: str | Path) -> tuple[Path, pd.DataFrame]:
         )
     try:
         with open_regular(place, memory(), links=True) as file:
+            if not os.fstat(file.fileno()).st_size:  # pyarrow's threads may outlive its refusal
+                raise ValueError("it is empty")
             if ending == ".csv":
                 as_text = dict.fromkeys((LABEL, PREDICTION, FILE), pa.string())
                 table = csv.read_csv(file, convert_options=csv.ConvertOptions(column_types=as_text))
@@ -320,10 +322,14 @@ def _plain(value: Any) -> str:
 def _codes(what: str, values: NDArray[Any], names: tuple[str, ...]) -> NDArray[np.int64]:
     """The class of each value [N], which is a name or an index.
 
-    Text is a name if all values are names, else an index.  Raises InvalidInput for other values.
+    Values are names if all of them are, as text; else they are indices.  Raises InvalidInput for
+    other values.
     """
     C = len(names)
-    if values.dtype.kind in "iub" or (values.dtype.kind == "f" and not _fraction(values).any()):
+    are_numbers = all(re.fullmatch(r"\d{1,18}", name, re.ASCII) for name in names)
+    if (not are_numbers and values.dtype.kind in "iub") or (
+        values.dtype.kind == "f" and not _fraction(values).any()
+    ):
         codes = values.astype(np.int64)
     else:
         texts = _texts(what, values)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +24,7 @@ class Answers:
     probabilities: float64 [N, n], each row sums to 1.
     ran: int64 [N, m], the specialties whose experts ran; None: all.
     threshold: the least probability with which a class is the answer; None: it always is.
-    unreadable: why images that were asked for are not among the N, by name.
+    unreadable: name and reason of images that were asked for and are not among the N.
     """
 
     names: tuple[str, ...]
@@ -34,7 +33,7 @@ class Answers:
     partition: Specialties | None = None
     ran: NDArray[np.int64] | None = None
     threshold: float | None = None
-    unreadable: Mapping[str, str] = field(default_factory=dict)
+    unreadable: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -55,15 +54,31 @@ class Answers:
 
         Raises InvalidInput if the network has no specialties.
         """
+        return self._partition.sums(self.probabilities)
+
+    @property
+    def _partition(self) -> Specialties:
         if self.partition is None:
             raise InvalidInput("this network has no specialties; a network of experts has.")
-        return self.probabilities @ np.eye(self.partition.K)[list(self.partition.of)]
+        return self.partition
 
     @property
     def specialties(self) -> tuple[str, ...]:
-        """The specialty of each image's label."""
-        assert self.partition is not None
-        return tuple(self.partition.title(self.partition.of[c]) for c in self.predicted)
+        """The specialty of each image's label, or the one that is answered in its place.
+
+        Raises InvalidInput as above.
+        """
+        return tuple(map(self._partition.title, self._specialty))
+
+    @cached_property
+    def _specialty(self) -> NDArray[np.int64]:
+        best = self.specialty_probabilities.argmax(axis=1)
+        return np.where(self._is_sure, np.array(self._partition.of)[self.predicted], best)
+
+    @property
+    def _is_sure(self) -> NDArray[np.bool_]:
+        certainty = self.probabilities.max(axis=1)
+        return certainty >= (-np.inf if self.threshold is None else self.threshold)
 
     @property
     def experts(self) -> tuple[tuple[str, ...], ...] | None:
@@ -77,11 +92,11 @@ class Answers:
         """The label of each image, or its most probable specialty if the label is too uncertain."""
         if self.threshold is None or self.partition is None:
             return self.labels
-        sure = self.probabilities.max(axis=1) >= self.threshold
-        best = self.specialty_probabilities.argmax(axis=1)
         return tuple(
-            label if certain else self.partition.title(k)
-            for label, certain, k in zip(self.labels, sure, best, strict=True)
+            label if sure else specialty
+            for label, sure, specialty in zip(
+                self.labels, self._is_sure, self.specialties, strict=True
+            )
         )
 
     @property
@@ -91,11 +106,10 @@ class Answers:
         if self.threshold is not None:
             columns["answer"] = self.answers
         columns |= {"label": self.labels, "probability": self.probabilities.max(axis=1)}
-        if (partition := self.partition) is not None:
-            of = np.array(partition.of)[self.predicted]
+        if self.partition is not None:
             columns["specialty"] = self.specialties
             columns["specialty probability"] = self.specialty_probabilities[
-                np.arange(len(self)), of
+                np.arange(len(self)), self._specialty
             ]
         if (experts := self.experts) is not None:
             columns["experts"] = [", ".join(row) for row in experts]

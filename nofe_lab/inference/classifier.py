@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -18,6 +21,7 @@ from nofe_lab.config import (
     first_line,
     one_of,
     real_number,
+    shown,
     some_of,
 )
 from nofe_lab.data import Source
@@ -26,20 +30,24 @@ from nofe_lab.data.folders import files_in
 from nofe_lab.data.pictures import ENDINGS, PixelBudget, UnreadableImage, image_tensor
 from nofe_lab.data.preprocess import ImageNetwork, Preprocess
 from nofe_lab.evaluation import Predictions, images_at_once
-from nofe_lab.files import UnreadableFile, user_path
+from nofe_lab.files import user_path
 from nofe_lab.inference.answers import Answers
 from nofe_lab.inference.kept import (
     MODEL,
     VAL,
     Description,
+    certainty_of,
     class_names_of,
+    hashes_of,
     load_specialties,
     logits_of_cards,
+    seen_by,
     thumbnails_of,
 )
 from nofe_lab.log import log
 from nofe_lab.machine import PRECISIONS, Machine
 from nofe_lab.networks import CNN, Backbone, NofE, described
+from nofe_lab.networks.backbone import seeded
 from nofe_lab.networks.catalogue import Network
 from nofe_lab.networks.tracing import modes_kept
 from nofe_lab.runs import DamagedRun, Run, open_run
@@ -49,6 +57,9 @@ from nofe_lab.training.events import watched
 TOLERANCE = 1e-3
 """Largest difference between the logits of a network that was built again and those of the trained
 one, as a share of the largest logit."""
+
+KEPT_OTHERWISE = "install the versions that are named in run.json"
+"""What to do if a network of the library is not what it was."""
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 """What `Classifier.predict` takes, or several of it."""
@@ -82,7 +93,7 @@ class Classifier(ImageNetwork):
     def output_names(self) -> tuple[str, ...]:
         """The names of the outputs: classes, or the specialties of a generalist."""
         if self.description.kind == "generalist" and self.specialties is not None:
-            return self.specialties.names
+            return tuple(map(self.specialties.title, range(self.specialties.K)))
         return self.class_names
 
     @property
@@ -90,9 +101,20 @@ class Classifier(ImageNetwork):
         """The figures of its final report, such as test_accuracy; empty if it was not tested."""
         return self.run.reports
 
+    def has_seen(self, images: Tensor) -> NDArray[np.bool_]:
+        """Whether it has trained on prepared images uint8 [N, c, h, w]: [N], by their hashes."""
+        return np.isin(hashes_of(images), self._seen)
+
+    @cached_property
+    def _seen(self) -> NDArray[np.uint32]:
+        return seen_by(self.run)
+
     @property
     def thumbnails(self) -> Tensor:
-        """Training images that it answers most clearly, uint8 [C, 3, 3, height, width]."""
+        """Training images that it answers most clearly, uint8 [C, 3, 3, height, width].
+
+        Raises InvalidInput if the run keeps none, and DamagedRun if they are not of C classes.
+        """
         return thumbnails_of(self.run, len(self.class_names))
 
     def predict(
@@ -104,8 +126,8 @@ class Classifier(ImageNetwork):
         """Answer for pictures of any size, prepared as the training images were.
 
         what: the path of an image or of a folder of images; a PIL image; pixels uint8, as an array
-        [height, width], [height, width, 1, 3 or 4] or [N, ...] of these, or as a tensor [channels,
-        height, width] or [N, ...]; a `Source`; or a list of these.
+        [height, width] or [height, width, 1, 3 or 4], or N of the latter, or as a tensor [channels,
+        height, width] or [N, channels, height, width]; a `Source`; or a list of these.
         experts: how many experts a network of experts with a gate runs for each image; None: all.
         coverage: answer with the class for this share of the val images, those that the network is
         most certain of, and with the specialty otherwise; None: always with the class.
@@ -121,12 +143,14 @@ class Classifier(ImageNetwork):
         assert self.preprocess.image_shape is not None
         size = images_at_once(self.preprocess.image_shape)
         device = self.preprocess.mean.device
-        unreadable: dict[str, str] = {}
+        unreadable: list[tuple[str, str]] = []
         names: list[str] = []
         logits, ran = [], []
         budget = PixelBudget()
 
         def read(named: tuple[str, Any]) -> Tensor | str:
+            if isinstance(named[1], InvalidInput):
+                return str(named[1]).rstrip(".")
             try:
                 shape = self.description.image_shape
                 return image_tensor(named[1], shape, self.description.bit_depth, budget)
@@ -144,13 +168,13 @@ class Classifier(ImageNetwork):
                         names.append(name)
                         images.append(image)
                     else:
-                        unreadable[name] = image
+                        unreadable.append((name, image))
                 if images:
                     found, chosen = self._routed(torch.stack(images).to(device), experts)
                     logits.append(found.cpu())
                     ran += [] if chosen is None else [chosen.cpu()]
                 bar.update(len(part))
-        why = [f"{name} ({reason})" for name, reason in unreadable.items()]
+        why = [f"{name} ({reason})" for name, reason in unreadable]
         if not names:
             raise InvalidInput(
                 f"no image can be read: {some_of(why, separator='; ')}; accepted: image files, "
@@ -166,7 +190,7 @@ class Classifier(ImageNetwork):
             self.specialties if self.output_names == self.class_names else None,
             torch.cat(ran).numpy() if ran else None,
             threshold,
-            unreadable,
+            tuple(unreadable),
         )
 
     def prepare(self, what: Path | bytes | Image.Image | np.ndarray | Tensor) -> Tensor:
@@ -187,7 +211,7 @@ class Classifier(ImageNetwork):
         return self._run(few, images, None), chosen[0]
 
     def _threshold(self, coverage: float, experts: int | None) -> float:
-        """The probability that the share `coverage` of val images reaches."""
+        """The probability that at least the share `coverage` of the val images reaches."""
         real_number("coverage", coverage, 0, 1)
         if not isinstance(self.network, NofE):
             raise InvalidInput(
@@ -202,19 +226,12 @@ class Classifier(ImageNetwork):
                 f"coverage (it is {coverage:g}) needs val images, on which its threshold is fitted "
                 f"after training; {self.run.path.name} {why}."
             )
-        val = self.run.table("val")
-        try:
-            seen = val["probability"][val["experts"] == (experts or len(self.network.branches))]
-            measured = sorted(set(val["experts"]))
-            quantile = float(np.quantile(seen.to_numpy(float), 1 - coverage)) if len(seen) else None
-        except (KeyError, ValueError, TypeError) as error:
-            raise DamagedRun(f"{VAL} of {self.run.path.name} holds no probabilities.") from error
-        if quantile is None:
-            raise InvalidInput(
-                f"coverage was fitted for {some_of([*map(str, measured)], 9)} experts; got "
-                f"experts={experts}."
-            )
-        return quantile
+        val = certainty_of(self.run, len(self.class_names))
+        seen = val["probability"][val["experts"] == (experts or len(self.network.branches))]
+        if not len(seen):
+            measured = some_of([str(m) for m in sorted(set(val["experts"]))], 9)
+            raise InvalidInput(f"coverage was fitted for {measured} experts; got {experts}.")
+        return float(np.quantile(seen, 1 - coverage))
 
 
 def load(
@@ -261,8 +278,9 @@ def load(
         raise InvalidInput(
             f"the network of the run {found.path.name} cannot be built again: {error}"
         ) from error
-    model = assembled(found, about, class_names, partition, made, built, precision)
-    _check_answers(model, network is not None)
+    hint = "pass it as it was when it was trained" if network is not None else KEPT_OTHERWISE
+    model = assembled(found, about, class_names, partition, made, built, precision, hint)
+    _check_answers(model, hint)
     return model.to(where)
 
 
@@ -277,7 +295,8 @@ def _built(
         return CNN(backbone, len(class_names) if partition is None else partition.K, "published", 0)
     network = NofE(backbone, partition, "published", 0, about.branch_width)
     if about.gate_width is not None:
-        network.gate = backbone.make_branch(len(class_names), about.gate_width)
+        with seeded(0):
+            network.gate = backbone.make_branch(len(class_names), about.gate_width)
     return network
 
 
@@ -288,11 +307,12 @@ def assembled(
     partition: Specialties | None,
     backbone: Backbone,
     network: nn.Module,
-    precision: str = "fp32",
+    precision: str,
+    hint: str,
 ) -> Classifier:
     """Give an untrained network the weights and the preparation of a run.
 
-    Raises DamagedRun if the run's tensors are not those of the network.
+    Raises DamagedRun, with a hint what to do, if the run's tensors are not those of the network.
     """
     weights = run.weights()
     channels, height, width = about.image_shape
@@ -314,25 +334,24 @@ def assembled(
         if here != there:
             raise DamagedRun(
                 f"weights.safetensors of {run.path.name} are not those of {run.about['title']}: "
-                f"{name!r} is {here}, in the network {there}; remove the run to train it anew "
-                f"(nofe-lab runs --remove {run.id})."
+                f"{name!r} is {here}, in the network {there}; {hint}."
             )
     model.load_state_dict(weights)
     return model.eval()
 
 
-def _check_answers(model: Classifier, is_own: bool) -> None:
+def _check_answers(model: Classifier, hint: str) -> None:
     """Refuse a network that was built again and does not answer as the trained one did."""
     expected = torch.tensor(model.description.answers)
     found = logits_of_cards(ImageNetwork(model.preprocess, model.network))
     if expected.shape == found.shape:
-        difference = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
-        if difference <= TOLERANCE:
+        largest = float(expected.abs().max().clamp(min=1e-6))
+        difference = float((found - expected).abs().max())
+        if difference <= TOLERANCE * largest:
             return
-        how = f"its logits differ by {float(difference):.1%} of the largest"
+        how = f"its logits differ by {difference:.2g}, the largest is {largest:.2g}"
     else:
         how = f"it gives logits {list(found.shape)}, not {list(expected.shape)}"
-    hint = "pass it as it was when it was trained" if is_own else "install the versions in run.json"
     raise InvalidInput(
         f"the network of the run {model.run.path.name}, built again, does not answer as it did "
         f"when it was trained ({how}): {hint}."
@@ -347,27 +366,33 @@ def _listed(what: object) -> Iterator[tuple[str, Any]]:
     if isinstance(what, (list, tuple)):
         if not what:
             raise InvalidInput("predict needs at least 1 image; got none.")
-        for n, each in enumerate(what):
-            if isinstance(each, (str, Path)):
-                yield from _files(each, alone=False)
-            else:
-                yield from _pixels(each, f"image {n + 1}")
+        number = count(1)
+        for each in what:
+            if not isinstance(each, (str, Path)):
+                yield from _pixels(each, number)
+                continue
+            try:
+                yield from _files(each, f"{str(each).rstrip('/')}/")
+            except InvalidInput as problem:  # the others are answered
+                yield shown(str(each))[1:-1], problem
     elif isinstance(what, (str, Path)):
-        yield from _files(what, alone=True)
+        yield from _files(what)
     else:
-        yield from _pixels(what, "image 1")
+        yield from _pixels(what, count(1))
 
 
-def _files(written: str | Path, alone: bool) -> Iterator[tuple[str, Any]]:
+def _files(written: str | Path, before: str = "") -> Iterator[tuple[str, Any]]:
+    """A file, or those in a folder; `before` begins the names of the latter."""
     try:
         path = user_path(written)
         is_folder = path.is_dir()
-        if alone and not is_folder and not path.exists():
-            raise InvalidInput(f"there is no file or folder {str(written)!r}.")
-    except (UnreadableFile, OSError, ValueError) as error:
+        if not is_folder and not path.exists():
+            raise InvalidInput(f"there is no file or folder {shown(str(written))}.")
+    except (OSError, ValueError) as error:
         if isinstance(error, InvalidInput):
             raise
-        raise InvalidInput(f"{str(written)!r} cannot be opened ({first_line(error)}).") from error
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise InvalidInput(f"{shown(str(written))} cannot be opened ({why}).") from error
     if not is_folder:
         yield str(written), path
         return
@@ -378,19 +403,20 @@ def _files(written: str | Path, alone: bool) -> Iterator[tuple[str, Any]]:
             f"{', '.join(ENDINGS)}."
         )
     for file in inside:
-        yield file.relative_to(path).as_posix(), file
+        yield f"{before}{file.relative_to(path).as_posix()}", file
 
 
-def _pixels(what: object, name: str) -> Iterator[tuple[str, Any]]:
+def _pixels(what: object, number: Iterator[int]) -> Iterator[tuple[str, Any]]:
+    """An image, or several; `number` names them."""
     if isinstance(what, Source):
         what = what.sample(torch.arange(len(what)))
     if isinstance(what, (np.ndarray, Tensor)) and what.ndim == 4:
         if not len(what):
             raise InvalidInput("predict needs at least 1 image; got none.")
-        for n, image in enumerate(what):
-            yield f"image {n + 1}", image
+        for image in what:
+            yield f"image {next(number)}", image
     elif isinstance(what, (Image.Image, np.ndarray, Tensor)):
-        yield name, what
+        yield f"image {next(number)}", what
     else:
         raise InvalidInput(
             "predict takes the path of an image or of a folder, a PIL image, pixels uint8 as an "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,20 +38,23 @@ from nofe_lab.networks.tracing import modes_kept
 from nofe_lab.runs import DamagedRun, Run
 from nofe_lab.specialties import Specialties
 
-MODEL, THUMBNAILS, VAL = "model.json", "thumbnails.jpg", "val.csv"
+MODEL, THUMBNAILS, VAL, SEEN = "model.json", "thumbnails.jpg", "val.csv", "seen.bin"
 """The files of a run that `load` needs beside its weights and the names of its classes."""
 
 THUMBNAILS_PER_CLASS = 3
-THUMBNAIL_SIDE = 48
-"""Pixels of the longer side of the largest thumbnails."""
+THUMBNAIL_SIDE, MANY_CLASSES = 48, 2000
+"""Pixels of the longer side of the largest thumbnails; half of that for so many classes."""
+PARTS = 1000
+"""Training images that are hashed at once."""
+
 CANDIDATES = 10
 """Training images of a class from which its thumbnails are chosen."""
 
 FEW = (1, 2, 3)
 """Numbers of experts for which a gate's certainty is measured on val, beside all of them."""
 
-MAX_SIDE, MAX_CHANNELS, MAX_EXPERTS = 2**14, 64, 10_000
-"""Limits of what a run may say about its network."""
+MAX_SIDE, MAX_VALUES, MAX_EXPERTS = 2**14, 2**24, 10_000
+"""Limits of what a run may say about its network: the sides and the values of an image, experts."""
 
 
 @dataclass(frozen=True)
@@ -62,39 +67,52 @@ class Description:
     """See `Backbone.description`."""
     image_shape: tuple[int, int, int]
     """(channels, height, width) of prepared images."""
-    bit_depth: int = 16
+    bit_depth: int
     """See `Dataset`."""
-    of_features: bool = False
+    of_features: bool
     """Whether it takes the features of a frozen trunk (see `Experiment.on_features`)."""
+    superclass_names: tuple[str, ...]
+    superclass_of: tuple[int, ...]
+    """See `Dataset`."""
     branch_width: float = 1.0
     """Of the experts."""
     gate_width: float | None = None
     """None without a gate."""
-    superclass_names: tuple[str, ...] = ()
-    superclass_of: tuple[int, ...] = ()
-    """See `Dataset`."""
     answers: tuple[tuple[float, ...], ...] = ()
     """The logits of two test cards (see `logits_of_cards`), by which a network that was built again
     is compared with the trained one."""
 
     def __post_init__(self) -> None:
         one_of("kind", self.kind, ("flat", "generalist", "nofe", "gate"))
-        limits = (MAX_CHANNELS, MAX_SIDE, MAX_SIDE)
-        for length, limit in zip(self.image_shape, limits, strict=True):
-            whole_number("a length of image_shape", length, 1, limit)
+        for length in self.image_shape:
+            whole_number("a length of image_shape", length, 1, MAX_SIDE)
+        if len(self.image_shape) != 3 or math.prod(self.image_shape) > MAX_VALUES:
+            raise InvalidInput(
+                f"image_shape must be three lengths, of at most {MAX_VALUES:,} values together; "
+                f"got {list(self.image_shape)}."
+            )
         whole_number("bit_depth", self.bit_depth, 8, 16)
         true_or_false("of_features", self.of_features)
         width = KNOBS["branch_width"].kind
         width.check("branch_width", self.branch_width)
         if self.gate_width is not None:
             width.check("gate_width", self.gate_width)
+        if (self.kind == "gate") != (self.gate_width is not None):
+            raise InvalidInput(f"gate_width of the kind {self.kind!r} is {self.gate_width}.")
         for name in ("name", "split", "stem"):
             if name in self.network and not isinstance(self.network[name], str):
                 raise InvalidInput(f"{name} of the network is no text.")
         if "experts" in self.network:
             whole_number("experts", self.network["experts"], 1, MAX_EXPERTS)
             width.check("width", self.network["width"])
+        if not all(isinstance(name, str) for name in self.superclass_names):
+            raise InvalidInput("a superclass name is no text.")
         check_names("superclass names", self.superclass_names)
+        check_distinct("superclass names", self.superclass_names)
+        for k in self.superclass_of:
+            whole_number("a superclass", k, 0, len(self.superclass_names) - 1)
+        if len(set(map(len, self.answers))) > 1:
+            raise InvalidInput("its answers are not of one length.")
 
     def to_json(self) -> str:
         """A JSON object of the fields."""
@@ -111,6 +129,8 @@ class Description:
         try:
             found = parse_json(run.text(MODEL))
             for name in ("image_shape", "superclass_names", "superclass_of"):
+                if not isinstance(found[name], list):
+                    raise ValueError(f"{name} is no list")
                 found[name] = tuple(found[name])
             found["answers"] = tuple(tuple(map(float, row)) for row in found["answers"])
             found["network"]["name"]
@@ -147,6 +167,8 @@ def kept_files(
 
         chosen = clearest(dataset.train, margins, THUMBNAILS_PER_CLASS, CANDIDATES)
         files[THUMBNAILS] = _sheet(dataset.train.sample(chosen.flatten()))
+        seen = [hashes_of(part) for part in dataset.train.parts(PARTS)]
+        files[SEEN] = np.unique(np.concatenate(seen)).astype("<u4").tobytes()
         if isinstance(network, NofE) and len(dataset.val):
             n = len(network.branches)
             few = [m for m in FEW if m < n] if network.gate is not None else []
@@ -158,22 +180,49 @@ def kept_files(
                     "label": found.labels,
                     "predicted": found.predicted,
                     "probability": found.probabilities.max(axis=1),
+                    "specialty": network.specialties.sums(found.probabilities).argmax(axis=1),
                 }
                 parts.append(pd.DataFrame(columns))
             files[VAL] = pd.concat(parts).to_csv(index=False)
     return files
 
 
+def hashes_of(images: Tensor) -> NDArray[np.uint32]:
+    """A hash of each image uint8 [N, channels, height, width]: [N].  Others share it by chance."""
+    return np.array([zlib.crc32(image.tobytes()) for image in images.cpu().numpy()], np.uint32)
+
+
+def seen_by(run: Run) -> NDArray[np.uint32]:
+    """The hashes of a run's training images; none of an earlier library's.  Raises DamagedRun."""
+    if SEEN not in run.record["files"]:
+        return np.empty(0, np.uint32)
+    content = run.file(SEEN).read_bytes()
+    if len(content) % 4:
+        raise DamagedRun(f"{SEEN} of {run.path.name} holds no hashes.")
+    return np.frombuffer(content, "<u4")
+
+
+def _grid(C: int) -> tuple[int, int]:
+    """Rows of the sheet of thumbnails, and classes side by side in each: nearly a square."""
+    columns = max(round((C / THUMBNAILS_PER_CLASS) ** 0.5), 1)
+    return -(-C // columns), columns
+
+
 def _sheet(images: Tensor) -> bytes:
-    """The thumbnails of all classes as a JPEG: a row a class."""
+    """The thumbnails of all classes, class by class, as a JPEG."""
+    rows, columns = _grid(len(images) // THUMBNAILS_PER_CLASS)
+    columns *= THUMBNAILS_PER_CLASS
     _, _, height, width = images.shape
-    scale = min(THUMBNAIL_SIDE / max(height, width), 1)
+    side = (
+        THUMBNAIL_SIDE if len(images) < THUMBNAILS_PER_CLASS * MANY_CLASSES else THUMBNAIL_SIDE // 2
+    )
+    scale = min(side / max(height, width), 1)
     size = (max(round(width * scale), 1), max(round(height * scale), 1))
-    small = [ImageOps.fit(Image.fromarray(rgb(image)), size) for image in images]
-    sheet = Image.new("RGB", (THUMBNAILS_PER_CLASS * size[0], len(small) // 3 * size[1]))
-    for place, image in enumerate(small):
-        row, column = divmod(place, THUMBNAILS_PER_CLASS)
-        sheet.paste(image, (column * size[0], row * size[1]))
+    sheet = Image.new("RGB", (columns * size[0], rows * size[1]))
+    for place, image in enumerate(images):
+        row, column = divmod(place, columns)
+        small = ImageOps.fit(Image.fromarray(rgb(image)), size)
+        sheet.paste(small, (column * size[0], row * size[1]))
     packed = io.BytesIO()
     sheet.save(packed, format="jpeg", quality=85, subsampling=0)
     return packed.getvalue()
@@ -210,11 +259,35 @@ def class_names_of(run: Run) -> tuple[str, ...]:
         found = parse_json(run.text("classes.json"))
         if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
             raise ValueError("it holds no list of names")
+        if len(found) < 2:
+            raise ValueError("it holds fewer than 2 names")
         check_names("class names", found)
         check_distinct("class names", found)
     except ValueError as error:
         raise DamagedRun(f"classes.json of {run.path.name}: {error}") from error
     return tuple(found)
+
+
+def certainty_of(run: Run, C: int) -> pd.DataFrame:
+    """How certain a run was of its val images: experts, label, predicted, probability, specialty.
+
+    One row an image and number of experts; labels and predictions are classes from 0 to C - 1, the
+    specialty is the most probable one.  Raises DamagedRun.
+    """
+    table = run.table("val")
+    columns = ("experts", "label", "predicted", "specialty", "probability")
+    try:
+        found = table[list(columns)].astype("float64")
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
+        raise DamagedRun(f"{VAL} of {run.path.name} has no numbers {columns}.") from error
+    highest = dict(zip(columns, (MAX_EXPERTS, C - 1, C - 1, MAX_EXPERTS, 1), strict=True))
+    is_whole = (found[list(columns[:4])] % 1 == 0).all(axis=None)
+    if not len(found) or not is_whole or not found.ge(0).all(axis=None):
+        raise DamagedRun(f"{VAL} of {run.path.name} holds no certainties.")
+    for name, limit in highest.items():
+        if found[name].max() > limit:
+            raise DamagedRun(f"{name} in {VAL} of {run.path.name} is above {limit}.")
+    return found.astype(dict.fromkeys(columns[:4], int))
 
 
 def thumbnails_of(run: Run, C: int) -> Tensor:
@@ -228,8 +301,11 @@ def thumbnails_of(run: Run, C: int) -> Tensor:
         pixels = decode(run.file(THUMBNAILS)).pixels
     except UnreadableImage as error:
         raise DamagedRun(f"{THUMBNAILS} of {run.path.name} cannot be read ({error}).") from error
-    height, width = pixels.shape[0] // C, pixels.shape[1] // THUMBNAILS_PER_CLASS
-    if not height or not width or pixels.shape[:2] != (C * height, THUMBNAILS_PER_CLASS * width):
+    rows, columns = _grid(C)
+    columns *= THUMBNAILS_PER_CLASS
+    height, width = pixels.shape[0] // rows, pixels.shape[1] // columns
+    if not height or not width or pixels.shape[:2] != (rows * height, columns * width):
         raise DamagedRun(f"{THUMBNAILS} of {run.path.name} is not of {C} classes.")
-    grid = torch.from_numpy(pixels.copy()).reshape(C, height, THUMBNAILS_PER_CLASS, width, 3)
-    return grid.permute(0, 2, 4, 1, 3)
+    grid = torch.from_numpy(pixels.copy()).reshape(rows, height, columns, width, 3)
+    images = grid.permute(0, 2, 4, 1, 3).reshape(-1, THUMBNAILS_PER_CLASS, 3, height, width)
+    return images[:C]

@@ -33,7 +33,7 @@ from nofe_lab.networks.control import FlatControl
 from nofe_lab.networks.digests import CannotDigest, digest_of
 from nofe_lab.networks.paper import PAPER
 from nofe_lab.networks.surgery import SplitNetwork
-from nofe_lab.recipes import Preset, strong_preset
+from nofe_lab.recipes import Preset, Statistics, strong_preset
 
 Network = str | Backbone | nn.Module | Callable[[], nn.Module]
 """Types that `backbone` accepts."""
@@ -139,7 +139,12 @@ def described(
             )
         network = name
     cut = {key: description[key] for key in ("split", "stem") if key in description}
-    found = network if isinstance(network, Backbone) else backbone(network, **cut)
+    if isinstance(network, Backbone):
+        found: Backbone = network
+    elif "transform_input" in description:  # with pretrained weights, whose pixels it rescales
+        found = SplitNetwork(name, _maker(network, "DEFAULT")[1], **cut)
+    else:
+        found = backbone(network, **cut)
     if "experts" in description and not isinstance(found, FlatControl):
         found = FlatControl(found, description["experts"], description["width"])
     made = found.original.name if isinstance(found, FlatControl) else found.name
@@ -184,8 +189,6 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 IMAGENET_SIDE = 224
 """Side in pixels of the images that most networks are trained with on ImageNet."""
-
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def _check_layers(name: str, network: nn.Module) -> None:

@@ -704,7 +704,9 @@ class SplitNetwork(Backbone):
     def description(self) -> dict[str, Any]:
         """Its name, and the split and the stem that were chosen."""
         stem = "small" if self.plan.edits else "original"
-        return {"name": self.name, "split": self.identity["split"], "stem": stem}
+        found = {"name": self.name, "split": self.identity["split"], "stem": stem}
+        rescales = getattr(self.skeleton, "transform_input", False) is True
+        return found | ({"transform_input": True} if rescales else {})
 
     @cached_property
     def identity(self) -> dict[str, Any]:

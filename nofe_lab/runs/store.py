@@ -507,18 +507,23 @@ def open_run(which: Run | Path | str, runs_dir: Path | str | None = None) -> Run
     if isinstance(which, Run):
         return which
     text("run", which)
+    if runs_dir is not None:
+        text("runs_dir", runs_dir)
+    where = user_path(runs_dir or default_runs_dir())
     try:
         folder = user_path(which)
-    except InvalidInput as error:
-        raise InvalidInput(f"run {str(which)!r}: {error}") from error
-    if folder.is_dir():
+        if not folder.is_dir() and (where / folder.name / "run.json").is_file():
+            folder = where / folder.name
+        is_folder = folder.is_dir()
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"run {shown(str(which))}: {first_line(error)[:200]}") from error
+    if is_folder:
         if not os.path.lexists(folder / "run.json"):
             raise InvalidInput(
                 f"the folder {str(which)!r} is no run, it has no run.json; accepted: the folder of "
                 "a finished run, or a run's id."
             )
         return _opened(folder)
-    where = user_path(runs_dir or default_runs_dir())
     found = []
     if re.fullmatch("[0-9a-f]{4,12}", str(which)):
         found = sorted(filter(_is_run_folder, where.glob(f"*-{which}*")))
@@ -526,9 +531,9 @@ def open_run(which: Run | Path | str, runs_dir: Path | str | None = None) -> Run
     if len(found) != 1:
         known = some_of([path.name for path in found]) if found else "none"
         raise InvalidInput(
-            f"run {str(which)!r} must be the folder of a finished run, or the beginning of the id "
-            f"of one in {str(where)!r} (at least 4 digits); found {known} ('nofe-lab runs' lists "
-            "them)."
+            f"run {shown(str(which))} must be the folder of a finished run, or the beginning of "
+            f"the id of one in {str(where)!r} (at least 4 digits); found {known} ('nofe-lab "
+            "runs' lists them)."
         )
     return _opened(found[0])
 

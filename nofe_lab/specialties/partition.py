@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nofe_lab.config import (
     InvalidInput,
@@ -114,6 +115,10 @@ class Specialties:
         """The name of specialty k; "specialty 3" if the name is only a number."""
         name = self.names[k]
         return f"specialty {name}" if name.isdecimal() else name
+
+    def sums(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The probabilities [N, C] of the classes, summed over each specialty: [N, K]."""
+        return probabilities @ np.eye(self.K)[list(self.of)]
 
     def moved(self, label: int, k: int) -> Specialties:
         """The partition with class `label` in specialty k.

@@ -123,17 +123,19 @@ class Experiment:
     def recipes(self) -> Preset:
         """The preset's recipes, with the overrides in place.
 
-        Those of `quick` are fitted to the number of training images, unless epochs or batch_size
-        are given.
+        They are fitted to the number of training images, unless batch_size is given: `quick`
+        to few images, the others and given epochs to very few.
         """
         return self._fitted[0]
 
     @cached_property
     def _fitted(self) -> tuple[Preset, str]:
         """The recipes, and a sentence on how they were fitted to the data; "" if they were not."""
-        if self.preset != "quick" or self.epochs is not None or self.batch_size is not None:
+        if self.batch_size is not None:
             return self._recipes, ""
-        return fitted_preset(self._recipes, len(self.data.train), self._backbone.pretrained)
+        may_be_longer = self.preset == "quick" and self.epochs is None
+        n = len(self.data.train)
+        return fitted_preset(self._recipes, n, self._backbone.pretrained, may_be_longer)
 
     @cached_property
     def usual_K(self) -> int:
@@ -165,7 +167,15 @@ class Experiment:
                 f"have {height} x {self.data.image_shape[2]}."
             )
         if self.K is None:
-            notes.append(f"K = {K} specialties: about the square root of {C} classes.")
+            why = f"about the square root of {C} classes"
+            if round(C**0.5) != K:
+                why = f"at least {FEWEST_CLASSES} of the {C} classes in each"
+            notes.append(f"K = {K} specialties: {why}.")
+        if C < FEWEST_CLASSES * K and usual_specialties(C) == K:
+            notes.append(
+                f"With {C} classes a specialty has fewer than {FEWEST_CLASSES}, which leaves an "
+                "expert little to tell apart."
+            )
         elif C < FEWEST_CLASSES * K and usual_specialties(C) < K:
             notes.append(
                 f"K = {K} makes specialties of fewer than {FEWEST_CLASSES} of the {C} classes, "
@@ -287,7 +297,8 @@ class Experiment:
             return FlatStage(self.data, backbone, config, origin)
 
         if arm.budget == "arithmetic":
-            nofe = self.nofe("learned", "generalist")
+            # what it costs does not depend on how its branches start
+            nofe = replace(self, branch_start="fresh").nofe("learned", "generalist")
             spent = sum(each.training_macs for each in nofe.lineage.values())
             epochs = max(round(spent * recipe.epochs / made(recipe).training_macs), 1)
             recipe = replace(recipe, epochs=epochs)
@@ -404,7 +415,9 @@ class Experiment:
             )
         budgets = ("nofe", "total", "arithmetic")
         # only a base CNN's classifier has the rows of an expert's classes
-        start = "tail" if self.branch_start == "upcycled" else self.branch_start
+        start = self.branch_start
+        if start == "upcycled":
+            start = "tail" if self.branch_width == 1 else "fresh"
         nofe = partial(Arm, "nofe", branch_start=start)
         on_base = partial(Arm, "nofe", trunk="base", branch_start=self.branch_start)
         on_trunk = partial(nofe, trunk="generalist", trunk_rule=rule)

@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from nofe_lab.config import InvalidInput, first_line, shown
-from nofe_lab.inference import THUMBNAILS, kept_files
+from nofe_lab.inference import THUMBNAILS, Description, kept_files
 from nofe_lab.knobs import KNOBS
 from nofe_lab.log import log
 from nofe_lab.machine import Machine, exact_float32
@@ -204,6 +204,7 @@ class Runner:
         checkpoints: Checkpoints,
         watch: Listener | None,
     ) -> _Unsaved:
+        Description(**stage.description)  # what cannot be kept is refused before the training
         made = provenance(self.machine, 0.0)
         told = [f"{name} {made[name]}" for name in ("code", "device", "precision", "threads")]
         checkpoints.conditions = [", ".join([*told, f"torch {made['versions']['torch']}"])]
@@ -264,7 +265,9 @@ class Runner:
         with suppress(OSError):
             return save()
         try:  # a network without pictures is better than none
-            return save(without=THUMBNAILS)
+            run = save(without=THUMBNAILS)
+            log.warning(f"{stage.label}: saved without its thumbnails, for which the disk is full.")
+            return run
         except OSError as error:
             raise InvalidInput(
                 f"{stage.label}: trained, but cannot be saved in {str(self.store.folder)!r} "

@@ -305,7 +305,8 @@ def load_model(
     partition = specialties_of(stage, run) if stage.K is not None else None
     about, names = Description(**stage.description), stage.dataset.class_names
     network = stage.network(partition)
-    found = assembled(run, about, names, partition, stage.backbone, network, precision)
+    hint = f"remove the run to train it anew (nofe-lab runs --remove {run.id})"
+    found = assembled(run, about, names, partition, stage.backbone, network, precision, hint)
     return found.to(where)
 
 

@@ -14,7 +14,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from nofe_lab.config import InvalidInput, printable
-from nofe_lab.inference import VAL, class_names_of, load_specialties, thumbnails_of
+from nofe_lab.inference import (
+    VAL,
+    certainty_of,
+    class_names_of,
+    load_specialties,
+    thumbnails_of,
+)
 from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties
 from nofe_lab.views import plots
@@ -101,7 +107,7 @@ def _sections(run: Run, title: str) -> Iterator[str]:
             "enough, and with the specialty otherwise. On val images, on which the threshold is "
             "fitted:</p>"
         )
-        yield _table(coverage_table(run.table("val"), specialties), kind="numbers")
+        yield _table(coverage_table(certainty_of(run, len(names)), specialties), kind="numbers")
     yield "<h2>Use it</h2>"
     folder = html.escape(printable(run.location()))
     yield (
@@ -114,13 +120,13 @@ def _sections(run: Run, title: str) -> Iterator[str]:
 def coverage_table(val: pd.DataFrame, specialties: Specialties) -> pd.DataFrame:
     """What answering with the class only where it is certain gives on val images.
 
-    val: the rows of val.csv with all experts are used.  One row a coverage: the threshold, how many
-    of the classes answered are right, and how many of the others' specialties would be.
+    val: see `certainty_of`; the rows with all experts are used.  One row a coverage: the threshold,
+    how many of the classes answered are right, and how many of the others' specialties would be.
     """
     whole = val[val["experts"] == val["experts"].max()]
     of = np.array(specialties.of)
     right = whole["label"] == whole["predicted"]
-    near = of[whole["label"]] == of[whole["predicted"]]
+    near = of[whole["label"]] == whole["specialty"]
     rows = []
     for coverage in COVERAGES:
         threshold = float(np.quantile(whole["probability"], 1 - coverage))

@@ -16,6 +16,7 @@ from PIL import Image
 import nofe_lab
 from nofe_lab import Dataset, Experiment, Run
 from nofe_lab.__main__ import COMMANDS, MAINTENANCE, main, notebooks
+from nofe_lab.training.interrupts import Interrupted
 
 Make = Callable[..., Experiment]
 Captured = pytest.CaptureFixture[str]
@@ -94,9 +95,13 @@ def test_predict_answers_for_pictures(
         (["show", "RUN", "--output", "/proc/none/x"], "cannot be written"),
         (["show", "ffff"], "run 'ffff' must be the folder of a finished run"),
         (["look", "missing.csv"], "missing.csv"),
-        (["look", "RUN"], "a module needs images"),
+        (["look", "RUN"], "needs pictures: give --images a folder"),
+        (["look", "empty.csv"], "the table 'empty.csv' cannot be read (it is empty)"),
         (["look", "RUN", "--images", "nowhere"], "nowhere"),
-        (["train", "nowhere"], "dataset 'nowhere' is unknown"),
+        (["train", "nowhere"], "dataset 'nowhere' is neither a folder nor the name of a data set"),
+        (["train", ""], "dataset '' is unknown"),
+        (["init", " "], "the folder for the notebooks must have a name"),
+        (["dev", "latency", "--repeats", "0"], "repeats must be a whole number of at least 1"),
         (["train", "folder:nowhere"], "there is no folder"),
         (["train", "glyphs", "--K", "1"], "K must be a whole number of at least 2; got 1"),
         (["init", "taken"], "'taken' has 00_look.ipynb already, which would be overwritten"),
@@ -114,6 +119,7 @@ def test_bad_words_get_one_sentence(
     run = made(tiny_experiment())
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "00_look.ipynb").write_text("mine")
+    (tmp_path / "empty.csv").touch()
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     assert main([str(run.path) if word == "RUN" else word for word in words]) == 2
@@ -183,6 +189,28 @@ def test_train_goes_from_a_folder_to_a_run_that_answers(
     picture = next((folder / "blue rows").iterdir())
     assert main(["predict", command, str(picture)]) == 0
     assert "specialty probability" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_called_as_a_data_set_does_not_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "digits", "--K", "40", "--runs-dir", str(tmp_path)]) == 2
+    assert "K must be at most the 10 classes of digits" in capsys.readouterr().err
+
+
+def test_a_command_that_is_stopped_says_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise Interrupted("stopped after step 3 of 5; all of it is kept.")
+
+    monkeypatch.setattr("nofe_lab.training.loop._seed", stop)
+    words = ["train", "glyphs:2", "--epochs", "1", "--batch-size", "90", "--trunk", "scratch"]
+    words += ["--specialties", "random"]
+    assert main([*words, "--device", "cpu", "--runs-dir", str(tmp_path / "runs")]) == 130
+    assert capsys.readouterr().err == "stopped after step 3 of 5; all of it is kept.\n"
 
 
 def test_init_copies_the_notebooks(tmp_path: Path, capsys: Captured) -> None:

@@ -349,8 +349,24 @@ def test_epochs_and_batches_follow_the_number_of_images(
     assert len(experiment.generalist().updates) == 7  # as many as usual
     for given in ({"epochs": 3}, {"batch_size": 50}, {"preset": "strong"}):
         other = Experiment(data, K=2, val_fraction=0, **given)  # type: ignore[arg-type]
-        assert other.recipes.nofe.batch_size in (50, 100)
-        assert not other.base().choices
+        if images >= 1000 or "batch_size" in given:
+            assert other.recipes.nofe.batch_size in (50, 100)
+            assert not other.base().choices
+        else:  # no refusal of a batch that nobody has asked for
+            assert other.recipes.nofe.batch_size <= images / 5
+            assert other.recipes.nofe.epochs == given.get("epochs", 24)
+            assert "(batch_size takes others)" in other.base().choices[0]
+
+
+@pytest.mark.parametrize(("classes", "each"), [(2, 2), (3, 4), (7, 2), (2, 10)])
+@pytest.mark.parametrize("epochs", [None, 2])
+def test_the_smallest_data_sets_get_batches_that_they_can_fill(
+    classes: int, each: int, epochs: int | None
+) -> None:
+    data = of_classes(classes, each)
+    stage = Experiment(data, epochs=epochs, val_fraction=0).base()
+    assert stage.recipe.batch_size == min(20, len(data.train))
+    assert stage.steps >= 1
 
 
 def test_what_was_chosen_is_printed_before_training(

@@ -26,6 +26,7 @@ from nofe_lab.networks import FlatControl, backbone
 from nofe_lab.runs import DamagedRun
 from nofe_lab.runs.store import _digest
 from nofe_lab.stages import Stage
+from nofe_lab.views.run_page import run_page
 
 Make = Callable[..., Experiment]
 MakeStage = Callable[[Experiment], Stage]
@@ -63,9 +64,13 @@ def made(experiment: Experiment, of: str = "network of experts") -> Run:
 
 
 def edited(run: Run, file: str, change: Callable[[Any], Any]) -> Run:
-    """Change a JSON file of a run, and its record so that the change is not seen as damage."""
+    """Change a file of a run, and its record so that the change is not seen as damage.
+
+    A table is changed as text, any other file as JSON.
+    """
     path = run.path / file
-    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    old = path.read_text()
+    path.write_text(change(old) if file.endswith(".csv") else json.dumps(change(json.loads(old))))
     record = {name: value for name, value in run.record.items() if name != "digest"}
     record["files"] = {
         **record["files"],
@@ -117,6 +122,11 @@ def test_a_run_is_found_by_the_beginning_of_its_id(tiny_experiment: Make, tmp_pa
         nofe_lab.load(tmp_path)
     with pytest.raises(InvalidInput, match=r"run must be text; got 3"):
         nofe_lab.load(3)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match=r"runs_dir must be text; got 3"):
+        nofe_lab.load(run.id, runs_dir=3)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match=r"run 'xxx.*too long"):
+        nofe_lab.load("x" * 5000)
+    assert nofe_lab.load(run.path.name, runs_dir=run.path.parent).run.id == run.id
 
 
 @pytest.mark.parametrize("name", ["resnet18", "alexnet_quick", "nin_c100"])
@@ -161,6 +171,14 @@ def test_a_network_of_ones_own_is_passed(tiny_experiment: Make) -> None:
         (MODEL, lambda about: about | {"branch_width": -1}, "branch_width must be a number"),
         (MODEL, lambda about: about | {"answers": []}, "does not answer as it did"),
         (MODEL, lambda about: about | {"answers": [["x"]]}, f"{MODEL} of .* describes no network"),
+        (MODEL, lambda about: about | {"answers": [[1.0], [1.0, 2.0]]}, "not of one length"),
+        (MODEL, lambda about: about | {"image_shape": [3, 16384, 16384]}, "values together; got"),
+        (MODEL, lambda about: about | {"superclass_names": "abc"}, "superclass_names is no list"),
+        (MODEL, lambda about: about | {"superclass_names": [1, 2]}, "superclass name is no text"),
+        (MODEL, lambda about: about | {"superclass_of": [-1] * 6}, "a superclass must be"),
+        (MODEL, lambda about: about | {"gate_width": 1.0}, "gate_width of the kind 'nofe' is 1.0"),
+        (MODEL, lambda about: {k: about[k] for k in about if k != "bit_depth"}, "no network"),
+        ("classes.json", lambda _: [], "fewer than 2 names"),
         ("classes.json", lambda names: names[1:], "classes"),
         ("classes.json", lambda names: [*names[1:], names[1]], "repeats"),
         ("classes.json", lambda _: "abc", "holds no list of names"),
@@ -172,6 +190,38 @@ def test_what_a_run_says_about_itself_is_checked(
     run = edited(made(tiny_experiment()), file, change)
     with pytest.raises(InvalidInput, match=sentence):
         nofe_lab.load(run.path)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "a,b\n1,2\n",
+        "experts,label,predicted,probability\n",
+        "experts,label,predicted,probability\n3,0,0,nan\n",
+        "experts,label,predicted,probability\n3,0,0,inf\n",
+        "experts,label,predicted,probability\n3,0,0,7\n",
+        "experts,label,predicted,probability\n3,0,0,-3\n",
+        "experts,label,predicted,probability\n3,99,0,0.5\n",
+        "experts,label,predicted,probability\n3,cat,0,0.5\n",
+        f"experts,label,predicted,probability\n3,0,0,1{'0' * 400}\n",
+        "experts,label,predicted,probability\n1.5,0,0,0.5\n",
+    ],
+)
+def test_certainties_that_are_none_are_refused(tiny_experiment: Make, table: str) -> None:
+    run = edited(made(tiny_experiment()), VAL, lambda _: table)
+    with pytest.raises(DamagedRun, match=VAL):
+        nofe_lab.load(run.path).predict(torch.zeros(3, 32, 32, dtype=torch.uint8), coverage=0.5)
+    with pytest.raises(DamagedRun, match=VAL):
+        run_page(nofe_lab.load(run.path).run)
+
+
+def test_flat_networks_have_no_specialties_to_tell(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment()
+    for of in ("base CNN", "generalist"):
+        found = nofe_lab.load(made(experiment, of)).predict(experiment.data.test)
+        for ask in ("specialties", "specialty_probabilities"):
+            with pytest.raises(InvalidInput, match="this network has no specialties"):
+                getattr(found, ask)
 
 
 def test_a_damaged_run_says_which_and_how(tiny_experiment: Make) -> None:
@@ -293,7 +343,7 @@ def test_a_generalist_answers_with_specialties(tiny_experiment: Make) -> None:
     model = nofe_lab.load(made(experiment, "generalist"))
     found = model.predict(experiment.data.test)
     assert model.specialties is not None
-    assert set(found.labels) <= set(model.specialties.names)
+    assert set(found.labels) <= set(map(model.specialties.title, range(3)))
     assert "specialty" not in found.table
 
 
@@ -369,11 +419,28 @@ def test_a_folder_is_answered_and_unreadable_images_are_named(
     capsys.readouterr()
     found = model.predict(folder)
     assert found.names == ("b.PNG", "inside/a.png")
-    assert list(found.unreadable) == ["broken.jpg"]
+    assert [name for name, _ in found.unreadable] == ["broken.jpg"]
     assert "1 of 3 images cannot be read: broken.jpg" in capsys.readouterr().out
-    mixed = model.predict([photo, tmp_path / "missing.png", folder / "broken.jpg", folder])
-    assert len(mixed) == 3
-    assert len(mixed.unreadable) == 3
+    (tmp_path / "none").mkdir()
+    bad = [
+        tmp_path / "missing.png",
+        folder / "broken.jpg",
+        "\0",
+        "~nobody/x.png",
+        tmp_path / "none",
+    ]
+    mixed = model.predict([photo, *bad, "x" * 5000, folder, bad[0]])
+    assert mixed.names == (str(photo), f"{folder}/b.PNG", f"{folder}/inside/a.png")
+    assert len(mixed.unreadable) == len(bad) + 3
+    assert all(len(name) < 300 for name, _ in mixed.unreadable)
+
+
+def test_images_have_names_that_tell_them_apart(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment()
+    model = nofe_lab.load(made(experiment))
+    some = experiment.data.test.images[:2]
+    found = model.predict([some, experiment.data.test[:2], some[0]])
+    assert found.names == tuple(f"image {n}" for n in range(1, 6))
 
 
 @pytest.mark.parametrize(
@@ -393,6 +460,10 @@ def test_a_folder_is_answered_and_unreadable_images_are_named(
         (np.zeros((3, 8, 8), np.uint8), r"pixels must be uint8 .*; got uint8 \[3, 8, 8\]"),
         (np.zeros((8, 0, 3), np.uint8), "it has no pixels"),
         (torch.zeros(3, 8, 8), "pixels must be uint8"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8, device="meta"), "must be a plain tensor"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8).to_sparse(), "must be a plain tensor"),
+        (Image.new("RGB", (0, 5)), "it has no pixels"),
+        ("x" * 5000, r"'xxx.*\.\.\. \(5002 characters\) cannot be opened"),
         (torch.zeros(2, 3, 4, 5, 6, dtype=torch.uint8), "pixels must be uint8"),
     ],
 )
