@@ -21,7 +21,7 @@ from nofe_lab.data.pictures import UnreadableImage, decode, only_bombs_reported
 from nofe_lab.data.preprocess import ImageNetwork
 from nofe_lab.data.sources import READY_MADE
 from nofe_lab.data.thumbnails import Thumbnails
-from nofe_lab.diagnosis.tables import Answers, checked_names
+from nofe_lab.diagnosis.tables import CheckedPredictions, checked_names
 from nofe_lab.evaluation import EVALUATION_PIXELS, images_at_once
 from nofe_lab.files import user_path
 from nofe_lab.inference import Classifier
@@ -45,7 +45,7 @@ def run_module(
     class_names: Sequence[str] | None,
     split: str | None,
     skip_unreadable: bool,
-) -> tuple[Answers, Source, str, str | None]:
+) -> tuple[CheckedPredictions, Source, str, str | None]:
     """Run a module on images (see `nofe_lab.look`).
 
     Returns its answers, the images, what they are in words, and the name of their data set.
@@ -95,7 +95,9 @@ def run_module(
         source, probabilities = source[torch.from_numpy(~seen)], probabilities[~seen]
         about = about.replace(f"{len(seen):,}", f"{len(source):,}", 1)
     labels = of_output[source.labels.cpu().numpy()]
-    answers = Answers(outputs, labels, probabilities.argmax(axis=1), probabilities, notes=notes)
+    answers = CheckedPredictions(
+        outputs, labels, probabilities.argmax(axis=1), probabilities, notes=notes
+    )
     return answers, source, about, dataset
 
 

@@ -18,7 +18,13 @@ from nofe_lab.config import InvalidInput, shown, whole_number
 from nofe_lab.data import Dataset, Resident, Source
 from nofe_lab.data.thumbnails import Thumbnails
 from nofe_lab.diagnosis.networks import find_images, run_module, title_of
-from nofe_lab.diagnosis.tables import ACCEPTED, ROWS_AT_ONCE, Answers, is_table, read_answers
+from nofe_lab.diagnosis.tables import (
+    ACCEPTED,
+    ROWS_AT_ONCE,
+    CheckedPredictions,
+    is_table,
+    read_answers,
+)
 from nofe_lab.evaluation import calibration_error, confusion_counts, reliability
 from nofe_lab.files import user_path, writable_path, write_file
 from nofe_lab.specialties import (
@@ -364,7 +370,11 @@ def look(
 
 
 def _looked(
-    answers: Answers, source: Source | None, about: str, K: int | None, dataset: str | None
+    answers: CheckedPredictions,
+    source: Source | None,
+    about: str,
+    K: int | None,
+    dataset: str | None,
 ) -> Look:
     C = len(answers.class_names)
     K = 0 if K is None else whole_number("K", K, 2, C)
@@ -381,7 +391,7 @@ def _looked(
     )
 
 
-def _illustrations(answers: Answers, images: Any) -> Source | None:
+def _illustrations(answers: CheckedPredictions, images: Any) -> Source | None:
     """The images of a table of predictions, one for each row."""
     labels = torch.from_numpy(answers.labels)
     N = len(labels)

@@ -48,7 +48,7 @@ ACCEPTED = (
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class CheckedPredictions:
     """What a classifier said of N images, checked."""
 
     class_names: tuple[str, ...]
@@ -72,7 +72,7 @@ def is_table(given: Any) -> bool:
 
 def read_answers(
     given: Any, labels: Any = None, class_names: Sequence[str] | None = None
-) -> Answers:
+) -> CheckedPredictions:
     """Read predictions, and labels unless they are given (see `nofe_lab.look`).
 
     Raises InvalidInput, naming the value, if labels or predictions do not fit the classes or rows
@@ -115,7 +115,7 @@ def read_answers(
         files = tuple(str(file) for file in files)
         if len(files) != len(found.labels):
             raise InvalidInput(f"there are {len(found.labels)} labels, but {len(files)} files.")
-    return Answers(
+    return CheckedPredictions(
         found.class_names, found.labels, found.predicted, found.probabilities, files, folder, notes
     )
 
@@ -240,7 +240,7 @@ def _array(what: str, values: Any) -> NDArray[Any]:
 
 def _checked(
     labels: NDArray[Any], predictions: NDArray[Any], names: tuple[str, ...] | None
-) -> Answers:
+) -> CheckedPredictions:
     if labels.ndim != 1:
         raise InvalidInput(f"labels must be an array [N]; got {list(labels.shape)}.")
     if predictions.ndim not in (1, 2):
@@ -256,7 +256,9 @@ def _checked(
     if predictions.ndim == 1:
         if names is None:
             names, labels, predictions = _named(labels, predictions)
-        return Answers(names, _codes(LABEL, labels, names), _codes(PREDICTION, predictions, names))
+        return CheckedPredictions(
+            names, _codes(LABEL, labels, names), _codes(PREDICTION, predictions, names)
+        )
     if predictions.dtype.kind not in "fiu":
         raise InvalidInput(f"probabilities must be numbers; got {shown(predictions.flat[0])}.")
     C = predictions.shape[1]
@@ -272,7 +274,7 @@ def _checked(
     probabilities = predictions if predictions.dtype.kind == "f" else predictions.astype(np.float32)
     codes = _codes(LABEL, labels, names)
     check_probabilities(probabilities, names)
-    return Answers(names, codes, probabilities.argmax(axis=1), probabilities)
+    return CheckedPredictions(names, codes, probabilities.argmax(axis=1), probabilities)
 
 
 def _named(

@@ -169,7 +169,8 @@ class Experiment:
         if self.K is None:
             why = f"about the square root of {C} classes"
             if round(C**0.5) != K:
-                why = f"at least {FEWEST_CLASSES} of the {C} classes in each"
+                fits = C >= FEWEST_CLASSES * K
+                why = f"at least {FEWEST_CLASSES} of {C} classes in each" if fits else "the fewest"
             notes.append(f"K = {K} specialties: {why}.")
         if C < FEWEST_CLASSES * K and usual_specialties(C) == K:
             notes.append(

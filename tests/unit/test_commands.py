@@ -36,7 +36,7 @@ def folder(tiny: Dataset, tmp_path: Path) -> Path:
     root = tmp_path / "pictures"
     for c, name in enumerate(tiny.class_names):
         (root / name).mkdir(parents=True)
-        for n, image in enumerate(tiny.train.sample(tiny.train.of_class(c)[:10])):
+        for n, image in enumerate(tiny.test.sample(tiny.test.of_class(c))):
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(root / name / f"{n}.png")
     return root
 
@@ -164,8 +164,31 @@ def test_look_shows_what_a_run_confuses_on_a_folder(
     for images in (str(folder), f"folder:{folder}"):
         words = ["look", str(run.path), "--images", images, "--output", str(page), "--K", "2"]
         assert main(words) == 0
-        assert "60 images" in capsys.readouterr().out
+        assert "30 images" in capsys.readouterr().out
     assert page.stat().st_size > 10_000
+
+
+def test_a_look_at_a_run_leaves_out_what_it_has_trained_on(
+    tiny: Dataset, tiny_experiment: Make, folder: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    experiment = tiny_experiment()
+    run = made(experiment)
+    known = experiment.data.train
+    for c, name in enumerate(tiny.class_names):  # beside five that it has not seen
+        pixels = known.sample(known.of_class(c)[:1])[0].permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / name / "known.png")
+    words = ["look", str(run.path), "--images", str(folder), "--output", str(tmp_path / "a.html")]
+    assert main(words) == 0
+    assert "30 images" in capsys.readouterr().out
+    text = (tmp_path / "a.html").read_text("utf-8")
+    assert "Left out, since it has trained on them: 6 images." in text
+    for c, name in enumerate(tiny.class_names):
+        for n in range(5):
+            (folder / name / f"{n}.png").unlink()
+        pixels = known.sample(known.of_class(c)[1:2])[0].permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / name / "second.png")
+    assert main(words) == 2
+    assert "has trained on all of the 12 images" in capsys.readouterr().err
 
 
 def test_look_shows_a_table(tmp_path: Path, capsys: Captured) -> None:

@@ -309,9 +309,9 @@ def of_classes(C: int, each: int = 4) -> Dataset:
 def test_k_follows_the_number_of_classes_where_it_is_not_given(C: int, K: int) -> None:
     experiment = Experiment(of_classes(C), epochs=1, batch_size=1, val_fraction=0)
     assert experiment.generalist().K == experiment.nofe().K == experiment.usual_K == K
-    assert (
-        f"K = {K} specialties: about the square root of {C} classes." in experiment.base().choices
-    )
+    reasons = {2: "the fewest", 7: "at least 3 of 7 classes in each"}
+    reason = reasons.get(C, f"about the square root of {C} classes")
+    assert f"K = {K} specialties: {reason}." in experiment.base().choices
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,6 @@ def test_k_follows_the_number_of_classes_where_it_is_not_given(C: int, K: int) -
         (12, 4, ""),
         (100, 34, "K = 10 would give each about 10."),
         (100, 33, ""),
-        (5, 2, ""),  # no other number is better
     ],
 )
 def test_too_many_specialties_are_trained_with_a_warning(C: int, K: int, said: str) -> None:
@@ -331,6 +330,12 @@ def test_too_many_specialties_are_trained_with_a_warning(C: int, K: int, said: s
     text = " ".join(stage.choices)
     assert (f"K = {K} makes specialties of fewer than 3 of the {C} classes" in text) == bool(said)
     assert said in text
+
+
+def test_with_very_few_classes_no_number_of_specialties_is_better() -> None:
+    for given in (None, 2):
+        choices = Experiment(of_classes(5), K=given, epochs=1, batch_size=1).base().choices
+        assert "With 5 classes a specialty has fewer than 3" in choices[-1]
 
 
 @pytest.mark.parametrize(
@@ -344,7 +349,8 @@ def test_epochs_and_batches_follow_the_number_of_images(
     experiment = Experiment(data, K=2, val_fraction=0)
     for stage in (experiment.base(), experiment.generalist(), experiment.nofe()):
         assert (stage.recipe.epochs, stage.recipe.batch_size) == (epochs, batch)
-        said = f"{epochs} epochs a stage in batches of {batch}, as suits {images:,} training images"
+        length = f"{epochs} epochs a stage in b" if epochs > 4 else "B"
+        said = f"{length}atches of {batch}"
         assert (said in " ".join(stage.choices)) == (images < 5000)
     assert len(experiment.generalist().updates) == 7  # as many as usual
     for given in ({"epochs": 3}, {"batch_size": 50}, {"preset": "strong"}):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,14 @@ from torch import Tensor, nn
 
 import nofe_lab
 from nofe_lab import Arm, Classifier, Dataset, Experiment, InvalidInput, Run, predict
+from nofe_lab.compat import import_torchvision
 from nofe_lab.data import Resident
 from nofe_lab.data.pictures import UnreadableImage, image_tensor
 from nofe_lab.files import sha256
 from nofe_lab.inference import MODEL, THUMBNAILS, VAL
+from nofe_lab.inference.kept import _sheet
 from nofe_lab.networks import FlatControl, backbone
+from nofe_lab.networks.surgery import SplitNetwork
 from nofe_lab.runs import DamagedRun
 from nofe_lab.runs.store import _digest
 from nofe_lab.stages import Stage
@@ -127,6 +132,20 @@ def test_a_run_is_found_by_the_beginning_of_its_id(tiny_experiment: Make, tmp_pa
     with pytest.raises(InvalidInput, match=r"run 'xxx.*too long"):
         nofe_lab.load("x" * 5000)
     assert nofe_lab.load(run.path.name, runs_dir=run.path.parent).run.id == run.id
+
+
+def test_weights_that_rescale_pixels_are_built_again_to_do_so() -> None:
+    import_torchvision()
+    from torchvision.models import get_model
+
+    shape = (3, 96, 96)
+    build = partial(get_model, "googlenet", weights=None, aux_logits=False, init_weights=True)
+    for rescales in (True, False):
+        made = SplitNetwork("googlenet", partial(build, transform_input=rescales))
+        there = made.for_images(shape)
+        found = nofe_lab.networks.described(there.description, shape)
+        assert found.identity["layers"] == there.identity["layers"]
+        assert found.skeleton.transform_input is rescales  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "alexnet_quick", "nin_c100"])
@@ -299,7 +318,7 @@ def test_pictures_of_every_kind_are_prepared_as_in_training(
         np.testing.assert_array_equal(model.predict(what).probabilities[0], expected)
     together = model.predict(several)
     np.testing.assert_allclose(together.probabilities, np.tile(expected, (7, 1)), atol=1e-6)
-    assert together.names[:3] == (str(photo), str(photo), "image 3")
+    assert together.names[:3] == (str(photo), str(photo), "image 1")
     grey = pixels[..., 0]
     for what in (grey, grey[..., None], torch.from_numpy(grey.copy())[None]):
         np.testing.assert_array_equal(
@@ -489,6 +508,24 @@ def test_a_pipe_is_no_picture(tiny_experiment: Make, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(InvalidInput, match="not a regular file"):
         nofe_lab.load(made(tiny_experiment())).predict(tmp_path / "pipe.png")
+
+
+def test_a_network_knows_the_images_that_it_has_trained_on(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment()
+    data = experiment.data
+    for of in ("base CNN", "gate"):
+        model = nofe_lab.load(made(experiment, of))
+        assert model.has_seen(data.train.sample(range(len(data.train)))).all()
+        assert not model.has_seen(data.val.sample(range(len(data.val)))).any()
+        assert not model.has_seen(data.test.images).any()
+
+
+def test_thumbnails_of_thousands_of_classes_fit_a_picture() -> None:
+    for C in (2, 7, 3000):
+        marks = torch.arange(3 * C) % 250
+        sheet = _sheet(marks[:, None, None, None].expand(-1, 3, 8, 8).to(torch.uint8))
+        with Image.open(io.BytesIO(sheet)) as opened:
+            assert max(opened.size) < 3000
 
 
 def test_a_data_set_s_predict_says_where_pictures_go(tiny_experiment: Make) -> None:

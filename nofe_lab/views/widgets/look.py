@@ -90,7 +90,7 @@ class LookPage(View):
         if page["images"] is not None:
             for pair, rows in page["pairs"][:1]:
                 title = f"{pair['class']} and {pair['rival']}: {pair['errors']} errors"
-                captions = [_named(page, page["predicted"][row]) for row in rows]
+                captions = [page["class_names"][page["predicted"][row]] for row in rows]
                 drawn["worst pair"] = plots.plot_images(page["images"], rows, captions, title)
         suspects = page["suspects"]
         if suspects is not None and page["images"] is not None:
@@ -117,11 +117,6 @@ def page_html(page: dict[str, Any]) -> str:
         data=data,
         script=script("look"),
     )
-
-
-def _named(page: dict[str, Any], c: int) -> str:
-    name: str = page["class_names"][c]
-    return name
 
 
 def _drawn(page: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
