@@ -117,8 +117,8 @@ def verdict(differences: Sequence[float], seconds: float) -> str:
             more = f"about {wanted} seeds, {minutes:.0f} min more"
             break
     return (
-        f"Not told apart: {mean:+.1f} points ± {high - mean:.1f} over {n} seeds; to know whether "
-        f"so small a difference is real would take {more}."
+        f"Not told apart: {mean:+.1f} points ± {high - mean:.1f} over {n} seeds; to know whether a "
+        f"difference of this size is real would take {more}."
     )
 
 
