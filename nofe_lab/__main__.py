@@ -53,6 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InvalidInput as error:
         write_line(str(error), sys.stderr)
         return 2
+    except OSError as error:  # a full disk, above all
+        said = error.strerror or first_line(error)
+        where = f" ({error.filename})" if error.filename else ""
+        write_line(f"{said}{where}: mend that and give the command again.", sys.stderr)
+        return 2
     except KeyboardInterrupt as stop:  # what was kept of a training, it says
         write_line(str(stop) or "stopped.", sys.stderr)
         return 130

@@ -136,7 +136,7 @@ FEWEST_FINETUNED = 2000
 
 SMALLEST_BATCH, BATCHES, FEWEST_BATCHES = 20, 50, 10
 """Images of the smallest batch, and the fewest batches an epoch, that are chosen for small data.
-FEWEST_BATCHES: where epochs or another preset are given; few data sets are so small."""
+FEWEST_BATCHES: where epochs are given; few data sets are so small."""
 
 MOST_EPOCHS = 60
 """The longest stage that is chosen for small data."""

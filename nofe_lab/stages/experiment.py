@@ -123,18 +123,16 @@ class Experiment:
     def recipes(self) -> Preset:
         """The preset's recipes, with the overrides in place.
 
-        They are fitted to the number of training images, unless batch_size is given: `quick`
-        to few images, the others and given epochs to very few.
+        Those of `quick` are fitted to the number of training images, unless batch_size is given.
         """
         return self._fitted[0]
 
     @cached_property
     def _fitted(self) -> tuple[Preset, str]:
         """The recipes, and a sentence on how they were fitted to the data; "" if they were not."""
-        if self.batch_size is not None:
+        if self.preset != "quick" or self.batch_size is not None:
             return self._recipes, ""
-        may_be_longer = self.preset == "quick" and self.epochs is None
-        n = len(self.data.train)
+        n, may_be_longer = len(self.data.train), self.epochs is None
         return fitted_preset(self._recipes, n, self._backbone.pretrained, may_be_longer)
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 from collections.abc import Callable
@@ -234,6 +235,20 @@ def test_a_command_that_is_stopped_says_what_is_kept(
     words += ["--specialties", "random"]
     assert main([*words, "--device", "cpu", "--runs-dir", str(tmp_path / "runs")]) == 130
     assert capsys.readouterr().err == "stopped after step 3 of 5; all of it is kept.\n"
+
+
+def test_a_full_disk_gets_one_sentence(
+    tiny_experiment: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    def full(path: Path, _: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    run = made(tiny_experiment())
+    page = tmp_path / "run.html"
+    monkeypatch.setattr("nofe_lab.__main__.write_file", full)
+    assert main(["show", str(run.path), "--output", str(page)]) == 2
+    said = capsys.readouterr().err
+    assert said == f"No space left on device ({page}): mend that and give the command again.\n"
 
 
 def test_init_copies_the_notebooks(tmp_path: Path, capsys: Captured) -> None:
