@@ -121,7 +121,7 @@ class NofEStage(Stage):
 
     @property
     def title(self) -> str:
-        origin = self.config.specialties
+        origin = self.config.specialties if self.config.specialties != "file" else "given"
         trunk = self.config.trunk
         if trunk == "scratch" and getattr(self.backbone, "weights", None) is not None:
             trunk = "its pretrained weights"

@@ -89,6 +89,7 @@ def test_a_notebook_runs_at_toy_size(
 ) -> None:
     also: dict[str, object] = {"n_seeds": 1} if notebook.stem[:2] in ("04", "06", "08") else {}
     also |= {"updates": "1, 3"} if notebook.stem.startswith("08") else {}  # of 5 steps
+    also |= {"K": 4} if notebook.stem[:2] in ("04", "08") else {}  # which train many networks
     out = tmp_path / "out.ipynb"
     if notebook == NOTEBOOKS[0]:  # as people do it
         done = run_papermill(notebook, out, tmp_path, **TOY, runs_dir=toy_runs, **also)
