@@ -119,6 +119,25 @@ def test_suspects_are_images_that_look_more_like_those_of_another_class() -> Non
     assert found.loc[0, ["p_label", "p_suggested"]].tolist() == pytest.approx([0.05, 0.95])
 
 
+def test_a_suspect_is_less_probable_as_its_label_than_as_what_is_suggested() -> None:
+    # the first image is most probably of class 1, but not as probable as those of class 1 are
+    probabilities = [[0.40, 0.45, 0.15], [0.9, 0.05, 0.05], [0.01, 0.98, 0.01], [0.4, 0.45, 0.15]]
+    found = nofe_lab.look(([0, 0, 1, 2], np.array(probabilities, np.float32))).mislabelled()
+    assert (found["p_suggested"] > found["p_label"]).all()
+    assert 0 not in found["row"].tolist()
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_classes_that_are_called_by_numbers_are_known_by_their_names(as_text: bool) -> None:
+    names = sorted(map(str, range(12)))  # as folders are: 0, 1, 10, 11, 2, ...
+    labels = [int(name) for name in names]
+    table = pd.DataFrame(np.eye(12), columns=names)
+    table.insert(0, "label", names if as_text else labels)
+    found = nofe_lab.look(table)
+    assert found.class_names == tuple(names)
+    assert found.accuracy == 1
+
+
 def test_planted_wrong_labels_are_found_first(digits: Any) -> None:
     labels, probabilities, _ = digits
     sure = np.flatnonzero((probabilities.max(1) > 0.99) & (probabilities.argmax(1) == labels))[:5]

@@ -203,3 +203,15 @@ def test_a_comparison_upcycles_what_begins_as_a_base_cnn(tiny_experiment: Make) 
     starts = {(arm.trunk, arm.branch_start) for arm in experiment.arms() if arm.kind == "nofe"}
     assert starts == {("generalist", "tail"), ("base", "upcycled"), ("scratch", "fresh")}
     assert "branches: upcycled" in experiment.nofe().title
+
+
+@pytest.mark.parametrize("width", [1.0, 0.5])
+def test_upcycled_experts_are_compared_with_the_same_opponents(
+    tiny_experiment: Make, width: float
+) -> None:
+    upcycled = tiny_experiment(
+        backbone=Own, trunk="base", branch_start="upcycled", branch_width=width, rule="optimal"
+    )
+    fresh = tiny_experiment(backbone=Own, trunk="base", branch_width=width, rule="optimal")
+    assert upcycled.base("arithmetic").id == fresh.base("arithmetic").id
+    assert list(upcycled.opponents()) == list(fresh.opponents())
