@@ -47,6 +47,10 @@ ACCEPTED = (
 )
 
 
+_NUMBER = re.compile(r"\d{1,18}", re.ASCII)
+"""A class that is called by a number."""
+
+
 @dataclass(frozen=True, eq=False)
 class CheckedPredictions:
     """What a classifier said of N images, checked."""
@@ -81,6 +85,7 @@ def read_answers(
     folder = None
     notes: tuple[str, ...] = ()
     names = checked_names(class_names) if class_names is not None else None
+    are_columns = names is None
     if isinstance(given, (str, Path)):
         folder, given = _read_table(given)
     if isinstance(given, pd.DataFrame):
@@ -110,7 +115,14 @@ def read_answers(
             hint = "; labels= takes them" if needed == LABEL else ""
             raise InvalidInput(f"there are no {needed}s; accepted: {ACCEPTED}{hint}.")
     files = columns.get(FILE)
-    found = _checked(_array(LABEL, columns[LABEL]), _array(PREDICTION, columns[PREDICTION]), names)
+    given_labels = _array(LABEL, columns[LABEL])
+    if are_columns and names is not None and all(map(_NUMBER.fullmatch, names)):
+        given_labels = _texts(LABEL, given_labels)  # of columns, which are called by numbers
+        if odd := sorted(set(given_labels.tolist()) - set(names)):
+            raise InvalidInput(
+                f"the {LABEL} {odd[0]} is no column of probabilities; there are {some_of(names)}."
+            )
+    found = _checked(given_labels, _array(PREDICTION, columns[PREDICTION]), names)
     if files is not None:
         files = tuple(str(file) for file in files)
         if len(files) != len(found.labels):
@@ -286,7 +298,7 @@ def _named(
     """
     texts = [_texts(LABEL, labels), _texts(PREDICTION, predictions)]
     found = sorted(set(texts[0].tolist()) | set(texts[1].tolist()))
-    if all(re.fullmatch(r"\d{1,18}", name, re.ASCII) for name in found):
+    if all(map(_NUMBER.fullmatch, found)):
         found.sort(key=int)
     return checked_names(found), texts[0], texts[1]
 
@@ -324,14 +336,10 @@ def _plain(value: Any) -> str:
 def _codes(what: str, values: NDArray[Any], names: tuple[str, ...]) -> NDArray[np.int64]:
     """The class of each value [N], which is a name or an index.
 
-    Values are names if all of them are, as text; else they are indices.  Raises InvalidInput for
-    other values.
+    Text is a name if all values are names, else an index.  Raises InvalidInput for other values.
     """
     C = len(names)
-    are_numbers = all(re.fullmatch(r"\d{1,18}", name, re.ASCII) for name in names)
-    if (not are_numbers and values.dtype.kind in "iub") or (
-        values.dtype.kind == "f" and not _fraction(values).any()
-    ):
+    if values.dtype.kind in "iub" or (values.dtype.kind == "f" and not _fraction(values).any()):
         codes = values.astype(np.int64)
     else:
         texts = _texts(what, values)

@@ -264,6 +264,11 @@ def load(
             "its arm on the images, with trunk_rate=0, for a network that does."
         )
     class_names = class_names_of(found)
+    if about.superclass_of and len(about.superclass_of) != len(class_names):
+        raise DamagedRun(
+            f"{MODEL} of {found.path.name} has superclasses of {len(about.superclass_of)} classes; "
+            f"there are {len(class_names)}."
+        )
     partition = None
     if about.kind != "flat":
         partition = load_specialties(found)

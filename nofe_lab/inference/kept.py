@@ -108,7 +108,6 @@ class Description:
         if not all(isinstance(name, str) for name in self.superclass_names):
             raise InvalidInput("a superclass name is no text.")
         check_names("superclass names", self.superclass_names)
-        check_distinct("superclass names", self.superclass_names)
         for k in self.superclass_of:
             whole_number("a superclass", k, 0, len(self.superclass_names) - 1)
         if len(set(map(len, self.answers))) > 1:

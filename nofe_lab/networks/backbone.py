@@ -117,10 +117,15 @@ class Backbone(ABC):
                 f"branch_start 'upcycled' needs branches that can begin as the base CNN's head; "
                 f"{self.name!r} has branches{size} of other layers, which start 'fresh'."
             )
+        self.pass_on(branch)
         branch.load_state_dict(given, strict=False)
 
     added: tuple[str, ...] = ()
-    """Layers of a branch in front of those of the head, which `upcycle` begins as the identity."""
+    """Layers of a branch in front of those of the head; `upcycle` begins them as the identity."""
+
+    def pass_on(self, branch: nn.Module) -> None:
+        """Make the `added` layers of a branch give their features back unchanged."""
+        assert not self.added, "a backbone that adds layers says how they begin"
 
     def narrowed(self, head: Mapping[str, Tensor], width: float) -> Mapping[str, Tensor]:
         """The tensors of a head that a branch of this width begins with; by default all."""

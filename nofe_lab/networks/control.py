@@ -8,7 +8,7 @@ network of experts gains over its control comes from the specialties, the rest f
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +31,7 @@ class Around(Backbone):
         self.pretrained = backbone.pretrained
         self.input_statistics = backbone.input_statistics
         self.usual_side = backbone.usual_side
+        self.added = backbone.added
 
     def make_trunk(self) -> nn.Module:
         return self.original.make_trunk()
@@ -40,6 +41,12 @@ class Around(Backbone):
 
     def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
         return self.original.make_branch(n, width)
+
+    def pass_on(self, branch: nn.Module) -> None:
+        self.original.pass_on(branch)
+
+    def narrowed(self, head: Mapping[str, Tensor], width: float) -> Mapping[str, Tensor]:
+        return self.original.narrowed(head, width)
 
     def initialise(self, part: nn.Module, scheme: str) -> None:
         self.original.initialise(part, scheme)
@@ -119,15 +126,6 @@ class OnFeatures(Around):
 
     def make_control(self, n: int, K: int, width: float = 1.0) -> nn.Module:
         return self.original.make_control(n, K, width)
-
-    def upcycle(
-        self,
-        branch: nn.Module,
-        head: Mapping[str, Tensor],
-        classes: Sequence[int],
-        width: float = 1.0,
-    ) -> None:
-        self.original.upcycle(branch, head, classes, width)
 
     def for_images(self, image_shape: tuple[int, int, int]) -> Backbone:
         if image_shape != self.input_shape:

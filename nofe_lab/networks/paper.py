@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import sqrt
 
@@ -82,16 +81,9 @@ class _PublishedBackbone(Backbone):
     multiple: int = 1
     """Scaled channels are multiples of this."""
 
-    def upcycle(
-        self,
-        branch: nn.Module,
-        head: Mapping[str, Tensor],
-        classes: Sequence[int],
-        width: float = 1.0,
-    ) -> None:
+    def pass_on(self, branch: nn.Module) -> None:
         for name in self.added:
             _pass_on(branch.get_submodule(name))
-        super().upcycle(branch, head, classes, width)
 
     @abstractmethod
     def branch(self, n: int, *hidden: int) -> nn.Module:

@@ -195,6 +195,7 @@ def test_a_network_of_ones_own_is_passed(tiny_experiment: Make) -> None:
         (MODEL, lambda about: about | {"superclass_names": "abc"}, "superclass_names is no list"),
         (MODEL, lambda about: about | {"superclass_names": [1, 2]}, "superclass name is no text"),
         (MODEL, lambda about: about | {"superclass_of": [-1] * 6}, "a superclass must be"),
+        (MODEL, lambda about: about | {"superclass_of": [0]}, "superclasses of 1 classes; there"),
         (MODEL, lambda about: about | {"gate_width": 1.0}, "gate_width of the kind 'nofe' is 1.0"),
         (MODEL, lambda about: {k: about[k] for k in about if k != "bit_depth"}, "no network"),
         ("classes.json", lambda _: [], "fewer than 2 names"),

@@ -138,6 +138,15 @@ def test_classes_that_are_called_by_numbers_are_known_by_their_names(as_text: bo
     assert found.accuracy == 1
 
 
+def test_a_number_that_is_no_column_is_refused_and_not_counted_from_0() -> None:
+    table = pd.DataFrame(np.eye(3), columns=["1", "2", "3"]).assign(label=[0, 1, 2])
+    with pytest.raises(InvalidInput, match=r"the label 0 is no column of probabilities; there are"):
+        nofe_lab.look(table)
+    # numbers beside an array are indices, whatever the classes are called
+    found = nofe_lab.look(([1, 2], np.eye(3)[1:]), class_names=["1", "2", "3"])
+    assert found.accuracy == 1
+
+
 def test_planted_wrong_labels_are_found_first(digits: Any) -> None:
     labels, probabilities, _ = digits
     sure = np.flatnonzero((probabilities.max(1) > 0.99) & (probabilities.argmax(1) == labels))[:5]
