@@ -6,7 +6,7 @@ they are slow to import.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
@@ -259,6 +259,39 @@ def per_specialty(confusion: NDArray[np.int64], specialties: Specialties) -> pd.
             }
         )
     return pd.DataFrame(rows)
+
+
+def best_threshold(scores: NDArray[np.floating], own: NDArray[np.bool_]) -> float:
+    """The score that tells a specialty's own images from others best.
+
+    scores: [N].  own: [N].  The mean of two shares is largest: own images at or above the
+    threshold, and others below it (Youden's index).  Minus infinity if all images are own, plus
+    infinity if none is.
+    """
+    if own.all() or not own.any():
+        return -np.inf if own.all() else np.inf
+    from sklearn.metrics import roc_curve
+
+    others, found, thresholds = roc_curve(own, scores, drop_intermediate=False)
+    best = float(thresholds[(found - others).argmax()])
+    below = scores[scores < best]
+    # halfway to the next score, so that rounding moves no image across
+    return best if not len(below) or np.isinf(best) else (best + float(below.max())) / 2
+
+
+def on_specialty(
+    labels: NDArray[np.int64], said: NDArray[np.int64], members: Sequence[int] | NDArray[np.int64]
+) -> dict[str, float]:
+    """How well the classes of a specialty are found among others.
+
+    labels, said: [N], classes; -1 in `said` is none.  members: the classes of the specialty.
+    found: share of its images that are answered with one of its classes; accuracy: with the right
+    one.  false_alarms: share of other images that are answered with one of its classes.
+    NaN where there are no such images.
+    """
+    own, taken = np.isin(labels, members), np.isin(said, members)
+    shares = {"found": taken[own], "accuracy": (said == labels)[own], "false_alarms": taken[~own]}
+    return {name: float(each.mean()) if len(each) else np.nan for name, each in shares.items()}
 
 
 def specialties_of_networks(

@@ -15,6 +15,9 @@ from nofe_lab.config import (
 )
 from nofe_lab.specialties import Specialties
 
+NONE = "none of mine"
+"""What an expert alone answers for images of other specialties."""
+
 
 @dataclass(frozen=True, eq=False)
 class Answers:
@@ -25,6 +28,7 @@ class Answers:
     ran: int64 [N, m], the specialties whose experts ran; None: all.
     threshold: the least probability with which a class is the answer; None: it always is.
     unreadable: name and reason of images that were asked for and are not among the N.
+    margin: float64 [N], of an expert alone: below 0 the image is of none of its classes.
     """
 
     names: tuple[str, ...]
@@ -34,6 +38,7 @@ class Answers:
     ran: NDArray[np.int64] | None = None
     threshold: float | None = None
     unreadable: tuple[tuple[str, str], ...] = ()
+    margin: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -77,6 +82,8 @@ class Answers:
 
     @property
     def _is_sure(self) -> NDArray[np.bool_]:
+        if self.margin is not None:
+            return self.margin >= 0
         certainty = self.probabilities.max(axis=1)
         return certainty >= (-np.inf if self.threshold is None else self.threshold)
 
@@ -89,23 +96,29 @@ class Answers:
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """The label of each image, or its most probable specialty if the label is too uncertain."""
-        if self.threshold is None or self.partition is None:
+        """The label of each image, or what is said in its place.
+
+        Where the label is too uncertain, the most probable specialty; of an expert alone, `NONE`
+        for images of other specialties.
+        """
+        if self.margin is not None:
+            otherwise: tuple[str, ...] = (NONE,) * len(self)
+        elif self.threshold is not None and self.partition is not None:
+            otherwise = self.specialties
+        else:
             return self.labels
-        return tuple(
-            label if sure else specialty
-            for label, sure, specialty in zip(
-                self.labels, self._is_sure, self.specialties, strict=True
-            )
-        )
+        answers = zip(self.labels, self._is_sure, otherwise, strict=True)
+        return tuple(label if sure else other for label, sure, other in answers)
 
     @property
     def table(self) -> pd.DataFrame:
         """One row an image: answer and label, specialty, their probabilities, experts that ran."""
         columns: dict[str, Any] = {"image": self.names}
-        if self.threshold is not None:
+        if self.threshold is not None or self.margin is not None:
             columns["answer"] = self.answers
         columns |= {"label": self.labels, "probability": self.probabilities.max(axis=1)}
+        if self.margin is not None:
+            columns["margin"] = self.margin
         if self.partition is not None:
             columns["specialty"] = self.specialties
             columns["specialty probability"] = self.specialty_probabilities[

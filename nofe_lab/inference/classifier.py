@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import cached_property
-from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from nofe_lab.config import (
     InvalidInput,
-    first_line,
     one_of,
     real_number,
-    shown,
     some_of,
 )
 from nofe_lab.data import Source
 from nofe_lab.data.features import Features
-from nofe_lab.data.folders import files_in
-from nofe_lab.data.pictures import ENDINGS, PixelBudget, UnreadableImage, image_tensor
+from nofe_lab.data.pictures import image_tensor
 from nofe_lab.data.preprocess import ImageNetwork, Preprocess
-from nofe_lab.evaluation import Predictions, images_at_once
-from nofe_lab.files import user_path
+from nofe_lab.evaluation import Predictions
 from nofe_lab.inference.answers import Answers
+from nofe_lab.inference.asked import Picture, ask
+from nofe_lab.inference.expert import Expert
+from nofe_lab.inference.export import Exported, export, metadata_of
 from nofe_lab.inference.kept import (
     MODEL,
     VAL,
@@ -44,15 +39,12 @@ from nofe_lab.inference.kept import (
     seen_by,
     thumbnails_of,
 )
-from nofe_lab.log import log
 from nofe_lab.machine import PRECISIONS, Machine
 from nofe_lab.networks import CNN, Backbone, NofE, described
 from nofe_lab.networks.backbone import seeded
 from nofe_lab.networks.catalogue import Network
-from nofe_lab.networks.tracing import modes_kept
 from nofe_lab.runs import DamagedRun, Run, open_run
 from nofe_lab.specialties import Specialties
-from nofe_lab.training.events import watched
 
 TOLERANCE = 1e-3
 """Largest difference between the logits of a network that was built again and those of the trained
@@ -60,9 +52,6 @@ one, as a share of the largest logit."""
 
 KEPT_OTHERWISE = "install the versions that are named in run.json"
 """What to do if a network of the library is not what it was."""
-
-Picture = str | Path | Image.Image | np.ndarray | Tensor
-"""What `Classifier.predict` takes, or several of it."""
 
 
 class Classifier(ImageNetwork):
@@ -95,6 +84,44 @@ class Classifier(ImageNetwork):
         if self.description.kind == "generalist" and self.specialties is not None:
             return tuple(map(self.specialties.title, range(self.specialties.K)))
         return self.class_names
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images that it takes."""
+        return self.description.image_shape
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What an exported file says of it; lists and objects as JSON."""
+        title = str(self.run.about["title"])
+        about = metadata_of(self.run, title, self.image_shape, self.output_names)
+        if self.specialties is not None:
+            about["specialties"] = self.specialties.to_json()
+        return about
+
+    def outputs(self, images: Tensor, experts: int | None = None) -> dict[str, Tensor]:
+        """The outputs of an exported file for raw images: logits and probabilities [N, n]."""
+        logits = self.logits(images, experts)
+        return {"logits": logits, "probabilities": logits.softmax(1)}
+
+    def export(self, path: Path | str, experts: int | None = None) -> Exported:
+        """Write it as an .onnx or a .pt2 file, which is checked (see `nofe_lab.inference.export`).
+
+        experts: how many experts answer for each image, by the gate; None: all.
+        """
+        return export(self, path, experts)
+
+    def expert(self, k: int) -> Expert:
+        """One specialty as a small network of its own, on the same weights (see `Expert`).
+
+        Raises InvalidInput if there is no expert with the number k.
+        """
+        if not isinstance(self.network, NofE):
+            raise InvalidInput(
+                f"{self.run.about['title']} has no experts; accepted: networks of experts."
+            )
+        assert self.specialties is not None
+        return Expert(self, k, self.run, self.description, self.specialties)
 
     @property
     def report(self) -> dict[str, float]:
@@ -139,67 +166,26 @@ class Classifier(ImageNetwork):
         if experts is not None:
             self.check_experts(experts)
         threshold = None if coverage is None else self._threshold(coverage, experts)
-        pictures = list(_listed(what))
-        assert self.preprocess.image_shape is not None
-        size = images_at_once(self.preprocess.image_shape)
-        device = self.preprocess.mean.device
-        unreadable: list[tuple[str, str]] = []
-        names: list[str] = []
-        logits, ran = [], []
-        budget = PixelBudget()
-
-        def read(named: tuple[str, Any]) -> Tensor | str:
-            if isinstance(named[1], InvalidInput):
-                return str(named[1]).rstrip(".")
-            try:
-                shape = self.description.image_shape
-                return image_tensor(named[1], shape, self.description.bit_depth, budget)
-            except UnreadableImage as error:
-                return str(error)
-
-        bar = tqdm(total=len(pictures), unit="image", delay=2, leave=False, disable=not watched())
-        with modes_kept(self), torch.inference_mode(), ThreadPoolExecutor() as pool, bar:
-            self.eval()
-            for start in range(0, len(pictures), size):
-                part = pictures[start : start + size]
-                images = []
-                for (name, _), image in zip(part, pool.map(read, part), strict=True):
-                    if isinstance(image, Tensor):
-                        names.append(name)
-                        images.append(image)
-                    else:
-                        unreadable.append((name, image))
-                if images:
-                    found, chosen = self._routed(torch.stack(images).to(device), experts)
-                    logits.append(found.cpu())
-                    ran += [] if chosen is None else [chosen.cpu()]
-                bar.update(len(part))
-        why = [f"{name} ({reason})" for name, reason in unreadable]
-        if not names:
-            raise InvalidInput(
-                f"no image can be read: {some_of(why, separator='; ')}; accepted: image files, "
-                "folders of them, PIL images, and pixels uint8."
-            )
-        if why:
-            log.warning(f"{len(why)} of {len(pictures)} images cannot be read: {some_of(why)}.")
-        together = Predictions(torch.cat(logits).numpy(), np.zeros(len(names), dtype=np.int64))
+        asked = ask(self, self.description, what, lambda images: self._routed(images, experts))
+        logits, *ran = asked.outputs
         return Answers(
-            tuple(names),
+            asked.names,
             self.output_names,
-            together.probabilities,
+            Predictions(logits, np.zeros(len(logits), dtype=np.int64)).probabilities,
             self.specialties if self.output_names == self.class_names else None,
-            torch.cat(ran).numpy() if ran else None,
+            ran[0] if ran else None,
             threshold,
-            tuple(unreadable),
+            asked.unreadable,
         )
 
     def prepare(self, what: Path | bytes | Image.Image | np.ndarray | Tensor) -> Tensor:
         """One picture as the network takes it (see `image_tensor`): uint8 [channels, h, w]."""
         return image_tensor(what, self.description.image_shape, self.description.bit_depth)
 
-    def _routed(self, images: Tensor, experts: int | None) -> tuple[Tensor, Tensor | None]:
+    def _routed(self, images: Tensor, experts: int | None) -> tuple[Tensor, ...]:
+        """The logits, and if some experts are chosen, which."""
         if experts is None:
-            return self(images), None
+            return (self(images),)
         assert isinstance(self.network, NofE)
         chosen: list[Tensor] = []
 
@@ -218,9 +204,9 @@ class Classifier(ImageNetwork):
                 f"coverage (it is {coverage:g}) is for networks of experts, which answer with a "
                 f"specialty where they are not certain; {self.run.path.name} has none."
             )
-        if VAL not in self.run.record["files"]:
+        if not self.run.has(VAL):
             why = "had none (val_fraction sets some aside)"
-            if MODEL not in self.run.record["files"]:
+            if not self.run.has(MODEL):
                 why = "was made by an earlier nofe_lab, which kept nothing of them"
             raise InvalidInput(
                 f"coverage (it is {coverage:g}) needs val images, on which its threshold is fitted "
@@ -361,69 +347,3 @@ def _check_answers(model: Classifier, hint: str) -> None:
         f"the network of the run {model.run.path.name}, built again, does not answer as it did "
         f"when it was trained ({how}): {hint}."
     )
-
-
-# --- what is asked about
-
-
-def _listed(what: object) -> Iterator[tuple[str, Any]]:
-    """Each image that is asked about, with a name."""
-    if isinstance(what, (list, tuple)):
-        if not what:
-            raise InvalidInput("predict needs at least 1 image; got none.")
-        number = count(1)
-        for each in what:
-            if not isinstance(each, (str, Path)):
-                yield from _pixels(each, number)
-                continue
-            try:
-                yield from _files(each, f"{str(each).rstrip('/')}/")
-            except InvalidInput as problem:  # the others are answered
-                yield shown(str(each))[1:-1], problem
-    elif isinstance(what, (str, Path)):
-        yield from _files(what)
-    else:
-        yield from _pixels(what, count(1))
-
-
-def _files(written: str | Path, before: str = "") -> Iterator[tuple[str, Any]]:
-    """A file, or those in a folder; `before` begins the names of the latter."""
-    try:
-        path = user_path(written)
-        is_folder = path.is_dir()
-        if not is_folder and not path.exists():
-            raise InvalidInput(f"there is no file or folder {shown(str(written))}.")
-    except (OSError, ValueError) as error:
-        if isinstance(error, InvalidInput):
-            raise
-        why = getattr(error, "strerror", None) or first_line(error)
-        raise InvalidInput(f"{shown(str(written))} cannot be opened ({why}).") from error
-    if not is_folder:
-        yield str(written), path
-        return
-    inside = files_in(path, ENDINGS)
-    if not inside:
-        raise InvalidInput(
-            f"the folder {str(written)!r} holds no images; accepted: files ending in "
-            f"{', '.join(ENDINGS)}."
-        )
-    for file in inside:
-        yield f"{before}{file.relative_to(path).as_posix()}", file
-
-
-def _pixels(what: object, number: Iterator[int]) -> Iterator[tuple[str, Any]]:
-    """An image, or several; `number` names them."""
-    if isinstance(what, Source):
-        what = what.sample(torch.arange(len(what)))
-    if isinstance(what, (np.ndarray, Tensor)) and what.ndim == 4:
-        if not len(what):
-            raise InvalidInput("predict needs at least 1 image; got none.")
-        for image in what:
-            yield f"image {next(number)}", image
-    elif isinstance(what, (Image.Image, np.ndarray, Tensor)):
-        yield f"image {next(number)}", what
-    else:
-        raise InvalidInput(
-            "predict takes the path of an image or of a folder, a PIL image, pixels uint8 as an "
-            f"array or a tensor, or a list of these; got {type(what).__name__}."
-        )

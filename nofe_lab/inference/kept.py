@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 
 from nofe_lab.config import (
     InvalidInput,
@@ -30,15 +30,17 @@ from nofe_lab.data import Dataset, Source
 from nofe_lab.data.dataset import clearest, label_margins
 from nofe_lab.data.pictures import UnreadableImage, decode, rgb
 from nofe_lab.data.preprocess import ImageNetwork
-from nofe_lab.evaluation import predict
+from nofe_lab.evaluation import Predictions, best_threshold, on_specialty, predict
 from nofe_lab.files import parse_json
 from nofe_lab.knobs import KNOBS
 from nofe_lab.networks import NofE
+from nofe_lab.networks.nofe import log_odds
 from nofe_lab.networks.tracing import modes_kept
 from nofe_lab.runs import DamagedRun, Run
 from nofe_lab.specialties import Specialties
 
 MODEL, THUMBNAILS, VAL, SEEN = "model.json", "thumbnails.jpg", "val.csv", "seen.bin"
+EXPERTS = "experts.csv"
 """The files of a run that `load` needs beside its weights and the names of its classes."""
 
 THUMBNAILS_PER_CLASS = 3
@@ -49,6 +51,8 @@ PARTS = 1000
 
 CANDIDATES = 10
 """Training images of a class from which its thumbnails are chosen."""
+
+_FIGURES = ("found", "accuracy", "false_alarms")
 
 FEW = (1, 2, 3)
 """Numbers of experts for which a gate's certainty is measured on val, beside all of them."""
@@ -120,7 +124,7 @@ class Description:
     @classmethod
     def of_run(cls, run: Run) -> Description:
         """Read a run's description.  Raises DamagedRun, or InvalidInput if the run keeps none."""
-        if MODEL not in run.record["files"]:
+        if not run.has(MODEL):
             raise InvalidInput(
                 f"the run {run.path.name} was made by an earlier nofe_lab, which did not keep what "
                 "its network is made of; experiment.model(stage) opens it where its data are."
@@ -183,7 +187,53 @@ def kept_files(
                 }
                 parts.append(pd.DataFrame(columns))
             files[VAL] = pd.concat(parts).to_csv(index=False)
+            files[EXPERTS] = _experts_alone(exact, found, dataset.val).to_csv(index=False)
     return files
+
+
+def _experts_alone(model: ImageNetwork, whole: Predictions, val: Source) -> pd.DataFrame:
+    """Each expert alone on val images, on which its threshold is fitted (see `Expert`).
+
+    whole: the predictions of all experts together.
+    """
+    network = model.network
+    assert isinstance(network, NofE)
+    logits, gate_logits = torch.from_numpy(whole.logits), None
+    if network.gate is not None:
+        gate = nn.Sequential(network.trunk, network.shared, network.gate)
+        gate_logits = torch.from_numpy(predict(ImageNetwork(model.preprocess, gate), val).logits)
+    rows = []
+    for k in network.specialties.nonempty:
+        members = np.array(network.specialties.members(k))
+        own = logits[:, members]
+        if gate_logits is None:
+            score = own.logsumexp(1)
+        else:
+            score = log_odds(gate_logits, torch.tensor(network.specialties.of) == k)
+        rows.append(expert_row(k, members, own.numpy(), score.numpy(), whole))
+    return pd.DataFrame(rows)
+
+
+def expert_row(
+    k: int,
+    members: NDArray[np.int64],
+    logits: NDArray[np.floating],
+    score: NDArray[np.floating],
+    whole: Predictions,
+    threshold: float | None = None,
+) -> dict[str, float]:
+    """How an expert alone does on images, beside the whole network (see `on_specialty`).
+
+    members: its classes [n].  logits: its own [N, n].  score: see `nofe_lab.networks.nofe.Expert`,
+    [N].  whole: the predictions of the whole network.  threshold: None: fitted on these images.
+    """
+    if threshold is None:
+        threshold = best_threshold(score, np.isin(whole.labels, members))
+    said = np.where(score >= threshold, members[logits.argmax(axis=1)], -1)
+    figures = on_specialty(whole.labels, said, members)
+    beside = on_specialty(whole.labels, whole.predicted, members)
+    whole_figures = {f"whole_{name}": value for name, value in beside.items()}
+    return {"specialty": k, "threshold": threshold, **figures, **whole_figures}
 
 
 def hashes_of(images: Tensor) -> NDArray[np.uint32]:
@@ -193,7 +243,7 @@ def hashes_of(images: Tensor) -> NDArray[np.uint32]:
 
 def seen_by(run: Run) -> NDArray[np.uint32]:
     """The hashes of a run's training images; none of an earlier library's.  Raises DamagedRun."""
-    if SEEN not in run.record["files"]:
+    if not run.has(SEEN):
         return np.empty(0, np.uint32)
     content = run.file(SEEN).read_bytes()
     if len(content) % 4:
@@ -289,12 +339,32 @@ def certainty_of(run: Run, C: int) -> pd.DataFrame:
     return found.astype(dict.fromkeys(columns[:4], int))
 
 
+def expert_of(run: Run, k: int) -> dict[str, float] | None:
+    """What a run keeps of its expert of specialty k on val images (see `expert_row`).
+
+    None if it had no val images, or was made by an earlier library.  Raises DamagedRun.
+    """
+    if not run.has(EXPERTS):
+        return None
+    table = run.table(EXPERTS.removesuffix(".csv"))
+    names = [*_FIGURES, *(f"whole_{name}" for name in _FIGURES)]
+    try:
+        found = table[["specialty", "threshold", *names]].astype("float64")
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
+        raise DamagedRun(f"{EXPERTS} of {run.path.name} has no numbers {names}.") from error
+    rows = found[found["specialty"] == k]
+    if len(rows) != 1 or not rows[names].fillna(0).apply(lambda c: c.between(0, 1)).all(axis=None):
+        raise DamagedRun(f"{EXPERTS} of {run.path.name} does not tell of specialty {k}.")
+    row = {str(name): float(value) for name, value in rows.iloc[0].items()}
+    return None if np.isnan(row["threshold"]) else row
+
+
 def thumbnails_of(run: Run, C: int) -> Tensor:
     """The training images that a run keeps of each class, uint8 [C, n, 3, height, width].
 
     Raises InvalidInput if it keeps none, and DamagedRun if they are not of C classes.
     """
-    if THUMBNAILS not in run.record["files"]:
+    if not run.has(THUMBNAILS):
         raise InvalidInput(f"the run {run.path.name} keeps no thumbnails.")
     try:
         pixels = decode(run.file(THUMBNAILS)).pixels

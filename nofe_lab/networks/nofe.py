@@ -43,6 +43,8 @@ class NofE(nn.Module):
     """
 
     to_class_order: Tensor
+    branch_of: Tensor
+    """The place of each class's branch among the branches: int64 [C]."""
     gate: nn.Module | None
     """features -> logits [N, C], for `logits`; None until one is set."""
     grouped: bool = False
@@ -69,6 +71,8 @@ class NofE(nn.Module):
         self._groups: Groups | None = None
         position = torch.tensor(specialties.order).argsort()
         self.register_buffer("to_class_order", position, persistent=False)
+        place = torch.tensor([specialties.nonempty.index(k) for k in specialties.of])
+        self.register_buffer("branch_of", place, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.experts(self.features(x))
@@ -107,7 +111,10 @@ class NofE(nn.Module):
         return self.routed(x, experts)[0]
 
     def routed(self, x: Tensor, experts: int) -> tuple[Tensor, Tensor]:
-        """The logits of `logits`, and the specialties whose experts ran: int64 [N, experts]."""
+        """The logits of `logits`, and the specialties whose experts ran: int64 [N, experts].
+
+        An exported graph runs all experts and masks the others, which gives the same logits.
+        """
         self.check_experts(experts)
         assert self.gate is not None  # checked
         features = self.features(x)
@@ -115,15 +122,19 @@ class NofE(nn.Module):
         members = [torch.tensor(self.specialties.members(int(k))) for k in self.branches]
         best = torch.stack([gate_logits[:, classes].amax(1) for classes in members], dim=1)
         chosen = best.topk(experts, dim=1).indices
-        found = torch.full_like(gate_logits, -torch.inf)
-        for place, (branch, classes) in enumerate(
-            zip(self.branches.values(), members, strict=True)
-        ):
-            rows = (chosen == place).any(dim=1).nonzero()[:, 0]
-            if len(rows):
-                seen = features if len(rows) == len(features) else features[rows]
-                found[rows[:, None], classes.to(x.device)] = branch(seen).float()
-        ran = found.isfinite()
+        ran = (chosen[:, :, None] == self.branch_of).any(dim=1)
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # which rows run is unknown
+            found = self.experts(features)[:, self.to_class_order].float()
+            found = found.masked_fill(~ran, -torch.inf)
+        else:
+            found = torch.full_like(gate_logits, -torch.inf)
+            for place, (branch, classes) in enumerate(
+                zip(self.branches.values(), members, strict=True)
+            ):
+                rows = (chosen == place).any(dim=1).nonzero()[:, 0]
+                if len(rows):
+                    seen = features if len(rows) == len(features) else features[rows]
+                    found[rows[:, None], classes.to(x.device)] = branch(seen).float()
         gate_total = gate_logits.masked_fill(~ran, -torch.inf).logsumexp(1, keepdim=True)
         logits = torch.where(
             ran, found, gate_logits + found.logsumexp(1, keepdim=True) - gate_total
@@ -138,6 +149,13 @@ class NofE(nn.Module):
                 f"experts can be chosen (experts={experts}) by a network with a gate; this one has "
                 "none: train one with `Experiment.gate`."
             )
+
+    def expert(self, k: int) -> Expert:
+        """The expert of specialty k alone, on the same layers.  Raises InvalidInput."""
+        if str(whole_number("expert", k, 0, self.specialties.K - 1)) not in self.branches:
+            numbers = ", ".join(self.branches)
+            raise InvalidInput(f"specialty {k} has no classes, so no expert; accepted: {numbers}.")
+        return Expert(self, k)
 
     def macs(self, input_shape: tuple[int, ...]) -> Macs:
         """The cost of the parts that `logits` can run or skip, for an image (c, h, w)."""
@@ -171,3 +189,41 @@ class NofE(nn.Module):
         if not per_expert:
             return ()
         return (f"Layers of these kinds run once for each expert: {', '.join(per_expert)}.",)
+
+
+class Expert(nn.Module):
+    """One expert of a network of experts: images [N, c, h, w] -> [N, n + 1].
+
+    The logits of its n classes, and how much speaks for one of them, in nats: with a gate the
+    log-odds that it gives to them, otherwise the log-sum-exp of the logits.
+    Trunk, branch and gate are those of the whole network, not copies.
+    """
+
+    members: Tensor
+
+    def __init__(self, whole: NofE, k: int) -> None:
+        super().__init__()
+        self.trunk, self.shared, self.gate = whole.trunk, whole.shared, whole.gate
+        self.branch = whole.branches[str(k)]
+        members = torch.tensor(whole.specialties.of, device=whole.to_class_order.device) == k
+        self.register_buffer("members", members, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.shared(self.trunk(x))
+        logits = self.branch(features).float()
+        if self.gate is None:
+            score = logits.logsumexp(1)
+        else:
+            score = log_odds(self.gate(features).float(), self.members)
+        return torch.cat([logits, score[:, None]], dim=1)
+
+
+def log_odds(logits: Tensor, members: Tensor) -> Tensor:
+    """The log-odds that softmax gives to classes bool [C], from logits [N, C]: [N], in nats.
+
+    Infinite if they are all or none.
+    """
+    inside, outside = (
+        logits.masked_fill(~each, -torch.inf).logsumexp(1) for each in (members, ~members)
+    )
+    return inside - outside

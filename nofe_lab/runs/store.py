@@ -12,6 +12,9 @@ and seconds are provenance: saved and shown, but not part of the id.
         ...                   further files of the stage, as JSON or CSV
         reports.json          figures of final reports, such as test accuracy, added later
 
+A folder to publish holds the same in fewer files: `PUBLISHED` in place of run.json, with the texts
+of `INLINE` and the reports in it, and `PUBLISHED_WEIGHTS`.
+
 A run is written under a hidden name and renamed when it is complete.  A damaged directory is
 renamed, never overwritten.  A run is locked while it is trained: other processes that request it
 wait, then load it.
@@ -89,6 +92,12 @@ _DAMAGED = re.compile(r"\.damaged-\d+$")
 MAX_TOTAL_SECONDS = 1000 * MAX_SECONDS
 """Largest number of seconds accepted in a run's provenance."""
 
+PUBLISHED, PUBLISHED_WEIGHTS = "config.json", "model.safetensors"
+"""The record of a run and its weights in a folder to publish, as other tools call them."""
+
+INLINE = {"classes.json": "classes", "specialties.json": "specialties", "model.json": "model"}
+"""Files of a run that a published record holds itself, and under which names."""
+
 MAX_NAME = 255
 """Longest file name, in bytes."""
 
@@ -102,7 +111,7 @@ class DamagedRun(InvalidInput):
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its directory and the content of its run.json."""
+    """A finished run, or a published one: its directory and the content of its record."""
 
     path: Path
     record: Mapping[str, Any]
@@ -175,8 +184,14 @@ class Run:
                 f"{name}.csv of {self.path.name} holds no table ({first_line(error)})."
             ) from error
 
+    def has(self, file: str) -> bool:
+        """Whether a file is among the run's files."""
+        return file in self.record["files"] or INLINE.get(file) in self.record
+
     def text(self, file: str) -> str:
         """Read one of the run's text files.  Raises DamagedRun or UnreadableFile."""
+        if INLINE.get(file) in self.record:
+            return json.dumps(self.record[INLINE[file]], ensure_ascii=False)
         return read_text(self.file(file))
 
     def weights(self) -> dict[str, Tensor]:
@@ -184,12 +199,12 @@ class Run:
 
         Raises DamagedRun or UnreadableFile, also for values that are not finite.
         """
-        found = read_tensors(self.file("weights.safetensors"))[0]
+        file = PUBLISHED_WEIGHTS if self.has(PUBLISHED_WEIGHTS) else "weights.safetensors"
+        found = read_tensors(self.file(file))[0]
         for name, tensor in found.items():
             if not all_finite(tensor):
                 raise DamagedRun(
-                    f"weights.safetensors of {self.path.name}: {name!r} holds values that are not "
-                    "finite."
+                    f"{file} of {self.path.name}: {name!r} holds values that are not finite."
                 )
         return found
 
@@ -205,7 +220,12 @@ class Run:
 
         Empty if there are none, or if the file is damaged; a new report replaces it.
         """
-        return self._reports()[0]
+        return {name: value for name, value in self._reports()[0].items() if _is_number(value)}
+
+    def report_table(self, name: str) -> pd.DataFrame:
+        """A table of the last final report (see `report_tables`); empty if there is none."""
+        found = self._reports()[0].get(name)
+        return pd.DataFrame(found if isinstance(found, list) else [])
 
     @property
     def reports_problem(self) -> str:
@@ -214,22 +234,29 @@ class Run:
 
     def _reports(self) -> tuple[dict[str, Any], str]:
         path = self.path / "reports.json"
-        if not os.path.lexists(path):
-            return {}, ""
+        content = self.record.get("reports", {})
         try:
-            content = read_json(path)
+            content = read_json(path) if os.path.lexists(path) else content
         except UnreadableFile as error:
             return {}, str(error)
         if not isinstance(content, dict):
             return {}, f"reports.json holds {shown(content)}, not figures by name."
-        found = {name: value for name, value in content.items() if _is_number(value)}
+        found = {k: v for k, v in content.items() if _is_number(v) or _is_table(v)}
         odd = sorted(set(content) - set(found))
         return found, f"in reports.json {shown(odd[0])} is no number." if odd else ""
 
     def report(self, **figures: float) -> None:
         """Add figures of a final report; only logs a warning if the run is read-only."""
-        plain = {name: float(value) for name, value in figures.items()}  # JSON takes no NumPy
-        text = json.dumps({**self.reports, **plain}, indent=1)
+        self._add({name: float(value) for name, value in figures.items()})  # JSON takes no NumPy
+
+    def report_tables(self, **tables: pd.DataFrame) -> None:
+        """Add tables of a final report; only logs a warning if the run is read-only."""
+        self._add(
+            {name: json.loads(each.to_json(orient="records")) for name, each in tables.items()}
+        )
+
+    def _add(self, content: Mapping[str, Any]) -> None:
+        text = json.dumps({**self._reports()[0], **content}, indent=1, ensure_ascii=False)
         try:
             write_file(self.path / "reports.json", text)
         except OSError as error:
@@ -518,10 +545,10 @@ def open_run(which: Run | Path | str, runs_dir: Path | str | None = None) -> Run
     except (OSError, ValueError) as error:
         raise InvalidInput(f"run {shown(str(which))}: {first_line(error)[:200]}") from error
     if is_folder:
-        if not os.path.lexists(folder / "run.json"):
+        if not any(os.path.lexists(folder / name) for name in ("run.json", PUBLISHED)):
             raise InvalidInput(
                 f"the folder {str(which)!r} is no run, it has no run.json; accepted: the folder of "
-                "a finished run, or a run's id."
+                "a finished or a published run, or a run's id."
             )
         return _opened(folder)
     found = []
@@ -548,18 +575,20 @@ def _opened(path: Path) -> Run:
 
 def _open(path: Path) -> Run:
     """Open the run in a folder, whatever the folder's name."""
+    is_published = not os.path.lexists(path / "run.json") and os.path.lexists(path / PUBLISHED)
+    name = PUBLISHED if is_published else "run.json"
     try:
-        record = read_json(path / "run.json")
+        record = read_json(path / name)
     except UnreadableFile as error:
         _check_readable(path, error)
-        raise DamagedRun(f"run.json cannot be read: {error}") from error
+        raise DamagedRun(f"{name} cannot be read: {error}") from error
     try:
-        return Run(path, _validated(record, path))
+        return Run(path, _validated(record, path, name))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, InvalidInput):
             raise
         reason = f"{type(error).__name__}: {error}"
-        raise DamagedRun(f"run.json is not the record of a run, {reason}") from error
+        raise DamagedRun(f"{name} is not the record of a run, {reason}") from error
 
 
 def _delete(path: Path) -> None:
@@ -608,8 +637,8 @@ _PROVENANCE_TYPES = {
 _VERSION_TYPES = {"torch": str, "python": str}
 
 
-def _validated(record: Any, path: Path) -> dict[str, Any]:
-    """Check a run.json and the run's files; returns the record in the present format.
+def _validated(record: Any, path: Path, name: str) -> dict[str, Any]:
+    """Check a record, of the file `name`, and the run's files; returns it in the present format.
 
     Raises DamagedRun or OtherFormat, or any error that a malformed record causes.
     """
@@ -622,7 +651,7 @@ def _validated(record: Any, path: Path) -> dict[str, Any]:
     if type(found) is not int or found not in _IDENTITY_FORMATS:
         raise DamagedRun(f"its format is {shown(found)}, this library reads 2 to {FORMAT}")
     if record.pop("digest", None) != _digest(record):
-        raise DamagedRun("run.json has been changed")
+        raise DamagedRun(f"{name} has been changed")
     run_id, expected_id = record["id"], identity_hash(record["identity"], _IDENTITY_FORMATS[found])
     if run_id != expected_id:
         raise DamagedRun(f"it is the run {run_id}")
@@ -673,6 +702,15 @@ def _check_fields(what: str, found: Mapping[str, Any], kinds: Mapping[str, Any])
 def _is_number(value: object) -> bool:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return is_number and abs(value) <= MAX_FLOAT  # type: ignore[arg-type]
+
+
+def _is_table(value: object) -> bool:
+    """Whether a value of reports.json is a table: rows of texts, numbers and gaps."""
+    return isinstance(value, list) and all(
+        isinstance(row, dict)
+        and all(cell is None or isinstance(cell, str) or _is_number(cell) for cell in row.values())
+        for row in value
+    )
 
 
 def _check_file_name(file: str) -> str:

@@ -100,7 +100,7 @@ def _sections(run: Run, title: str) -> Iterator[str]:
             yield _table(pd.DataFrame(listed, columns=["specialty", "classes"]))
     yield "<h2>How it was trained</h2>"
     yield _picture(plots.plot_history({title: run.history}), "loss and accuracy by epoch")
-    if specialties is not None and VAL in run.record["files"]:
+    if specialties is not None and run.has(VAL):
         yield "<h2>How certain it is</h2>"
         yield (
             "<p>With <code>coverage</code> the network answers with the class where it is certain "

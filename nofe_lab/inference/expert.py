@@ -1,0 +1,152 @@
+"""One expert of a network of experts as a small network of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from nofe_lab.config import InvalidInput
+from nofe_lab.data import Source
+from nofe_lab.data.batches import Augmentation
+from nofe_lab.data.preprocess import ImageNetwork
+from nofe_lab.evaluation import Predictions, predict
+from nofe_lab.inference.answers import Answers
+from nofe_lab.inference.asked import Picture, ask
+from nofe_lab.inference.export import Exported, export, metadata_of
+from nofe_lab.inference.kept import Description, expert_of, expert_row
+from nofe_lab.networks import NofE
+from nofe_lab.networks.counting import count_macs
+from nofe_lab.runs import Run
+from nofe_lab.specialties import Specialties
+
+
+class Expert(ImageNetwork):
+    """One specialty of a network of experts: pictures -> one of its classes, or none of them.
+
+    As a torch module it takes raw images, uint8 [N, c, h, w], and gives the logits [N, n] that the
+    whole network gives to the specialty's n classes.  Whether an image is one of its own, it tells
+    by the gate where there is one (the log-odds of its classes), otherwise by the log-sum-exp of
+    its logits: below `threshold` it answers "none of mine".  Trunk, branch and gate are those of
+    the whole network, not copies.
+    """
+
+    def __init__(
+        self,
+        whole: ImageNetwork,
+        k: int,
+        run: Run,
+        description: Description,
+        specialties: Specialties,
+    ) -> None:
+        assert isinstance(whole.network, NofE)
+        super().__init__(whole.preprocess, whole.network.expert(k), whole.precision)
+        self.k, self.run, self.description = k, run, description
+        self.class_names = specialties.class_names_of(k)
+        self.title = specialties.title(k)
+        """The name of the specialty."""
+        self._members = np.array(specialties.members(k))
+        self._whole = lambda: whole  # a module would become a part of this one
+        self._kept = expert_of(run, k)
+        self.threshold = None if self._kept is None else self._kept["threshold"]
+        """The least score of an image of its own, in nats, fitted on val images so that the mean of
+        two shares is largest: own images that it takes, and others that it leaves.  None if the run
+        had no val images: see `fit`."""
+
+    def forward(self, images: Tensor, drawn: Augmentation | None = None) -> Tensor:
+        return super().forward(images, drawn)[:, :-1]
+
+    def fit(self, images: Source) -> Expert:
+        """Fit the threshold on images of all classes that no network has trained on."""
+        self._kept = self._measured(images, None)
+        self.threshold = self._kept["threshold"]
+        return self
+
+    def measure(self, images: Source | None = None) -> pd.DataFrame:
+        """Compare it with the whole network, one row each, on images of all classes.
+
+        images: None: the val images of its training, on which its threshold was fitted.
+        Columns: parameters and multiply-accumulates of one image; of the images of its own classes,
+        the shares that are answered with one of them (found) and with the right one (accuracy); of
+        the others, the share that is answered with one of its classes (false alarms).
+        """
+        self._check_threshold()
+        found = self._kept if images is None else self._measured(images, self.threshold)
+        assert found is not None  # checked
+        own, whole = f"expert of {self.title}", "whole network"
+        networks = ((own, "", self.network), (whole, "whole_", self._whole().network))
+        rows = [
+            {
+                "network": name,
+                "parameters": sum(each.numel() for each in network.parameters()),
+                "multiply-accumulates": count_macs(network, self._input_shape),
+                "found": found[f"{prefix}found"],
+                "accuracy": found[f"{prefix}accuracy"],
+                "false alarms": found[f"{prefix}false_alarms"],
+            }
+            for name, prefix, network in networks
+        ]
+        return pd.DataFrame(rows)
+
+    def predict(self, what: Picture | Sequence[Picture] | Source) -> Answers:
+        """Answer for pictures of any size (see `Classifier.predict`), or say "none of mine"."""
+        threshold = self._check_threshold()
+        asked = ask(self, self.description, what, lambda images: (self._scored(images),))
+        (found,) = asked.outputs
+        probabilities = Predictions(found[:, :-1], np.zeros(len(found), np.int64)).probabilities
+        margin = found[:, -1].astype(np.float64) - threshold
+        return Answers(
+            asked.names, self.class_names, probabilities, unreadable=asked.unreadable, margin=margin
+        )
+
+    def export(self, path: Path | str) -> Exported:
+        """Write it as an .onnx or a .pt2 file (see `nofe_lab.inference.export`)."""
+        return export(self, path)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images that it takes."""
+        return self.description.image_shape
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What an exported file says of it; lists as JSON."""
+        title = f"expert of {self.title}, {self.run.about['title']}"
+        about = metadata_of(self.run, title, self.image_shape, self.class_names)
+        return about | {"specialty": self.title, "none_of_mine": "margin below 0"}
+
+    def outputs(self, images: Tensor, experts: int | None = None) -> dict[str, Tensor]:
+        """The outputs of an exported file for raw images; `experts` is not used.
+
+        logits and probabilities [N, n] of its own classes; margin [N], the score minus the
+        threshold: below 0 the image is none of its own.
+        """
+        found = self._scored(images)
+        logits, margin = found[:, :-1], found[:, -1] - self._check_threshold()
+        return {"logits": logits, "probabilities": logits.softmax(1), "margin": margin}
+
+    @property
+    def _input_shape(self) -> tuple[int, int, int]:
+        window = self.preprocess.window or self.image_shape[1:]
+        return (self.image_shape[0], *window)
+
+    def _scored(self, images: Tensor) -> Tensor:
+        """The logits and the score [N, n + 1]."""
+        return super().forward(images)
+
+    def _measured(self, images: Source, threshold: float | None) -> dict[str, float]:
+        found = predict(ImageNetwork(self.preprocess, self.network, self.precision), images).logits
+        whole = predict(self._whole(), images)
+        logits, score = found[:, :-1], found[:, -1]
+        return expert_row(self.k, self._members, logits, score, whole, threshold)
+
+    def _check_threshold(self) -> float:
+        if self.threshold is None:
+            raise InvalidInput(
+                f"the expert of {self.title} cannot tell its own images from others: its run had "
+                "no val images to fit a threshold on; expert.fit(images) fits it on others."
+            )
+        return self.threshold

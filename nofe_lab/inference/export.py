@@ -1,0 +1,212 @@
+"""Trained networks as files for other programs: ONNX and torch.export, checked when made.
+
+A file takes raw images, uint8 [N, channels, height, width] for any N, and prepares them itself.
+Its outputs are those of the model's `outputs`; class names and specialties are in its metadata.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nofe_lab.config import InvalidInput, first_line, one_of
+from nofe_lab.files import writable_path, write_file
+from nofe_lab.runs import Run
+
+OPSET = 20
+"""Of ONNX; from 19 on, average pooling knows windows that reach over the edge."""
+
+LOGITS, PROBABILITIES = 1e-3, 1e-4
+"""Largest differences from torch: of logits as a share of the largest, and of probabilities."""
+
+MOST_BYTES = 2**31 - 2**24
+"""Of the weights in one ONNX file, with room for the rest of it."""
+
+BATCHES = (1, 2, 5)
+"""Numbers of images that a file is checked with."""
+
+METADATA = "nofe_lab.json"
+"""The metadata in a file of torch.export."""
+
+
+class Exportable(Protocol):
+    """A trained network that can be written as a file: a torch module of raw images."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images that it takes."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What a file says of it; lists and objects as JSON."""
+
+    def check_experts(self, experts: int) -> None:
+        """Raise InvalidInput unless it can choose so many experts for an image."""
+
+    def outputs(self, images: Tensor, experts: int | None = None) -> dict[str, Tensor]:
+        """What a file gives for images uint8 [N, c, h, w], by name; first logits [N, n]."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Its weights."""
+
+
+def metadata_of(
+    run: Run, title: str, image_shape: tuple[int, int, int], names: Sequence[str]
+) -> dict[str, str]:
+    """What every file says; names: of the outputs."""
+    return {
+        "title": title,
+        "run": run.id,
+        "nofe_lab": version("nofe_lab"),
+        "input": f"images uint8 [N, {', '.join(map(str, image_shape))}], RGB, 0 to 255",
+        "class_names": json.dumps(names, ensure_ascii=False),
+    }
+
+
+Answer = Callable[[Tensor], tuple[NDArray[np.float32], ...]]
+
+
+class Exported(NamedTuple):
+    """A file that was written, and how far it is from the network in torch."""
+
+    path: Path
+    bytes: int
+    seconds: float
+    """For making and checking it."""
+    logits: float
+    """Largest difference of a logit, as a share of the largest logit."""
+    probabilities: float
+    """Largest difference of a probability."""
+
+
+class _Graph(nn.Module):
+    """images uint8 [N, c, h, w] -> what a model has to say, as a tuple of tensors."""
+
+    def __init__(self, model: Exportable, experts: int | None) -> None:
+        super().__init__()
+        self.model: Any = copy.deepcopy(model).cpu().eval()  # type: ignore[attr-defined]
+        self.model.precision = "fp32"
+        self.experts = experts
+
+        self.names = tuple(self.model.outputs(_images(model.image_shape, 1), experts))
+        """Of the outputs."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.model.outputs(images, self.experts).values())
+
+
+def export(model: Exportable, path: Path | str, experts: int | None = None) -> Exported:
+    """Write a trained network as one file: ``.onnx`` or, for torch.export, ``.pt2``.
+
+    experts: how many experts answer for each image, by a gate; the others run too, and are masked.
+    The file is checked before it is written: onnxruntime, or torch with what was read back, must
+    give what the network gives.  Raises InvalidInput if it does not, or the network cannot be
+    exported, or onnx, onnxscript and onnxruntime are not installed.
+    """
+    kind = one_of("the ending of the file", Path(path).suffix.lower(), (".onnx", ".pt2"))
+    if experts is not None:
+        model.check_experts(experts)
+    target = writable_path("the file", path)
+    title = model.metadata["title"]
+    if kind == ".onnx":
+        missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]
+        if missing:
+            raise InvalidInput(
+                f"ONNX files need {', '.join(missing)}: pip install 'nofe_lab[export]'; '.pt2' "
+                "files need nothing more."
+            )
+        size = sum(4 * tensor.numel() for tensor in model.state_dict().values())
+        if size > MOST_BYTES:
+            raise InvalidInput(
+                f"{title} has {size / 1e9:.1f} GB of weights, one ONNX file holds "
+                f"{MOST_BYTES / 1e9:.1f}; accepted: a '.pt2' file."
+            )
+    began = time.perf_counter()
+    graph = _Graph(model, experts)
+    about = dict(model.metadata) | ({} if experts is None else {"experts": str(experts)})
+    write = _onnx if kind == ".onnx" else _pt2
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporters' own, about their own code
+        try:
+            content, answer = write(graph, _images(model.image_shape, 2), about)
+        except Exception as error:  # exporters raise almost anything
+            raise InvalidInput(
+                f"{title} cannot be exported: {first_line(error).rstrip('.')}; accepted: networks "
+                "of which torch.export makes one graph for any number of images."
+            ) from error
+        differences = _checked(graph, answer, title)
+    write_file(target, content)
+    return Exported(target, len(content), time.perf_counter() - began, *differences)
+
+
+def _onnx(graph: _Graph, images: Tensor, about: Mapping[str, str]) -> tuple[bytes, Answer]:
+    """The content of an ONNX file, and what onnxruntime answers with it."""
+    import onnxruntime
+
+    program = torch.onnx.export(
+        _exported(graph, images),
+        input_names=["images"],
+        output_names=list(graph.names),
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    program.model.metadata_props.update(about)
+    content = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return content, lambda images: tuple(session.run(None, {"images": images.numpy()}))
+
+
+def _pt2(graph: _Graph, images: Tensor, about: Mapping[str, str]) -> tuple[bytes, Answer]:
+    """The content of a file of torch.export, and what torch answers with it."""
+    packed = io.BytesIO()
+    text = json.dumps(dict(about), ensure_ascii=False)
+    torch.export.save(_exported(graph, images), packed, extra_files={METADATA: text})
+    read = torch.export.load(io.BytesIO(packed.getvalue())).module()
+    return packed.getvalue(), lambda images: tuple(each.numpy() for each in read(images))
+
+
+def _exported(graph: _Graph, images: Tensor) -> torch.export.ExportedProgram:
+    any_number = {"images": {0: torch.export.Dim("N", min=1)}}
+    return torch.export.export(graph, (images,), dynamic_shapes=any_number)
+
+
+def _images(image_shape: tuple[int, int, int], n: int) -> Tensor:
+    """n images of blocks of every brightness: uint8 [n, c, h, w]."""
+    channels, height, width = image_shape
+    rng = np.random.default_rng(n)
+    blocks = rng.integers(256, size=(n, channels, 8, 8), dtype=np.uint8)
+    rows, columns = (np.arange(side) * 8 // side for side in (height, width))
+    return torch.from_numpy(blocks[:, :, rows][:, :, :, columns])
+
+
+def _checked(graph: _Graph, answer: Answer, title: str) -> tuple[float, float]:
+    """How far a file's answers are from the network's; raises InvalidInput if it is too far."""
+    largest = dict.fromkeys(graph.names, 0.0)
+    for n in BATCHES:
+        images = _images(graph.model.image_shape, n)
+        for name, here, there in zip(graph.names, graph(images), answer(images), strict=True):
+            apart = float(np.abs(here.numpy() - there).max())
+            if name != "probabilities":
+                apart /= max(float(here.abs().max()), 1e-6)
+            if not apart <= (PROBABILITIES if name == "probabilities" else LOGITS):
+                raise InvalidInput(
+                    f"{title} was not written: for {n} images the {name} of the file differ from "
+                    f"those of the network by {apart:.2g}."
+                )
+            largest[name] = max(largest[name], apart)
+    return largest["logits"], largest["probabilities"]
