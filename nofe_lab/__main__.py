@@ -182,6 +182,54 @@ def predict(parser: ArgumentParser) -> Command:
     return run
 
 
+def export(parser: ArgumentParser) -> Command:
+    """Hand a trained network on: as a web page, a folder to publish, or an ONNX file.
+
+    nofe-lab export data/runs/nofe-flowers-... --web page --folder flowers --file flowers.onnx
+    nofe-lab export data/runs/nofe-flowers-... --expert 3 --file roses.onnx
+    """
+    parser.add_argument("which", metavar="RUN", help="the folder of a run, or its id")
+    parser.add_argument("--web", metavar="DIR", help="a page that answers in the browser, offline")
+    parser.add_argument("--folder", metavar="DIR", help="weights, config and a model card")
+    parser.add_argument("--file", metavar="FILE", help="an .onnx file, or .pt2 for torch.export")
+    parser.add_argument("--expert", metavar="NAME", help="the expert of this specialty alone")
+    parser.add_argument("--experts", metavar="M", help="experts that answer, by the gate")
+    parser.add_argument("--no-thumbnails", action="store_true", help="without training images")
+    parser.add_argument("--runtime", metavar="FILE", help="onnxruntime-web for the page, as a .tgz")
+    add_knobs(parser, "runs_dir")
+
+    def run(options: Namespace) -> None:
+        folders = [path for path in (options.web, options.folder) if path is not None]
+        if not folders and options.file is None:
+            raise InvalidInput("nothing to write: give --web, --folder or --file.")
+        few = None if options.experts is None else FROM_1.parse("experts", options.experts)
+        if folders and (options.expert, few) != (None, None):
+            raise InvalidInput(
+                "--expert and --experts are for --file; a page and a folder have the whole network."
+            )
+        if None not in (options.expert, few):
+            raise InvalidInput(f"--experts is for the whole network; got {few}, and --expert.")
+        model = load(options.which, runs_dir=options.runs_dir)
+        if options.folder is not None:
+            found = model.publish(options.folder, not options.no_thumbnails)
+            log.info(f"the folder, with its model card README.md: {found.path}")
+        if options.web is not None:
+            from nofe_lab.views.web_page import write_web_page
+
+            runtime = None if options.runtime is None else user_path(options.runtime)
+            write_web_page(model, user_path(options.web), runtime)
+            log.info(f"the page: python -m http.server --directory {shlex.quote(options.web)}")
+        part = model if options.expert is None else model.expert(options.expert)
+        if options.file is not None:
+            done = part.export(options.file, few)
+            log.info(
+                f"{done.path}: {done.bytes / 1e6:.1f} MB; its probabilities differ from the "
+                f"network's by {done.probabilities:.1g} at most"
+            )
+
+    return run
+
+
 def show(parser: ArgumentParser) -> Command:
     """Write a report of a run, as one HTML page.
 
@@ -403,7 +451,7 @@ def results(parser: ArgumentParser) -> Command:
     return run
 
 
-COMMANDS = (look, train, predict, show, runs, init)
+COMMANDS = (look, train, predict, show, export, runs, init)
 MAINTENANCE = (bench, latency, widgets, film, study, upcycling, results)
 
 

@@ -60,6 +60,28 @@ def paired_differences(
     )
 
 
+def paired_interval(
+    right: NDArray[np.bool_], other: NDArray[np.bool_]
+) -> tuple[float, float, float]:
+    """The difference of two networks' accuracies on the same N images, and its 95 % interval.
+
+    right, other: [N], whether each image is answered correctly.  The interval (Student's t, over
+    images) tells of other images of this kind, not of other seeds.
+    """
+    images = np.arange(len(right))
+    table = pd.DataFrame({"seed": images, "network": "", "difference": 1.0 * right - 1.0 * other})
+    mean, low, high = over_seeds(table, "difference")[["mean", "low", "high"]].iloc[0]
+    return float(mean), float(low), float(high)
+
+
+def share_interval(share: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share that was found on n images (Wilson's score interval)."""
+    from scipy import stats
+
+    interval = stats.binomtest(round(share * n), n).proportion_ci(0.95, "wilson")
+    return float(interval.low), float(interval.high)
+
+
 def detectable(differences: NDArray[np.float64]) -> float:
     """The smallest mean difference that a paired t test at 5 % finds with probability `POWER`.
 

@@ -342,6 +342,11 @@ class Dataset:
         kept = stratified_sample(self.train.labels, train_per_class, seed)
         return replace(self, train=self.train[kept], notes=(*self.notes, note), clearest=None)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of images of each split."""
+        return {name: len(getattr(self, name)) for name in ("train", "val", "test")}
+
     def __repr__(self) -> str:
         channels, height, width = self.image_shape
         groups = f", {len(self.superclass_names)} superclasses" if self.superclass_names else ""

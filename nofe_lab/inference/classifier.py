@@ -25,6 +25,7 @@ from nofe_lab.data.preprocess import ImageNetwork, Preprocess
 from nofe_lab.evaluation import Predictions
 from nofe_lab.inference.answers import Answers
 from nofe_lab.inference.asked import Picture, ask
+from nofe_lab.inference.card import save_for_publishing
 from nofe_lab.inference.expert import Expert
 from nofe_lab.inference.export import Exported, export, metadata_of
 from nofe_lab.inference.kept import (
@@ -111,16 +112,25 @@ class Classifier(ImageNetwork):
         """
         return export(self, path, experts)
 
-    def expert(self, k: int) -> Expert:
+    def publish(self, folder: Path | str, thumbnails: bool = True) -> Run:
+        """Write a folder to publish, with a model card (see `save_for_publishing`).
+
+        `nofe_lab.load` reads it.  thumbnails: whether the training images that the run keeps are in
+        it.
+        """
+        return save_for_publishing(self.run, folder, thumbnails)
+
+    def expert(self, k: int | str) -> Expert:
         """One specialty as a small network of its own, on the same weights (see `Expert`).
 
-        Raises InvalidInput if there is no expert with the number k.
+        k: its number, from 0, or its name.  Raises InvalidInput if there is no such expert.
         """
         if not isinstance(self.network, NofE):
             raise InvalidInput(
                 f"{self.run.about['title']} has no experts; accepted: networks of experts."
             )
         assert self.specialties is not None
+        k = self.specialties.number(k) if isinstance(k, str) else k
         return Expert(self, k, self.run, self.description, self.specialties)
 
     @property

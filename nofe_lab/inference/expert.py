@@ -102,9 +102,9 @@ class Expert(ImageNetwork):
             asked.names, self.class_names, probabilities, unreadable=asked.unreadable, margin=margin
         )
 
-    def export(self, path: Path | str) -> Exported:
-        """Write it as an .onnx or a .pt2 file (see `nofe_lab.inference.export`)."""
-        return export(self, path)
+    def export(self, path: Path | str, experts: int | None = None) -> Exported:
+        """Write it as an .onnx or a .pt2 file (see `nofe_lab.inference.export`); experts: None."""
+        return export(self, path, experts)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

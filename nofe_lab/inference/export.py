@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nofe_lab.config import InvalidInput, first_line, one_of
+from nofe_lab.config import InvalidInput, first_line, text
 from nofe_lab.files import writable_path, write_file
 from nofe_lab.runs import Run
 
@@ -116,7 +116,10 @@ def export(model: Exportable, path: Path | str, experts: int | None = None) -> E
     give what the network gives.  Raises InvalidInput if it does not, or the network cannot be
     exported, or onnx, onnxscript and onnxruntime are not installed.
     """
-    kind = one_of("the ending of the file", Path(path).suffix.lower(), (".onnx", ".pt2"))
+    text("the file", path)
+    kind = Path(path).suffix.lower()
+    if kind not in (".onnx", ".pt2"):
+        raise InvalidInput(f"an exported file ends in .onnx or .pt2; got {str(path)!r}.")
     if experts is not None:
         model.check_experts(experts)
     target = writable_path("the file", path)
@@ -174,8 +177,8 @@ def _onnx(graph: _Graph, images: Tensor, about: Mapping[str, str]) -> tuple[byte
 def _pt2(graph: _Graph, images: Tensor, about: Mapping[str, str]) -> tuple[bytes, Answer]:
     """The content of a file of torch.export, and what torch answers with it."""
     packed = io.BytesIO()
-    text = json.dumps(dict(about), ensure_ascii=False)
-    torch.export.save(_exported(graph, images), packed, extra_files={METADATA: text})
+    extra = {METADATA: json.dumps(dict(about), ensure_ascii=False)}
+    torch.export.save(_exported(graph, images), packed, extra_files=extra)
     read = torch.export.load(io.BytesIO(packed.getvalue())).module()
     return packed.getvalue(), lambda images: tuple(each.numpy() for each in read(images))
 

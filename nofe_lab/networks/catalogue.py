@@ -119,6 +119,11 @@ def backbone(
     return made
 
 
+def is_named(name: str) -> bool:
+    """Whether a name tells the library which network is meant, as far as the name shows."""
+    return name in PAPER or name in torchvision_names() or name.startswith("timm:")
+
+
 def described(
     description: Mapping[str, Any],
     image_shape: tuple[int, int, int],
@@ -131,8 +136,7 @@ def described(
     """
     name = description["name"]
     if network is None:
-        known = name in PAPER or name in torchvision_names() or name.startswith("timm:")
-        if not known:
+        if not is_named(name):
             raise InvalidInput(
                 f"the network {name!r} is not one of the library's; pass it as it was passed for "
                 "training: load(run, network=...)."

@@ -9,6 +9,7 @@ from nofe_lab.runs.store import (
     default_runs_dir,
     identity_hash,
     open_run,
+    publish,
 )
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "default_runs_dir",
     "identity_hash",
     "open_run",
+    "publish",
 ]

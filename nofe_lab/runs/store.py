@@ -25,6 +25,7 @@ it says about itself is checked.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -34,7 +35,7 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -64,6 +65,7 @@ from nofe_lab.files import (
     check_regular,
     flush_folder,
     is_scratch,
+    parse_json,
     read_json,
     read_tensors,
     read_text,
@@ -432,10 +434,7 @@ class RunStore:
                 "about": about,
                 "result": result,
                 "provenance": provenance,
-                "files": {
-                    file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)}
-                    for file in sorted(folder.iterdir())
-                },
+                "files": _listed(folder),
             }
             record["digest"] = _digest(record)
             write_file(folder / "run.json", json.dumps(record, indent=1, ensure_ascii=False))
@@ -563,6 +562,62 @@ def open_run(which: Run | Path | str, runs_dir: Path | str | None = None) -> Run
             "runs' lists them)."
         )
     return _opened(found[0])
+
+
+def publish(
+    run: Run,
+    folder: Path,
+    texts: Mapping[str, str],
+    keep: Sequence[str] = (),
+    about: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Run:
+    """Write a run as a folder to publish, atomically.
+
+    texts: further files, that may be edited later.  keep: which of the run's files are in it, of
+    those that it has, beside its weights and the files of `INLINE`.  about, provenance: in place of
+    the run's own.  Raises InvalidInput if the folder exists and is not empty, or cannot be written.
+    """
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(errno.EEXIST, "it is there and not empty")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise InvalidInput(
+            f"the folder {str(folder)!r} cannot be written ({error.strerror or error}); accepted: "
+            "the path of a new or an empty folder."
+        ) from error
+    try:
+        for name in keep:
+            if run.has(name):
+                shutil.copyfile(run.file(name), scratch / name)
+        write_tensors(scratch / PUBLISHED_WEIGHTS, run.weights(), {"format": "pt"})
+        record = {name: value for name, value in run.record.items() if name not in INLINE.values()}
+        record |= {
+            "about": {**run.about, **(about or {})},
+            "provenance": {**run.provenance, **(provenance or {})},
+            **{key: parse_json(run.text(file)) for file, key in INLINE.items() if run.has(file)},
+            "reports": run._reports()[0],
+            "files": _listed(scratch),
+        }
+        record["digest"] = _digest({k: v for k, v in record.items() if k != "digest"})
+        write_file(scratch / PUBLISHED, json.dumps(record, indent=1, ensure_ascii=False))
+        for name, text in texts.items():
+            write_file(scratch / name, text)
+        scratch.chmod(0o755)
+        scratch.replace(folder)  # an empty folder may be there
+        return _opened(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _listed(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and checksum of each file in a folder."""
+    return {
+        file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        for file in sorted(folder.iterdir())
+    }
 
 
 def _opened(path: Path) -> Run:

@@ -25,6 +25,7 @@ from nofe_lab.config import (
     composed,
     derive_seed,
     shown,
+    some_of,
     whole_number,
 )
 from nofe_lab.files import parse_json, read_text, redact_path, user_path
@@ -115,6 +116,19 @@ class Specialties:
         """The name of specialty k; "specialty 3" if the name is only a number."""
         name = self.names[k]
         return f"specialty {name}" if name.isdecimal() else name
+
+    def number(self, name: str) -> int:
+        """The number of the specialty with a name or a `title`.
+
+        Raises InvalidInput unless there is exactly one.
+        """
+        found = [k for k in range(self.K) if name in (self.names[k], self.title(k))]
+        if len(found) != 1:
+            raise InvalidInput(
+                f"{shown(name)} is the name of {len(found)} specialties; accepted: "
+                f"{some_of([str(each) for each in self.names])}."
+            )
+        return found[0]
 
     def sums(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
         """The probabilities [N, C] of the classes, summed over each specialty: [N, K]."""

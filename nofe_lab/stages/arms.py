@@ -215,6 +215,16 @@ class Arm:
             found["partition"] = Path(self.partition).name
         return found
 
+    @property
+    def code(self) -> str:
+        """The arm in Python; a partition that is given stands for itself as a file."""
+        given = dict(self.columns)
+        if self._is_given:
+            given["partition"] = "specialties.json"
+        usual = {each.name: each.default for each in fields(self)}
+        said = [f"{name}={value!r}" for name, value in given.items() if value != usual[name]]
+        return f"Arm({', '.join(said)})"
+
     @classmethod
     def of_columns(cls, row: Mapping[str, Any]) -> Arm:
         """The arm of a row of a result file, as `columns` wrote it; empty cells may be NaN.

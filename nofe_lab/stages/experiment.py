@@ -268,12 +268,15 @@ class Experiment:
         there = replace(self, **arm.changed) if arm.changes else self
         stage = there._nofe_stage(arm) if arm.kind == "nofe" else there._flat_stage(arm)
         stage.arm, stage.choices = arm, there._choices
+        stage.command = self._again(f"stage({arm.code})")
         return stage
 
     def base(self, budget: str = "nofe") -> FlatStage:
         """The base CNN.  budget: see `Arm`."""
         stage = self.stage(Arm("base", budget=budget))
         assert isinstance(stage, FlatStage)
+        if budget == "nofe":
+            stage.command = self._again("base()")
         return stage
 
     def _flat_stage(self, arm: Arm) -> FlatStage:
@@ -317,6 +320,7 @@ class Experiment:
             config = replace(config, affinity_images=None)  # all: the same training, the same run
         stage = GeneralistStage(self.data, self._backbone, config)
         stage.choices = self._choices
+        stage.command = self._again(f"generalist({'' if rule is None else repr(rule)})")
         return stage
 
     @property
@@ -336,6 +340,7 @@ class Experiment:
         rule: of the generalist that its partition or its trunk comes from.  trunk_rule: of another
         generalist, for the trunk only.
         """
+        is_own = (specialties, trunk, rule, trunk_rule) == (None,) * 4
         wanted = specialties if specialties is not None else self.specialties
         trunk, rule = trunk or self.trunk, rule or self._rule
         arm = Arm(
@@ -348,6 +353,8 @@ class Experiment:
         )
         stage = self.stage(arm)
         assert isinstance(stage, NofEStage)
+        if is_own:
+            stage.command = self._again("nofe()")
         return stage
 
     def _nofe_stage(self, arm: Arm) -> NofEStage:
@@ -389,7 +396,10 @@ class Experiment:
         )
         network = replace(quick.network, inputs=self.recipes.network.inputs)
         config = GateConfig(network, recipe, self.seed, self.branch_width)
-        return GateStage(nofe or self.nofe(), config)
+        stage = GateStage(nofe or self.nofe(), config)
+        of = "" if nofe is None else f"experiment.stage({nofe.arm.code})" if nofe.arm else "..."
+        stage.command = self._again(f"gate({of})")
+        return stage
 
     def arms(self, own: str | Specialties | None = None) -> list[Arm]:
         """The networks that an honest comparison sets side by side.
@@ -571,18 +581,39 @@ class Experiment:
         machine: folder, device, precision, checkpoints.
         also: parameters that the notebook has beyond the experiment's.
         """
-        own = {f.name: (getattr(self, f.name), f.default) for f in fields(self) if f.init}
-        asked = {name: value for name, (value, default) in own.items() if value != default}
+        asked = self._asked
         words = ["papermill", f"notebooks/{notebook}.ipynb", "out.ipynb"]
         if "backbone" in asked:
             asked["backbone"] = self._backbone.name
         if isinstance(self.dataset, Dataset):
             asked["dataset"] = self.dataset.name
         for name, value in (asked | also).items():
-            machine = name in ("runs_dir", "device", "precision", "checkpoint_seconds")
-            if not machine and value is not None:
+            if value is not None:
                 words += ["-p", name, str(value)]
         return shlex.join(words)
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """The parameters that differ from their defaults, and none that belong to the machine."""
+        machine = ("runs_dir", "device", "precision", "checkpoint_seconds")
+        own = [each for each in fields(self) if each.init and each.name not in machine]
+        return {f.name: value for f in own if (value := getattr(self, f.name)) != f.default}
+
+    def _again(self, call: str) -> str:
+        """What one types to make a stage again: a command line if there is one, else Python."""
+        asked = self._asked
+        named = [n for n in ("dataset", "backbone") if not isinstance(asked.get(n, ""), str)]
+        if call in ("base()", "nofe()") and not named:
+            words = ["nofe-lab", "train", str(asked.pop("dataset", default("dataset")))]
+            for name, value in asked.items():
+                words += [f"--{name.replace('_', '-')}", str(value)]
+            return shlex.join(words)
+        said = [f"{name}={name if name in named else repr(value)}" for name, value in asked.items()]
+        lines = ["from nofe_lab import Arm, Experiment", ""]
+        for name in named:
+            lines.append(f"# {name}: {getattr(asked[name], 'name', 'a network of its own')}")
+        lines.append(f"experiment = Experiment({', '.join(said)})")
+        return "\n".join([*lines, f"experiment.run(experiment.{call})"])
 
     def _generalist_config(self, recipes: Preset, K: int, rule: str | None) -> GeneralistConfig:
         images = self.affinity_images

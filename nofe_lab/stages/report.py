@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import nn
 
 from nofe_lab.config import InvalidInput
 from nofe_lab.data.preprocess import ImageNetwork
-from nofe_lab.evaluation import Predictions, conditional, per_class, predict
+from nofe_lab.evaluation import Predictions, conditional, per_class, per_specialty, predict
 from nofe_lab.files import user_path
 from nofe_lab.machine import median_seconds
 from nofe_lab.networks import NofE
@@ -23,6 +23,7 @@ from nofe_lab.runs import Run, code_revision
 from nofe_lab.stages.gate import GateAlone, GateStage
 from nofe_lab.stages.runner import Runner
 from nofe_lab.stages.stage import Stage, load_model
+from nofe_lab.statistics import paired_interval
 
 TIMED_BATCHES = (1, 256)
 """Batch sizes at which `few_experts` measures time."""
@@ -111,7 +112,10 @@ def final_report(runner: Runner, networks: Sequence[tuple[str, Stage]]) -> Final
             "test_loss": found.loss,
             "test_calibration_error": found.calibration_error,
         }
-        run.report(**figures)
+        run.report(**figures, test_images=len(found.labels))
+        if model.specialties is not None:
+            of_each = per_specialty(found.confusion, model.specialties)
+            run.report_tables(per_specialty=of_each)
         lineage = stage.lineage.values()
         rows.append(
             {
@@ -133,7 +137,28 @@ def final_report(runner: Runner, networks: Sequence[tuple[str, Stage]]) -> Final
             }
         )
     table = pd.DataFrame(rows).astype({"K": "Int64"})
+    for run, compared in zip(runs, _compared(table, predictions), strict=True):
+        run.report_tables(compared=compared)
     return FinalReport(table, networks[0][1].dataset.class_names, tuple(predictions))
+
+
+def _compared(table: pd.DataFrame, predictions: Sequence[Predictions]) -> Iterator[pd.DataFrame]:
+    """For each network of a report, all of them beside it, as its run keeps them.
+
+    difference, low, high: its test accuracy minus the other's on the same images, and the 95 %
+    interval of that (see `paired_interval`).
+    """
+    columns = ["network", "seed", "run", "test_accuracy", "parameters", "macs"]
+    rows = table[[*columns, "total_training_macs"]]
+    right = [each.predicted == each.labels for each in predictions]
+    for own, answers in zip(right, predictions, strict=True):
+        unknown = (None, None, None)  # on other images
+        intervals = [
+            paired_interval(own, other) if np.array_equal(each.labels, answers.labels) else unknown
+            for other, each in zip(right, predictions, strict=True)
+        ]
+        differences = pd.DataFrame(intervals, columns=["difference", "low", "high"], dtype=float)
+        yield pd.concat([rows, differences], axis=1)
 
 
 def _origin(stage: Stage, run: Run) -> dict[str, object]:

@@ -232,6 +232,8 @@ class Runner:
             "interruptions": checkpoints.interruptions,
             "conditions": checkpoints.conditions,
             "lineage": {key: s for run in parents.values() for key, s in run.lineage.items()},
+            "command": stage.command,
+            "images": stage.dataset.counts,
         }
         return _Unsaved(trained, made)
 

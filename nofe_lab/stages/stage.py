@@ -86,6 +86,8 @@ class Stage(ABC):
     config: StageConfig
     arm: Arm | None = None
     """What it is in a comparison."""
+    command: str = ""
+    """What one types to make its run again: a command line, or Python; "" if that is unknown."""
     choices: tuple[str, ...] = ()
     """What was chosen for the data, in sentences that are printed before training."""
 

@@ -1,0 +1,302 @@
+"""Folders to publish: weights, config and a model card, which is written from the run alone.
+
+A figure that was not measured is "not tested"; none is made up.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nofe_lab.config import printable, text
+from nofe_lab.files import user_path
+from nofe_lab.inference.kept import (
+    EXPERTS,
+    SEEN,
+    THUMBNAILS,
+    VAL,
+    Description,
+    class_names_of,
+    load_specialties,
+)
+from nofe_lab.networks.catalogue import is_named
+from nofe_lab.runs import Run, publish
+from nofe_lab.specialties import Specialties
+from nofe_lab.statistics import in_points, paired_differences, share_interval
+
+KEPT = ("history.csv", VAL, EXPERTS, SEEN, THUMBNAILS)
+"""Files of a run that are in a folder to publish, if it has them."""
+
+MANY_CLASSES = 200
+"""A card lists the names of fewer classes than these."""
+
+KINDS = {
+    "flat": "A CNN for {C} classes",
+    "generalist": "A generalist: a CNN that tells which of {K} specialties an image belongs to, "
+    "groups of the {C} classes that it confuses",
+    "nofe": "A network of experts: one trunk, {K} branches, each an expert for a group of "
+    "confusable classes (a *specialty*), and one softmax over all {C} classes",
+}
+KINDS["gate"] = KINDS["nofe"] + "; a gate chooses which experts run"
+
+
+def save_for_publishing(run: Run, folder: Path | str, thumbnails: bool = True) -> Run:
+    """Write a run as a folder to publish, which `nofe_lab.load` reads.
+
+    It holds model.safetensors, config.json, README.md (the model card), and what `load` offers
+    beside: thumbnails of training images (unless `thumbnails` is False), the certainty on val
+    images, hashes of training images, the epochs.  Of the path of the data only the last part is
+    told.  Raises InvalidInput if the folder is there and not empty, or the run is of an earlier
+    library that did not keep what its network is made of.
+    """
+    Description.of_run(run)
+    text("folder", folder)
+    target = user_path(folder)
+    keep = [name for name in KEPT if thumbnails or name != THUMBNAILS]
+    own, told = str(run.about["dataset"]), _public(str(run.about["dataset"]))
+    command = str(run.provenance.get("command", "")).replace(own, told)
+    readme = {"README.md": model_card(run, command)}
+    return publish(run, target, readme, keep, {"dataset": told}, {"command": command})
+
+
+def model_card(run: Run, command: str = "") -> str:
+    """The model card of a run, in Markdown.  command: makes the run again; "" for the run's own."""
+    command = command or str(run.provenance.get("command", ""))
+    return "\n".join(_card(run, command))
+
+
+def _card(run: Run, command: str) -> Iterator[str]:
+    about, names = Description.of_run(run), class_names_of(run)
+    specialties = load_specialties(run) if run.about["K"] else None
+    title, data = _plain(run.about["title"]), _plain(_public(str(run.about["dataset"])))
+    yield _front_matter(run)
+    yield f"# {title}\n"
+    kind = KINDS[about.kind].format(C=len(names), K=len(specialties.nonempty) if specialties else 0)
+    yield f"{kind}.  Backbone {_plain(run.about['backbone'])}, trained on {data}.\n"
+    yield "## Use it\n"
+    yield "```python\nimport nofe_lab\n\n" + _loading(about)
+    yield 'print(model.predict("photo.jpg"))\n```\n'
+    channels, height, width = about.image_shape
+    yield (
+        f"It takes pictures of any size, which are resized until they cover {height} x {width} "
+        f"pixels, cropped in the centre{' and turned to grey' if channels == 1 else ''}, and "
+        "normalised by the network itself.\n"
+    )
+    yield from _data(run, data, names, specialties)
+    yield from _accuracy(run, names)
+    if specialties is not None:
+        yield from _specialties(run, specialties)
+    yield from _comparison(run)
+    yield from _limits(run, names, specialties)
+    yield "## Make it again\n"
+    if command:
+        yield f"```\n{printable(command) if chr(10) not in command else command}\n```\n"
+    else:
+        yield "The run does not say by which command it was made.\n"
+    yield _table({"what": _made(run).keys(), "": _made(run).values()})
+
+
+def _front_matter(run: Run) -> str:
+    """What model hubs read: YAML, of which JSON is a part."""
+    title, data = printable(str(run.about["title"])), printable(_public(str(run.about["dataset"])))
+    said: dict[str, Any] = {
+        "library_name": "nofe_lab",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "nofe_lab", str(run.identity["stage"])],
+    }
+    if (accuracy := run.reports.get("test_accuracy")) is not None:
+        task = {"type": "image-classification"}
+        metric = {"type": "accuracy", "value": round(accuracy, 4)}
+        result = {"task": task, "dataset": {"name": data, "type": data}, "metrics": [metric]}
+        said["model-index"] = [{"name": title, "results": [result]}]
+    lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in said.items()]
+    return "\n".join(["---", *lines, "---", ""])
+
+
+def _loading(about: Description) -> str:
+    load = 'model = nofe_lab.load("path/of/this/folder"'
+    known = is_named(str(about.network["name"]))
+    return f"{load})" if known else f"{load}, network)  # as it was passed for training"
+
+
+def _data(
+    run: Run, data: str, names: tuple[str, ...], specialties: Specialties | None
+) -> Iterator[str]:
+    yield "## Data\n"
+    counts = run.provenance.get("images")
+    told = "the run does not say how many images it had"
+    if isinstance(counts, dict):
+        told = ", ".join(f"{int(n):,} {split}" for split, n in counts.items()) + " images"
+    yield f"{data}: {len(names)} classes; {told}.  Weights come from train alone.\n"
+    if len(names) < MANY_CLASSES and specialties is None:
+        yield f"Classes: {', '.join(map(_plain, names))}.\n"
+    elif len(names) >= MANY_CLASSES:
+        yield "The names of the classes are in config.json.\n"
+
+
+def _accuracy(run: Run, names: tuple[str, ...]) -> Iterator[str]:
+    yield "## How good it is\n"
+    figures, n = run.reports, run.reports.get("test_images")
+    accuracy = figures.get("test_accuracy")
+    interval = ""
+    if accuracy is not None and n:
+        low, high = share_interval(accuracy, int(n))
+        interval = f" [{low:.2%}, {high:.2%}] on {int(n):,} images"
+    shown = {
+        "test accuracy, 95 % interval": _share(accuracy) + interval,
+        "mean over the classes": _share(figures.get("test_class_accuracy")),
+        "right class among the five most probable": _share(figures.get("test_top5")),
+        "calibration error (15 bins)": _share(figures.get("test_calibration_error")),
+        "accuracy on val images": _share(run.result.get("val_accuracy")),
+    }
+    if len(names) <= 5:
+        del shown["right class among the five most probable"]
+    yield _table({"figure": shown.keys(), "value": shown.values()})
+    yield (
+        "The interval tells of other images of this kind, not of other seeds.  The calibration "
+        "error is the mean distance between confidence and accuracy: 0 % if 80 % of the answers "
+        "of which the network is 80 % certain are right.\n"
+    )
+
+
+def _specialties(run: Run, specialties: Specialties) -> Iterator[str]:
+    yield "## Its specialties\n"
+    found = run.report_table("per_specialty")
+    by_name = {} if found.empty else {str(row["specialty"]): row for row in _records(found)}
+    rows = []
+    for k in specialties.nonempty:
+        row = by_name.get(specialties.names[k], {})
+        classes = specialties.class_names_of(k)
+        listed = ", ".join(map(_plain, classes)) if specialties.C < MANY_CLASSES else len(classes)
+        rows.append(
+            {
+                "specialty": _plain(specialties.names[k]),
+                "classes": listed,
+                "test images": _number(row.get("images")),
+                "accuracy": _share(row.get("accuracy")),
+                "right specialty": _share(row.get("right specialty")),
+                "errors inside": _share(row.get("inside")),
+            }
+        )
+    yield _table(pd.DataFrame(rows).to_dict("list"))
+
+
+def _comparison(run: Run) -> Iterator[str]:
+    yield "## What it was compared with\n"
+    table = run.report_table("compared")
+    wanted = {"network", "seed", "run", "test_accuracy", "difference", "low", "high"}
+    if table.empty or not wanted <= set(table) or (table["run"] == run.id).sum() != 1:
+        yield "Not tested against any other network.\n"
+        return
+    (own,) = _records(table[table["run"] == run.id])
+    others = table[(table["run"] != run.id) & (table["seed"] == own["seed"])]
+    if others.empty:
+        yield "Not tested against any other network of its seed.\n"
+    else:
+        rows = [
+            {
+                "network": _plain(row["network"]),
+                "test accuracy": _share(row["test_accuracy"]),
+                "this one minus it, in points": _points(row),
+                "multiply-accumulates of an image": _number(row.get("macs")),
+                "of its training, with its stages": _number(row.get("total_training_macs")),
+            }
+            for row in [own, *_records(others)]
+        ]
+        rows[0]["network"], rows[0]["this one minus it, in points"] = "**this one**", ""
+        yield _table(pd.DataFrame(rows).to_dict("list"))
+        yield "Intervals (95 %) are over the test images, for these very networks.\n"
+    seeds = table[table["network"] == own["network"]]["seed"].nunique()
+    if seeds > 1:
+        yield f"Over {seeds} seeds, other networks minus ones like this, in points:\n"
+        differences = in_points(paired_differences(table, str(own["network"])))
+        rows = [
+            {
+                "network": _plain(row["network"]),
+                "seeds": _number(row["seeds"]),
+                "difference, 95 % interval": f"{row['mean']:+.1f} [{row['low']:.1f}, "
+                f"{row['high']:.1f}]",
+            }
+            for row in _records(differences)
+        ]
+        yield _table(pd.DataFrame(rows).to_dict("list"))
+
+
+def _limits(run: Run, names: tuple[str, ...], specialties: Specialties | None) -> Iterator[str]:
+    yield "## Limits\n"
+    yield (
+        f"- It answers with one of its {len(names)} classes whatever a picture shows.  Whether it "
+        "can tell pictures of anything else: not tested."
+    )
+    yield "- Other cameras, places, times or drawings than those of its data: not tested."
+    yield "- Whether it serves groups of people equally well: not tested."
+    found = run.report_table("per_specialty")
+    if specialties is not None and {"specialty", "accuracy"} <= set(found):
+        worst = min(_records(found), key=lambda row: float(row["accuracy"]))
+        yield (
+            f"- It is worst in specialty {_plain(worst['specialty'])}: "
+            f"{_share(worst['accuracy'])} of its test images are answered correctly."
+        )
+    if run.reports.get("test_accuracy") is None:
+        yield "- It has not been tested: its accuracy on new images is unknown."
+    yield "- Whether licences and consent of the training images allow a use: not known here.\n"
+
+
+def _made(run: Run) -> dict[str, str]:
+    made = run.provenance
+    return {
+        "run": f"{run.id}, seed {run.about['seed']}, epochs: {run.about['epochs']}",
+        "finished": _plain(made["finished"]),
+        "seconds of training": f"{run.seconds:.0f}, with the stages it builds on "
+        f"{run.total_seconds:.0f}",
+        "machine": _plain(f"{made['device']}, {made['precision']}"),
+        "code": _plain(
+            f"nofe_lab {made['versions'].get('nofe_lab', '')} ({made['revision']}), "
+            f"torch {made['versions']['torch']}"
+        ),
+    }
+
+
+def _public(dataset: str) -> str:
+    """The name of a data set without the folders that it lies in."""
+    kind, colon, path = dataset.partition(":")
+    return f"{kind}{colon}{Path(path).name}"
+
+
+def _share(value: float | None) -> str:
+    return f"{value:.2%}" if _is_known(value) else "not tested"
+
+
+def _number(value: float | None) -> str:
+    return f"{value:,.0f}" if _is_known(value) else "not tested"
+
+
+def _is_known(value: float | None) -> bool:
+    return isinstance(value, (int, float)) and value == value
+
+
+def _points(row: dict[str, Any]) -> str:
+    if not all(_is_known(row[name]) for name in ("difference", "low", "high")):
+        return ""
+    difference, low, high = (100 * row[name] for name in ("difference", "low", "high"))
+    return f"{difference:+.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def _plain(value: object) -> str:
+    """Other people's text, of which Markdown and HTML make nothing."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", printable(str(value)))
+
+
+def _table(columns: Any) -> str:
+    """A Markdown table of columns by title."""
+    rows = [list(columns), ["---"] * len(columns), *zip(*columns.values(), strict=True)]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows) + "\n"

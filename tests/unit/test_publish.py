@@ -1,0 +1,318 @@
+"""Folders to publish: weights, config and a model card that says what was measured."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import nofe_lab
+from nofe_lab import Arm, Classifier, Dataset, Experiment, InvalidInput, Run
+from nofe_lab.files import user_path
+from nofe_lab.inference.card import model_card
+from nofe_lab.knobs import understood
+from nofe_lab.runs import DamagedRun
+from nofe_lab.stages import Stage
+from nofe_lab.statistics import paired_interval, share_interval
+
+Make = Callable[..., Experiment]
+STAGES: dict[str, Callable[[Experiment], Stage]] = {
+    "base CNN": lambda experiment: experiment.base(),
+    "longer base CNN": lambda experiment: experiment.base("total"),
+    "flat control": lambda experiment: experiment.stage(Arm("control", experts=2)),
+    "generalist": lambda experiment: experiment.generalist(),
+    "greedy generalist": lambda experiment: experiment.generalist("greedy"),
+    "network of experts": lambda experiment: experiment.nofe(),
+    "random experts": lambda experiment: experiment.nofe("random", "base"),
+    "experts on a base CNN's trunk": lambda experiment: experiment.stage(Arm("nofe", trunk="base")),
+    "other recipe": lambda experiment: experiment.stage(Arm("nofe").with_changes(epochs=2)),
+    "gate": lambda experiment: experiment.gate(),
+    "gate of random experts": lambda experiment: experiment.gate(experiment.nofe("random")),
+}
+
+
+def published(
+    experiment: Experiment, folder: Path, of: str = "network of experts"
+) -> tuple[Run, Classifier, str]:
+    (run,) = experiment.run(STAGES[of](experiment))
+    nofe_lab.load(run).publish(folder)
+    return run, nofe_lab.load(folder), (folder / "README.md").read_text()
+
+
+# --- the folder
+
+
+@pytest.mark.parametrize("of", STAGES)
+def test_a_published_folder_answers_as_the_run(
+    tiny_experiment: Make, tmp_path: Path, of: str
+) -> None:
+    experiment = tiny_experiment(val_fraction=0.25)
+    run, model, card = published(experiment, tmp_path / "flowers", of)
+    original = nofe_lab.load(run)
+    images = experiment.data.test.sample(range(7))
+    assert torch.equal(model(images), original(images))
+    assert model.output_names == original.output_names
+    assert model.specialties == original.specialties
+    assert model.description == original.description
+    assert torch.equal(model.thumbnails, original.thumbnails)
+    assert model.has_seen(experiment.data.train.sample(range(3))).all()
+    assert card.startswith("---\n")
+    names = {path.name for path in (tmp_path / "flowers").iterdir()}
+    assert {"model.safetensors", "config.json", "README.md"} <= names
+    assert not any(path.name.startswith(".") for path in tmp_path.iterdir())
+    if original.specialties is not None and of != "generalist" and "generalist" not in of:
+        assert model.predict(images, coverage=0.5).table.equals(
+            original.predict(images, coverage=0.5).table
+        )
+        assert model.expert(0).measure().equals(original.expert(0).measure())
+
+
+def test_other_tools_read_weights_and_config(tiny_experiment: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "flowers"
+    run, model, _ = published(tiny_experiment(), folder)
+    weights = load_file(folder / "model.safetensors")
+    assert set(weights) == set(model.state_dict())
+    config = json.loads((folder / "config.json").read_text())
+    assert tuple(config["classes"]) == model.class_names
+    assert config["model"]["kind"] == "nofe"
+    assert [each["name"] for each in config["specialties"]["specialties"]] == ["1", "2", "3"]
+    assert config["id"] == run.id
+
+
+def test_a_published_folder_can_be_moved_shown_and_published_again(
+    tiny_experiment: Make, tmp_path: Path
+) -> None:
+    _, _, card = published(tiny_experiment(), tmp_path / "flowers")
+    moved = shutil.move(tmp_path / "flowers", tmp_path / "elsewhere")
+    model = nofe_lab.load(moved)
+    model.publish(tmp_path / "again")
+    assert (tmp_path / "again" / "README.md").read_text() == card
+    from nofe_lab.views.run_page import run_page
+
+    assert "nofe-lab predict" in run_page(model.run)
+
+
+def test_a_card_may_be_edited_but_neither_weights_nor_config(
+    tiny_experiment: Make, tmp_path: Path
+) -> None:
+    folder = tmp_path / "flowers"
+    published(tiny_experiment(), folder)
+    (folder / "README.md").write_text("by hand")
+    nofe_lab.load(folder)
+    config = folder / "config.json"
+    text = config.read_text()
+    config.write_text(text.replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(DamagedRun, match=r"config\.json has been changed"):
+        nofe_lab.load(folder)
+    config.write_text(text[: len(text) // 2])
+    with pytest.raises(DamagedRun, match=r"config\.json cannot be read"):
+        nofe_lab.load(folder)
+    config.write_text(text)
+    (folder / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(DamagedRun, match=r"model\.safetensors is missing or changed"):
+        nofe_lab.load(folder)
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(tiny_experiment: Make, tmp_path: Path) -> None:
+    experiment = tiny_experiment()
+    (run,) = experiment.run(experiment.base())
+    model = nofe_lab.load(run)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    for name in ("mine", "file", "file/inside"):
+        with pytest.raises(InvalidInput, match="accepted: the path of a new or an empty folder"):
+            model.publish(tmp_path / name)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+    model.publish(tmp_path / "empty")
+    model.publish(tmp_path / "new" / "deep")
+    nofe_lab.load(tmp_path / "empty")
+    nofe_lab.load(tmp_path / "new" / "deep")
+    with pytest.raises(InvalidInput, match="folder must be text; got 7"):
+        model.publish(7)  # type: ignore[arg-type]
+
+
+def test_training_images_can_be_kept_back(tiny_experiment: Make, tmp_path: Path) -> None:
+    experiment = tiny_experiment()
+    (run,) = experiment.run(experiment.nofe())
+    nofe_lab.load(run).publish(tmp_path / "flowers", thumbnails=False)
+    assert not list((tmp_path / "flowers").glob("*.jpg"))
+    with pytest.raises(InvalidInput, match="keeps no thumbnails"):
+        nofe_lab.load(tmp_path / "flowers").thumbnails  # noqa: B018
+
+
+def test_where_the_data_lay_is_not_told(
+    tiny: Dataset, tiny_experiment: Make, tmp_path: Path
+) -> None:
+    experiment = tiny_experiment(dataset=replace(tiny, name="folder:/home/jane/secret/flowers"))
+    folder = tmp_path / "flowers"
+    published(experiment, folder)
+    for path in folder.iterdir():
+        assert b"secret" not in path.read_bytes(), path.name
+    assert "folder:flowers" in (folder / "README.md").read_text()
+
+
+def test_a_run_of_an_earlier_library_is_not_published(tmp_path: Path) -> None:
+    from nofe_lab.inference.card import save_for_publishing
+    from nofe_lab.runs import open_run
+
+    old = next((Path(__file__).parents[1] / "fixtures" / "runs_of_format_2").glob("nofe-*"))
+    with pytest.raises(InvalidInput, match="made by an earlier nofe_lab"):
+        save_for_publishing(open_run(old), tmp_path / "flowers")
+    assert not (tmp_path / "flowers").exists()
+
+
+# --- the card
+
+
+def test_what_was_not_measured_is_not_tested(tiny_experiment: Make, tmp_path: Path) -> None:
+    _, _, card = published(tiny_experiment(val_fraction=0.0), tmp_path / "flowers")
+    assert "| test accuracy, 95 % interval | not tested |" in card
+    assert "| calibration error (15 bins) | not tested |" in card
+    assert "| accuracy on val images | not tested |" in card
+    assert "Not tested against any other network." in card
+    assert "It has not been tested" in card
+    assert "model-index" not in card
+
+
+def test_a_card_tells_what_the_final_report_found(tiny_experiment: Make, tmp_path: Path) -> None:
+    experiment = tiny_experiment(val_fraction=0.25)
+    networks = {"base CNN": experiment.base(), "NofE | <b>mine</b>": experiment.nofe()}
+    report = experiment.final_report(networks)
+    run, _, card = published(experiment, tmp_path / "flowers")
+    base, nofe = report.predictions
+    right, other = (each.predicted == each.labels for each in (nofe, base))
+    low, high = share_interval(nofe.accuracy, len(right))
+    assert f"{nofe.accuracy:.2%} [{low:.2%}, {high:.2%}] on {len(right):,} images" in card
+    assert f"| calibration error (15 bins) | {nofe.calibration_error:.2%} |" in card
+    assert f"| accuracy on val images | {run.result['val_accuracy']:.2%} |" in card
+    difference, low, high = (100 * each for each in paired_interval(right, other))
+    assert f"| base CNN | {base.accuracy:.2%} | {difference:+.1f} [{low:.1f}, {high:.1f}] |" in card
+    assert "its seed" not in card
+    assert "<b>" not in card
+    _, matter, _ = card.split("---\n", 2)
+    read = yaml.safe_load(matter)
+    assert read["library_name"] == "nofe_lab"
+    (result,) = read["model-index"][0]["results"]
+    assert result["metrics"] == [{"type": "accuracy", "value": round(nofe.accuracy, 4)}]
+    counts = experiment.data.counts
+    told = f"{counts['train']:,} train, {counts['val']:,} val, {counts['test']:,} test images"
+    assert told in card
+    table = run.report_table("per_specialty")
+    for row in table.to_dict("records"):
+        assert f"| {row['images']:,.0f} | {row['accuracy']:.2%} |" in card
+
+
+def test_a_card_of_several_seeds_tells_their_mean(tiny_experiment: Make, tmp_path: Path) -> None:
+    experiment = tiny_experiment()
+    report = experiment.comparison(
+        (0, 1, 2), lambda each: {"base CNN": each.base(), "NofE": each.nofe()}
+    )
+    (run,) = experiment.run(experiment.nofe())
+    card = model_card(run)
+    assert "Over 3 seeds, other networks minus ones like this, in points:" in card
+    wide = report.table.pivot(index="seed", columns="network", values="test_accuracy")
+    mean = 100 * (wide["base CNN"] - wide["NofE"]).mean()
+    assert f"| base CNN | 3 | {mean:+.1f} [" in card
+
+
+def test_other_people_s_names_are_text_in_a_card(
+    tiny: Dataset, tiny_experiment: Make, tmp_path: Path
+) -> None:
+    names = ("<script>x</script>", "a|b", "# no", "`c`", "[l](http://x)", "{d}")
+    experiment = tiny_experiment(dataset=replace(tiny, class_names=names))
+    _, _, card = published(experiment, tmp_path / "flowers")
+    assert "<script" not in card.replace(r"\<script", "")
+    (line,) = [each for each in card.split("\n") if r"a\|b" in each]
+    assert line.replace(r"\|", "").count("|") == 7
+    assert "[l](" not in card
+
+
+@pytest.mark.parametrize("of", STAGES)
+def test_the_command_makes_the_same_run_again(
+    of: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Stage] = []
+    monkeypatch.setattr(Experiment, "run", lambda self, *stages: made.extend(stages))
+    where = {"runs_dir": str(tmp_path), "device": "cpu", "precision": "fp32"}
+    experiment = Experiment("glyphs:2", K=7, flips=True, learning_rate=0.01, seed=3, **where)
+    stage = STAGES[of](experiment)
+    if stage.command.startswith("nofe-lab "):
+        words = shlex.split(stage.command)
+        assert words[:2] == ["nofe-lab", "train"]
+        names = [word.removeprefix("--").replace("-", "_") for word in words[3::2]]
+        options = dict(zip(names, words[4::2], strict=True))
+        again = Experiment(**understood({"dataset": words[2], **options}))
+        made = [again.base() if of == "base CNN" else again.nofe()]
+    else:
+        exec(stage.command, {})
+    assert [each.id for each in made] == [stage.id]
+
+
+def test_a_command_tells_what_must_be_given_as_an_object(tiny_experiment: Make) -> None:
+    command = tiny_experiment().nofe().command
+    assert "Experiment(dataset=dataset, K=3" in command
+    assert "# dataset: tiny" in command
+    assert "runs_dir" not in command
+
+
+def test_a_run_keeps_the_command_and_the_number_of_images(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment()
+    stage = experiment.nofe()
+    (run,) = experiment.run(stage)
+    assert run.provenance["command"] == stage.command
+    assert run.provenance["images"] == experiment.data.counts
+
+
+# --- intervals
+
+
+def test_a_paired_interval_is_that_of_the_images_differences() -> None:
+    from scipy import stats
+
+    rng = np.random.default_rng(0)
+    right, other = rng.random((2, 400)) < [[0.7], [0.6]]
+    mean, low, high = paired_interval(right, other)
+    expected = stats.ttest_rel(right.astype(float), other.astype(float)).confidence_interval()
+    assert (low, high) == pytest.approx((expected.low, expected.high))
+    assert mean == pytest.approx(right.mean() - other.mean())
+
+
+def test_the_interval_of_a_share_is_wilson_s() -> None:
+    # E. B. Wilson, 1927: 0 of 10
+    low, high = share_interval(0.0, 10)
+    assert low == pytest.approx(0.0, abs=1e-9)
+    assert high == pytest.approx(1.96**2 / (10 + 1.96**2), abs=1e-4)
+
+
+# --- tables of a report
+
+
+def test_tables_of_a_report_are_kept_beside_its_figures(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment()
+    (run,) = experiment.run(experiment.base())
+    assert run.report_table("per_specialty").empty
+    run.report(test_accuracy=0.5)
+    run.report_tables(compared=pd.DataFrame({"network": ["é"], "seed": [1], "low": [np.nan]}))
+    run.report(test_loss=1.0)
+    assert run.reports == {"test_accuracy": 0.5, "test_loss": 1.0}
+    assert run.reports_problem == ""
+    (row,) = run.report_table("compared").to_dict("records")
+    assert row["network"] == "é"
+    assert row["seed"] == 1
+    (run.path / "reports.json").write_text('{"compared": [{"a": [1]}], "test_accuracy": 0.1}')
+    assert run.report_table("compared").empty
+    assert "compared" in run.reports_problem
+    assert run.reports == {"test_accuracy": 0.1}
+    assert user_path(run.path) == run.path
