@@ -346,6 +346,19 @@ def latency(parser: ArgumentParser) -> Command:
     return run
 
 
+def onnx(parser: ArgumentParser) -> Command:
+    """Measure ONNX files: how long they take to make, and beside torch to answer."""
+    parser.add_argument("--output", default=None, help="write the table to this CSV file")
+    parser.add_argument("--repeats", type=int, default=7, help="of every measurement")
+
+    def run(options: Namespace) -> None:
+        from nofe_lab.bench.export import measure
+
+        measure(options.repeats, options.output, options.line)
+
+    return run
+
+
 def widgets(parser: ArgumentParser) -> Command:
     """Measure how fast the widgets answer a click."""
     parser.add_argument("--output", default=None, help="write the table to this CSV file")
@@ -452,7 +465,7 @@ def results(parser: ArgumentParser) -> Command:
 
 
 COMMANDS = (look, train, predict, show, export, runs, init)
-MAINTENANCE = (bench, latency, widgets, film, study, upcycling, results)
+MAINTENANCE = (bench, latency, onnx, widgets, film, study, upcycling, results)
 
 
 def add_knobs(parser: ArgumentParser, *names: str) -> None:

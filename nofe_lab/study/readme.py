@@ -250,8 +250,32 @@ def latency_table() -> str:
     return f"{markdown(['network', 'pictures', 'batch', *head], rows)}\n\n{about}"
 
 
+def onnx_table() -> str:
+    """What ONNX files take to make, and how fast they answer beside torch."""
+    table = read_result("onnx")
+    rows = [
+        [
+            f"`{row['network']}`" + (", one expert" if row["part"] == "expert" else ""),
+            f"{row['seconds']:.1f}",
+            f"{row['mb']:.1f}",
+            f"{row['logits']:.0e}",
+            f"{row['probabilities']:.0e}",
+            *(f"{row[f'ms_{n}_torch']:.1f} / {row[f'ms_{n}_onnx']:.1f}" for n in (1, 256)),
+        ]
+        for row in table.to_dict("records")
+    ]
+    head = ["s to make", "MB", "logits", "probabilities", "ms, batch 1", "ms, batch 256"]
+    first = table.iloc[0]
+    about = (
+        f"Medians of {first['repeats']} on {first['hardware']}, {first['threads']} threads, torch "
+        f"{first['torch']}, onnxruntime {first['onnxruntime']}, revision {first['revision']}."
+    )
+    return f"{markdown(['network', *head], rows)}\n\n{about}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "latency": latency_table,
+    "onnx": onnx_table,
     "widgets": widgets_table,
     "lead": lead,
     "answer": tables.answer,

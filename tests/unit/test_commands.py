@@ -102,6 +102,7 @@ def test_predict_answers_for_pictures(
         (["train", "nowhere"], "dataset 'nowhere' is neither a folder nor the name of a data set"),
         (["train", ""], "dataset '' is unknown"),
         (["init", " "], "the folder for the notebooks must have a name"),
+        (["dev", "onnx", "--repeats", "0"], "repeats must be a whole number of at least 1"),
         (["dev", "latency", "--repeats", "0"], "repeats must be a whole number of at least 1"),
         (["train", "folder:nowhere"], "there is no folder"),
         (["train", "glyphs", "--K", "1"], "K must be a whole number of at least 2; got 1"),
