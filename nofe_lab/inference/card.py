@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def _card(run: Run, command: str) -> Iterator[str]:
     about, names = Description.of_run(run), class_names_of(run)
     specialties = load_specialties(run) if run.about["K"] else None
     title, data = _plain(run.about["title"]), _plain(_public(str(run.about["dataset"])))
-    yield _front_matter(run)
+    yield _front_matter(run, about.kind)
     yield f"# {title}\n"
     kind = KINDS[about.kind].format(C=len(names), K=len(specialties.nonempty) if specialties else 0)
     yield f"{kind}.  Backbone {_plain(run.about['backbone'])}, trained on {data}.\n"
@@ -92,7 +92,7 @@ def _card(run: Run, command: str) -> Iterator[str]:
     if specialties is not None:
         yield from _specialties(run, specialties)
     yield from _comparison(run)
-    yield from _limits(run, names, specialties)
+    yield from _limits(run, names)
     yield "## Make it again\n"
     if command:
         yield f"```\n{printable(command) if chr(10) not in command else command}\n```\n"
@@ -101,13 +101,13 @@ def _card(run: Run, command: str) -> Iterator[str]:
     yield _table({"what": _made(run).keys(), "": _made(run).values()})
 
 
-def _front_matter(run: Run) -> str:
+def _front_matter(run: Run, kind: str) -> str:
     """What model hubs read: YAML, of which JSON is a part."""
     title, data = printable(str(run.about["title"])), printable(_public(str(run.about["dataset"])))
     said: dict[str, Any] = {
         "library_name": "nofe_lab",
         "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "nofe_lab", str(run.identity["stage"])],
+        "tags": ["image-classification", "nofe_lab", kind],
     }
     if (accuracy := run.reports.get("test_accuracy")) is not None:
         task = {"type": "image-classification"}
@@ -130,8 +130,8 @@ def _data(
     yield "## Data\n"
     counts = run.provenance.get("images")
     told = "the run does not say how many images it had"
-    if isinstance(counts, dict):
-        told = ", ".join(f"{int(n):,} {split}" for split, n in counts.items()) + " images"
+    if isinstance(counts, dict) and all(_is_known(n) for n in counts.values()):
+        told = ", ".join(f"{n:,} {_plain(split)}" for split, n in counts.items()) + " images"
     yield f"{data}: {len(names)} classes; {told}.  Weights come from train alone.\n"
     if len(names) < MANY_CLASSES and specialties is None:
         yield f"Classes: {', '.join(map(_plain, names))}.\n"
@@ -144,7 +144,7 @@ def _accuracy(run: Run, names: tuple[str, ...]) -> Iterator[str]:
     figures, n = run.reports, run.reports.get("test_images")
     accuracy = figures.get("test_accuracy")
     interval = ""
-    if accuracy is not None and n:
+    if accuracy is not None and n is not None and 0 <= accuracy <= 1 <= n:
         low, high = share_interval(accuracy, int(n))
         interval = f" [{low:.2%}, {high:.2%}] on {int(n):,} images"
     shown = {
@@ -166,8 +166,7 @@ def _accuracy(run: Run, names: tuple[str, ...]) -> Iterator[str]:
 
 def _specialties(run: Run, specialties: Specialties) -> Iterator[str]:
     yield "## Its specialties\n"
-    found = run.report_table("per_specialty")
-    by_name = {} if found.empty else {str(row["specialty"]): row for row in _records(found)}
+    by_name = {str(row["specialty"]): row for row in _per_specialty(run)}
     rows = []
     for k in specialties.nonempty:
         row = by_name.get(specialties.names[k], {})
@@ -188,9 +187,9 @@ def _specialties(run: Run, specialties: Specialties) -> Iterator[str]:
 
 def _comparison(run: Run) -> Iterator[str]:
     yield "## What it was compared with\n"
-    table = run.report_table("compared")
-    wanted = {"network", "seed", "run", "test_accuracy", "difference", "low", "high"}
-    if table.empty or not wanted <= set(table) or (table["run"] == run.id).sum() != 1:
+    figures = ("seed", "test_accuracy", "difference", "low", "high")
+    table = _measured(run.report_table("compared"), ("network", "run"), figures)
+    if (table["run"] == run.id).sum() != 1:
         yield "Not tested against any other network.\n"
         return
     (own,) = _records(table[table["run"] == run.id])
@@ -227,7 +226,7 @@ def _comparison(run: Run) -> Iterator[str]:
         yield _table(pd.DataFrame(rows).to_dict("list"))
 
 
-def _limits(run: Run, names: tuple[str, ...], specialties: Specialties | None) -> Iterator[str]:
+def _limits(run: Run, names: tuple[str, ...]) -> Iterator[str]:
     yield "## Limits\n"
     yield (
         f"- It answers with one of its {len(names)} classes whatever a picture shows.  Whether it "
@@ -235,9 +234,8 @@ def _limits(run: Run, names: tuple[str, ...], specialties: Specialties | None) -
     )
     yield "- Other cameras, places, times or drawings than those of its data: not tested."
     yield "- Whether it serves groups of people equally well: not tested."
-    found = run.report_table("per_specialty")
-    if specialties is not None and {"specialty", "accuracy"} <= set(found):
-        worst = min(_records(found), key=lambda row: float(row["accuracy"]))
+    if found := _per_specialty(run):
+        worst = min(found, key=lambda row: float(row["accuracy"]))
         yield (
             f"- It is worst in specialty {_plain(worst['specialty'])}: "
             f"{_share(worst['accuracy'])} of its test images are answered correctly."
@@ -285,6 +283,18 @@ def _points(row: dict[str, Any]) -> str:
         return ""
     difference, low, high = (100 * row[name] for name in ("difference", "low", "high"))
     return f"{difference:+.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _per_specialty(run: Run) -> list[dict[str, Any]]:
+    return _records(_measured(run.report_table("per_specialty"), ("specialty",), ("accuracy",)))
+
+
+def _measured(table: pd.DataFrame, texts: Sequence[str], figures: Sequence[str]) -> pd.DataFrame:
+    """A table of a report, with numbers as numbers; no rows if it is not what a report writes."""
+    try:
+        return table.astype({**dict.fromkeys(texts, str), **dict.fromkeys(figures, float)})
+    except (KeyError, ValueError, TypeError):
+        return pd.DataFrame(columns=[*texts, *figures])
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

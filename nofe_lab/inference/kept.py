@@ -205,6 +205,8 @@ def _experts_alone(model: ImageNetwork, whole: Predictions, val: Source) -> pd.D
     rows = []
     for k in network.specialties.nonempty:
         members = np.array(network.specialties.members(k))
+        if not np.isin(whole.labels, members).any():  # no threshold can be fitted
+            continue
         own = logits[:, members]
         if gate_logits is None:
             score = own.logsumexp(1)
@@ -342,7 +344,7 @@ def certainty_of(run: Run, C: int) -> pd.DataFrame:
 def expert_of(run: Run, k: int) -> dict[str, float] | None:
     """What a run keeps of its expert of specialty k on val images (see `expert_row`).
 
-    None if it had no val images, or was made by an earlier library.  Raises DamagedRun.
+    None if it had no val images of it, or was made by an earlier library.  Raises DamagedRun.
     """
     if not run.has(EXPERTS):
         return None
@@ -352,11 +354,11 @@ def expert_of(run: Run, k: int) -> dict[str, float] | None:
         found = table[["specialty", "threshold", *names]].astype("float64")
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise DamagedRun(f"{EXPERTS} of {run.path.name} has no numbers {names}.") from error
-    rows = found[found["specialty"] == k]
-    if len(rows) != 1 or not rows[names].fillna(0).apply(lambda c: c.between(0, 1)).all(axis=None):
-        raise DamagedRun(f"{EXPERTS} of {run.path.name} does not tell of specialty {k}.")
-    row = {str(name): float(value) for name, value in rows.iloc[0].items()}
-    return None if np.isnan(row["threshold"]) else row
+    rows, shares = found[found["specialty"] == k], found[names]
+    is_share = (shares.ge(0) & shares.le(1)) | shares.isna()
+    if len(rows) > 1 or not is_share.all(axis=None) or not np.isfinite(found["threshold"]).all():
+        raise DamagedRun(f"{EXPERTS} of {run.path.name} holds no figures of experts.")
+    return {str(name): float(rows[name].iloc[0]) for name in rows} if len(rows) else None
 
 
 def thumbnails_of(run: Run, C: int) -> Tensor:

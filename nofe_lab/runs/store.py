@@ -225,7 +225,7 @@ class Run:
         return {name: value for name, value in self._reports()[0].items() if _is_number(value)}
 
     def report_table(self, name: str) -> pd.DataFrame:
-        """A table of the last final report (see `report_tables`); empty if there is none."""
+        """A table of the last final report (see `report`); empty if there is none."""
         found = self._reports()[0].get(name)
         return pd.DataFrame(found if isinstance(found, list) else [])
 
@@ -247,18 +247,15 @@ class Run:
         odd = sorted(set(content) - set(found))
         return found, f"in reports.json {shown(odd[0])} is no number." if odd else ""
 
-    def report(self, **figures: float) -> None:
-        """Add figures of a final report; only logs a warning if the run is read-only."""
-        self._add({name: float(value) for name, value in figures.items()})  # JSON takes no NumPy
-
-    def report_tables(self, **tables: pd.DataFrame) -> None:
-        """Add tables of a final report; only logs a warning if the run is read-only."""
-        self._add(
-            {name: json.loads(each.to_json(orient="records")) for name, each in tables.items()}
-        )
-
-    def _add(self, content: Mapping[str, Any]) -> None:
-        text = json.dumps({**self._reports()[0], **content}, indent=1, ensure_ascii=False)
+    def report(self, **found: float | pd.DataFrame) -> None:
+        """Add figures and tables of a final report; logs a warning if the run is read-only."""
+        plain = {
+            name: json.loads(each.to_json(orient="records"))
+            if isinstance(each, pd.DataFrame)
+            else float(each)
+            for name, each in found.items()
+        }
+        text = json.dumps({**self._reports()[0], **plain}, indent=1, ensure_ascii=False)
         try:
             write_file(self.path / "reports.json", text)
         except OSError as error:

@@ -112,10 +112,10 @@ def final_report(runner: Runner, networks: Sequence[tuple[str, Stage]]) -> Final
             "test_loss": found.loss,
             "test_calibration_error": found.calibration_error,
         }
-        run.report(**figures, test_images=len(found.labels))
+        kept: dict[str, float | pd.DataFrame] = {**figures, "test_images": len(found.labels)}
         if model.specialties is not None:
-            of_each = per_specialty(found.confusion, model.specialties)
-            run.report_tables(per_specialty=of_each)
+            kept["per_specialty"] = per_specialty(found.confusion, model.specialties)
+        run.report(**kept)
         lineage = stage.lineage.values()
         rows.append(
             {
@@ -138,7 +138,7 @@ def final_report(runner: Runner, networks: Sequence[tuple[str, Stage]]) -> Final
         )
     table = pd.DataFrame(rows).astype({"K": "Int64"})
     for run, compared in zip(runs, _compared(table, predictions), strict=True):
-        run.report_tables(compared=compared)
+        run.report(compared=compared)
     return FinalReport(table, networks[0][1].dataset.class_names, tuple(predictions))
 
 

@@ -304,7 +304,7 @@ def test_tables_of_a_report_are_kept_beside_its_figures(tiny_experiment: Make) -
     (run,) = experiment.run(experiment.base())
     assert run.report_table("per_specialty").empty
     run.report(test_accuracy=0.5)
-    run.report_tables(compared=pd.DataFrame({"network": ["é"], "seed": [1], "low": [np.nan]}))
+    run.report(compared=pd.DataFrame({"network": ["é"], "seed": [1], "low": [np.nan]}))
     run.report(test_loss=1.0)
     assert run.reports == {"test_accuracy": 0.5, "test_loss": 1.0}
     assert run.reports_problem == ""
