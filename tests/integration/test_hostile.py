@@ -2,7 +2,7 @@
 
 Beside `test_fuzz`, which changes bytes: here a value, a name, a type or a place is another, and all
 that vouches for it agrees.  Whatever comes: the library's own sentence, or a result that a check of
-its own finds right, and never a hang.  ``pytest -m slow`` tries 2,600 of them.
+its own finds right, and never a hang.  ``pytest -m slow`` tries 3,000 of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import io
 import json
 import random
 import shutil
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,17 @@ from PIL import Image
 from test_fuzz import within
 from torch import nn
 
-from nofe_lab import Dataset, InvalidInput, Specialties, backbone, load_dataset
+from nofe_lab import (
+    Classifier,
+    Dataset,
+    Experiment,
+    InvalidInput,
+    Resident,
+    Specialties,
+    backbone,
+    load,
+    load_dataset,
+)
 from nofe_lab.__main__ import listing
 from nofe_lab.config import printable
 from nofe_lab.data.folders import split_of
@@ -137,10 +149,70 @@ def a_run(rng: random.Random, folder: Path) -> None:
     assert sound.path.is_dir()
 
 
-def write_record(path: Path, record: dict[str, Any]) -> None:
+def write_record(path: Path, record: dict[str, Any], name: str = "run.json") -> None:
     record.pop("digest", None)
     record["digest"] = _digest(record)
-    (path / "run.json").write_text(json.dumps(record))
+    (path / name).write_text(json.dumps(record))
+
+
+@cache
+def published() -> tuple[tempfile.TemporaryDirectory[str], torch.Tensor, torch.Tensor]:
+    """A published network of experts with its reports, two images, and what it answers."""
+    folder = tempfile.TemporaryDirectory()
+    rng = np.random.default_rng(0)
+    labels = torch.arange(4).repeat(6)
+    pixels = rng.integers(256, size=(24, 3, 32, 32), dtype=np.uint8)
+    images = Resident(torch.from_numpy(pixels), labels)
+    data = Dataset("tiny", tuple("abcd"), images, images, images)
+    experiment = Experiment(
+        data,
+        K=2,
+        epochs=1,
+        batch_size=8,
+        specialties="random",
+        trunk="scratch",
+        device="cpu",
+        runs_dir=f"{folder.name}/runs",
+    )
+    networks = {"base": experiment.base(), "NofE": experiment.nofe(), "gate": experiment.gate()}
+    experiment.final_report(networks)
+    model = experiment.model(networks["gate"])
+    model.publish(f"{folder.name}/flowers")
+    return folder, images.images[:2], model(images.images[:2]).detach()
+
+
+def a_published_folder(rng: random.Random, folder: Path) -> None:
+    origin, images, logits = published()
+    path = folder / "flowers"
+    shutil.copytree(f"{origin.name}/flowers", path)
+    record = json.loads((path / "config.json").read_text())
+    tables = ("experts.csv", "val.csv")
+    if rng.random() < 0.3:
+        file = path / rng.choice(tables)
+        rows = [line.split(",") for line in file.read_text().split("\n")]
+        row = rng.choice(rows)
+        row[rng.randrange(len(row))] = str(rng.choice(VALUES)).replace(",", "")
+        file.write_text("\n".join(",".join(row) for row in rows), errors="surrogatepass")
+        record["files"][file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+    else:
+        part = rng.choice([key for key in record if key != "digest"])
+        if isinstance(record[part], (dict, list)) and record[part]:
+            record[part] = spoiled(rng, record[part])
+        else:
+            record[part] = rng.choice(VALUES)
+        if isinstance(record.get("identity"), dict):
+            record["id"] = identity_hash(record["identity"])
+    write_record(path, record, "config.json")
+    model = obey(lambda: load(path))
+    if not isinstance(model, Classifier):
+        return
+    assert torch.equal(model(images), logits)
+    obey(lambda: (model.predict(images), model.predict(images, experts=1, coverage=0.5)))
+    obey(lambda: (model.expert(0).predict(images), model.expert(1).measure()))
+    if obey(lambda: model.publish(folder / "again")) is not None:
+        card = (folder / "again" / "README.md").read_text()
+        assert card == "\n".join(map(printable, card.split("\n")))
+        assert torch.equal(load(folder / "again")(images), logits)
 
 
 def a_checkpoint(rng: random.Random, folder: Path) -> None:
@@ -421,6 +493,7 @@ def a_table(rng: random.Random, number: int) -> pa.Table:
 
 ATTACKS: dict[Attack, int] = {
     a_run: 600,
+    a_published_folder: 400,
     a_checkpoint: 500,
     some_specialties: 400,
     some_weights: 200,
