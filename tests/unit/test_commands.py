@@ -101,6 +101,17 @@ def test_predict_answers_for_pictures(
         (["look", "RUN", "--images", "nowhere"], "nowhere"),
         (["train", "nowhere"], "dataset 'nowhere' is neither a folder nor the name of a data set"),
         (["train", ""], "dataset '' is unknown"),
+        (["export", "RUN"], "nothing to write: give --web, --folder or --file"),
+        (["export", "ffff", "--folder", "f"], "run 'ffff' must be the folder of a finished run"),
+        (["export", "RUN", "--folder", "taken"], "accepted: the path of a new or an empty folder"),
+        (["export", "RUN", "--file", "f.pth"], "ends in .onnx or .pt2; got 'f.pth'"),
+        (["export", "RUN", "--file", "f.pt2", "--expert", "9"], "'9' is the name of 0 specialties"),
+        (["export", "RUN", "--file", "f.pt2", "--experts", "9"], "experts must be a whole number"),
+        (["export", "RUN", "--folder", "f", "--expert", "1"], "--experts are for --file; a page"),
+        (
+            ["export", "RUN", "--file", "f.pt2", "--expert", "1", "--experts", "1"],
+            "--experts is for the whole network; got 1",
+        ),
         (["init", " "], "the folder for the notebooks must have a name"),
         (["dev", "onnx", "--repeats", "0"], "repeats must be a whole number of at least 1"),
         (["dev", "latency", "--repeats", "0"], "repeats must be a whole number of at least 1"),
@@ -129,6 +140,22 @@ def test_bad_words_get_one_sentence(
     assert sentence in said
     assert said.count("\n") == 1
     assert (tmp_path / "taken" / "00_look.ipynb").read_text() == "mine"
+
+
+def test_export_writes_a_folder_and_a_file(
+    tiny_experiment: Make, tmp_path: Path, photo: Path, capsys: Captured
+) -> None:
+    run = made(tiny_experiment(val_fraction=0.25))
+    folder, file = tmp_path / "flowers", tmp_path / "flowers.pt2"
+    words = ["export", str(run.path), "--folder", str(folder), "--no-thumbnails"]
+    assert main([*words, "--file", str(file)]) == 0
+    assert not (folder / "thumbnails.jpg").exists()
+    assert main(["predict", str(folder), str(photo)]) == 0
+    assert main(["show", str(folder), "--output", str(tmp_path / "flowers.html")]) == 0
+    alone = tmp_path / "one.pt2"
+    assert main(["export", str(folder), "--file", str(alone), "--expert", "2"]) == 0
+    assert alone.stat().st_size < file.stat().st_size
+    assert main(["export", str(folder), "--file", str(file), "--experts", "1"]) == 0
 
 
 def test_show_writes_a_page_without_links_for_every_kind_of_run(
