@@ -8,21 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from nofe_lab.bench.inference import hardly_trained
+from nofe_lab.bench.tables import noise, publish
 from nofe_lab.config import whole_number
-from nofe_lab.data import Dataset, Resident
 from nofe_lab.files import writable_path
 from nofe_lab.inference import Classifier
 from nofe_lab.inference.expert import Expert
 from nofe_lab.log import write_line
 from nofe_lab.machine import Machine, median_seconds
 from nofe_lab.networks import PAPER
-from nofe_lab.runs.provenance import provenance
 
 BATCHES = (1, 256)
 NARROW = {"branch_width": 0.25}
@@ -58,26 +56,16 @@ def measure(repeats: int, output: str | None, command: str) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for network, changes in NETWORKS.items():
-            data = _noise(SIDES.get(network, 32))
+            data = noise(CLASSES, 2, SIDES.get(network, 32))
             model = hardly_trained(network, folder, dataset=data, K=10, **changes)
             parts: dict[str, Classifier | Expert] = {"whole": model, "expert": model.expert(0)}
             for part, each in parts.items():
                 rows.append({"network": network, "part": part} | _row(machine, each, repeats))
                 write_line(str(rows[-1]), sys.stderr)
-    about = provenance(machine, 0.0)
     import onnxruntime
 
-    found = pd.DataFrame(rows).assign(
-        repeats=repeats,
-        hardware=about["device"],
-        threads=about["threads"],
-        torch=about["versions"]["torch"],
-        onnxruntime=onnxruntime.__version__,
-        revision=about["revision"],
-    )
-    write_line(found.to_string(index=False), sys.stdout)
-    if target is not None:
-        target.write_text(f"# {command}\n{found.to_csv(index=False)}", "utf-8")
+    also = {"repeats": repeats, "onnxruntime": onnxruntime.__version__}
+    publish(pd.DataFrame(rows), target, command, **also)
 
 
 def _row(machine: Machine, model: Classifier | Expert, repeats: int) -> dict[str, float]:
@@ -106,15 +94,3 @@ def _row(machine: Machine, model: Classifier | Expert, repeats: int) -> dict[str
 def _eager(model: Classifier | Expert, images: Tensor) -> None:
     with torch.inference_mode():
         model.outputs(images)
-
-
-def _noise(side: int) -> Dataset:
-    """Two images of noise for each class, and one more to fit thresholds on."""
-    rng = np.random.default_rng(0)
-
-    def split(n: int) -> Resident:
-        labels = torch.arange(CLASSES).repeat(n)
-        pixels = rng.integers(256, size=(len(labels), 3, side, side), dtype=np.uint8)
-        return Resident(torch.from_numpy(pixels), labels)
-
-    return Dataset("noise", tuple(map(str, range(CLASSES))), split(2), split(1), split(1))

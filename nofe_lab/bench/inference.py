@@ -13,13 +13,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from nofe_lab.bench.tables import publish
 from nofe_lab.config import whole_number
 from nofe_lab.files import writable_path
 from nofe_lab.inference import Classifier, load
-from nofe_lab.log import write_line
 from nofe_lab.machine import Machine, median_seconds
 from nofe_lab.runs import Run
-from nofe_lab.runs.provenance import provenance
 from nofe_lab.stages import Experiment
 
 BATCHES = (1, 256)
@@ -80,17 +79,7 @@ def measure(repeats: int, output: str | None, command: str) -> None:
                                 "peak_mb": _peak(model.run, kind, batch, m),
                             }
                         )
-    about = provenance(machine, 0.0)
-    found = pd.DataFrame(rows).assign(
-        repeats=repeats,
-        hardware=about["device"],
-        threads=about["threads"],
-        torch=about["versions"]["torch"],
-        revision=about["revision"],
-    )
-    write_line(found.to_string(index=False), sys.stdout)
-    if target is not None:
-        target.write_text(f"# {command}\n{found.to_csv(index=False)}", "utf-8")
+    publish(pd.DataFrame(rows), target, command, repeats=repeats)
 
 
 def pictures(kind: str, n: int) -> list[np.ndarray | Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -11,17 +10,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
+from nofe_lab.bench.tables import noise, publish
 from nofe_lab.config import whole_number
-from nofe_lab.data import Dataset, Resident, load_dataset
+from nofe_lab.data import Dataset, load_dataset
 from nofe_lab.data.preprocess import ImageNetwork, Preprocess
 from nofe_lab.evaluation import Predictions
 from nofe_lab.files import writable_path
-from nofe_lab.log import write_line
-from nofe_lab.machine import Machine
 from nofe_lab.networks import CNN, NofE, backbone
-from nofe_lab.runs.provenance import provenance
 from nofe_lab.specialties import Specialties
 from nofe_lab.stages import Experiment
 from nofe_lab.training.events import EpochDone, Event, MapUpdated, StageBegun, StepDone
@@ -45,22 +41,8 @@ def measure(dataset: str, repeats: int, output: str | None, command: str) -> Non
     """
     target = writable_path("output", output) if output is not None else None
     data = load_dataset(dataset, val_fraction=0.0)
-    parts = [response(data, 10, repeats), response(synthetic(1000), 30, repeats), live_share()]
-    found = pd.concat(parts)
-    about = provenance(Machine.pick("cpu"), 0.0)
-    found = found.assign(hardware=about["device"], revision=about["revision"])
-    write_line(found.to_string(index=False), sys.stdout)
-    if target is not None:
-        target.write_text(f"# {command}\n{found.to_csv(index=False)}", "utf-8")
-
-
-def synthetic(C: int, per_class: int = 10) -> Dataset:
-    """A data set of noise with C classes: how long it takes to show is all that matters."""
-    rng = np.random.default_rng(0)
-    labels = torch.arange(C).repeat(per_class)
-    pixels = rng.integers(256, size=(len(labels), 3, 32, 32), dtype=np.uint8)
-    split = Resident(torch.from_numpy(pixels), labels)
-    return Dataset("noise", tuple(f"class {c}" for c in range(C)), split, split, split)
+    parts = [response(data, 10, repeats), response(noise(1000), 30, repeats), live_share()]
+    publish(pd.concat(parts), target, command)
 
 
 def response(dataset: Dataset, K: int, repeats: int = 21) -> pd.DataFrame:

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from nofe_lab.bench.widgets import response, synthetic
+from nofe_lab.bench.tables import noise
+from nofe_lab.bench.widgets import response
 from nofe_lab.config import InvalidInput
 from nofe_lab.data import Dataset, Resident
 from nofe_lab.data.preprocess import ImageNetwork, Preprocess
@@ -726,7 +727,7 @@ def test_board_without_anything_to_judge_by(world):
 @pytest.fixture(scope="module")
 def inspected() -> SimpleNamespace:
     """Two small networks, untrained, with a gate, and a data set they can be asked about."""
-    data = synthetic(6, 4)
+    data = noise(6, 4)
     specialties = Specialties(data.class_names, (0, 1, 1, 3, 3, 3), 4)
     network = backbone("alexnet_quick")
     preprocess = Preprocess.measure(data, "standardised")
@@ -948,7 +949,7 @@ def test_live_training_hears_of_a_real_one(tiny_experiment):
 
 
 def test_the_response_of_every_widget_is_measured():
-    found = response(synthetic(6, 3), 2, repeats=2)
+    found = response(noise(6, 3), 2, repeats=2)
     assert set(found["widget"]) == {type_.__name__ for type_ in EVERY_WIDGET}
     assert (found["median_ms"] >= 0).all()
     assert (found["median_ms"] <= found["largest_ms"]).all()
