@@ -24,37 +24,10 @@ from nofe_lab.inference import (
 from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties
 from nofe_lab.views import plots
+from nofe_lab.views.page import html_page
 
 COVERAGES = (0.5, 0.8, 0.9, 0.95, 1.0)
 """Shares of val images that are answered with their class, in the table of coverage."""
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --text: #262626; --faint: #6b6b6b; --line: #d9d9d9;
-  --ground: #ffffff; --code: #f4f4f4; }}
-@media (prefers-color-scheme: dark) {{ :root {{ --text: #e6e6e6; --faint: #a9a9a9; --line: #45494c;
-  --ground: #181a1b; --code: #26292b; }} }}
-body {{ margin: 0; background: var(--ground); color: var(--text);
-  font: 15px/1.5 system-ui, sans-serif; }}
-main {{ max-width: 62rem; margin: 0 auto; padding: 1.5rem; }}
-h1 {{ font-size: 1.5rem; line-height: 1.25; margin: 0 0 .25rem; }}
-h2 {{ font-size: 1.1rem; margin: 2rem 0 .5rem; }}
-p {{ margin: .5rem 0; max-width: 46rem; }}
-.faint {{ color: var(--faint); }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; }}
-td, th {{ padding: .2rem 1rem .2rem 0; text-align: left; vertical-align: top;
-  border-bottom: 1px solid var(--line); }}
-.numbers td, .numbers th {{ text-align: right; }}
-img {{ max-width: 100%; height: auto; background: #ffffff; border-radius: 6px; }}
-pre {{ background: var(--code); padding: .75rem; border-radius: 6px; overflow-x: auto; }}
-</style></head><body><main>
-{body}
-</main></body></html>
-"""
 
 
 @dataclass(frozen=True)
@@ -68,14 +41,14 @@ class _Gallery:
 def run_page(run: Run) -> str:
     """The page of a finished run; what an older run does not keep is left out."""
     title = printable(str(run.about["title"]))
-    return _PAGE.format(title=html.escape(title), body="\n".join(_sections(run, title)))
+    return html_page(title, "\n".join(_sections(run, title)), "nofe-run")
 
 
 def _sections(run: Run, title: str) -> Iterator[str]:
     about, made = run.about, run.provenance
     yield f"<h1>{html.escape(title)}</h1>"
-    yield f'<p class="faint">run {run.id}, finished {html.escape(str(made["finished"]))}</p>'
-    yield f"<p>{_accuracy(run)}</p>"
+    yield f'<p class="nofe-quiet">run {run.id}, finished {html.escape(str(made["finished"]))}</p>'
+    yield f"<p>{accuracy_in_words(run)}</p>"
     facts = {
         "data": about["dataset"],
         "network": about["backbone"],
@@ -138,7 +111,8 @@ def coverage_table(val: pd.DataFrame, specialties: Specialties) -> pd.DataFrame:
     )
 
 
-def _accuracy(run: Run) -> str:
+def accuracy_in_words(run: Run) -> str:
+    """How often a run's network is right, and on what."""
     figures = {
         "on test": run.reports.get("test_accuracy"),
         "on val": run.result.get("val_accuracy"),

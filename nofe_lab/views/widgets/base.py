@@ -13,7 +13,6 @@ import io
 import textwrap
 from collections.abc import Callable, Sequence
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -32,12 +31,17 @@ from nofe_lab.data.pictures import rgb
 from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties, class_number
 from nofe_lab.views import plots
+from nofe_lab.views.page import STATIC
 
-STATIC = Path(__file__).parent / "static"
 DPI = 100
 """Resolution of the picture that is shown where no kernel runs."""
 MOST_PIXELS = 6_000_000
 """Most pixels of that picture; larger ones are drawn at a lower resolution."""
+
+DRAWN = 32
+"""Longest side of images that can be drawn by hand, in pixels."""
+FAINT = 40
+"""Grey levels between ink and paper that are too few to see what one draws."""
 
 
 def script(*parts: str) -> str:
@@ -237,6 +241,27 @@ def sprite(images: Sequence[Tensor], side: int = 48) -> dict[str, Any]:
     packed = io.BytesIO()
     sheet.save(packed, format="jpeg", quality=90, subsampling=0)
     return {"data": packed.getvalue(), "side": side, "columns": columns, "rows": rows}
+
+
+def sketch_colours(images: Tensor, image_shape: Sequence[int]) -> dict[str, str] | None:
+    """Colours to draw with, as hexadecimal strings, for a network of images [channels, h, w].
+
+    images: some of them, uint8 [N, channels, h, w], of any size.  The paper is the median of their
+    borders, the ink a tenth of the pixels in their middle, on its side of the paper.
+    None if the network's images are too large to draw them by hand.
+    """
+    if max(image_shape[1:]) > DRAWN:
+        return None
+    pixels = np.stack([rgb(image) for image in images])
+    _, h, w, _ = pixels.shape
+    middle = pixels[:, h // 4 : h - h // 4, w // 4 : w - w // 4].reshape(-1, 3)
+    edges = (pixels[:, [0, -1]], pixels[:, :, [0, -1]])
+    paper = np.median(np.concatenate([edge.reshape(-1, 3) for edge in edges]), axis=0)
+    is_darker = middle.mean() <= paper.mean()
+    ink = np.quantile(middle, 0.1 if is_darker else 0.9, axis=0)
+    if abs(ink.mean() - paper.mean()) < FAINT:
+        ink = np.full(3, 0 if paper.mean() > 127 else 255)
+    return {"paper": to_hex(paper / 255), "ink": to_hex(ink / 255)}
 
 
 def thumbnails(dataset: Dataset) -> dict[str, Any]:

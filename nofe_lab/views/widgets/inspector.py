@@ -17,7 +17,15 @@ from nofe_lab.data.preprocess import ImageNetwork
 from nofe_lab.evaluation import Predictions
 from nofe_lab.inspection import Inspection, Inspector
 from nofe_lab.views import plots
-from nofe_lab.views.widgets.base import View, check, check_choice, hex_colours, script, sprite
+from nofe_lab.views.widgets.base import (
+    View,
+    check,
+    check_choice,
+    hex_colours,
+    script,
+    sketch_colours,
+    sprite,
+)
 
 CHOICES = ("corrected", "introduced", "wrong in both", "all")
 BEST = 5
@@ -34,11 +42,11 @@ class PredictionInspector(View):
     split: the images.  base, nofe: the networks; a NofE with a gate shows its choice too.
     base_said, nofe_said: their predictions for the split.  which: the images to step through
     (corrected, introduced, wrong in both, all); place: the position among them.  Images from
-    elsewhere can be uploaded or passed to `ask`; index is -1 then.
+    elsewhere can be uploaded, drawn if they are small, or passed to `ask`; index is -1 then.
     Raises InvalidInput if the arguments do not fit together or a trait is set to an invalid value.
     """
 
-    _esm = script("inspector")
+    _esm = script("experts", "sketch", "inspector")
     _asking = False
     what = "prediction"
 
@@ -53,6 +61,9 @@ class PredictionInspector(View):
     problem = traitlets.Unicode(help="Why an upload cannot be shown.").tag(sync=True)
     pictures = traitlets.Dict().tag(sync=True)
     detail = traitlets.Dict().tag(sync=True)
+    drawing = traitlets.Dict(
+        allow_none=True, help="Shape and colours of a drawing; None: images are too large."
+    ).tag(sync=True)
 
     def __init__(
         self,
@@ -87,8 +98,11 @@ class PredictionInspector(View):
             "wrong in both": "wrong in both",
             "all": "all images",
         }
+        shape = split.image_shape
+        colours = sketch_colours(dataset.thumbnails, shape)
         super().__init__(
-            choices=[[key, f"{text} ({len(self.images[key])})"] for key, text in names.items()]
+            choices=[[key, f"{text} ({len(self.images[key])})"] for key, text in names.items()],
+            drawing=colours and {**colours, "shape": shape},
         )
         self.which = next(key for key in CHOICES if len(self.images[key]))
         self._restart()

@@ -15,32 +15,11 @@ from nofe_lab.config import InvalidInput, printable
 from nofe_lab.specialties import Specialties
 from nofe_lab.statistics import percents
 from nofe_lab.views import plots
-from nofe_lab.views.widgets.base import STATIC, View, check, hex_colours, script, sprite
+from nofe_lab.views.page import html_page
+from nofe_lab.views.widgets.base import View, check, hex_colours, script, sprite
 
 SIDE = 72
 """Of the page's images, in pixels."""
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>
-{css}
-</style>
-</head>
-<body class="nofe-page">
-<main id="look" class="nofe nofe-look"><noscript>{words}</noscript></main>
-<script type="application/json" id="found">{data}</script>
-<script type="module">
-{script}
-drawPage(document.getElementById("look"), JSON.parse(document.getElementById("found").textContent));
-</script>
-</body>
-</html>
-"""
 
 
 class LookPage(View):
@@ -110,12 +89,11 @@ def page_html(page: dict[str, Any]) -> str:
     sheet, found = _drawn(page)
     found["sheet"] = {**sheet, "data": base64.b64encode(sheet["data"]).decode()}
     data = json.dumps(found).replace("<", "\\u003c")  # no </script> in names
-    return _PAGE.format(
-        title=html.escape(found["title"]),
-        words=html.escape(f"{page['summary']}. {page['sentences'][page['K']]}"),
-        css=(STATIC / "style.css").read_text("utf-8") + (STATIC / "page.css").read_text("utf-8"),
-        data=data,
-        script=script("look"),
+    words = html.escape(f"{page['summary']}. {page['sentences'][page['K']]}")
+    return html_page(
+        found["title"],
+        f"<noscript>{words}</noscript>",
+        code=f'{script("look")}\ndrawPage(document.querySelector("main"), {data});',
     )
 
 

@@ -14,6 +14,16 @@ function render({ model, el }) {
       if (file) tell(model, { do: "upload", name: file.name }, [await file.arrayBuffer()]);
     },
   });
+  // sent when the pen has rested: an answer takes a moment
+  let rest = null;
+  const drawn = (canvas, done) => {
+    clearTimeout(rest);
+    if (canvas && done) rest = setTimeout(() => canvas.toBlob(async (png) => {
+      tell(model, { do: "upload", name: "a drawing of yours" }, [await png.arrayBuffer()]);
+    }), 400);
+  };
+  const about = model.get("drawing");
+  const drawing = about && h("details", { class: "nofe-drawing" }, h("summary", {}, "draw one"), sketch(about, drawn));
   const problem = h("p", { class: "nofe-problem", role: "alert" });
   const shown = h("div", { class: "nofe-maps" });
   const said = h("div", { class: "nofe-said" });
@@ -22,7 +32,7 @@ function render({ model, el }) {
     h("div", { class: "nofe-toolbar" }, menu(model, "which", "Step through", model.get("choices")), before, where, after,
       h("label", { class: "nofe-menu" }, h("span", {}, "or an image of yours"), upload)),
     problem,
-    h("div", { class: "nofe-columns" }, shown, said), words);
+    h("div", { class: "nofe-columns" }, shown, h("div", {}, said, drawing)), words);
 
   const draw = () => {
     pictures.load(model.get("pictures"));
@@ -31,20 +41,7 @@ function render({ model, el }) {
       h("figure", {}, pictures.piece(i, 160), h("figcaption", { title: caption }, caption)))),
       h("div", { class: "nofe-pair" }, networks.map((network) => h("div", { class: "nofe-partition" },
         h("h5", {}, network.name), bars(network.best)))));
-    const gated = experts.some((expert) => expert.gate !== null);
-    said.replaceChildren(h("table", {},
-      h("thead", {}, h("tr", {}, ["expert", "asked alone, it says", "", "common softmax", gated ? "gate" : null]
-        .filter((head) => head !== null).map((head) => h("th", { scope: "col" }, head)))),
-      h("tbody", {}, experts.map((expert) => h("tr", { class: expert.answers ? "nofe-answers" : "" },
-        h("th", { scope: "row", style: { "border-left-color": expert.colour }, title: expert.right ? "the class is one of its own" : "" },
-          expert.name + (expert.right ? " ✓" : "")),
-        h("td", { class: "nofe-name", title: expert.best }, expert.best), h("td", {}, percent(expert.alone)),
-        h("td", {}, h("span", { class: "nofe-track" },
-          h("span", { class: "nofe-bar", style: { width: `${Math.max(100 * expert.mass, 0.5)}%`, background: expert.colour, "border-color": expert.colour } }),
-          h("span", { class: "nofe-bar-text" }, percent(expert.mass)))),
-        gated ? h("td", {}, percent(expert.gate)) : null)))),
-      h("p", { class: "nofe-note" }, "✓: the expert of the right class. Bold: the expert that gives the answer." +
-        (gated ? " Gate: its belief in the expert's best class." : "")));
+    said.replaceChildren(...expertTable(experts, "common softmax"));
   };
   const drawPlace = () => {
     const place = model.get("place"), index = model.get("index"), listed = model.get("in_step");
@@ -67,7 +64,7 @@ function render({ model, el }) {
     follow(model, ["place", "size", "index", "in_step", "problem"], drawPlace),
     words.stop,
   ];
-  return () => { stops.forEach((stop) => stop()); pictures.free(); };
+  return () => { clearTimeout(rest); stops.forEach((stop) => stop()); pictures.free(); };
 }
 
 export default { render };

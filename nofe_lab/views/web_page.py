@@ -1,0 +1,213 @@
+"""A trained network as a folder of a web page that answers in the browser, also without a network.
+
+onnxruntime-web runs the network.  It is no part of this library: its package is downloaded from the
+npm registry when the first page is made, checked, and kept for the next.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import tarfile
+import urllib.request
+from contextlib import suppress
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nofe_lab.config import InvalidInput, data_folder, first_line, printable
+from nofe_lab.files import open_regular, user_path, write_file
+from nofe_lab.inference import Classifier
+from nofe_lab.inference.export import export
+from nofe_lab.log import log
+from nofe_lab.views.page import html_page
+from nofe_lab.views.run_page import accuracy_in_words
+from nofe_lab.views.widgets.base import (
+    cards,
+    hex_colours,
+    script,
+    sketch_colours,
+    sprite,
+)
+
+VERSION = "1.30.0"
+RUNTIME = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
+SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+"""Of the package, in base64, as npm writes it."""
+MEMBERS = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
+"""What a page needs of it."""
+MAX_PACKAGE = 2**26
+SECONDS = 60
+"""Patience with the registry."""
+
+PAGE = "page.json"
+"""What the page says about its network; the mark of a folder that may be written again."""
+
+README = """{title}
+
+This folder is a web page that needs nothing else. Serve it, for example with Python:
+
+    python -m http.server 8000 --bind 127.0.0.1
+
+and open http://localhost:8000 in a browser. Pictures stay in the browser.
+
+model.onnx       the network; its input "images" is uint8 [N, {shape}]
+page.json        the names of its classes and its specialties
+thumbnails.jpg   training images of each class, if the run keeps some
+{members}
+                 onnxruntime-web {version}, Copyright (c) Microsoft Corporation, under the MIT
+                 License: https://github.com/microsoft/onnxruntime/blob/v{version}/LICENSE
+"""
+
+
+def write_web_page(model: Classifier, folder: Path, runtime: Path | None = None) -> None:
+    """Write a folder with a page on which a network answers for pictures, in the browser.
+
+    folder: a new or empty one, or one that was written before.  runtime: the package of
+    onnxruntime-web, if it was downloaded elsewhere; None: it is downloaded once.
+    Raises InvalidInput if the network does not take pictures, the folder holds other files or
+    cannot be written, or the runtime is not there.
+    """
+    about, title = model.description, printable(str(model.run.about["title"]))
+    channels = about.image_shape[0]
+    if channels not in (1, 3):
+        raise InvalidInput(
+            f"a page is for networks that take pictures; {title} takes {channels} channels."
+        )
+    _check_folder(folder)
+    files: dict[str, bytes | str] = dict(runtime_files(runtime))
+    found: dict[str, Any] = {
+        "title": _kind(model),
+        "summary": f"{title}: {accuracy_in_words(model.run)}",
+        "kind": "nofe" if about.kind == "gate" else about.kind,
+        "names": model.output_names,
+        "class_names": model.class_names,
+        "shape": about.image_shape,
+        "bit_depth": about.bit_depth,
+        "cards": _cards(model),
+        "sheet": None,
+        "canvas": None,
+        "runtime": MEMBERS,
+    }
+    try:
+        thumbnails = model.thumbnails[:, 0]
+        found["sheet"] = sprite(list(thumbnails), max(thumbnails.shape[2:]))
+        files["thumbnails.jpg"] = found["sheet"].pop("data")
+    except InvalidInput:  # the run keeps none
+        thumbnails = torch.full((1, 3, 4, 4), 255, dtype=torch.uint8)
+    found["canvas"] = sketch_colours(thumbnails, about.image_shape)
+    files["README.txt"] = README.format(
+        title=title,
+        shape=", ".join(map(str, about.image_shape)),
+        members="\n".join(MEMBERS),
+        version=VERSION,
+    )
+    files[PAGE] = json.dumps(found, ensure_ascii=False)
+    parts = ("cards", "experts", "pixels", "sketch", "web")
+    code = f'{script(*parts)}\ndrawPage(document.querySelector("main"));'
+    words = "<noscript>This page needs JavaScript.</noscript>"
+    files["index.html"] = html_page(found["title"], words, "nofe-web", code)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        export(model, folder / "model.onnx")
+        for name, content in files.items():
+            write_file(folder / name, content)
+    except OSError as error:
+        raise _unusable(folder, error) from error
+
+
+def runtime_files(runtime: Path | None = None) -> dict[str, bytes]:
+    """The files of onnxruntime-web that a page needs, by name, from its checked package.
+
+    runtime: the package; None: the one that was kept, or else downloaded.  Raises InvalidInput.
+    """
+    kept = data_folder() / "raw" / RUNTIME.rsplit("/", 1)[1]
+    path = runtime or (kept if kept.exists() else None)
+    package = _downloaded() if path is None else _read(user_path(path))
+    if base64.b64encode(hashlib.sha512(package).digest()).decode() != SHA512:
+        where = RUNTIME if path is None else str(path)
+        raise InvalidInput(
+            f"{where} is not onnxruntime-web {VERSION}, or is damaged: its SHA-512 is not the one "
+            f"that npm names; accepted: {RUNTIME}."
+        )
+    if path is None:
+        with suppress(OSError):  # it is downloaded again for the next page
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_file(kept, package)
+    found = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(package), mode="r:gz") as archive:
+            for name in MEMBERS:
+                file = archive.extractfile(f"package/dist/{name}")
+                if file is None:
+                    raise KeyError(f"{name} is no file")
+                found[name] = file.read()
+    except (tarfile.TarError, EOFError, OSError, KeyError) as error:
+        raise InvalidInput(
+            f"the package of onnxruntime-web cannot be read ({first_line(error)}); accepted: "
+            f"{RUNTIME}."
+        ) from error
+    return found
+
+
+def _downloaded() -> bytes:
+    log.info(f"Downloading onnxruntime-web {VERSION} (33 MB), once, from registry.npmjs.org.")
+    try:
+        with urllib.request.urlopen(RUNTIME, timeout=SECONDS) as answer:
+            package: bytes = answer.read(MAX_PACKAGE)
+    except (OSError, HTTPException) as error:
+        raise InvalidInput(
+            f"a page needs onnxruntime-web {VERSION}, which could not be downloaded "
+            f"({first_line(error)}): download {RUNTIME} on another machine, and name the file "
+            "(--runtime FILE)."
+        ) from error
+    return package
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open_regular(path, MAX_PACKAGE, links=True) as file:
+            return file.read(MAX_PACKAGE)
+    except OSError as error:
+        raise _unusable(path, error) from error
+
+
+def _cards(model: Classifier) -> list[dict[str, Any]]:
+    """The specialties with classes; of a flat network one card with all classes."""
+    if model.specialties is None:
+        members = list(range(len(model.class_names)))
+        return [{"k": 0, "name": "classes", "colour": hex_colours(1)[0], "members": members}]
+    found = cards(model.specialties, hex_colours(model.specialties.K))
+    return [each for each in found if each["members"]]
+
+
+def _kind(model: Classifier) -> str:
+    C = f"{len(model.class_names):,} classes"
+    if model.specialties is None:
+        return f"A network for {C}"
+    n = len(model.specialties.nonempty)
+    if model.description.kind == "generalist":
+        return f"A network that tells {n} specialties of {C} apart"
+    return f"A network of {n} experts for {C}"
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise InvalidInput if a folder holds something else than an earlier page."""
+    try:
+        others = folder.exists() and any(folder.iterdir()) and not (folder / PAGE).is_file()
+    except OSError as error:
+        raise _unusable(folder, error) from error
+    if others:
+        raise InvalidInput(
+            f"the folder {str(folder)!r} holds other files; accepted: a new or empty folder, or "
+            "one with an earlier page."
+        )
+
+
+def _unusable(path: Path, error: OSError) -> InvalidInput:
+    why = error.strerror or first_line(error)
+    return InvalidInput(f"{str(path)!r} cannot be used ({why}).")
