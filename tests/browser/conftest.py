@@ -1,0 +1,231 @@
+"""A JupyterLab in a headless Chromium, for all tests of this folder (skipped where there is none).
+
+Screenshots of what the tests saw are left in tests/browser/screenshots.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SHOTS = Path(__file__).parent / "screenshots"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+TOKEN = "browser-test"
+NOTEBOOKS = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+EXECUTE = """
+async ([path, code]) => {
+  const { sessions } = window.jupyterapp.serviceManager;
+  await sessions.refreshRunning();
+  const model = [...sessions.running()].find((each) => each.path === path);
+  const { kernel } = sessions.connectTo({ model });
+  const future = kernel.requestExecute({ code, store_history: false });
+  let said = "";
+  future.onIOPub = ({ header, content }) => {
+    if (header.msg_type === "stream") said += content.text;
+    if (header.msg_type === "error") said += content.evalue;
+  };
+  await future.done;
+  return said;
+}
+"""
+
+
+@pytest.fixture(scope="session")
+def lab(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[tuple[str, Path]]:
+    """Address of a JupyterLab, and the folder of its notebooks: copies at toy size."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    pytest.importorskip("playwright")
+    folder = tmp_path_factory.mktemp("lab")
+    for name in NOTEBOOKS:
+        notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
+        (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+        runs = folder / "runs"
+        toy = {"dataset": "glyphs:8", "K": 4, "epochs": 1, "batch_size": 60, "runs_dir": str(runs)}
+        if name[:2] in ("04", "08"):  # which train many networks, and have no widgets
+            toy |= {"dataset": "glyphs:4"}
+        own = {"n_seeds": 1, "updates": "1, 3"}
+        toy |= {k: v for k, v in own.items() if f"{k}:" in cell.source}
+        if not request.config.getoption("--full-size"):
+            cell.source += "\n" + "\n".join(f"{k} = {v!r}" for k, v in toy.items())
+        nbformat.write(notebook, folder / name)
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"]
+    command += ["--ip=127.0.0.1", f"--IdentityProvider.token={TOKEN}"]
+    command += ["--LabApp.expose_app_in_browser=True"]
+    with serving(command, folder, f"api?token={TOKEN}") as address:
+        yield address, folder
+
+
+@contextmanager
+def serving(command: list[str], folder: Path, ready: str) -> Iterator[str]:
+    """The address of a server of a folder's notebooks, as soon as the path `ready` answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "JUPYTER_PREFER_ENV_PATH": "1", "OMP_NUM_THREADS": "1"}
+    # not the settings of whoever runs the tests
+    environment |= {
+        f"JUPYTERLAB_{what}_DIR": str(folder / what) for what in ("SETTINGS", "WORKSPACES")
+    }
+    with (folder / "lab.log").open("w") as log:
+        server = subprocess.Popen(
+            [*command, f"--port={port}", str(folder)],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{address}/{ready}").close()
+                break
+            except OSError:
+                time.sleep(0.5)
+        else:
+            pytest.fail((folder / "lab.log").read_text())
+        yield address
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+class Page:
+    """A notebook that is open in JupyterLab."""
+
+    def __init__(self, browser: Any, address: str, path: Path, kernel: bool = True) -> None:
+        self.path = path
+        self.page = browser.new_page(viewport={"width": 1400, "height": 1200})
+        self.complaints: list[str] = []
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", self._listen)
+        self.page.goto(f"{address}/lab/tree/{path.name}?token={TOKEN}&reset")
+        self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+        if not kernel:
+            return
+        # JupyterLab asks for a kernel, with a dialog, if cells are run before it has one
+        for _ in range(60):
+            with urllib.request.urlopen(f"{address}/api/sessions?token={TOKEN}") as answer:
+                sessions = json.load(answer)
+            states = [s["kernel"]["execution_state"] for s in sessions if s["path"] == path.name]
+            self.page.wait_for_timeout(1000)
+            if states == ["idle"]:
+                return
+        pytest.fail(f"no kernel for {path.name}")
+
+    def _listen(self, message: Any) -> None:
+        ours = ("anywidget", "nofe", "blob:", "model")
+        if message.type == "error" and any(word in message.text.lower() for word in ours):
+            self.complaints.append(message.text)
+
+    def run_all(self) -> None:
+        self.page.click("text=Run >> visible=true")
+        self.page.click("text=Run All Cells >> visible=true")
+
+    def wait_until_executed(self) -> None:
+        """Save again and again until the last code cell has a number, for at most five minutes."""
+        for _ in range(150):
+            self.page.keyboard.press("Control+s")
+            self.page.wait_for_timeout(2000)
+            code = [c for c in self.cells() if c.cell_type == "code"]
+            if all(cell.execution_count for cell in code):
+                return
+            failed = [o for c in code for o in c.outputs if o.output_type == "error"]
+            assert not failed, failed[0].evalue
+        pytest.fail(f"{self.path.name} did not finish")
+
+    def wait_for_output(self, wanted: Callable[[Any], bool]) -> Any:
+        """Save until the notebook holds such an output, for at most a minute."""
+        for _ in range(60):
+            self.page.keyboard.press("Control+s")
+            self.page.wait_for_timeout(1000)
+            for output in (output for cell in self.cells() for output in cell.get("outputs", [])):
+                if wanted(output):
+                    return output
+        pytest.fail(f"{self.path.name} has no such output")
+
+    def cells(self) -> list[Any]:
+        cells: list[Any] = nbformat.read(self.path, as_version=4).cells
+        return cells
+
+    def kernel(self, expression: str) -> Any:
+        """The value of an expression in the notebook's kernel, by way of JSON."""
+        code = f"import json; print(json.dumps({expression}, default=int))"
+        said = self.page.evaluate(EXECUTE, [self.path.name, code])
+        try:
+            return json.loads(said)
+        except ValueError:
+            pytest.fail(f"{expression}: {said}")
+
+    def wait_for(self, expression: str, value: Any) -> None:
+        """Wait until an expression has a value in the kernel, for at most ten seconds."""
+        for _ in range(50):
+            if (found := self.kernel(expression)) == value:
+                return
+            self.page.wait_for_timeout(200)
+        pytest.fail(f"{expression} is {found!r} in the kernel, not {value!r}")
+
+    def widget(self, kind: str) -> Any:
+        """The widget of a kind, scrolled into view."""
+        found = self.page.locator(f".nofe-{kind}").first
+        for _ in range(40):  # JupyterLab attaches the outputs that are near the view
+            if found.count():
+                break
+            self.page.locator(".jp-Notebook").hover()
+            self.page.mouse.wheel(0, 800)
+            self.page.wait_for_timeout(250)
+        found.scroll_into_view_if_needed()
+        self.page.wait_for_timeout(500)
+        return found
+
+    def shoot(self, widget: Any, name: str) -> None:
+        SHOTS.mkdir(exist_ok=True)
+        widget.scroll_into_view_if_needed()
+        widget.screenshot(path=SHOTS / f"{name}.png")
+
+
+@pytest.fixture
+def open_notebook(lab: tuple[str, Path]) -> Iterator[Callable[..., Page]]:
+    """Opens notebooks by name; none may have complained in the browser's console at the end."""
+    from playwright.sync_api import sync_playwright
+
+    address, folder = lab
+    pages: list[Page] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-background-networking", "--disable-sync"],
+        )
+
+        def open_one(name: str, kernel: bool = True) -> Page:
+            pages.append(Page(browser, address, folder / name, kernel))
+            return pages[-1]
+
+        yield open_one
+        complaints = [complaint for page in pages for complaint in page.complaints]
+        browser.close()
+    assert not complaints
+
+
+def write_notebook(folder: Path, name: str, *sources: str) -> None:
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
+    notebook.cells = [nbformat.v4.new_code_cell(source.strip()) for source in sources]
+    nbformat.write(notebook, folder / name)
