@@ -27,7 +27,7 @@ async function drawPage(main) {
 
   // --- what is asked
   const state = h("p", { class: "nofe-note", role: "status" }, "The network is being loaded …");
-  const chosen = h("input", { type: "file", accept: "image/*", class: "nofe-file", onchange: () => file(chosen.files[0], chosen.files[0]?.name) });
+  const chosen = h("input", { type: "file", accept: "image/*", class: "nofe-file", onchange: () => { file(chosen.files[0], chosen.files[0]?.name); chosen.value = ""; } });
   const own = h("img", { class: "nofe-own", alt: "the picture that is asked about", hidden: true });
   const zone = h("label", { class: "nofe-zone" }, own,
     h("span", {}, h("strong", {}, "Drop a picture here"), ", paste one, or ", h("u", {}, "choose a file"), "."), chosen);
