@@ -13,7 +13,7 @@ function expertTable(experts, together) {
   return [h("table", {},
     h("thead", {}, h("tr", {}, heads.filter((head) => head !== null).map((head) => h("th", { scope: "col" }, head)))),
     h("tbody", {}, experts.map((expert) => h("tr", { class: expert.answers ? "nofe-answers" : "" },
-      h("th", { scope: "row", style: { "border-left-color": expert.colour }, title: expert.right ? "the class is one of its own" : "" },
+      h("th", { scope: "row", style: { "border-left-color": expert.colour }, title: expert.name + (expert.right ? ": the class is one of its own" : "") },
         expert.name + (expert.right ? " ✓" : "")),
       h("td", { class: "nofe-name", title: expert.best }, expert.best), h("td", {}, percent(expert.alone)),
       h("td", {}, h("span", { class: "nofe-track" },

@@ -30,7 +30,8 @@ function sketch({ shape: [channels, height, width], paper, ink }, drawn) {
       context.strokeStyle = colour;
       context.lineWidth = size;
       context.beginPath();
-      for (const [x, y] of [points[0], ...points]) context.lineTo(x, y); // twice: a dot is seen
+      context.moveTo(points[0][0] - 0.01, points[0][1]); // a line without length is not drawn
+      for (const [x, y] of points) context.lineTo(x, y);
       context.stroke();
     }
     hint.hidden = strokes.length > 0;

@@ -97,7 +97,8 @@ async function drawPage(main) {
     [asked, name, sure].forEach((element, i) => { if (element.textContent !== text[i]) element.textContent = text[i]; });
     answer.style.setProperty("--colour", specialty.colour);
     seen.getContext("2d").putImageData(imageOf(pixels, shape), 0, 0);
-    said.replaceChildren(...(about.kind === "nofe" ? [h("h5", {}, "Which specialty, and what each expert says"), ...expertTable(rows, "its share")] : []),
+    said.replaceChildren(...(about.kind === "nofe" ? [h("h5", {}, "Which specialty, and what each expert says"),
+      h("p", { class: "nofe-note" }, "Each expert knows the classes of its own specialty alone. Asked alone, it must choose one of them."), ...expertTable(rows, "its share")] : []),
       h("h5", {}, `The most probable ${about.kind === "generalist" ? "specialties" : "classes"}`), bars(found.top));
   };
 
