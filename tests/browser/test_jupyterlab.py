@@ -507,9 +507,41 @@ def use_the_inspector(opened: Page) -> None:
     opened.wait_for("inspector.index", -1)
     opened.page.wait_for_timeout(300)
     assert widget.locator("h4").inner_text() == "green.png"
+    draw_for_the_inspector(opened, widget)
     opened.kernel("setattr(inspector, 'place', 0)")
     opened.page.wait_for_timeout(500)
     opened.shoot(widget, "inspector")
+
+
+def draw_for_the_inspector(opened: Page, widget: Any) -> None:
+    """A drawing is asked about once a stroke has ended, and again when it is taken back."""
+    mouse = opened.page.mouse
+    opened.kernel("setattr(inspector, 'place', 0)")
+    widget.get_by_text("Draw one").click()
+    canvas = widget.locator(".nofe-sketch canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    assert box["width"] == box["height"] > 200
+    for n, (x, y) in enumerate([(0.2, 0.25), (0.8, 0.25), (0.5, 0.25), (0.5, 0.8)]):
+        mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=5)
+        if n % 2 == 0:
+            mouse.down()
+            continue
+        opened.page.wait_for_timeout(600)
+        before = opened.kernel("inspector.index")
+        assert (before == -1) == (n > 1)  # not while a stroke is going on
+        mouse.up()
+        opened.wait_for("inspector.index", -1)
+    opened.page.wait_for_timeout(1500)
+    assert widget.locator("h4").inner_text() == "a drawing of yours"
+    grey = "[int(inspector._current[0].float().mean(0)[y, 16]) for y in (8, 20, 30)]"
+    bar, stem, paper = opened.kernel(grey)
+    assert max(bar, stem) < paper - 30
+    opened.shoot(widget, "inspector_drawing")
+    canvas.press("Control+z")
+    opened.page.wait_for_timeout(1500)
+    bar, stem, paper = opened.kernel(grey)
+    assert bar < paper - 30 < stem
 
 
 def use_the_board(opened: Page) -> None:

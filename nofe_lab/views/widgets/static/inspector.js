@@ -23,16 +23,16 @@ function render({ model, el }) {
     }), 400);
   };
   const about = model.get("drawing");
-  const drawing = about && h("details", { class: "nofe-drawing" }, h("summary", {}, "draw one"), sketch(about, drawn));
+  const drawing = about && h("details", { class: "nofe-drawing" }, h("summary", {}, "Draw one"), sketch(about, drawn));
   const problem = h("p", { class: "nofe-problem", role: "alert" });
   const shown = h("div", { class: "nofe-maps" });
-  const said = h("div", { class: "nofe-said" });
+  const said = h("div", {});
   const words = spoken(model);
   root.append(
     h("div", { class: "nofe-toolbar" }, menu(model, "which", "Step through", model.get("choices")), before, where, after,
       h("label", { class: "nofe-menu" }, h("span", {}, "or an image of yours"), upload)),
     problem,
-    h("div", { class: "nofe-columns" }, shown, h("div", {}, said, drawing)), words);
+    h("div", { class: "nofe-columns" }, shown, h("div", { class: "nofe-said" }, said, drawing)), words);
 
   const draw = () => {
     pictures.load(model.get("pictures"));

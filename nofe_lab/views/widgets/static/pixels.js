@@ -28,7 +28,8 @@ async function decoded(file, name, bitDepth) {
 
 /** Scale a picture until it covers width x height, and crop its centre: Uint8Array [channels, height,
  * width], channels 1 or 3; transparent parts become white.  This is Pillow's ImageOps.fit with
- * BILINEAR, to the bit: a triangle as wide as the reduction, first along rows, then along columns. */
+ * BILINEAR: a triangle as wide as the reduction, first along rows, then along columns.  Pillow 13 turns
+ * that round where it is faster, and some values then differ by 1. */
 async function fitted(picture, [channels, height, width]) {
   const { width: W, height: H } = picture, ratio = width / height;
   const w = W / H > ratio ? ratio * H : W, h = W / H < ratio ? W / ratio : H;
@@ -70,7 +71,7 @@ const BITS = 22; // of the fraction of a weight, as in Pillow
 /** Which of `size` values make each of n values between two ends, and with which weights. */
 function triangles(low, high, size, n) {
   const [from, to] = [Math.fround(low), Math.fround(high)];
-  const scale = (to - from) / n, wide = Math.max(scale, 1);
+  const scale = Math.fround(to - from) / n, wide = Math.max(scale, 1);
   return Array.from({ length: n }, (_, i) => {
     const centre = from + (i + 0.5) * scale;
     const start = Math.max(Math.trunc(centre - wide + 0.5), 0), end = Math.min(Math.trunc(centre + wide + 0.5), size);
