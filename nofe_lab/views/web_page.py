@@ -15,6 +15,7 @@ import urllib.request
 from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -106,14 +107,15 @@ def write_web_page(model: Classifier, folder: Path, runtime: Path | None = None)
         members="\n".join(MEMBERS),
         version=VERSION,
     )
-    files[PAGE] = json.dumps(found, ensure_ascii=False)
+    files = {PAGE: json.dumps(found, ensure_ascii=False), **files}  # it marks the folder first
     parts = ("cards", "experts", "pixels", "sketch", "web")
     code = f'{script(*parts)}\ndrawPage(document.querySelector("main"));'
     words = "<noscript>This page needs JavaScript.</noscript>"
     files["index.html"] = html_page(found["title"], words, "nofe-web", code)
+    with TemporaryDirectory() as scratch:
+        files["model.onnx"] = export(model, Path(scratch) / "model.onnx").path.read_bytes()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        export(model, folder / "model.onnx")
         for name, content in files.items():
             write_file(folder / name, content)
     except OSError as error:
@@ -180,7 +182,7 @@ def _cards(model: Classifier) -> list[dict[str, Any]]:
     """The specialties with classes; of a flat network one card with all classes."""
     if model.specialties is None:
         members = list(range(len(model.class_names)))
-        return [{"k": 0, "name": "classes", "colour": hex_colours(1)[0], "members": members}]
+        return [{"k": 0, "name": "all", "colour": hex_colours(1)[0], "members": members}]
     found = cards(model.specialties, hex_colours(model.specialties.K))
     return [each for each in found if each["members"]]
 

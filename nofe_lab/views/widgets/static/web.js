@@ -95,6 +95,7 @@ async function drawPage(main) {
     if (found === null) return;
     const text = [title, about.names[best], `${percent(found.probabilities[best])} sure` + (about.kind === "nofe" ? `, by the expert of ${specialty.name}` : "")];
     [asked, name, sure].forEach((element, i) => { if (element.textContent !== text[i]) element.textContent = text[i]; });
+    name.classList.toggle("nofe-long", [...text[1]].length > 12);
     answer.style.setProperty("--colour", specialty.colour);
     seen.getContext("2d").putImageData(imageOf(pixels, shape), 0, 0);
     said.replaceChildren(...(about.kind === "nofe" ? [h("h5", {}, "Which specialty, and what each expert says"),
