@@ -217,7 +217,7 @@ def export(parser: ArgumentParser) -> Command:
             from nofe_lab.views.web_page import write_web_page
 
             runtime = None if options.runtime is None else user_path(options.runtime)
-            write_web_page(model, user_path(options.web), runtime)
+            write_web_page(model, user_path(options.web), runtime, not options.no_thumbnails)
             log.info(f"the page: python -m http.server --directory {shlex.quote(options.web)}")
         part = model if options.expert is None else model.expert(options.expert)
         if options.file is not None:

@@ -22,7 +22,7 @@ import torch
 
 from nofe_lab.config import InvalidInput, data_folder, first_line, printable
 from nofe_lab.files import open_regular, user_path, write_file
-from nofe_lab.inference import Classifier
+from nofe_lab.inference import THUMBNAILS, Classifier
 from nofe_lab.inference.export import export
 from nofe_lab.log import log
 from nofe_lab.views.page import html_page
@@ -60,16 +60,35 @@ model.onnx       the network; its input "images" is uint8 [N, {shape}]
 page.json        the names of its classes and its specialties
 thumbnails.jpg   training images of each class, if the run keeps some
 {members}
-                 onnxruntime-web {version}, Copyright (c) Microsoft Corporation, under the MIT
-                 License: https://github.com/microsoft/onnxruntime/blob/v{version}/LICENSE
+                 onnxruntime-web {version}, under the MIT License:
+
+Copyright (c) Microsoft Corporation
+
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and
+associated documentation files (the "Software"), to deal in the Software without restriction,
+including without limitation the rights to use, copy, modify, merge, publish, distribute,
+sublicense, and/or sell copies of the Software, and to permit persons to whom the Software is
+furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all copies or
+substantial portions of the Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT
+NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND
+NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES
+OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN
+CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 """
 
 
-def write_web_page(model: Classifier, folder: Path, runtime: Path | None = None) -> None:
+def write_web_page(
+    model: Classifier, folder: Path, runtime: Path | None = None, thumbnails: bool = True
+) -> None:
     """Write a folder with a page on which a network answers for pictures, in the browser.
 
     folder: a new or empty one, or one that was written before.  runtime: the package of
-    onnxruntime-web, if it was downloaded elsewhere; None: it is downloaded once.
+    onnxruntime-web, if it was downloaded elsewhere; None: it is downloaded once.  thumbnails:
+    whether the training images that the run keeps are shown.
     Raises InvalidInput if the network does not take pictures, the folder holds other files or
     cannot be written, or the runtime is not there.
     """
@@ -94,13 +113,13 @@ def write_web_page(model: Classifier, folder: Path, runtime: Path | None = None)
         "canvas": None,
         "runtime": MEMBERS,
     }
-    try:
-        thumbnails = model.thumbnails[:, 0]
-        found["sheet"] = sprite(list(thumbnails), max(thumbnails.shape[2:]))
-        files["thumbnails.jpg"] = found["sheet"].pop("data")
-    except InvalidInput:  # the run keeps none
-        thumbnails = torch.full((1, 3, 4, 4), 255, dtype=torch.uint8)
-    found["canvas"] = sketch_colours(thumbnails, about.image_shape)
+    images = torch.full((1, 3, 4, 4), 255, dtype=torch.uint8)
+    if model.run.has(THUMBNAILS):
+        images = model.thumbnails[:, 0]
+        if thumbnails:
+            found["sheet"] = sprite(list(images), max(images.shape[2:]))
+            files["thumbnails.jpg"] = found["sheet"].pop("data")
+    found["canvas"] = sketch_colours(images, about.image_shape)
     files["README.txt"] = README.format(
         title=title,
         shape=", ".join(map(str, about.image_shape)),

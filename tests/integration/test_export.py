@@ -59,6 +59,7 @@ def test_a_trained_network_and_its_expert_answer_alike_in_onnxruntime(
         K=2,
         epochs=1,
         batch_size=6,
+        learning_rate=1e-4,
         specialties="random",
         trunk="scratch",
         runs_dir=str(tmp_path),
