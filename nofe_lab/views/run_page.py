@@ -88,6 +88,9 @@ def _sections(run: Run, title: str) -> Iterator[str]:
         f"<pre>import nofe_lab\n\nmodel = nofe_lab.load({folder!r})\n"
         'print(model.predict("photo.jpg"))</pre>'
     )
+    if command := str(made.get("command", "")):
+        lines = "\n".join(map(printable, command.split("\n")))
+        yield f"<h2>Make it again</h2>\n<pre>{html.escape(lines)}</pre>"
 
 
 def coverage_table(val: pd.DataFrame, specialties: Specialties) -> pd.DataFrame:
@@ -119,8 +122,9 @@ def accuracy_in_words(run: Run) -> str:
         "on the training images": run.result.get("train_accuracy"),
     }
     what = "specialties" if "objective" in run.result else "classes"
-    said = [f"{value:.1%} of {what} right {where}" for where, value in figures.items() if value]
-    tested = "" if figures["on test"] else "; not tested"
+    known = {where: value for where, value in figures.items() if value is not None}
+    said = [f"{value:.1%} of {what} right {where}" for where, value in known.items()]
+    tested = "" if "on test" in known else "; not tested"
     return f"{', '.join(said)}{tested}." if said else "not tested."
 
 

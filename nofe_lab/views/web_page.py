@@ -135,6 +135,7 @@ def write_web_page(
         files["model.onnx"] = export(model, Path(scratch) / "model.onnx").path.read_bytes()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "thumbnails.jpg").unlink(missing_ok=True)  # of an earlier page
         for name, content in files.items():
             write_file(folder / name, content)
     except OSError as error:

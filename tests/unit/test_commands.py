@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import html
 import re
 import shutil
 from collections.abc import Callable
@@ -174,6 +175,7 @@ def test_show_writes_a_page_without_links_for_every_kind_of_run(
         assert ("How certain it is" in text) == (stage.kind == "gate")
         assert ("specialties</h2>" in text) == (stage.K is not None)
         assert ("not tested" in text) == (stage.kind != "flat")
+        assert html.escape(stage.command) in text
         assert not re.search(r'(src|href)="(?!data:)', text)
         assert text.count("<img") == 1 + (stage.K is not None)
 
