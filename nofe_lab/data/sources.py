@@ -21,6 +21,7 @@ from nofe_lab.config import (
     first_line,
     one_of,
 )
+from nofe_lab.data.corrections import Corrections
 from nofe_lab.data.dataset import TEST_SPLIT_NOTE, Dataset, stratified_test_split, superclass_of
 from nofe_lab.data.folders import (
     BY_FOLDER,
@@ -66,6 +67,7 @@ def load_dataset(
     train_per_class: int | None = None,
     skip_unreadable: bool = False,
     groups: str | None = None,
+    corrections: str | None = None,
     download_dir: Path | str | None = None,
 ) -> Dataset:
     """Load a data set by name and carve its val split from train.
@@ -97,6 +99,8 @@ def load_dataset(
     groups: keeps pictures of one object on one side when val or test is drawn from train:
     ``folder`` if each folder inside a class folder of ``folder:DIR`` holds one object's pictures,
     or the path of a CSV with the columns file (relative to DIR) and group.
+    corrections: the path of a CSV of decisions about images of ``folder:DIR`` or ``parquet:DIR``,
+    as `nofe_lab.relabel` writes it: applied after all splits are drawn.
 
     >>> load_dataset("glyphs:20").train
     1,800 images
@@ -113,23 +117,30 @@ def load_dataset(
         name = str(name)
     source, argument = _parse_name(name)
     if source in _READERS and argument:
-        options = ReadOptions(image_size, train_per_class, seed, skip_unreadable, groups)
+        decided = None if corrections is None else Corrections.read(corrections)
+        options = ReadOptions(image_size, train_per_class, seed, skip_unreadable, groups, decided)
         with _redacted_errors(argument):
             dataset = _READERS[source](f"{source}:{argument}", argument, options)
-    else:
-        if groups is not None:
-            raise InvalidInput(
-                f"groups is for 'folder:DIR', where images are files; got {groups!r} for dataset "
-                f"{name!r}."
-            )
-        if not (source == "glyphs" and argument):
-            _check_ready_made(name)
-        if image_size is not None:
-            raise InvalidInput(
-                f"image_size is for 'folder:DIR' and 'parquet:DIR'; got image_size={image_size} "
-                f"for dataset {name!r}, whose images are 32 x 32."
-            )
-        dataset = _ready_made(name, argument, seed, download_dir)
+        dataset = prepared(dataset, val_fraction, seed, train_per_class)
+        return dataset if decided is None else decided.applied(dataset)
+    if groups is not None:
+        raise InvalidInput(
+            f"groups is for 'folder:DIR', where images are files; got {groups!r} for dataset "
+            f"{name!r}."
+        )
+    if corrections is not None:
+        raise InvalidInput(
+            "corrections is for 'folder:DIR' and 'parquet:DIR', where images come from files; got "
+            f"{str(corrections)!r} for dataset {name!r}."
+        )
+    if not (source == "glyphs" and argument):
+        _check_ready_made(name)
+    if image_size is not None:
+        raise InvalidInput(
+            f"image_size is for 'folder:DIR' and 'parquet:DIR'; got image_size={image_size} "
+            f"for dataset {name!r}, whose images are 32 x 32."
+        )
+    dataset = _ready_made(name, argument, seed, download_dir)
     return prepared(dataset, val_fraction, seed, train_per_class)
 
 
@@ -181,11 +192,11 @@ def _redacted_errors(directory: str) -> Iterator[None]:
         ) from error
 
 
-def source_state(name: str, groups: str | None = None) -> str:
+def source_state(name: str, groups: str | None = None, corrections: str | None = None) -> str:
     """A short digest that changes with the files of ``folder:DIR`` or ``parquet:DIR``.
 
-    It covers the files' relative paths, sizes and modification times, and the content of a
-    `groups` file; "" for other data sets and missing folders.  Never raises.
+    It covers the files' relative paths, sizes and modification times, and the contents of the files
+    `groups` and `corrections`; "" for other data sets and missing folders.  Never raises.
     """
     source, argument = _parse_name(name)
     if source not in _FILE_ENDINGS or not argument:
@@ -194,8 +205,9 @@ def source_state(name: str, groups: str | None = None) -> str:
     try:
         folder = dataset_folder(name, argument)
         files = files_in(folder, _FILE_ENDINGS[source])
-        if groups is not None and groups != BY_FOLDER:
-            digest.update(read_text(user_path(groups), links=True).encode())
+        for beside in (groups, corrections):
+            if beside is not None and beside != BY_FOLDER:
+                digest.update(read_text(user_path(beside), links=True).encode())
     except (InvalidInput, OSError):
         return ""
     for path in files:

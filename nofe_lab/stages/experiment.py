@@ -46,6 +46,9 @@ from nofe_lab.training.events import Listener
 GATE_EPOCHS = 10
 """The longest training of a gate."""
 
+OF_FILES = ("image_size", "groups", "corrections", "skip_unreadable")
+"""Knobs of images that are read from files."""
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -88,6 +91,7 @@ class Experiment:
     train_per_class: int | None = default("train_per_class")
     skip_unreadable: bool = default("skip_unreadable")
     groups: str | None = default("groups")
+    corrections: str | None = default("corrections")
     data_seed: int = default("data_seed")
     map_updates: int | None = default("map_updates")
     affinity: str | None = default("affinity")
@@ -193,8 +197,7 @@ class Experiment:
     def data(self) -> Dataset:
         """The data set, loaded once for all experiments on the same data."""
         fraction, seed, few = self._recipes.val_fraction, self.data_seed, self.train_per_class
-        of_files = ("image_size", "groups", "skip_unreadable")
-        options = {name: getattr(self, name) for name in of_files}
+        options = {name: getattr(self, name) for name in OF_FILES}
         if isinstance(self.dataset, Dataset):
             for name, value in options.items():
                 if value != default(name):
@@ -208,7 +211,7 @@ class Experiment:
                     f"the Dataset {self.dataset.name!r}, which has {len(self.dataset.val)}."
                 )
             return _prepared(self.dataset, fraction, seed, few)
-        state = source_state(self.dataset, self.groups)
+        state = source_state(self.dataset, self.groups, self.corrections)
         options["image_size"] = self._image_size
         options |= {"val_fraction": fraction, "seed": seed, "train_per_class": few}
         return _load(self.dataset, state, **options)
@@ -251,8 +254,8 @@ class Experiment:
         )
         name = f"features of {data.name}"
         kept = replace(data, name=name, train=train, val=val, test=test, clearest=None)
-        of_files = ("image_size", "groups", "skip_unreadable", "split", "stem", "weights")
-        usual: dict[str, Any] = {name: default(name) for name in (*of_files, "train_per_class")}
+        idle = (*OF_FILES, "split", "stem", "weights", "train_per_class")
+        usual: dict[str, Any] = {name: default(name) for name in idle}
         usual["val_fraction"] = None if len(val) else 0.0
         return replace(self, dataset=kept, backbone=OnFeatures(start.backbone), **usual)
 

@@ -12,6 +12,7 @@ import pytest
 from nofe_lab import Experiment, InvalidInput, notebook
 from nofe_lab.__main__ import main
 from nofe_lab.knobs import KNOBS, understood
+from nofe_lab.stages.experiment import OF_FILES
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
@@ -159,7 +160,7 @@ def test_every_knob_of_an_experiment_makes_another_run_unless_it_cannot() -> Non
         return {stage.id for stage in (made.base(), made.generalist(), made.nofe())}
 
     idle = {"device", "precision", "runs_dir", "checkpoint_seconds"}  # of the machine
-    idle |= {"weights", "image_size", "groups", "skip_unreadable"}  # of files: tested there
+    idle |= {"weights", *OF_FILES}  # of files: tested there
     known = {each.name for each in fields(Experiment) if each.init}
     assert known == {*OTHERS, *ELSEWHERE, *idle}
     usual = ids()
