@@ -142,6 +142,11 @@ class Classifier(ImageNetwork):
         """Whether it has trained on prepared images uint8 [N, c, h, w]: [N], by their hashes."""
         return np.isin(hashes_of(images), self._seen)
 
+    @property
+    def knows_seen(self) -> bool:
+        """Whether `has_seen` can tell: runs of earlier versions keep no hashes."""
+        return len(self._seen) > 0
+
     @cached_property
     def _seen(self) -> NDArray[np.uint32]:
         return seen_by(self.run)

@@ -1,0 +1,153 @@
+"""The relabelling list: images that may be labelled wrongly, and a decision about each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import traitlets
+from matplotlib.figure import Figure
+
+from nofe_lab.config import InvalidInput, one_of, printable, whole_number
+from nofe_lab.data import Dataset, Source
+from nofe_lab.data.corrections import RELABEL, Correction, Corrections
+from nofe_lab.files import redact_path, user_path
+from nofe_lab.views import plots
+from nofe_lab.views.widgets.base import View, check, check_choice, script, sprite
+
+SIDE = 160
+"""Of the images, in pixels."""
+
+UNDECIDED = 200
+"""Most undecided images in a list."""
+
+
+class RelabelList(View):
+    """Images that may be labelled wrongly; what is decided about each is in a CSV at once.
+
+    >>> found = nofe_lab.relabel(data, networks, "corrections.csv")
+    >>> found.decide(0, "relabel", "dog")
+
+    corrections: the decisions that there are.  images: those of the lists.  lists: name -> items,
+    see `nofe_lab.relabel`.  which: the list that is shown.  place: the chosen item of it.
+    """
+
+    _esm = script("relabel")
+    what = "list"
+
+    which = traitlets.Unicode(help="The list that is shown.").tag(sync=True)
+    place = traitlets.Int(0, help="The chosen item of the list.").tag(sync=True)
+    choices = traitlets.List(traitlets.List()).tag(sync=True)
+    class_names = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    sheet = traitlets.Dict(help="The images, in one.").tag(sync=True)
+    items: Any = traitlets.List(help="The items of the list.").tag(sync=True)
+    decisions: Any = traitlets.List(help="Of each item: decision, class; None: none.").tag(
+        sync=True
+    )
+    problem = traitlets.Unicode(help="Why a decision was not written.").tag(sync=True)
+
+    def __init__(
+        self,
+        corrections: Corrections,
+        data: Dataset,
+        images: Source,
+        lists: Mapping[str, Sequence[Mapping[str, Any]]],
+    ) -> None:
+        self._path = corrections.path
+        self._known = dict(corrections.by_file)
+        self._images = images
+        self.data = data
+        self.lists = {name: self._first(items) for name, items in lists.items()}
+        rows = sorted({each["row"] for items in self.lists.values() for each in items})
+        piece = {row: n for n, row in enumerate(rows)}
+        for items in self.lists.values():
+            items[:] = [{**each, "piece": piece[each["row"]]} for each in items]
+        super().__init__(
+            class_names=list(data.class_names),
+            choices=[[name, f"{name} ({len(items)})"] for name, items in self.lists.items()],
+            sheet=sprite(list(images.sample(rows)) if rows else [], SIDE),
+        )
+        self.which = next((name for name, items in self.lists.items() if items), next(iter(lists)))
+
+    def _first(self, items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """All items that are decided on, and the first of the others."""
+        undecided = [n for n, each in enumerate(items) if each["file"] not in self._known]
+        left_out = set(undecided[UNDECIDED:])
+        return [dict(each) for n, each in enumerate(items) if n not in left_out]
+
+    @check("which")
+    def _check_which(self, proposal: Any) -> str:
+        return check_choice(proposal, list(self.lists))
+
+    @check("place")
+    def _check_place(self, proposal: Any) -> int:
+        return whole_number("place", proposal["value"], 0, max(len(self.items) - 1, 0))
+
+    @traitlets.observe("which")
+    def _show_list(self, change: Any) -> None:
+        with self.hold_sync():
+            self.items = self.lists[self.which]
+            self.place = 0
+            self._show_decisions()
+            undecided = [n for n, each in enumerate(self.decisions) if each is None]
+            self.place = next(iter(undecided), 0)
+
+    def _show_decisions(self, said: str = "") -> None:
+        found = [self._known.get(each["file"]) for each in self.items]
+        self.decisions = [None if c is None else [c.decision, c.corrected] for c in found]
+        decided = len(found) - found.count(None)
+        count = f"{decided} of {len(found)} decided" if found else "no image stands out"
+        self.words = printable(f"{said}{count}; {len(self._known)} in {self._path}.")
+
+    def decide(self, item: int, decision: str, corrected: str = "") -> None:
+        """Decide on an item of the list, or take a decision back (""), and write the CSV.
+
+        Raises InvalidInput if the decision is none or the file cannot be read or written; then
+        nothing is decided.
+        """
+        whole_number("item", item, 0, len(self.items) - 1)
+        each = self.items[item]
+        if decision == RELABEL and one_of("class", corrected, self.class_names) == each["label"]:
+            raise InvalidInput(f"{corrected!r} is the label that the image has: keep it.")
+        file = self.data.files[each["file"]]
+        made = (
+            Correction(each["file"], file.checksum, file.label, decision, corrected)
+            if decision
+            else None
+        )
+        if user_path(self._path).exists():  # another list may write it, too
+            self._known = dict(Corrections.read(self._path).by_file)
+        known = dict(self._known)
+        known.pop(each["file"], None)
+        if made is not None:
+            known[each["file"]] = made
+        try:
+            Corrections(self._path, known).write()
+        except OSError as error:
+            why = redact_path(error.strerror or str(error), self._path)
+            raise InvalidInput(
+                f"the decision on {each['file']!r} cannot be written to {str(self._path)!r} "
+                f"({why})."
+            ) from error
+        self._known = known
+        said = {"": "undecided", RELABEL: f"now {corrected}"}.get(decision, decision)
+        with self.hold_sync():
+            self.problem = ""
+            self._show_decisions(f"{each['file']}: {said}. ")
+
+    def obey(self, what: dict[str, Any], buffers: list[Any]) -> None:
+        """Carry out a decision and go to the next image."""
+        item = int(what["item"])
+        try:
+            self.decide(item, str(what["decision"]), str(what["corrected"]))
+        except InvalidInput as error:
+            self.problem = str(error)
+            return
+        if what["decision"] and item == self.place:
+            self.place = min(item + 1, len(self.items) - 1)
+
+    def figures(self) -> dict[str, Figure]:
+        some = self.items[:16]
+        captions = [f"{each['label']}: {each['suggested']}?" for each in some]
+        rows = [each["row"] for each in some]
+        return {"list": plots.plot_images(self._images, rows, captions, self.which)}
