@@ -22,7 +22,7 @@ from nofe_lab.files import user_path, writable_path
 from nofe_lab.inference import Classifier
 
 if TYPE_CHECKING:
-    from nofe_lab.views.widgets.relabel import RelabelList
+    from nofe_lab.views import RelabelList
 
 AT_ONCE = 1000
 """Images whose hashes are compared at once."""
@@ -59,7 +59,7 @@ def relabel(
     this network, so they must be asked for.
     Raises InvalidInput if the arguments do not fit together.
     """
-    from nofe_lab.views.widgets.relabel import RelabelList
+    from nofe_lab.views import RelabelList
 
     if not data.files:
         raise InvalidInput(

@@ -1035,3 +1035,37 @@ def test_the_picture_behind_a_widget_asks_for_a_light_background() -> None:
         renamed(tuple("abcdef")), Specialties(tuple("abcdef"), (0, 0, 1, 1, 2, 2), 3)
     )
     assert board._picture()[1] == {"needs_background": "light"}
+
+
+# --- calibration
+
+
+def test_the_diagram_shows_what_a_temperature_mends(world) -> None:
+    networks = {"base CNN": world.base, "NofE $a$": world.nofe}
+    figure = plots.plot_calibration(networks, networks)
+    said = render(figure)
+    assert inside_canvas(figure)
+    for name, found in networks.items():
+        mended = found.at_temperature(found.temperature)
+        errors = f"{found.calibration_error:.1%} → {mended.calibration_error:.1%}"
+        (title,) = [text for text in said if text.startswith(name)]
+        assert f"calibration error {errors}, loss {found.loss:.3f} → {mended.loss:.3f}" in title
+        assert f"temperature {found.temperature:.2f}" in said
+
+
+def test_the_diagram_without_val_images_says_what_there_is(world) -> None:
+    none = {"base CNN": Predictions(world.base.logits[:0], world.base.labels[:0])}
+    said = " ".join(render(plots.plot_calibration({"base CNN": world.base}, none)))
+    assert f"calibration error {world.base.calibration_error:.1%}" in said
+    assert "temperature" not in said
+
+
+def test_the_curves_of_coverage_end_with_the_accuracy(world) -> None:
+    networks = {"base CNN": world.base, "NofE": world.nofe}
+    figure = plots.plot_coverage(networks, world.specialties)
+    assert {"base CNN", "NofE", "answered with the class"} <= set(render(figure))
+    assert inside_canvas(figure)
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    for name, found in networks.items():
+        assert lines[name].get_xdata()[-1] == 1
+        assert lines[name].get_ydata()[-1] == pytest.approx(found.accuracy)

@@ -12,7 +12,11 @@ names that are too long are cut in the middle.  The font in matplotlib's setting
 characters that no installed font has are reported once.
 """
 
-from nofe_lab.views.plots.calibration import plot_reliability
+from nofe_lab.views.plots.calibration import (
+    plot_calibration,
+    plot_coverage,
+    plot_reliability,
+)
 from nofe_lab.views.plots.comparison import plot_comparison, plot_gained_lost, plot_per_specialty
 from nofe_lab.views.plots.confusion import (
     mistake_shares,
@@ -54,10 +58,12 @@ __all__ = [
     "inspected_maps",
     "mistake_shares",
     "plot_affinity",
+    "plot_calibration",
     "plot_class",
     "plot_comparison",
     "plot_conditional",
     "plot_confusion",
+    "plot_coverage",
     "plot_crosstab",
     "plot_evolution",
     "plot_front",

@@ -97,7 +97,8 @@ class RelabelList(View):
         self.decisions = [None if c is None else [c.decision, c.corrected] for c in found]
         decided = len(found) - found.count(None)
         count = f"{decided} of {len(found)} decided" if found else "no image stands out"
-        self.words = printable(f"{said}{count}; {len(self._known)} in {self._path}.")
+        known = f"{len(self._known)} decision{'s' * (len(self._known) != 1)} in {self._path}"
+        self.words = printable(f"{said}{count}; {known}.")
 
     def decide(self, item: int, decision: str, corrected: str = "") -> None:
         """Decide on an item of the list, or take a decision back (""), and write the CSV.

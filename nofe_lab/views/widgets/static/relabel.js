@@ -57,13 +57,13 @@ function render({ model, el }) {
     const decided = decisions[place] ?? null;
     const current = list.children[place];
     if (list.contains(document.activeElement)) current.focus({ preventScroll: true });
-    const top = current.offsetTop - list.offsetTop;
+    const top = current.offsetTop; // the list is its offset parent
     if (top < list.scrollTop) list.scrollTop = top;
     else list.scrollTop = Math.max(list.scrollTop, top + current.offsetHeight - list.clientHeight);
     select.value = decided?.[1] || item.suggested;
     buttons.forEach((button) => button.setAttribute("aria-pressed", (decided?.[0] ?? "none") === button.dataset.decision));
     shown.replaceChildren(pictures.piece(item.piece, 160), h("div", {},
-      h("h4", {}, item.label),
+      h("h4", {}, h("span", { class: "nofe-quiet" }, "labelled "), item.label),
       h("p", { class: "nofe-quiet" }, `${place + 1} of ${items.length}: ${item.file}`),
       h("ul", {}, item.said.map(([name, said, p, own]) => h("li", {}, `${name}: `, h("strong", {}, said), ` ${percent(p)}`,
         said === item.label ? null : h("span", { class: "nofe-quiet" }, `, ${item.label} ${percent(own)}`))))));
