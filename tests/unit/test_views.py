@@ -1050,7 +1050,7 @@ def test_the_diagram_shows_what_a_temperature_mends(world) -> None:
         errors = f"{found.calibration_error:.1%} → {mended.calibration_error:.1%}"
         (title,) = [text for text in said if text.startswith(name)]
         assert f"calibration error {errors}, loss {found.loss:.3f} → {mended.loss:.3f}" in title
-        assert f"temperature {found.temperature:.2f}" in said
+        assert f", temperature {found.temperature:.2f}\n" in title
 
 
 def test_the_diagram_without_val_images_says_what_there_is(world) -> None:

@@ -54,14 +54,13 @@ def plot_calibration(
             temperature = on_val[name].temperature
             mended = raw.at_temperature(temperature)
             bins = reliability(mended.probabilities, mended.labels)
-            label = f"temperature {temperature:.2f}"
-            axes.plot(
-                bins["confidence"], bins["accuracy"], "s-", color=WRONG, markersize=4, label=label
-            )
+            line = (bins["confidence"], bins["accuracy"], "s-")
+            axes.plot(*line, color=WRONG, markersize=4, label="at the temperature")
             below.step(_middle(bins), bins["images"], where="mid", color=WRONG, linewidth=1)
+            name = f"{name}, temperature {temperature:.2f}"
             said += f" → {calibration_error(bins):.1%}, loss {raw.loss:.3f} → {mended.loss:.3f}"
         axes.set_title(f"{name}\n{said}", loc="left")
-        axes.legend(loc="upper left")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     for each in grid[:, 1:].flat:
         each.set_ylabel("")
     return figure
@@ -101,7 +100,9 @@ def plot_coverage(networks: Mapping[str, Predictions], specialties: Specialties)
         axes.plot(table["coverage"], table["class_right"], "--", color=colours[name], linewidth=1)
     axes.plot([], [], "-", color=GREY, label="all answers: class or specialty")
     axes.plot([], [], "--", color=GREY, linewidth=1, label="answers with the class")
-    axes.set(xlim=(0, 1), xlabel="answered with the class", ylabel="right")
+    axes.set(
+        xlim=(0, 1), xlabel="answered with the class", ylabel="share of answers that are right"
+    )
     for each in (axes.xaxis, axes.yaxis):
         each.set_major_formatter(FuncFormatter(percent))
     axes.grid(alpha=0.4)
