@@ -74,7 +74,7 @@ def opened(lab: tuple[str, Path], open_notebook: Callable[..., Page]) -> Page:
     if not (folder / "relabelled").exists():
         paint(folder / "relabelled")
     (folder / "corrections.csv").unlink(missing_ok=True)
-    write_notebook(folder, "relabel.ipynb", SOURCE)
+    write_notebook(folder, "relabel.ipynb", SOURCE, "found")
     page = open_notebook("relabel.ipynb")
     page.run_all()
     page.page.wait_for_selector(".nofe-relabel.nofe-live .nofe-item", timeout=90_000)
@@ -247,6 +247,18 @@ def test_nothing_is_lost_on_a_change_of_the_list_or_with_a_killed_kernel(opened:
         files[3]: "exclude",
         files[0]: "relabel",
     }
+    widget.locator(".nofe-doubt > .nofe-image").click()  # now the keys are the widget's
+    press(opened, "ArrowDown", "e", "u")
+    assert decided(opened) == before
+    assert [cell.cell_type for cell in opened.cells()] == ["code", "code"]
+    twin = opened.page.locator(".nofe-relabel").nth(1)
+    both = [
+        each.locator(".nofe-item").evaluate_all(
+            "(items) => items.map((each) => [each.dataset.decision, each.ariaCurrent])"
+        )
+        for each in (widget, twin)
+    ]
+    assert both[0] == both[1]
     menu = widget.locator("select").first
     menu.select_option("worst confusions")
     opened.wait_for("found.which", "worst confusions")

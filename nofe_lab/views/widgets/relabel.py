@@ -15,10 +15,10 @@ from nofe_lab.files import redact_path, user_path
 from nofe_lab.views import plots
 from nofe_lab.views.widgets.base import View, check, check_choice, script, sprite
 
-SIDE = 160
+SIDE = 128
 """Of the images, in pixels."""
 
-UNDECIDED = 200
+UNDECIDED = 100
 """Most undecided images in a list."""
 
 

@@ -41,6 +41,7 @@ function render({ model, el }) {
   };
   const drawPlace = () => {
     const items = model.get("items"), decisions = model.get("decisions"), place = model.get("place");
+    if (list.children.length !== items.length) return; // another list, which is drawn next
     const item = items[place];
     problem.textContent = model.get("problem");
     problem.hidden = !problem.textContent;
@@ -76,6 +77,9 @@ function render({ model, el }) {
     event.preventDefault();
     if (by) go(model.get("place") + by);
     else decide(tool[0]);
+  });
+  root.addEventListener("click", () => { // else JupyterLab gets the keys: its R makes a cell raw
+    if (!root.contains(document.activeElement)) list.children[model.get("place")]?.focus({ preventScroll: true });
   });
   const stops = [
     follow(model, ["items", "sheet"], draw),
