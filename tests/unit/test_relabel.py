@@ -131,8 +131,24 @@ def test_each_decision_is_in_the_file_at_once(found: RelabelList, tmp_path: Path
         (first, "relabel", WRONG[first]),
         (second, "exclude", ""),
     ]
-    found.decide(1, "")
+    found.undo()
     assert list(Corrections.read(tmp_path / "c.csv").by_file) == [first]
+
+
+def test_undo_goes_back_to_the_image_and_to_what_was_decided_before(found: RelabelList) -> None:
+    found.decide(1, "exclude")
+    found.decide(1, "keep")
+    found.which = "worst confusions"
+    found.decide(0, "keep")
+    found.undo()
+    assert (found.which, found.place, found.decisions[0]) == ("worst confusions", 0, None)
+    found.undo()
+    assert (found.which, found.place) == ("labelled wrongly?", 1)
+    assert found.decisions[1] == ["exclude", ""]
+    found.undo()
+    assert found.decisions == [None] * len(found.items)
+    found.undo()  # nothing is left to be undone
+    assert found.decisions == [None] * len(found.items)
 
 
 def test_a_change_of_the_list_and_a_new_widget_show_what_was_decided(

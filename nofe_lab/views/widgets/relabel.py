@@ -55,6 +55,7 @@ class RelabelList(View):
     ) -> None:
         self._path = corrections.path
         self._known = dict(corrections.by_file)
+        self._made: list[tuple[str, int, Correction | None]] = []
         self._images = images
         self.data = data
         self.lists = {name: self._first(items) for name, items in lists.items()}
@@ -101,7 +102,7 @@ class RelabelList(View):
         self.words = printable(f"{said}{count}; {known}.")
 
     def decide(self, item: int, decision: str, corrected: str = "") -> None:
-        """Decide on an item of the list, or take a decision back (""), and write the CSV.
+        """Decide on an item of the list and write the CSV.
 
         Raises InvalidInput if the decision is none or the file cannot be read or written; then
         nothing is decided.
@@ -111,40 +112,55 @@ class RelabelList(View):
         if decision == RELABEL and one_of("class", corrected, self.class_names) == each["label"]:
             raise InvalidInput(f"{corrected!r} is the label that the image has: keep it.")
         file = self.data.files[each["file"]]
-        made = (
-            Correction(each["file"], file.checksum, file.label, decision, corrected)
-            if decision
-            else None
-        )
+        made = Correction(each["file"], file.checksum, file.label, decision, corrected)
+        self._made.append((self.which, item, self._put(each["file"], made)))
+
+    def undo(self) -> None:
+        """Take back the last decision that was made here, and return to its image.
+
+        Raises InvalidInput as `decide` does.
+        """
+        if self._made:
+            which, item, before = self._made[-1]
+            self._put(self.lists[which][item]["file"], before)
+            self._made.pop()
+            self.which = which
+            self.place = item
+
+    def _put(self, file: str, made: Correction | None) -> Correction | None:
+        """Write the decision on an image, or none, to the CSV; returns what was decided before."""
         if user_path(self._path).exists():  # another list may write it, too
             self._known = dict(Corrections.read(self._path).by_file)
-        known = dict(self._known)
-        known.pop(each["file"], None)
+        before = self._known.get(file)
+        known = {name: each for name, each in self._known.items() if name != file}
         if made is not None:
-            known[each["file"]] = made
+            known[file] = made
         try:
             Corrections(self._path, known).write()
         except OSError as error:
             why = redact_path(error.strerror or str(error), self._path)
             raise InvalidInput(
-                f"the decision on {each['file']!r} cannot be written to {str(self._path)!r} "
-                f"({why})."
+                f"the decision on {file!r} cannot be written to {str(self._path)!r} ({why})."
             ) from error
         self._known = known
-        said = {"": "undecided", RELABEL: f"now {corrected}"}.get(decision, decision)
+        said = "undecided" if made is None else made.corrected or made.decision
         with self.hold_sync():
             self.problem = ""
-            self._show_decisions(f"{each['file']}: {said}. ")
+            self._show_decisions(f"{file}: {said}. ")
+        return before
 
     def obey(self, what: dict[str, Any], buffers: list[Any]) -> None:
-        """Carry out a decision and go to the next image."""
-        item = int(what["item"])
+        """Carry out a decision and go to the next image, or undo one."""
         try:
+            if what["do"] == "undo":
+                self.undo()
+                return
+            item = int(what["item"])
             self.decide(item, str(what["decision"]), str(what["corrected"]))
         except InvalidInput as error:
             self.problem = str(error)
             return
-        if what["decision"] and item == self.place:
+        if item == self.place:
             self.place = min(item + 1, len(self.items) - 1)
 
     def figures(self) -> dict[str, Figure]:

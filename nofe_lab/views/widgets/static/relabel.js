@@ -10,10 +10,10 @@ function render({ model, el }) {
   const select = h("select", {
     "aria-label": "the right class", onkeydown: (event) => { if (event.key === "Enter") decide("relabel"); },
   }, model.get("class_names").map((name) => h("option", { value: name }, name)));
-  const tools = [["keep", "k"], ["relabel", "r"], ["exclude", "e"], ["", "u"]];
+  const tools = [["keep", "k"], ["relabel", "r"], ["exclude", "e"], ["undo", "u"]];
   const buttons = tools.map(([decision, key]) => h("button", {
     class: "nofe-tool", type: "button", "data-decision": decision, "aria-keyshortcuts": key, onclick: () => decide(decision),
-  }, decision || "undo", h("kbd", {}, key.toUpperCase())));
+  }, decision, h("kbd", {}, key.toUpperCase())));
   const decision = h("div", { class: "nofe-toolbar" },
     h("label", { class: "nofe-menu" }, h("span", {}, "The right class"), select), h("div", { class: "nofe-decide" }, buttons));
   root.append(
@@ -24,7 +24,8 @@ function render({ model, el }) {
 
   const decide = (what) => {
     const item = model.get("place");
-    if (item < model.get("items").length) tell(model, { do: "decide", item, decision: what, corrected: what === "relabel" ? select.value : "" });
+    if (what === "undo") tell(model, { do: "undo" });
+    else if (item < model.get("items").length) tell(model, { do: "decide", item, decision: what, corrected: what === "relabel" ? select.value : "" });
   };
   const go = (place) => { // a matter of this view: no kernel is needed
     if (place < 0 || place >= model.get("items").length) return;
@@ -62,7 +63,7 @@ function render({ model, el }) {
     if (top < list.scrollTop) list.scrollTop = top;
     else list.scrollTop = Math.max(list.scrollTop, top + current.offsetHeight - list.clientHeight);
     select.value = decided?.[1] || item.suggested;
-    buttons.forEach((button) => button.setAttribute("aria-pressed", (decided?.[0] ?? "none") === button.dataset.decision));
+    buttons.forEach((button) => button.setAttribute("aria-pressed", decided?.[0] === button.dataset.decision));
     shown.replaceChildren(pictures.piece(item.piece, 160), h("div", {},
       h("h4", {}, h("span", { class: "nofe-quiet" }, "labelled "), item.label),
       h("p", { class: "nofe-quiet" }, `${place + 1} of ${items.length}: ${item.file}`),
