@@ -207,7 +207,7 @@ def test_the_list_is_gone_through_by_keys_alone(opened: Page) -> None:
     assert current(opened) == 2  # what is undone is decided on next
     shown = opened.widget("relabel").locator(".nofe-item")
     assert "<b>green" in " ".join(shown.all_inner_texts())  # as text
-    for n, wanted in enumerate(("keep", suggested[1])):
+    for n, wanted in enumerate(("✓ kept", f"→ {suggested[1]}")):
         assert shown.nth(n).locator("strong").inner_text() == wanted
     # another class than the one that is suggested: from the menu, with Enter
     place = current(opened)

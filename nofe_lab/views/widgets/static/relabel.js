@@ -32,7 +32,7 @@ function render({ model, el }) {
     model.set("place", place);
     model.save_changes();
   };
-  const told = (decided, suggested) => decided === null ? `${suggested}?` : decided[0] === "relabel" ? decided[1] : decided[0];
+  const told = { keep: () => "✓ kept", exclude: () => "✗ excluded", relabel: (to) => `→ ${to}` };
   const draw = () => {
     pictures.load(model.get("sheet"));
     list.replaceChildren(...model.get("items").map((item, n) => h("button", {
@@ -49,8 +49,8 @@ function render({ model, el }) {
     decision.hidden = !item;
     [...list.children].forEach((button, n) => {
       const { label, suggested } = items[n], decided = decisions[n] ?? null;
-      button.lastChild.replaceChildren(h("span", { class: "nofe-quiet" }, label), " → ",
-        h(decided ? "strong" : "span", {}, told(decided, suggested)));
+      button.lastChild.replaceChildren(h("span", { class: "nofe-quiet" }, label), " ",
+        decided ? h("strong", {}, told[decided[0]](decided[1])) : `→ ${suggested}?`);
       button.dataset.decision = decided?.[0] ?? "";
       button.setAttribute("aria-current", n === place);
       button.tabIndex = n === place ? 0 : -1;
