@@ -5,6 +5,7 @@ Screenshots of what the tests saw are left in tests/browser/screenshots.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import nbformat
 import pytest
@@ -229,3 +230,124 @@ def write_notebook(folder: Path, name: str, *sources: str) -> None:
     notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
     notebook.cells = [nbformat.v4.new_code_cell(source.strip()) for source in sources]
     nbformat.write(notebook, folder / name)
+
+
+SHOWN = """<!DOCTYPE html><html><head><meta charset="utf-8"><style>{css}</style>
+<style>body {{ margin: 0; background: var(--jp-layout-color1); }}</style></head>
+<body data-jp-theme-light="true"><div id="cell"></div><div id="second"></div></body></html>"""
+
+HOST = (Path(__file__).parent / "host.js").read_text(encoding="utf-8")
+
+
+class Host:
+    """A widget of this process in a page of its own: what JupyterLab and a kernel would do for it.
+
+    theme: the colours that JupyterLab hands to widgets, "light" or "dark".
+    """
+
+    THEMES: ClassVar = {
+        "light": ("#212121", "#616161", "#ffffff", "#e0e0e0"),
+        "dark": ("#ffffff", "#e0e0e0", "#111111", "#616161"),
+    }
+
+    def __init__(self, browser: Any, widget: Any, size: tuple[int, int], zoom: float) -> None:
+        self.widget = widget
+        self.changed: dict[str, Any] = {}
+        self.messages: list[Any] = []
+        self.complaints: list[str] = []
+        widget.observe(lambda change: self.changed.update({change["name"]: change["new"]}))
+        widget.send = lambda message, buffers=None: self.messages.append(message)
+        width, height = (round(length / zoom) for length in size)
+        self.page = browser.new_page(
+            viewport={"width": width, "height": height}, device_scale_factor=zoom
+        )
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.expose_function("toKernel", self._take)
+        self.page.set_content(SHOWN.format(css=widget._css))
+        self.page.evaluate(HOST, [str(widget._esm), _json(self._synced(widget.get_state()))])
+
+    def theme(self, name: str) -> None:
+        ink, quiet, paper, edge = self.THEMES[name]
+        variables = {
+            "ui-font-color1": ink,
+            "ui-font-color2": quiet,
+            "layout-color1": paper,
+            "border-color2": edge,
+        }
+        for variable, colour in variables.items():
+            self.page.evaluate(
+                "([name, to]) => document.documentElement.style.setProperty(`--jp-${name}`, to)",
+                [variable, colour],
+            )
+        self.page.evaluate(f"document.body.dataset.jpThemeLight = {json.dumps(name == 'light')}")
+
+    def _synced(self, state: dict[str, Any]) -> dict[str, Any]:
+        inner = ("_esm", "_css", "_anywidget_id", "layout", "tabbable", "tooltip", "comm")
+        return {
+            name: value
+            for name, value in state.items()
+            if name in self.widget.keys and name not in inner
+        }
+
+    def _take(self, told: dict[str, Any]) -> dict[str, Any]:
+        if "content" in told:
+            self.widget._hear(self.widget, told["content"], [])
+        else:
+            self.widget.set_state(told["state"])
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        answer = {"state": _json(self._synced(self.changed)), "messages": self.messages}
+        self.changed, self.messages = {}, []
+        return answer
+
+    def set(self, **traits: Any) -> None:
+        """What a program does in the kernel."""
+        for name, value in traits.items():
+            setattr(self.widget, name, value)
+        self.page.evaluate("(told) => window.take(told)", self._answer())
+
+    def wait_for(self, trait: str, value: Any) -> None:
+        """Wait until a trait has a value, for at most five seconds."""
+        for _ in range(50):
+            if getattr(self.widget, trait) == value:
+                self.page.wait_for_timeout(50)  # until it is drawn
+                return
+            self.page.wait_for_timeout(100)
+        pytest.fail(f"{trait} is {getattr(self.widget, trait)!r}, not {value!r}")
+
+    def shoot(self, name: str) -> None:
+        SHOTS.mkdir(exist_ok=True)
+        self.page.screenshot(path=SHOTS / f"{name}.png")
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, (bytes, memoryview)):
+        return {"base64": base64.b64encode(bytes(value)).decode()}
+    if isinstance(value, dict):
+        return {name: _json(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json(each) for each in value]
+    return value
+
+
+@pytest.fixture
+def host() -> Iterator[Callable[..., Host]]:
+    """Shows widgets in pages of their own; none may have complained at the end."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    pytest.importorskip("playwright")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        hosts: list[Host] = []
+
+        def show(widget: Any, width: int = 1400, height: int = 900, zoom: float = 1) -> Host:
+            hosts.append(Host(browser, widget, (width, height), zoom))
+            return hosts[-1]
+
+        yield show
+        complaints = [complaint for each in hosts for complaint in each.complaints]
+        browser.close()
+    assert not complaints

@@ -27,7 +27,7 @@ from nofe_lab.evaluation import Predictions, per_specialty
 from nofe_lab.inference import load_specialties
 from nofe_lab.inspection import Inspector
 from nofe_lab.networks import CNN, NofE, backbone
-from nofe_lab.specialties import Specialties, best_objective
+from nofe_lab.specialties import Specialties, best_objective, leaf_order
 from nofe_lab.statistics import inside_share
 from nofe_lab.training.events import (
     EpochDone,
@@ -560,18 +560,51 @@ def test_matrix_shows_the_images_behind_a_cell(matrix, world):
 
 
 def test_matrix_hands_counts_order_and_blocks_to_the_browser(matrix, world):
-    counts = np.frombuffer(matrix.counts, dtype="<i4").reshape(C, C)
-    assert np.array_equal(counts, world.base.confusion)
+    def counts(table: bytes) -> np.ndarray:
+        rows, columns, found = np.frombuffer(table, dtype="<i4").reshape(3, -1)
+        dense = np.zeros((C, C), dtype=np.int64)
+        dense[rows, columns] = found
+        return dense
+
+    (base,) = matrix.matrix["tables"]
+    assert np.array_equal(counts(base), world.base.confusion)
     assert matrix.matrix["order"] == list(world.specialties.order)
-    assert [(g["first"], g["size"]) for g in matrix.matrix["groups"]] == [(0, 3), (3, 4), (7, 1)]
+    assert [g["size"] for g in matrix.matrix["groups"]] == [3, 4, 1]
     matrix.network = "NofE minus base"
-    both = np.frombuffer(matrix.counts, dtype="<i4").reshape(2, C, C)
-    assert np.array_equal(both[0], world.nofe.confusion)
-    assert matrix.matrix["signed"]
+    nofe, base = matrix.matrix["tables"]
+    assert np.array_equal(counts(nofe), world.nofe.confusion)
+    assert np.array_equal(counts(base), world.base.confusion)
+    assert matrix.matrix["networks"] == ["NofE", "base"]
     matrix.order_by = "pairs"
     assert len(matrix.matrix["groups"]) == 4
     assert "ordered by pairs" in matrix.words
     assert set(matrix.figures()) == {"matrix", "images"}
+
+
+def test_matrix_orders_classes_by_the_confusions_of_the_network_that_is_shown(matrix, world):
+    matrix.order_by = "the confusions themselves"
+    assert matrix.matrix["order"] == leaf_order(world.base.confusion).tolist()
+    assert matrix.matrix["groups"] == []
+    assert "inside a block" not in matrix.words
+    matrix.network = "NofE"
+    assert matrix.matrix["order"] == leaf_order(world.nofe.confusion).tolist()
+    outlines = [patch for patch in matrix.figures()["matrix"].axes[0].patches if patch.get_width()]
+    assert outlines == []  # one class alone is no block
+    partition = {"the confusions themselves": world.specialties}
+    with pytest.raises(InvalidInput, match="'the confusions themselves' is an order of its own"):
+        ConfusionExplorer(world.data.test, {"n": world.base}, partition)
+
+
+@pytest.mark.parametrize(("scale", "whole"), [("row", 1), ("column", 0), ("count", None)])
+def test_the_picture_of_the_matrix_has_its_scale(matrix, world, scale, whole):
+    matrix.scale = scale
+    counts = world.base.confusion
+    shares = counts if whole is None else counts / np.maximum(counts.sum(whole, keepdims=True), 1)
+    order = list(world.specialties.order)
+    axes = matrix.figures()["matrix"].axes[0]
+    drawn = np.ma.filled(axes.images[0].get_array().astype(float), np.nan)
+    off = ~np.eye(C, dtype=bool)
+    assert np.allclose(drawn[off], shares[np.ix_(order, order)][off])
 
 
 def test_matrix_refuses_what_is_not_there(matrix, world):
@@ -580,6 +613,7 @@ def test_matrix_refuses_what_is_not_there(matrix, world):
         ("column", -1, "column must be from 0 to 7; got -1"),
         ("network", "NofEs", "did you mean 'NofE'"),
         ("order_by", "pair", "did you mean 'pairs'"),
+        ("scale", "rows", "did you mean 'row'"),
     ):
         with pytest.raises(InvalidInput, match=message):
             setattr(matrix, trait, value)

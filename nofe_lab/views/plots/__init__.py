@@ -19,6 +19,7 @@ from nofe_lab.views.plots.calibration import (
 )
 from nofe_lab.views.plots.comparison import plot_comparison, plot_gained_lost, plot_per_specialty
 from nofe_lab.views.plots.confusion import (
+    SCALES,
     mistake_shares,
     plot_class,
     plot_confusion,
@@ -50,6 +51,7 @@ from nofe_lab.views.plots.training import (
 )
 
 __all__ = [
+    "SCALES",
     "Colour",
     "alluvial",
     "axes_inches",
