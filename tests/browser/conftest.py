@@ -51,9 +51,6 @@ def lab(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[tuple[str, Path]]:
     """Address of a JupyterLab, and the folder of its notebooks: copies at toy size."""
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: apt-get install chromium")
-    pytest.importorskip("playwright")
     folder = tmp_path_factory.mktemp("lab")
     for name in NOTEBOOKS:
         notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
@@ -202,27 +199,37 @@ class Page:
         widget.screenshot(path=SHOTS / f"{name}.png")
 
 
-@pytest.fixture
-def open_notebook(lab: tuple[str, Path]) -> Iterator[Callable[..., Page]]:
-    """Opens notebooks by name; none may have complained in the browser's console at the end."""
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    pytest.importorskip("playwright")
     from playwright.sync_api import sync_playwright
 
-    address, folder = lab
-    pages: list[Page] = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
+        launched = playwright.chromium.launch(
             executable_path=CHROMIUM,
             args=["--no-sandbox", "--disable-background-networking", "--disable-sync"],
         )
+        yield launched
+        launched.close()
 
-        def open_one(name: str, kernel: bool = True) -> Page:
-            pages.append(Page(browser, address, folder / name, kernel))
-            return pages[-1]
 
-        yield open_one
-        complaints = [complaint for page in pages for complaint in page.complaints]
-        browser.close()
-    assert not complaints
+@pytest.fixture
+def open_notebook(browser: Any, lab: tuple[str, Path]) -> Iterator[Callable[..., Page]]:
+    """Opens notebooks by name; none may have complained in the browser's console at the end."""
+    address, folder = lab
+    pages: list[Page] = []
+
+    def open_one(name: str, kernel: bool = True) -> Page:
+        pages.append(Page(browser, address, folder / name, kernel))
+        return pages[-1]
+
+    yield open_one
+    for each in pages:
+        each.page.close()
+    assert not [complaint for page in pages for complaint in page.complaints]
 
 
 def write_notebook(folder: Path, name: str, *sources: str) -> None:
@@ -332,22 +339,15 @@ def _json(value: Any) -> Any:
 
 
 @pytest.fixture
-def host() -> Iterator[Callable[..., Host]]:
+def host(browser: Any) -> Iterator[Callable[..., Host]]:
     """Shows widgets in pages of their own; none may have complained at the end."""
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: apt-get install chromium")
-    pytest.importorskip("playwright")
-    from playwright.sync_api import sync_playwright
+    hosts: list[Host] = []
 
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        hosts: list[Host] = []
+    def show(widget: Any, width: int = 1400, height: int = 900, zoom: float = 1) -> Host:
+        hosts.append(Host(browser, widget, (width, height), zoom))
+        return hosts[-1]
 
-        def show(widget: Any, width: int = 1400, height: int = 900, zoom: float = 1) -> Host:
-            hosts.append(Host(browser, widget, (width, height), zoom))
-            return hosts[-1]
-
-        yield show
-        complaints = [complaint for each in hosts for complaint in each.complaints]
-        browser.close()
-    assert not complaints
+    yield show
+    for each in hosts:
+        each.page.close()
+    assert not [complaint for each in hosts for complaint in each.complaints]

@@ -181,13 +181,8 @@ def use_the_page(page: Any) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [900, 1400])
 def test_a_saved_look_works_without_a_kernel_and_a_network(
-    scheme: str, width: int, tmp_path: Path
+    browser: Any, scheme: str, width: int, tmp_path: Path
 ) -> None:
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: apt-get install chromium")
-    pytest.importorskip("playwright")
-    from playwright.sync_api import sync_playwright
-
     rng = np.random.default_rng(0)
     labels = rng.integers(12, size=400)
     probabilities = rng.dirichlet(np.ones(12), 400)
@@ -198,26 +193,24 @@ def test_a_saved_look_works_without_a_kernel_and_a_network(
     found = nofe_lab.look((labels, probabilities), images, class_names=names)
     path = found.save(tmp_path / "look.html")
     complaints: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(
-            viewport={"width": width, "height": 900},
-            color_scheme=scheme,  # type: ignore[arg-type]
-        )
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda asked: complaints.append(asked.url[:80]))
-        page.goto(path.as_uri())
-        use_the_page(page.locator("main"))
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.locator(".nofe-pair-card .nofe-image").count()
-        assert page.locator("main b").count() == 0
-        with page.expect_download() as downloaded:
-            page.click("a[download]")
-        groups = nofe_lab.Specialties.load(str(downloaded.value.path()), names)
-        assert groups.of == found.specialties(2).of
-        SHOTS.mkdir(exist_ok=True)
-        page.screenshot(path=SHOTS / f"look_{scheme}_{width}.png", full_page=True)
-        browser.close()
+    page = browser.new_page(
+        viewport={"width": width, "height": 900},
+        color_scheme=scheme,  # type: ignore[arg-type]
+    )
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda asked: complaints.append(asked.url[:80]))
+    page.goto(path.as_uri())
+    use_the_page(page.locator("main"))
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator(".nofe-pair-card .nofe-image").count()
+    assert page.locator("main b").count() == 0
+    with page.expect_download() as downloaded:
+        page.click("a[download]")
+    groups = nofe_lab.Specialties.load(str(downloaded.value.path()), names)
+    assert groups.of == found.specialties(2).of
+    SHOTS.mkdir(exist_ok=True)
+    page.screenshot(path=SHOTS / f"look_{scheme}_{width}.png", full_page=True)
+    page.close()
     own = ("file:", "blob:", "data:")
     assert not [each for each in complaints if not each.startswith(own)]
 
@@ -279,16 +272,13 @@ def test_a_training_that_is_interrupted_in_jupyterlab_is_kept_and_goes_on(
 
 
 @pytest.mark.slow
-def test_the_app_shows_the_board_and_no_code(lab: tuple[str, Path]) -> None:
-    from playwright.sync_api import sync_playwright
-
+def test_the_app_shows_the_board_and_no_code(browser: Any, lab: tuple[str, Path]) -> None:
     _, folder = lab
     name = next(name for name in NOTEBOOKS if name.startswith("07"))
-    with serving_apps(folder) as address, sync_playwright() as playwright:
+    with serving_apps(folder) as address:
         assert ask(f"{address}/voila/render/{name}") in (302, 403)  # to the login
         assert ask(f"{address}/voila/render/{name}?token={TOKEN}", Host="evil.example") == 403
         assert kernels(address) == []
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1300, "height": 1000})
         page.goto(f"{address}/voila/render/{name}?token={TOKEN}", timeout=240_000)
         page.wait_for_selector(".nofe-board.nofe-live", timeout=240_000)
@@ -300,7 +290,7 @@ def test_the_app_shows_the_board_and_no_code(lab: tuple[str, Path]) -> None:
         label = dragged.get_attribute("data-label")
         dragged.drag_to(cards.nth(1).locator("header"))
         page.wait_for_selector(f".nofe-card[data-k='1'] [data-label='{label}']")
-        browser.close()
+        page.close()
 
 
 def test_apps_want_the_token_and_start_few_kernels(tmp_path: Path) -> None:

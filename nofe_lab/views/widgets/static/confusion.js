@@ -25,6 +25,7 @@ function render({ model, el }) {
     const found = model.get("matrix");
     matrix.show({ ...found, tables: found.tables.map(counts), scale: model.get("scale") });
   };
+  const choose = () => matrix.choose(model.get("row"), model.get("column"));
   const drawDetail = () => {
     examples.load(model.get("examples"));
     const found = model.get("detail");
@@ -35,7 +36,7 @@ function render({ model, el }) {
   };
   const stops = [
     follow(model, ["matrix", "scale"], draw),
-    follow(model, ["row", "column"], () => matrix.choose(model.get("row"), model.get("column"))),
+    follow(model, ["row", "column"], () => queueMicrotask(choose)), // when both are set
     follow(model, ["detail", "examples"], drawDetail),
     matrix.stop, words.stop,
   ];

@@ -107,7 +107,7 @@ function confusionMatrix(root, names, chosen) {
     const within = (x) => Math.max(Math.min(x, C() - n), 0);
     view = { top: within(y), left: within(left), n };
     cursor = marked.map((c) => place[c]);
-    nearer.setAttribute("aria-disabled", n <= Math.min(4, C()));
+    nearer.setAttribute("aria-disabled", n <= Math.min(4, C()) && !closed.size);
     farther.setAttribute("aria-disabled", n === C());
     shut.textContent = closed.size ? "Open all blocks" : "Close all blocks";
     shut.setAttribute("aria-disabled", !state.groups.length);
@@ -135,17 +135,17 @@ function confusionMatrix(root, names, chosen) {
     if (!room || !state) return;
     const { top: y, left, n } = view, ratio = window.devicePixelRatio || 1;
     const font = getComputedStyle(element), ink = font.color;
-    const cap = Math.min(0.2 * room, 120);
+    const cap = (share) => Math.min(share * room, 120);
     const widest = (list, size, most) => {
       pen.font = `${size}px ${font.fontFamily}`;
       return Math.ceil(Math.min(Math.max(0, ...list.map((name) => pen.measureText(name).width)), most));
     };
     const rows = items.slice(y, y + n), columns = items.slice(left, left + n);
-    const colours = state.groups.length ? 14 + widest(state.groups.map(({ name }) => `− ${name}`), 11, cap) : 0;
+    const colours = state.groups.length ? 14 + widest(state.groups.map(({ name }) => `− ${name}`), 11, cap(0.18)) : 0;
     // beside the images where both have room; not higher than the window
-    const across = (room >= 620 ? Math.max(room * 0.66, room - 520) : room) - 22 - colours;
+    const across = (room >= 760 ? room - 232 : room) - 22 - colours;
     const high = Math.max(window.innerHeight - 190, 260);
-    const room4 = widest([...rows, ...columns].map(({ name }) => name), 11, cap) + 4;
+    const room4 = widest([...rows, ...columns].map(({ name }) => name), 11, cap(0.13)) + 4;
     side = Math.min(across - room4, high - room4);
     const named = side / n >= READABLE;
     if (!named) side = Math.min(across, high);
@@ -218,8 +218,8 @@ function confusionMatrix(root, names, chosen) {
   };
   /** Say what is under the pointer, or under the cursor that keys have moved. */
   const explain = () => {
-    const [x, y] = pointed ?? [cursor[1] - view.left, cursor[0] - view.top].map((at) => (at + 0.5) * side / view.n);
-    tip.textContent = phrase(pointed ? under(pointed) : cursor);
+    const [x, y] = pointed ? position(pointed) : [cursor[1] - view.left, cursor[0] - view.top].map((at) => (at + 0.5) * side / view.n);
+    tip.textContent = phrase(pointed ? under([x, y]) : cursor);
     tip.hidden = false;
     Object.assign(tip.style, {
       maxWidth: `${Math.max(side / 2 - 14, 120)}px`,
@@ -241,7 +241,7 @@ function confusionMatrix(root, names, chosen) {
   const take = (cell) => { mark(cell); chosen(...marked); };
   const position = (event) => { const box = canvas.getBoundingClientRect(); return [event.clientX - box.left, event.clientY - box.top]; };
   canvas.addEventListener("mousemove", (event) => {
-    pointed = position(event);
+    pointed = event;
     explain();
   });
   const hide = () => { tip.hidden = true; pointed = null; };
