@@ -255,7 +255,7 @@ def test_the_scale_is_by_row_column_or_count(host: Show) -> None:
     for scale, text, unit in (
         ("row", f"{n} of 30 images ({n / 30:.1%})", "of a class's images"),
         ("column", f"{n} of {all_answers} answers ({n / all_answers:.1%})", "of the answers"),
-        ("count", f"{n} of 30 images", "images on"),
+        ("count", f"{n} of 30 images", "images or more"),
     ):
         shown.page.get_by_label("Scale").select_option(scale)
         shown.wait_for("scale", scale)

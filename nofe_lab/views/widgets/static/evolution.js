@@ -132,7 +132,7 @@ function render({ model, el }) {
     const py = (value) => H - B - (H - B - 6) * (value - low + room) / (high - low + 2 * room);
     objective.replaceChildren(h("h5", {}, "objective: share that goes to its own specialty"),
       s("svg", { viewBox: `0 0 ${W} ${H}`, class: "nofe-svg-text", role: "img", "aria-label": "objective before and after each update" },
-        [low, high].map((value) => s("text", { x: L - 5, y: py(value), "text-anchor": "end", "dominant-baseline": "middle" }, percent(value))),
+        [low, high].map((value) => s("text", { x: L - 5, y: py(value), "text-anchor": "end", "dominant-baseline": "middle" }, `${(100 * value).toFixed(1)}%`)),
         s("line", { x1: px(Math.max(now, 1)), x2: px(Math.max(now, 1)), y1: 0, y2: H - B, class: "nofe-cursor", visibility: now ? "visible" : "hidden" }),
         rows.map((row) => s("g", { opacity: row.update <= now ? 1 : 0.25 },
           s("line", { x1: px(row.update) - beside, x2: px(row.update) + beside, y1: py(row.before), y2: py(row.after), stroke: "currentColor" }),

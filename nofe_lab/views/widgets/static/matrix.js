@@ -95,7 +95,7 @@ function confusionMatrix(root, names, chosen) {
     const [more, less] = state.networks ?? [];
     const said = [
       !top ? "No errors" : state.tables.length > 1 ? `Purple: ${more} answers so more often than ${less}, orange: less often` : "The stronger, the more errors",
-      top ? `full strength from ${amount}${unit} on` : "",
+      top ? `full strength at ${amount}${unit} or more` : "",
       "a thin line marks right answers, which are off the scale",
       closed.size ? "where a closed block meets itself, its errors inside are counted" : "",
     ];
