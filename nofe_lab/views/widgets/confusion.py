@@ -160,25 +160,25 @@ class ConfusionExplorer(View):
     def _show_cell(self, change: Any = None) -> None:
         if not self.order_by:
             return
-        found = self.predictions[self._pairs[self.network][0]]
-        chosen = self._behind()
+        chosen, sureness = self._behind()
         shown = chosen[:IMAGES]
         with self.hold_sync():
             self.examples = sprite(list(self.split.sample(shown.tolist())), 64)
             self.detail = {
                 "title": f"{self.class_names[self.row]} → {self.class_names[self.column]}",
                 "where": self._cell_in_words(len(chosen), len(shown)),
-                "captions": [f"{found.probabilities[i, self.column]:.0%} sure" for i in shown],
+                "captions": [f"{share:.0%} sure" for share in sureness[:IMAGES]],
             }
             self.words = self._in_words()
 
-    def _behind(self) -> NDArray[np.int64]:
-        """The images of the chosen cell, the surest answers first."""
+    def _behind(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The images of the chosen cell, and how sure the network is of them: the surest first."""
         found = self.predictions[self._pairs[self.network][0]]
         cell = np.flatnonzero((found.labels == self.row) & (found.predicted == self.column))
-        sureness = found.probabilities[cell, self.column]
-        chosen: NDArray[np.int64] = cell[np.argsort(-sureness, kind="stable")]
-        return chosen
+        of_cell = Predictions(found.logits[cell], found.labels[cell])  # not of all N images
+        sureness = of_cell.probabilities[:, self.column]
+        order = np.argsort(-sureness, kind="stable")
+        return cell[order], sureness[order]
 
     def _cell_in_words(self, n: int, shown: int) -> str:
         said = [
@@ -211,6 +211,6 @@ class ConfusionExplorer(View):
             scale=self.scale,
         )
         title = f"{self.detail['title']}: {self.detail['where']}"
-        shown = self._behind()[:IMAGES].tolist()
+        shown = self._behind()[0][:IMAGES].tolist()
         images = plots.plot_images(self.split, shown, self.detail["captions"], title)
         return {"matrix": matrix, "images": images}
