@@ -439,7 +439,7 @@ def use_the_matrix(opened: Page) -> None:
     opened.wait_for("matrix.network", "NofE minus base CNN")
     opened.page.wait_for_timeout(500)
     assert canvas.evaluate("canvas => canvas.toDataURL()") != before
-    assert "purple" in widget.inner_text()
+    assert "Purple" in widget.inner_text()
     widget.get_by_label("Order by").select_option("superclasses")
     opened.wait_for("matrix.order_by", "superclasses")
     opened.shoot(widget, "matrix")

@@ -25,7 +25,6 @@ from nofe_lab.views.plots.confusion import (
     plot_confusion,
     plot_images,
     plot_inside_share,
-    top_share,
 )
 from nofe_lab.views.plots.cost import plot_conditional, plot_front, plot_speed
 from nofe_lab.views.plots.inspection import inspected_maps, plot_inspection
@@ -82,5 +81,4 @@ __all__ = [
     "plot_words",
     "shown_maps",
     "specialty_colours",
-    "top_share",
 ]

@@ -162,7 +162,7 @@ function menu(model, trait, label, options, number = false) {
       if (!done) select.value = String(model.get(trait));
     },
   });
-  select.replaceChildren(...options.map(([value, text]) => h("option", { value, title: text }, short(text, 48))));
+  select.replaceChildren(...options.map(([value, text]) => h("option", { value, title: text }, short(text, 40))));
   select.value = String(model.get(trait));
   model.on(`change:${trait}`, () => { select.value = String(model.get(trait)); });
   return h("label", { class: "nofe-menu" }, h("span", {}, label), select);

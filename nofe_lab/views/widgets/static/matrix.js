@@ -252,7 +252,7 @@ function confusionMatrix(root, names, chosen) {
   canvas.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
-    const act = { Enter: () => take(cursor), " ": () => take(cursor), "+": zoom, "-": whole, Escape: whole, c: () => toggle(items[cursor[0]].k) }[event.key];
+    const act = { Enter: () => take(cursor), " ": () => take(cursor), "+": zoom, "=": zoom, "-": whole, Escape: whole, c: () => toggle(items[cursor[0]].k) }[event.key];
     if (!step && !act) return;
     event.preventDefault();
     if (step) mark(cursor.map((x, d) => Math.min(Math.max(x + step[d] * (event.shiftKey ? 10 : 1), 0), C() - 1)));
