@@ -4,7 +4,7 @@
 const READABLE = 9; // pixels of a row whose name can be read
 const COLOURS = ["#8a5cd6", "#d9730d"]; // of differences above and below 0, in both themes
 
-/** root: what changes its size with the place.  names: of the classes.  chosen(row, column): called with the classes of a cell that is taken.
+/** root: what is as wide as the place.  names: of the classes.  chosen(row, column): told of a cell that is taken.
  * show({order, groups: [{name, size, colour}], tables: [[labels, answers, counts], ...], networks, scale}):
  * draws these counts (with two tables their difference), blocks in groups, if there are any. */
 function confusionMatrix(root, names, chosen) {
@@ -145,8 +145,9 @@ function confusionMatrix(root, names, chosen) {
     // beside the images where both have room; not higher than the window
     const across = (room >= 760 ? room - 232 : room) - 22 - colours;
     const high = Math.max(window.innerHeight - 190, 260);
-    const room4 = widest([...rows, ...columns].map(({ name }) => name), 11, cap(0.13)) + 4;
-    side = Math.min(across - room4, high - room4);
+    const written = n * READABLE <= high ? [...rows, ...columns].map(({ name }) => name) : [];
+    const wide = widest(written, 11, cap(0.13)) + 4;
+    side = Math.min(across, high) - wide;
     const named = side / n >= READABLE;
     if (!named) side = Math.min(across, high);
     let pixels = Math.round(side * ratio);
@@ -159,7 +160,7 @@ function confusionMatrix(root, names, chosen) {
     element.style.setProperty("--pitch", `${pitch}px`);
     element.style.setProperty("--size", `${size}px`);
     for (const [box, list] of [[beside, rows], [below, columns]]) {
-      box.replaceChildren(...(named ? list.map(({ name }) => h("span", { title: name }, fitted(pen, name, room4 - 4))) : []));
+      box.replaceChildren(...(named ? list.map(({ name }) => h("span", { title: name }, fitted(pen, name, wide - 4))) : []));
     }
     const edge = (x) => Math.round(x * pixels / n);
     const box = (i, j) => [edge(j - left), edge(i - y), Math.max(edge(j - left + 1) - edge(j - left), 1), Math.max(edge(i - y + 1) - edge(i - y), 1)];
@@ -173,8 +174,8 @@ function confusionMatrix(root, names, chosen) {
     pen.strokeStyle = pen.fillStyle = ink;
     pen.lineWidth = ratio;
     for (let i = Math.max(y, left); i < Math.min(y, left) + n; i++) {
-      const [x, at, wide, tall] = box(i, i);
-      if (isRight(i, i)) pen.stroke(new Path2D(`M${x},${at}l${wide},${tall}`));
+      const [x, at, ...size] = box(i, i);
+      if (isRight(i, i)) pen.stroke(new Path2D(`M${x},${at}l${size}`));
     }
     for (const [key, { value }] of cells) {
       const i = Math.floor(key / C()), j = key % C();
@@ -229,12 +230,12 @@ function confusionMatrix(root, names, chosen) {
   };
   const mark = (cell) => {
     cursor = cell;
-    const { row, column } = closedCell(cell);
+    const { row, column } = classesOf(cell);
     marked = [row, column];
     showCursor();
   };
   /** The classes of a cell: of a closed block's those that are confused most. */
-  const closedCell = ([i, j]) => {
+  const classesOf = ([i, j]) => {
     const cell = cells.get(i * C() + j);
     return cell?.most ? cell : { row: items[i].classes[0], column: items[j].classes[0] };
   };
