@@ -462,7 +462,7 @@ def use_the_player(opened: Page) -> None:
     label = int(path.get_attribute("data-label"))
     path.dispatch_event("click")
     opened.wait_for("player.label", label)
-    assert widget.locator(".nofe-followed").count() == 1
+    assert widget.locator(".nofe-way.nofe-followed").count() == 1
     widget.get_by_label("Follow a class").select_option("-1")
     opened.wait_for("player.label", -1)
     slider.press("Home")
