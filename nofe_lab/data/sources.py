@@ -35,20 +35,19 @@ from nofe_lab.data.pictures import ENDINGS
 from nofe_lab.data.source import Resident
 from nofe_lab.files import read_text, redact_path, user_path
 from nofe_lab.knobs import KNOBS
+from nofe_lab.specialties import class_number
 
 READY_MADE = ("glyphs", "lookalikes", "cifar100", "cifar10", "digits")
 """Built-in data sets; their images are 32 x 32."""
 
 ACCEPTED = (
-    "'glyphs', 'glyphs:N' (N training images a class), 'lookalikes', 'cifar100', 'cifar10', "
-    "'digits', "
-    "'folder:DIR' or 'parquet:DIR'"
+    "'glyphs', 'glyphs:N' (N training images a class), 'glyphs:N:CHARACTERS' (two or more of its "
+    "characters), 'lookalikes', 'cifar100', 'cifar10', 'digits', 'folder:DIR' or 'parquet:DIR'"
 )
 GLYPHS_PER_CLASS = 160
 
-LOOKALIKES = "OQ0Θ58SBaáäå"
-"""The classes of the data set of that name, four of each of three families of glyphs."""
-LOOKALIKES_PER_CLASS = 60
+LOOKALIKES = "60:OQ0Θ58SBaáäå"
+"""The data set of that name, as glyphs: four characters of each of three families."""
 
 MAX_GLYPHS = 10_000
 """Most training images per class: a million in all, which take three gigabytes."""
@@ -75,7 +74,7 @@ def load_dataset(
     name: one of
 
     * ``glyphs``, the built-in default: 100 classes of printed characters, 160 training and 40 test
-      images each (``glyphs:N``: N and N / 4);
+      images each (``glyphs:N``: N and N / 4; ``glyphs:N:OQ0``: these characters alone);
     * ``lookalikes``, twelve of these classes, with 60 training and 15 test images each;
     * ``cifar100`` and ``cifar10``, downloaded by torchvision into `download_dir` (default
       ``data/raw``);
@@ -223,12 +222,9 @@ def source_state(name: str, groups: str | None = None, corrections: str | None =
 def _ready_made(name: str, argument: str, seed: int, download_dir: Path | str | None) -> Dataset:
     if name == "digits":
         return _digits(seed)
-    if name == "lookalikes":
-        whole = _glyphs(name, str(LOOKALIKES_PER_CLASS), seed)
-        return whole.with_classes([whole.class_names.index(name) for name in LOOKALIKES])
     if name in _CIFAR_FOLDERS:
         return _cifar(name, user_path(download_dir or data_folder() / "raw"))
-    return _glyphs(name, argument, seed)
+    return _glyphs(name, LOOKALIKES if name == "lookalikes" else argument, seed)
 
 
 def _split(images: np.ndarray | torch.Tensor, labels: Sequence[int] | np.ndarray) -> Resident:
@@ -238,8 +234,8 @@ def _split(images: np.ndarray | torch.Tensor, labels: Sequence[int] | np.ndarray
 def _glyphs(name: str, argument: str, seed: int) -> Dataset:
     from nofe_lab.data import glyphs  # slow to import
 
-    per_class = GLYPHS_PER_CLASS
-    if argument:
+    per_class, (argument, colon, characters) = GLYPHS_PER_CLASS, argument.partition(":")
+    if argument or colon:
         digits = argument if argument.isascii() and argument.isdecimal() else "0"
         per_class = int(digits[:9]) if len(digits) < 10 else MAX_GLYPHS + 1
         if not 1 <= per_class <= MAX_GLYPHS:
@@ -247,9 +243,14 @@ def _glyphs(name: str, argument: str, seed: int) -> Dataset:
                 f"dataset {name!r} names no number of images from 1 to {MAX_GLYPHS}; accepted: "
                 f"{ACCEPTED}."
             )
+    kept = [class_number(character, glyphs.CLASS_NAMES) for character in characters]
+    if colon and not 1 < len(kept) == len(set(kept)):
+        raise InvalidInput(
+            f"dataset {name!r} must name two or more different characters; got {characters!r}."
+        )
     train = _split(*glyphs.render_glyphs(per_class, seed, "train"))
     test = _split(*glyphs.render_glyphs(max(per_class // 4, 1), seed, "test"))
-    return Dataset(
+    whole = Dataset(
         name,
         glyphs.CLASS_NAMES,
         train,
@@ -258,6 +259,7 @@ def _glyphs(name: str, argument: str, seed: int) -> Dataset:
         glyphs.SUPERCLASS_NAMES,
         glyphs.SUPERCLASS_OF,
     )
+    return whole.with_classes(kept) if kept else whole
 
 
 def _cifar(name: str, folder: Path) -> Dataset:
