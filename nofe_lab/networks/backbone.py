@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import secrets
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -289,15 +290,20 @@ class CNN(nn.Module):
         return logits
 
 
+DRAWING = threading.RLock()
+"""Held from the seeding of the process's random generators to the last draw: threads take turns."""
+
+
 @contextmanager
 def seeded(*parts: object) -> Iterator[None]:
     """Seed torch's CPU random state by `parts`; restore it afterwards."""
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(derive_seed(*parts))
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
+    with DRAWING:
+        state = torch.get_rng_state()
+        torch.default_generator.manual_seed(derive_seed(*parts))
+        try:
+            yield
+        finally:
+            torch.set_rng_state(state)
 
 
 def fresh(

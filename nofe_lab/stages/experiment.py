@@ -555,6 +555,27 @@ class Experiment:
         named = [(name, line[name]) for name in lines[0] for line in lines]
         return final_report(self.runner, named)
 
+    def scores(
+        self, arms: Iterable[Arm], seeds: Iterable[int], watch: Listener | None = None
+    ) -> pd.DataFrame:
+        """Accuracy on val of some arms, each with every seed: network, seed, val_accuracy.
+
+        What is missing is trained, seed by seed.  watch: see `run`.
+        Raises InvalidInput if the data have no val images.
+        """
+        if not len(self.data.val):
+            raise InvalidInput(f"scores need val images; {self.data.name} has none.")
+        arms = list(arms)
+        rows = []
+        for seed in seeds:
+            there = self.with_seed(seed)
+            runs = there.run(*(there.stage(arm) for arm in arms), watch=watch)
+            rows += [
+                {"network": arm.name, "seed": seed, "val_accuracy": run.result["val_accuracy"]}
+                for arm, run in zip(arms, runs, strict=True)
+            ]
+        return pd.DataFrame(rows)
+
     def in_precision(self, precision: str) -> Experiment:
         """The same experiment in another precision, with a runs folder of its own inside its own.
 

@@ -27,6 +27,7 @@ from torch.nn.functional import cross_entropy
 from nofe_lab.config import derive_seed
 from nofe_lab.data import Batch, Batches
 from nofe_lab.log import log
+from nofe_lab.networks.backbone import DRAWING
 from nofe_lab.recipes import Recipe
 from nofe_lab.runs.checkpoint import MAX_SECONDS, Checkpoints, IncompatibleCheckpoint, State
 from nofe_lab.training.events import EpochDone, Listener, StepDone, tell
@@ -125,13 +126,14 @@ class _Training:
                         self.stop.end(self.step, self.steps, saved)
 
     def _do_step(self, batch: Batch) -> None:
-        _seed(self.batches.device, derive_seed(self.batches.seed, "step", self.step))
         for group in self.optimiser.param_groups:
             group["lr"] = self.recipe.rate(self.step, self.steps) * group["rate_multiplier"]
-        logits = self.model(batch.images, batch.drawn)
-        loss = self.task.loss(logits, batch)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        with DRAWING:  # to the end of backward, which draws again what is recomputed there
+            _seed(self.batches.device, derive_seed(self.batches.seed, "step", self.step))
+            logits = self.model(batch.images, batch.drawn)
+            loss = self.task.loss(logits, batch)
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
         self.optimiser.step()
         found = {**self.task.metrics(logits.detach(), batch), "loss": loss.detach()}
         for name, value in found.items():
@@ -289,7 +291,7 @@ def seconds_per_step(
     model.train()
     optimiser = sgd(groups, recipe, batches.device)
     seconds = []
-    with _own_random_states():
+    with DRAWING, _own_random_states():
         for repeat, batch in enumerate(batches.epoch(0)):
             started = time.perf_counter()
             logits = model(batch.images, batch.drawn)
@@ -320,10 +322,14 @@ def _own_random_states() -> Iterator[None]:
     of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng(range(torch.cuda.device_count())):
-            yield
+            try:
+                yield
+            finally:
+                DRAWING.acquire()  # not while another thread draws
     finally:
         random.setstate(of_python)
         np.random.set_state(of_numpy)  # noqa: NPY002
+        DRAWING.release()
 
 
 def sgd(groups: ParameterGroups, recipe: Recipe, device: torch.device) -> torch.optim.SGD:

@@ -39,7 +39,8 @@ from nofe_lab.runs import Run, RunStore
 from nofe_lab.runs.checkpoint import _digest
 from nofe_lab.stages import Stage, generalist
 from nofe_lab.training import loop
-from nofe_lab.training.interrupts import Interrupted
+from nofe_lab.training.events import Event, StepDone
+from nofe_lab.training.interrupts import Interrupted, ask_to_stop
 
 STAGES = ("base", "generalist", "nofe")
 
@@ -272,6 +273,44 @@ def test_an_interrupted_training_stops_after_its_step_and_goes_on_when_asked_aga
     run = only_run(runs_dir, "base")
     assert bits(run) == bits(only_run(undisturbed[0], "base"))
     assert run.provenance["interruptions"] == 1
+
+
+def test_a_training_in_a_thread_is_stopped_by_its_listener_and_two_threads_take_turns(
+    runs_dir: Path, undisturbed: tuple[Path, dict[str, float]], tmp_path: Path
+) -> None:
+    """As the board trains, while a cell trains something else."""
+    ended: list[BaseException | None] = []
+
+    def stop_once(event: Event) -> None:
+        if not ended and isinstance(event, StepDone) and event.step == 7:
+            ask_to_stop()
+
+    def in_a_thread() -> None:
+        torch.set_num_threads(1)
+        found = experiment(runs_dir)
+        try:
+            found.run(found.base(), watch=stop_once)
+        except BaseException as error:
+            ended.append(error)
+        else:
+            ended.append(None)
+
+    for seed in (1, 2):
+        thread = threading.Thread(target=in_a_thread)
+        thread.start()
+        train("base", tmp_path / "other", seed=seed)
+        thread.join()
+    stopped, finished = ended
+    assert isinstance(stopped, Interrupted)
+    assert "stopped after step 7 of 80; all of it is kept" in str(stopped)
+    assert finished is None
+    assert bits(only_run(runs_dir, "base")) == bits(only_run(undisturbed[0], "base"))
+    for seed in (1, 2):
+        train("base", tmp_path / "alone", seed=seed)
+    other, alone = (
+        {run.id: bits(run) for run in RunStore(tmp_path / name)} for name in ("other", "alone")
+    )
+    assert other == alone
 
 
 def test_an_interrupted_gate_learns_the_same_answers(

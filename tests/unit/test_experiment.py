@@ -1014,6 +1014,24 @@ def test_a_comparison_has_every_opponent_with_every_seed(
     assert asked == [(name, seed) for name in experiment.opponents() for seed in (4, 5)]
 
 
+def test_scores_are_the_accuracies_on_val_of_every_arm_with_every_seed(
+    tiny_experiment: Make,
+) -> None:
+    experiment = tiny_experiment(val_fraction=0.4)
+    arms = [Arm("nofe", trunk="base"), Arm("base")]
+    begun: list[str] = []
+    found = experiment.scores(
+        arms, (0, 1), lambda event: begun.append(getattr(event, "title", ""))
+    )
+    assert found["network"].tolist() == [arm.name for arm in arms] * 2
+    assert found["seed"].tolist() == [0, 0, 1, 1]
+    (base,) = experiment.run(experiment.base())
+    assert found["val_accuracy"][1] == base.history["val_accuracy"].iloc[-1]
+    assert "base CNN" in begun
+    with pytest.raises(InvalidInput, match="scores need val images; tiny has none"):
+        tiny_experiment(val_fraction=0.0).scores(arms, (0,))
+
+
 def test_specialties_that_collapsed_into_one_make_no_network_of_experts(
     tiny_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
 ) -> None:
