@@ -92,7 +92,7 @@ class StopRequests:
         for number, handler in self.before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self.before = {}
-        if self.signals and self.requested is not None and kind is None:  # it came after the last step
+        if self.signals and self.requested is not None and kind is None:  # came after the last step
             os.kill(os.getpid(), self.requested)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -1,7 +1,9 @@
+import asyncio
 import base64
 import io
 import json
 import re
+import threading
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -37,6 +39,7 @@ from nofe_lab.training.events import (
     StageLoaded,
     StepDone,
 )
+from nofe_lab.training.interrupts import Interrupted
 from nofe_lab.views import (
     ConfusionExplorer,
     EvolutionPlayer,
@@ -46,6 +49,7 @@ from nofe_lab.views import (
     SpecialtyExplorer,
     plots,
 )
+from nofe_lab.views.widgets.board import Judgement
 
 NAMES = ("$x^2$", "_under", "<b>bold</b>", "Ж", "two  words", "W" * 60, "tiger", "Ω 100%")
 C, K = len(NAMES), 4
@@ -697,15 +701,30 @@ def test_board_refuses_what_is_no_class_and_two_of_one_name(board):
         board.move(0, 1.7)
 
 
-def test_board_does_not_undo_over_a_lock(board):
+def test_board_undoes_locks_and_what_was_done_before_them(board, world):
     board.move("tiger", 0)
     board.lock("tiger")
-    with pytest.raises(InvalidInput, match="class 'tiger' is locked"):
+    board.move(0, 1)
+    states = [(board.specialties, board.locked)]
+    for locked, of in (([6], 0), ([], 0), ([], 1)):
         board.undo()
-    assert (board.specialties.of[6], board.can_undo, board.can_redo) == (0, True, False)
-    board.lock("tiger")
+        assert (board.locked, board.specialties.of[6]) == (locked, of)
+        states.append((board.specialties, board.locked))
+    assert board.specialties == world.specialties
+    assert (board.can_undo, board.can_redo) == (False, True)
+    board.lock(3)  # a lock too ends what could be redone
+    assert not board.can_redo
     board.undo()
-    assert (board.specialties.of[6], board.can_undo, board.can_redo) == (1, False, True)
+    board.move("tiger", 0)
+    board.lock("tiger")
+    board.reset()
+    assert (board.specialties, board.locked) == (world.specialties, [])
+    board.undo()  # one step
+    assert (board.specialties.of[6], board.locked) == (0, [6])
+    with pytest.raises(InvalidInput, match="class 'tiger' is locked"):
+        board.move("tiger", 1)
+    board.redo()
+    assert (board.specialties, board.locked) == (world.specialties, [])
 
 
 def test_board_keeps_the_colours_of_the_others(board):
@@ -722,19 +741,115 @@ def test_board_shifts_a_class_and_stops_at_the_ends(board):
         assert board.specialties.of[0] == k
 
 
-def test_board_judges_and_warns(board, world):
+def test_board_says_what_is_better_and_what_is_worse(board, world):
     first = board.judge(world.specialties)
     assert first.objective == best_objective(world.affinity, np.array(world.specialties.of), K)
+    objective = 0.725
+    before = Judgement(objective, 0.41, 0.10, (4, 4))
+    now = replace(before, objective=0.722, inside=0.48, chance=0.11)
+    assert now.since(before) == (
+        "Better than at first: the confusions inside, beyond chance (+6.0 points). "
+        "Worse than at first: the objective (-0.3 points)."
+    )
+    assert replace(before, objective=0.7254).since(before) == ""
+    assert replace(before, objective=None, inside=None).since(before) == ""
     moves = [(c, k) for c in range(C) for k in range(K)]
     after = [board.judge(world.specialties.moved(*move)).objective for move in moves]
     board.move(*moves[int(np.argmin(after))])
     judged = board.judge(board.specialties)
-    worse = judged.worse_than(first)
-    assert bool(worse) == bool(board.judgement["warning"])
-    assert worse
-    assert all(reason in board.judgement["warning"] for reason in worse)
+    assert "Worse than at first: the objective (-" in board.judgement["said"]
+    assert board.judgement["said"] in board.words
+    row = board.judgement["rows"][0]["values"]
+    assert row[1] == f"{judged.objective:.1%}"
+    assert row[2] == f"{100 * (judged.objective - first.objective):+.1f} points"
     board.undo()
-    assert board.judgement["warning"] == ""
+    assert board.judgement["said"] == ""
+    assert [row["values"][2] for row in board.judgement["rows"]] == [""] * 4
+
+
+def rows_of(**accuracies: list[float]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"network": name, "seed": seed, "val_accuracy": value}
+        for name, values in accuracies.items()
+        for seed, value in enumerate(values)
+    )
+
+
+def test_board_trains_experts_and_shows_where_they_stand(world):
+    asked: list[Specialties] = []
+
+    def train(partition, watch):
+        asked.append(partition)
+        watch(StageBegun("network of experts", 8, 1))
+        watch(StepDone(8, 8))
+        watch(StageEnded("network of experts", True))
+        return rows_of(mine=[0.5, 0.6, 0.7], learned=[0.4, 0.51, 0.6], base=[0.49, 0.63, 0.69])
+
+    board = SpecialtyBoard(world.data, world.specialties, train=train)
+    assert board.can_train
+    assert (board.scores, board.standing, asked) == (None, {}, [])
+    board.obey({"do": "train"}, [])  # no event loop runs: it waits
+    assert asked == [world.specialties] == [board.trained]
+    assert (board.training, board.progress, board.stage) == ("", [8, 8], "")
+    assert [row["name"] for row in board.standing["rows"]] == ["mine", "learned", "base"]
+    assert [row["values"][2] for row in board.standing["rows"]] == ["", "ahead", "tie"]
+    assert board.standing["rows"][0]["values"][:2] == ["60.0 ± 24.8 %", ""]
+    assert board.words == "mine: ahead of learned; not told apart from base; over 3 seeds."
+    assert not board.outdated
+    board.move(0, 1)
+    assert board.outdated
+    board.undo()
+    assert not board.outdated
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (InvalidInput("no val images."), "no val images."),
+        (RuntimeError("of torch"), "RuntimeError: of torch"),
+        (Interrupted("stopped"), "Stopped; what was trained is kept: press the button again"),
+    ],
+)
+def test_board_says_why_nothing_was_trained(world, error, said):
+    def train(partition, watch):
+        raise error
+
+    board = SpecialtyBoard(world.data, world.specialties, train=train)
+    board.train()
+    assert board.words.startswith(said)
+    assert board.standing["said"] == board.words
+    assert (board.training, board.trained, board.scores) == ("", None, None)
+    with pytest.raises(InvalidInput, match="this board trains nothing"):
+        SpecialtyBoard(world.data, world.specialties).train()
+
+
+def test_board_can_be_used_while_experts_are_trained_and_stops_them(world):
+    stopped, went_on = [], threading.Event()
+
+    def train(partition, watch):
+        went_on.wait(10)
+        watch(StepDone(1, 8))
+        raise Interrupted("stopped")
+
+    board = SpecialtyBoard(world.data, world.specialties, train=train)
+
+    async def use() -> None:
+        board.train()
+        with pytest.raises(InvalidInput, match="experts are being trained"):
+            board.train()
+        board.move("tiger", 0)
+        assert board.specialties.of[6] == 0
+        board.stop()
+        assert board.training == "stopping"
+        went_on.set()
+        while board.training:
+            await asyncio.sleep(0.01)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nofe_lab.views.widgets.board.ask_to_stop", lambda: stopped.append(True))
+        asyncio.run(use())
+    assert stopped == [True]
+    assert board.words.startswith("Stopped; what was trained is kept")
 
 
 def test_board_obeys_the_browser_and_says_what_it_refuses(board):
@@ -754,8 +869,8 @@ def test_board_obeys_the_browser_and_says_what_it_refuses(board):
 def test_board_without_anything_to_judge_by(world):
     board = SpecialtyBoard(world.data, world.specialties)
     board.move(0, 1)
-    assert board.judgement["warning"] == ""
-    assert board.judgement["rows"][0]["values"] == ["–", "–"]
+    assert board.judgement["said"] == ""
+    assert board.judgement["rows"][0]["values"] == ["–", "–", ""]
 
 
 @pytest.fixture(scope="module")

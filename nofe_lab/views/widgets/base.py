@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import io
 import textwrap
+import time
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
@@ -30,6 +31,7 @@ from nofe_lab.data import Dataset
 from nofe_lab.data.pictures import rgb
 from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties, class_number
+from nofe_lab.training.events import Event, StageBegun, StageEnded, StepDone
 from nofe_lab.views import plots
 from nofe_lab.views.page import STATIC
 
@@ -37,6 +39,8 @@ DPI = 100
 """Resolution of the picture that is shown where no kernel runs."""
 MOST_PIXELS = 6_000_000
 """Most pixels of that picture; larger ones are drawn at a lower resolution."""
+PERIOD = 0.5
+"""Least seconds between two messages about the steps of a training."""
 
 DRAWN = 32
 """Longest side of images that can be drawn by hand, in pixels."""
@@ -188,6 +192,28 @@ class ClassView(View):
     def _choose_by_label(self, change: Any) -> None:
         label = change["new"]
         self.class_name = self.class_names[label] if label >= 0 else ""
+
+
+class TrainingView(View):
+    """A widget that listens to a training, and shows how far it is."""
+
+    stage = traitlets.Unicode(help="What is being trained; '' between stages.").tag(sync=True)
+    progress = traitlets.List(traitlets.Int(), [0, 0], help="Steps done, and in all.").tag(
+        sync=True
+    )
+    _told = 0.0
+
+    def __call__(self, event: Event) -> None:
+        """Update the state from an event of the training loop."""
+        match event:
+            case StageBegun():
+                self.stage, self.progress = event.title, [0, event.steps]
+            case StepDone():
+                if time.monotonic() - self._told > PERIOD or event.step == event.steps:
+                    self.progress = [event.step, event.steps]
+                    self._told = time.monotonic()
+            case StageEnded():
+                self.stage = ""
 
 
 def check_choice(proposal: Any, accepted: Sequence[str]) -> str:

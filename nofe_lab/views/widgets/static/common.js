@@ -206,6 +206,26 @@ function bars(rows) {
        h("span", { class: "nofe-bar-text" }, row.text))]));
 }
 
+/** How far a training is.  idle(step, steps): what stands for its title between stages. */
+function howFar(model, idle) {
+  const title = h("strong", {}), bar = h("progress", { "aria-label": "steps" }), said = h("output", {});
+  const draw = () => {
+    const [step, steps] = model.get("progress");
+    title.textContent = model.get("stage") || idle(step, steps);
+    bar.max = Math.max(steps, 1);
+    bar.value = step;
+    said.textContent = steps ? `step ${step.toLocaleString()} of ${steps.toLocaleString()}` : "";
+  };
+  return { parts: [title, bar, said], draw };
+}
+
+/** A table of {columns, rows: [{name, values}]}. */
+function table({ columns, rows }) {
+  return h("table", { class: "nofe-table" },
+    h("thead", {}, h("tr", {}, h("th", {}, ""), columns.map((name) => h("th", { scope: "col" }, name)))),
+    h("tbody", {}, rows.map((row) => h("tr", {}, h("th", { scope: "row" }, row.name), row.values.map((value) => h("td", {}, value))))));
+}
+
 /** Words that a screen reader speaks when they change. */
 function spoken(model) {
   const words = h("p", { class: "nofe-words", role: "status", "aria-live": "polite" });
