@@ -53,9 +53,9 @@ lab: $(READY)  ## JupyterLab, on this machine only; prints the address with its 
 	$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) .
 
 APP := build/app
-app: $(READY)  ## notebooks 02 and 07 as apps without code, on this machine only; prints the address with its token
+app: $(READY)  ## notebooks 02, 07 and 10 as apps without code, on this machine only; prints the address with its token
 	mkdir -p $(APP)
-	ln -sf $(CURDIR)/notebooks/02_*.ipynb $(CURDIR)/notebooks/07_*.ipynb $(APP)
+	ln -sf $(CURDIR)/notebooks/02_*.ipynb $(CURDIR)/notebooks/07_*.ipynb $(CURDIR)/notebooks/10_*.ipynb $(APP)
 	$(BIN)/jupyter server --config=notebooks/app_config.py --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) $(APP)
 
 render: $(READY)  ## execute the notebooks into notebooks/rendered

@@ -286,4 +286,4 @@ def test_init_copies_the_notebooks(tmp_path: Path, capsys: Captured) -> None:
     copied = sorted((tmp_path / "mine").iterdir())
     assert [path.name for path in copied] == [path.name for path in notebooks()]
     assert [path.name[:2] for path in copied] == [f"0{n}" for n in range(10)]
-    assert "10 notebooks in" in capsys.readouterr().out
+    assert "11 notebooks in" in capsys.readouterr().out

@@ -1020,9 +1020,7 @@ def test_scores_are_the_accuracies_on_val_of_every_arm_with_every_seed(
     experiment = tiny_experiment(val_fraction=0.4)
     arms = [Arm("nofe", trunk="base"), Arm("base")]
     begun: list[str] = []
-    found = experiment.scores(
-        arms, (0, 1), lambda event: begun.append(getattr(event, "title", ""))
-    )
+    found = experiment.scores(arms, (0, 1), lambda event: begun.append(getattr(event, "title", "")))
     assert found["network"].tolist() == [arm.name for arm in arms] * 2
     assert found["seed"].tolist() == [0, 0, 1, 1]
     (base,) = experiment.run(experiment.base())

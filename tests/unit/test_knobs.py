@@ -265,7 +265,10 @@ def test_a_runs_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path)
 # --- what is made of the declarations
 
 
-OWN_DEFAULTS = {"05_your_own_pictures": {"dataset": "lookalikes"}}
+OWN_DEFAULTS = {
+    "05_your_own_pictures": {"dataset": "lookalikes"},
+    "10_beat_the_machine": {"dataset": "glyphs:160:OQ0CG6S58B3E", "val_fraction": 0.4},
+}
 """Of notebooks whose story begins elsewhere."""
 
 
