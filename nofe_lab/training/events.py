@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -152,4 +153,5 @@ def watched() -> bool:
     """Whether somebody sees more than a log: a notebook that is open, or a terminal."""
     # jupyter_server names the notebook's session in its kernels' environment; papermill does not
     in_kernel = "ipykernel" in sys.modules and "JPY_SESSION_NAME" in os.environ
-    return in_kernel or cast(bool, sys.stderr.isatty())
+    has_place = threading.current_thread() is threading.main_thread()  # which cell would it be in?
+    return has_place and (in_kernel or cast(bool, sys.stderr.isatty()))

@@ -794,7 +794,8 @@ def test_board_trains_experts_and_shows_where_they_stand(world):
     assert [row["name"] for row in board.standing["rows"]] == ["mine", "learned", "base"]
     assert [row["values"][2] for row in board.standing["rows"]] == ["", "ahead", "tie"]
     assert board.standing["rows"][0]["values"][:2] == ["60.0 ± 24.8 %", ""]
-    assert board.words == "mine: ahead of learned; not told apart from base; over 3 seeds."
+    said = "mine: ahead of learned; not told apart from base; over 3 seeds."
+    assert board.standing["said"] == said
     assert not board.outdated
     board.move(0, 1)
     assert board.outdated
@@ -816,8 +817,7 @@ def test_board_says_why_nothing_was_trained(world, error, said):
 
     board = SpecialtyBoard(world.data, world.specialties, train=train)
     board.train()
-    assert board.words.startswith(said)
-    assert board.standing["said"] == board.words
+    assert board.standing["said"].startswith(said)
     assert (board.training, board.trained, board.scores) == ("", None, None)
     with pytest.raises(InvalidInput, match="this board trains nothing"):
         SpecialtyBoard(world.data, world.specialties).train()
@@ -849,7 +849,7 @@ def test_board_can_be_used_while_experts_are_trained_and_stops_them(world):
         patch.setattr("nofe_lab.views.widgets.board.ask_to_stop", lambda: stopped.append(True))
         asyncio.run(use())
     assert stopped == [True]
-    assert board.words.startswith("Stopped; what was trained is kept")
+    assert board.standing["said"].startswith("Stopped; what was trained is kept")
 
 
 def test_board_obeys_the_browser_and_says_what_it_refuses(board):

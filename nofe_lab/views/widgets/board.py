@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from nofe_lab.config import InvalidInput, whole_number
 from nofe_lab.data import Dataset
+from nofe_lab.log import quiet
 from nofe_lab.specialties import Specialties, best_objective, class_number
 from nofe_lab.statistics import (
     errors_inside,
@@ -249,7 +250,8 @@ class SpecialtyBoard(TrainingView, ClassView):
             tell(self, event)
 
         try:
-            result: pd.DataFrame | str = train(partition, listen)
+            with quiet():
+                result: pd.DataFrame | str = train(partition, listen)
         except Interrupted:
             result = "Stopped; what was trained is kept: press the button again to go on."
         except Exception as error:
@@ -261,7 +263,7 @@ class SpecialtyBoard(TrainingView, ClassView):
     def _have_trained(self, partition: Specialties, result: pd.DataFrame | str) -> None:
         self.training = ""
         if isinstance(result, str):
-            self.words, self.standing = result, {"columns": [], "rows": [], "said": result}
+            self.standing = {"columns": [], "rows": [], "said": result}
             return
         self.trained, self.scores = partition, result
         self.outdated = self.specialties != partition
@@ -275,9 +277,8 @@ class SpecialtyBoard(TrainingView, ClassView):
                 lead += f" [{100 * row['lead_low']:+.1f}, {100 * row['lead_high']:+.1f}]"
             shown = [f"{100 * row['mean']:.1f}{half} %", lead, row["beside"]]
             rows.append({"name": row["network"], "values": shown})
-        self.words = standings_in_words(found)
         columns = ["accuracy on val", f"lead of {own}, in points", ""]
-        self.standing = {"columns": columns, "rows": rows, "said": self.words}
+        self.standing = {"columns": columns, "rows": rows, "said": standings_in_words(found)}
 
     def _label_of(self, class_: str | int) -> int:
         if isinstance(class_, str):

@@ -21,7 +21,7 @@ function render({ model, el }) {
   const train = h("button", { class: "nofe-tool", type: "button", onclick: () => tell(model, { do: model.get("training") ? "stop" : "train" }) });
   const how = howFar(model, () => "");
   const progress = h("div", { class: "nofe-toolbar" }, how.parts);
-  const standing = h("div", { class: "nofe-standing" });
+  const standing = h("div", { role: "status", "aria-live": "polite" });
   const cardsBox = h("div", { class: "nofe-cards-box" });
   const words = spoken(model);
   const experts = h("section", { hidden: !model.get("can_train") }, h("h5", {}, "Experts for this partition"), train, progress, standing);
