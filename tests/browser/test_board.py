@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -179,6 +181,15 @@ def use_the_board(opened: Page) -> None:
     opened.wait_for("board.specialties.of", start)
 
 
+def press_the_button(widget: Any) -> None:
+    """Train experts for the partition on the board, until their accuracy stands beside it."""
+    widget.get_by_text("Train experts for this partition").click()
+    rows = widget.locator("table").nth(1).locator("tbody tr")
+    rows.first.wait_for(timeout=120_000)
+    assert rows.count() >= 3
+    assert rows.first.inner_text().startswith("NofE by hand")
+
+
 TRAINING = """
 from dataclasses import replace
 import numpy as np
@@ -186,48 +197,239 @@ import nofe_lab
 from nofe_lab import Arm
 from nofe_lab.views import SpecialtyBoard
 experiment = nofe_lab.Experiment(
-    "glyphs:16:OQ0CG6S58B3E", K=3, batch_size=40, val_fraction=0.4, runs_dir="board_runs"
+    "glyphs:16:OQ0CG6S58B3E", K=3, epochs=1, batch_size=40, val_fraction=0.4, runs_dir="board_runs"
 )
-data, epochs = experiment.data, 1
+data, longer = experiment.data, 1
 rivals = [Arm("base"), Arm("nofe", "random", trunk="base")]
-short = replace(experiment, epochs=1)
-short.scores(rivals, (0, 1, 2))
-confusion = nofe_lab.predict(short.model(short.base()), data.val).confusion
-affinity = np.random.default_rng(0).random((12, 3))
+experiment.scores(rivals, (0, 1, 2))
+pairs = np.kron(np.eye(6, dtype=int), np.ones((2, 2), dtype=int))  # O and Q, 0 and C ...
 board = SpecialtyBoard(
     data,
-    nofe_lab.Specialties.random(data.class_names, 3, 0),
-    affinity=affinity,
-    confusion=confusion,
-    train=lambda partition, watch: replace(experiment, epochs=epochs).scores(
-        [Arm("nofe", partition, trunk="base"), *rivals], range(3 if epochs == 1 else 1), watch
+    nofe_lab.Specialties(data.class_names, [0, 1, 2] * 4, 3),
+    affinity=np.eye(3)[[0, 1, 2] * 4],
+    confusion=pairs,
+    train=lambda partition, watch: replace(experiment, epochs=longer).scores(
+        [Arm("nofe", partition, trunk="base"), *rivals], range(3 if longer == 1 else 1), watch
     ),
 )
 board
 """
 
+SCREENS = {
+    "600": (600, 800, 1.0),
+    "900": (900, 900, 1.0),
+    "1400": (1400, 900, 1.0),
+    "1400 at 150 %": (933, 700, 1.5),
+}
 
-def test_experts_are_trained_beside_the_board(
-    open_notebook: Callable[..., Page], lab: tuple[str, Path]
-) -> None:
-    write_notebook(lab[1], "training.ipynb", TRAINING)
+CUT = """
+(widget) => {
+  const box = widget.getBoundingClientRect(), wrong = [];
+  const read = widget.querySelectorAll("h5, p, th, td, button, output, strong, progress");
+  for (const element of [...read].filter((each) => each.getClientRects().length)) {
+    const own = element.getBoundingClientRect(), text = element.textContent;
+    if (own.left < box.left - 1 || own.right > box.right + 1) wrong.push(`outside: ${text}`);
+    if (element.clientWidth && element.scrollWidth > element.clientWidth + 1) {
+      wrong.push(`cut: ${text}`);
+    }
+  }
+  return wrong;
+}
+"""
+"""What of a widget lies outside of it, or has more text than is seen."""
+
+
+COLOURS = """
+(widget) => ["--ink", "--paper"].map((name) => getComputedStyle(widget).getPropertyValue(name))
+"""
+
+
+@pytest.fixture
+def trainer(open_notebook: Callable[..., Page], lab: tuple[str, Path]) -> Page:
+    """A notebook with a board that trains, after Run All."""
+    write_notebook(lab[1], "training.ipynb", TRAINING, "board")
     opened = open_notebook("training.ipynb")
+    opened.page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
     opened.run_all()
     opened.page.wait_for_selector(".nofe-board.nofe-live", timeout=120_000)
+    opened.wait_for("board.standing", {})
+    return opened
+
+
+def resize(opened: Page, name: str) -> None:
+    width, height, scale = SCREENS[name]
+    session = opened.page.context.new_cdp_session(opened.page)
+    metrics = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": False}
+    session.send("Emulation.setDeviceMetricsOverride", metrics)
+    opened.page.wait_for_timeout(700)
+
+
+def in_view(opened: Page, element: Any) -> dict[str, float]:
+    """The box of an element, all of which is inside the window."""
+    element.scroll_into_view_if_needed()
+    box: dict[str, float] = element.bounding_box()
+    width, height = opened.page.evaluate("[innerWidth, innerHeight]")
+    assert box["x"] >= 0, box
+    assert box["x"] + box["width"] <= width + 1, box
+    assert box["y"] >= 0, box
+    assert box["y"] + box["height"] <= height + 1, box
+    return box
+
+
+def apart(one: dict[str, float], other: dict[str, float]) -> bool:
+    """Whether two boxes do not overlap."""
+    return (
+        one["x"] + one["width"] <= other["x"] + 1
+        or other["x"] + other["width"] <= one["x"] + 1
+        or one["y"] + one["height"] <= other["y"] + 1
+        or other["y"] + other["height"] <= one["y"] + 1
+    )
+
+
+def test_what_got_better_and_what_got_worse_is_said_without_a_verdict(trainer: Page) -> None:
+    widget = trainer.widget("board")
+    widget.locator("button.nofe-class[title='Q']").click()
+    trainer.wait_for("board.class_name", "Q")
+    widget.get_by_label("Move the chosen class to").select_option("0")
+    trainer.wait_for("board.specialties.of[1]", 0)
+    said = widget.get_by_text("Better than at first: the confusions inside, beyond chance (+")
+    text = said.inner_text()
+    assert "Worse than at first: the objective (-" in text
+    assert said.get_attribute("role") is None  # no alarm
+    assert "0px" in said.evaluate("(p) => getComputedStyle(p).borderLeftWidth")
+    in_view(trainer, said)
+    table = widget.locator("table").first
+    assert table.locator("thead").inner_text().split("\t")[1:] == ["at first", "now", "change"]
+    rows = [row.inner_text().split("\t") for row in table.locator("tbody tr").all()]
+    assert [row[2] for row in rows][1] == "33.3%"
+    assert [row[3][0] for row in rows] == ["-", "+", "+", "+"]
+    in_view(trainer, table)
+    widget.get_by_text("Undo").click()
+    said.wait_for(state="hidden")
+
+
+def test_locks_are_undone_and_undo_goes_over_them(trainer: Page) -> None:
+    widget, page = trainer.widget("board"), trainer.page
+    name = widget.locator("button.nofe-class[title='G']")
+    name.focus()
+    trainer.wait_for("board.class_name", "G")
+    page.keyboard.press("Shift+ArrowRight")
+    trainer.wait_for("board.specialties.of[4]", 2)
+    page.keyboard.press("l")
+    trainer.wait_for("board.locked", [4])
+    assert "dashed" in name.evaluate("(button) => getComputedStyle(button).borderStyle")
+    page.keyboard.press("Control+z")
+    trainer.wait_for("board.locked", [])
+    assert "dashed" not in name.evaluate("(button) => getComputedStyle(button).borderStyle")
+    page.keyboard.press("Control+y")
+    trainer.wait_for("board.locked", [4])
+    for _ in range(2):
+        page.keyboard.press("Control+z")
+    trainer.wait_for("board.specialties.of[4]", 1)
+    assert trainer.kernel("board.can_undo") is False
+
+
+def test_what_add_makes_is_scrolled_to(
+    open_notebook: Callable[..., Page], lab: tuple[str, Path]
+) -> None:
+    write_notebook(lab[1], "adding.ipynb", BOARD, "board")
+    opened = open_notebook("adding.ipynb")
+    opened.run_all()
+    opened.page.wait_for_selector(".nofe-board.nofe-live", timeout=60_000)
+    resize(opened, "900")
     widget = opened.widget("board")
-    opened.shoot(widget, "board_before")
-    opened.kernel("globals().update(epochs=300)")
+    add = widget.get_by_text("Add a specialty")
+    add.focus()
+    for n in (6, 7):
+        opened.page.keyboard.press("Enter")
+        widget.locator(f".nofe-card:nth-child({n})").wait_for()
+        opened.page.wait_for_timeout(300)
+        card = widget.locator(".nofe-card").last.bounding_box()
+        box = widget.locator(".nofe-cards-box").bounding_box()
+        assert box["y"] - 1 <= card["y"]
+        assert card["y"] + card["height"] <= box["y"] + box["height"] + 1
+        height = opened.page.evaluate("innerHeight")
+        assert 0 <= card["y"] < card["y"] + card["height"] <= height + 1
+    assert add.evaluate("(button) => button === document.activeElement")
+    other = opened.page.locator(".nofe-board").nth(1).locator(".nofe-cards-box")
+    assert other.evaluate("(box) => box.scrollTop") == 0  # another view stays where it was
+
+
+def test_experts_are_trained_by_keyboard_while_the_board_is_used(trainer: Page) -> None:
+    page, widget = trainer.page, trainer.widget("board")
+    # nothing was trained for the partition by Run All
+    assert trainer.kernel("[board.training, board.trained, board.scores]") == ["", None, None]
+    trainer.kernel("globals().update(longer=2000)")
+    widget.get_by_text("Start again").focus()
+    page.keyboard.press("Tab")
+    focused = "document.activeElement.textContent"
+    assert page.evaluate(focused) == "Train experts for this partition"
+    page.keyboard.press("Enter")
+    bar, step = widget.locator("progress"), widget.locator("output")
+    bar.wait_for(state="visible")
+    page.wait_for_function("(bar) => bar.value > 0", arg=bar.element_handle())
+    assert page.evaluate(focused) == "Stop"
+    first = step.inner_text()
+    assert first.startswith("step ")
+    boxes = [in_view(trainer, each) for each in (bar, step, widget.locator(".nofe-beside button"))]
+    assert all(apart(one, other) for one, other in pairwise(boxes))
+    cards = widget.locator(".nofe-cards-box").bounding_box()
+    assert apart(widget.locator(".nofe-beside").bounding_box(), cards)
+    # the board goes on
+    widget.locator("button.nofe-class[title='B']").focus()
+    trainer.wait_for("board.class_name", "B")
+    page.keyboard.press("Shift+ArrowLeft")
+    trainer.wait_for("board.specialties.of[9]", 0 if trainer.kernel("board.start.of[9]") else 1)
+    assert trainer.kernel("board.training") == "training"
+    # and so does the training, until it is stopped
+    page.wait_for_function(
+        "([output, first]) => output.textContent !== first", arg=[step.element_handle(), first]
+    )
+    widget.locator(".nofe-beside button").focus()
+    page.keyboard.press("Enter")
+    stopped = widget.get_by_text("Stopped; what was trained is kept")
+    stopped.wait_for(timeout=30_000)
+    in_view(trainer, stopped)
+    assert not bar.is_visible()
+    assert trainer.kernel("board.training") == ""
+    assert page.evaluate(focused) == "Train experts for this partition"
+
+
+def test_the_scoreboard_stands_beside_the_board_on_every_screen(trainer: Page) -> None:
+    page, widget = trainer.page, trainer.widget("board")
     widget.get_by_text("Train experts for this partition").click()
-    opened.page.wait_for_timeout(4000)
-    opened.shoot(widget, "board_training")
-    opened.page.screenshot(path=SHOTS / "page_training.png")
-    widget.get_by_role("button", name="Stop").click()
-    opened.wait_for("board.training", "")
-    opened.page.wait_for_timeout(1000)
-    opened.shoot(widget, "board_stopped")
-    opened.kernel("globals().update(epochs=1)")
-    widget.get_by_text("Train experts for this partition").click()
-    opened.wait_for("board.training", "")
-    opened.page.wait_for_timeout(1000)
-    opened.shoot(widget, "board_trained")
-    opened.page.screenshot(path=SHOTS / "page_trained.png")
+    table = widget.locator("table").nth(1)
+    table.wait_for(timeout=60_000)
+    names = [row.inner_text() for row in table.locator("tbody th").all()]
+    assert names == ["NofE by hand, base trunk", "base CNN", "NofE random, base trunk"]
+    shown = [row.inner_text().split("\t") for row in table.locator("tbody tr").all()]
+    assert all(" ± " in row[1] for row in shown)
+    assert shown[0][2:] == ["", ""]
+    assert all(row[3] in ("ahead", "behind", "tie") for row in shown[1:])
+    said = widget.get_by_text("over 3 seeds.")
+    # a second view of the same board says the same
+    other = page.locator(".nofe-board").nth(1)
+    other.scroll_into_view_if_needed()
+    assert other.locator("table").nth(1).inner_text() == table.inner_text()
+    for theme in ("Light", "Dark"):
+        page.evaluate(
+            "(theme) => window.jupyterapp.commands.execute('apputils:change-theme', { theme })",
+            f"JupyterLab {theme}",
+        )
+        for name in SCREENS:
+            resize(trainer, name)
+            widget.scroll_into_view_if_needed()
+            assert widget.evaluate(CUT) == [], (theme, name)
+            in_view(trainer, said)
+            in_view(trainer, table)
+            beside = widget.locator(".nofe-beside").bounding_box()
+            cards = widget.locator(".nofe-cards-box").bounding_box()
+            assert apart(beside, cards)
+            if name == "1400":
+                assert cards["x"] > beside["x"] + beside["width"] - 1  # beside, not below
+            ink, paper = widget.evaluate(COLOURS)
+            assert ink != paper
+            trainer.shoot(widget, f"board_trained_{theme}_{name.split()[-2:][0]}")
+    widget.locator("button.nofe-class[title='B']").click()
+    widget.get_by_label("Move the chosen class to").select_option("2")
+    widget.get_by_text("The partition has changed since.").wait_for()

@@ -32,7 +32,7 @@ from tests.browser.conftest import (
     serving,
     write_notebook,
 )
-from tests.browser.test_board import use_the_board
+from tests.browser.test_board import press_the_button, use_the_board
 
 pytestmark = pytest.mark.xdist_group("browser")  # one JupyterLab, and its runs, for all of them
 
@@ -117,6 +117,9 @@ def test_a_notebook_runs_in_jupyterlab(open_notebook: Callable[..., Page], name:
         use_the_inspector(opened)
     if name.startswith("07"):
         use_the_board(opened)
+    if name.startswith("10"):
+        press_the_button(opened.widget("board"))
+        opened.shoot(opened.widget("board"), "lesson")
 
 
 @pytest.mark.slow
@@ -151,9 +154,12 @@ def test_a_training_that_is_interrupted_in_jupyterlab_is_kept_and_goes_on(
 
 
 @pytest.mark.slow
-def test_the_app_shows_the_board_and_no_code(browser: Any, lab: tuple[str, Path]) -> None:
+@pytest.mark.parametrize("number", ["07", "10"])
+def test_the_app_shows_the_board_and_no_code(
+    number: str, browser: Any, lab: tuple[str, Path]
+) -> None:
     _, folder = lab
-    name = next(name for name in NOTEBOOKS if name.startswith("07"))
+    name = next(name for name in NOTEBOOKS if name.startswith(number))
     with serving_apps(folder) as address:
         assert ask(f"{address}/voila/render/{name}") in (302, 403)  # to the login
         assert ask(f"{address}/voila/render/{name}?token={TOKEN}", Host="evil.example") == 403
@@ -169,6 +175,9 @@ def test_the_app_shows_the_board_and_no_code(browser: Any, lab: tuple[str, Path]
         label = dragged.get_attribute("data-label")
         dragged.drag_to(cards.nth(1).locator("header"))
         page.wait_for_selector(f".nofe-card[data-k='1'] [data-label='{label}']")
+        press_the_button(page.locator(".nofe-board"))
+        SHOTS.mkdir(exist_ok=True)
+        page.locator(".nofe-board").screenshot(path=SHOTS / f"app_{number}.png")
         page.close()
 
 
