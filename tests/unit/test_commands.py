@@ -285,5 +285,5 @@ def test_init_copies_the_notebooks(tmp_path: Path, capsys: Captured) -> None:
     assert main(["init", str(tmp_path / "mine")]) == 0
     copied = sorted((tmp_path / "mine").iterdir())
     assert [path.name for path in copied] == [path.name for path in notebooks()]
-    assert [path.name[:2] for path in copied] == [f"0{n}" for n in range(10)]
+    assert [path.name[:2] for path in copied] == [f"{n:02}" for n in range(11)]
     assert "11 notebooks in" in capsys.readouterr().out
