@@ -277,7 +277,7 @@ class SpecialtyBoard(TrainingView, ClassView):
                 lead += f" [{100 * row['lead_low']:+.1f}, {100 * row['lead_high']:+.1f}]"
             shown = [f"{100 * row['mean']:.1f}{half} %", lead, row["beside"]]
             rows.append({"name": row["network"], "values": shown})
-        columns = ["accuracy on val", f"lead of {own}, in points", ""]
+        columns = ["accuracy on val", "lead of the first, in points", ""]
         self.standing = {"columns": columns, "rows": rows, "said": standings_in_words(found)}
 
     def _label_of(self, class_: str | int) -> int:
@@ -359,8 +359,8 @@ class SpecialtyBoard(TrainingView, ClassView):
         return (
             f"Class {self.class_name}{locked} is in {now.title(k)}. "
             f"{len(self.changed)} of {now.C} classes were moved; {now.K} specialties have "
-            f"{min(now.sizes)} to {max(now.sizes)} classes. {self.judgement['said']}"
-        ).strip()
+            f"{min(now.sizes)} to {max(now.sizes)} classes."
+        )
 
     def obey(self, what: dict[str, Any], buffers: list[Any]) -> None:
         deeds: dict[str, Callable[[], None]] = {

@@ -92,7 +92,7 @@ function render({ model, el }) {
   };
   const judge = () => {
     const found = model.get("judgement");
-    judged.replaceChildren(h("h5", {}, "Before any training"), table(found), h("p", {}, found.said));
+    judged.replaceChildren(h("h5", {}, "Before any training"), table(found), h("p", { role: "status" }, found.said));
     // a button that is disabled while it has the focus would lose it, and the keys with it
     undo.setAttribute("aria-disabled", !model.get("can_undo"));
     redo.setAttribute("aria-disabled", !model.get("can_redo"));
