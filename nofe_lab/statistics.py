@@ -166,19 +166,21 @@ def standings_in_words(found: pd.DataFrame, by: str = "network") -> str:
     """One sentence on `standings`, in which a tie is called one.
 
     >>> standings_in_words(standings(table, "by hand"))
-    'by hand: ahead of random; not told apart from learned, clusters; over 3 seeds.'
+    'by hand: ahead of random; not told apart from learned / clusters; over 3 seeds.'
     """
     (own,) = found[by][found["beside"] == ""]
     seeds = found["seeds"].min()
     words = {"ahead": "ahead of", "behind": "behind", "tie": "not told apart from"}
     parts = [
-        f"{said} {', '.join(found[by][found['beside'] == beside])}"
+        f"{said} {' / '.join(found[by][found['beside'] == beside])}"
         for beside, said in words.items()
         if (found["beside"] == beside).any()
     ]
     if (found["beside"] == "one seed").any():
         parts.append("one seed says nothing about chance")
-    return f"{own}: {'; '.join([*parts, f'over {seeds} seeds' if seeds > 1 else '1 seed'])}."
+    if seeds > 1:
+        parts.append(f"over {seeds} seeds")
+    return f"{own}: {'; '.join(parts)}."
 
 
 def in_points(found: Table) -> Table:

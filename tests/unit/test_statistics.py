@@ -113,7 +113,7 @@ def test_standings_tell_apart_only_what_the_seeds_tell_apart() -> None:
     assert (found["lead"] < found["lead_high"])[1:4].all()
     assert standings_in_words(found) == (
         "own: ahead of low; behind high; not told apart from tie; one seed says nothing about "
-        "chance; 1 seed."
+        "chance."
     )
     assert standings_in_words(found[:3]) == (
         "own: ahead of low; not told apart from tie; over 3 seeds."
