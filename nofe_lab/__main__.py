@@ -377,13 +377,41 @@ def upcycling(parser: ArgumentParser) -> Command:
     add_knobs(parser, "runs_dir")
 
     def run(options: Namespace) -> None:
-        from nofe_lab.study.upcycling import compare
+        from nofe_lab.study import comparisons
 
-        compare(
+        comparisons.upcycling(
             options.dataset,
             options.train_per_class,
             options.epochs,
             options.seeds,
+            options.runs_dir,
+            options.results,
+            options.line,
+        )
+
+    return run
+
+
+def first_run(parser: ArgumentParser) -> Command:
+    """Compare recipes for `make run`, beside base CNNs of the same budget.
+
+    nofe-lab dev first_run
+    nofe-lab dev first_run "normalised, upcycled" --seed 100 --split test
+    """
+    parser.add_argument("candidates", nargs="*", help="by name (default: all)")
+    parser.add_argument("--split", default="val", help="val to choose, test for final figures")
+    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--results", default=None, help="a CSV file for the table")
+    add_knobs(parser, "seed", "runs_dir")
+
+    def run(options: Namespace) -> None:
+        from nofe_lab.study import comparisons
+
+        seeds = Experiment(seed=KNOBS["seed"].parse(options.seed)).seeds(options.seeds)
+        comparisons.first_run(
+            options.candidates,
+            seeds,
+            options.split,
             options.runs_dir,
             options.results,
             options.line,
@@ -404,7 +432,7 @@ def results(parser: ArgumentParser) -> Command:
 
 
 COMMANDS = (look, train, predict, show, runs, init)
-MAINTENANCE = (bench, latency, widgets, film, study, upcycling, results)
+MAINTENANCE = (bench, latency, widgets, film, study, upcycling, first_run, results)
 
 
 def add_knobs(parser: ArgumentParser, *names: str) -> None:

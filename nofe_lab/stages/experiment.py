@@ -67,6 +67,7 @@ class Experiment:
     rule: str | None = default("rule")
     preset: str = default("preset")
     epochs: int | None = default("epochs")
+    trunk_epochs: int | None = default("trunk_epochs")
     batch_size: int | None = default("batch_size")
     learning_rate: float | None = default("learning_rate")
     seed: int = default("seed")
@@ -130,10 +131,14 @@ class Experiment:
     @cached_property
     def _fitted(self) -> tuple[Preset, str]:
         """The recipes, and a sentence on how they were fitted to the data; "" if they were not."""
-        if self.preset != "quick" or self.batch_size is not None:
-            return self._recipes, ""
-        n, may_be_longer = len(self.data.train), self.epochs is None
-        return fitted_preset(self._recipes, n, self._backbone.pretrained, may_be_longer)
+        recipes, said = self._recipes, ""
+        if self.preset == "quick" and self.batch_size is None:
+            n, may_be_longer = len(self.data.train), self.epochs is None
+            recipes, said = fitted_preset(recipes, n, self._backbone.pretrained, may_be_longer)
+        if self.trunk_epochs is not None:
+            first = replace(recipes.generalist, epochs=self.trunk_epochs)
+            recipes = replace(recipes, generalist=first)
+        return recipes, said
 
     @cached_property
     def usual_K(self) -> int:
@@ -296,9 +301,7 @@ class Experiment:
             return FlatStage(self.data, backbone, config, origin)
 
         if arm.budget == "arithmetic":
-            # what it costs does not depend on how its branches start
-            nofe = replace(self, branch_start="fresh").nofe("learned", "generalist")
-            spent = sum(each.training_macs for each in nofe.lineage.values())
+            spent = sum(each.training_macs for each in self.nofe().lineage.values())
             epochs = max(round(spent * recipe.epochs / made(recipe).training_macs), 1)
             recipe = replace(recipe, epochs=epochs)
         return made(recipe)
@@ -534,13 +537,17 @@ class Experiment:
         self,
         seeds: Iterable[int],
         networks: Callable[[Experiment], Mapping[str, Stage]] | None = None,
+        split: str = "test",
     ) -> FinalReport:
-        """The final report of all `opponents`, or of other networks, each with every seed."""
+        """The final report of all `opponents`, or of other networks, each with every seed.
+
+        split: test, or val to choose between networks.
+        """
         lines = [(networks or Experiment.opponents)(self.with_seed(seed)) for seed in seeds]
         if not lines:
             raise InvalidInput("a comparison needs at least 1 seed; got none.")
         named = [(name, line[name]) for name in lines[0] for line in lines]
-        return final_report(self.runner, named)
+        return final_report(self.runner, named, split)
 
     def in_precision(self, precision: str) -> Experiment:
         """The same experiment in another precision, with a runs folder of its own inside its own.

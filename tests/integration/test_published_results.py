@@ -43,7 +43,7 @@ def measured(path: Path) -> pd.DataFrame:
 
 @pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
 def test_a_result_says_where_it_comes_from(path: Path) -> None:
-    made_by = ("# papermill notebooks/", "# nofe-lab dev upcycling")
+    made_by = ("# papermill notebooks/", "# nofe-lab dev upcycling", "# nofe-lab dev first_run")
     assert path.read_text().startswith(made_by)
     table = measured(path)
     assert table[["network", "seed", "run", "device", "torch", "revision"]].notna().all().all()
