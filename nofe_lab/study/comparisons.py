@@ -97,6 +97,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "clusters": _on(100, 4, 3, **CLUSTERS),
     "clusters, more images": _on(200, 3, 1, **CLUSTERS),
     "normalised, learned": _on(100, 3, 2, **CUT),
+    "normalised, learned, more images": _on(200, 2, 1, **CUT),
     "normalised, clusters, fresh": _on(100, 4, 2, **CUT, **CLUSTERS),
     "normalised, upcycled": _on(100, 4, 2, **UPCYCLED),
     "normalised, upcycled, longer trunk": _on(100, 7, 1, **UPCYCLED),
