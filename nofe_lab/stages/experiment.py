@@ -439,7 +439,7 @@ class Experiment:
         found += [nofe("random", rule="random"), on_trunk("random")]
         if self.recipes.flat.flips and not self.recipes.nofe.flips:
             found.append(learned.with_changes(flips=True))
-        found += [on_trunk(each) for each in CLUSTERED]
+        found += [on_trunk(each) for each in ("confusion", "features")]
         unequal: list[tuple[str | Specialties, int]] = []
         if self.data.superclass_of:
             unequal.append(("superclass", len(self.data.superclass_names)))

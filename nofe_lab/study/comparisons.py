@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import pandas as pd
-from torch import Tensor, nn
 
 from nofe_lab.config import BRANCH_STARTS, one_of
 from nofe_lab.files import writable_path
@@ -23,25 +22,6 @@ from nofe_lab.study.queue import RESULTS
 
 K = 10
 """Number of specialties."""
-
-
-class Quick(nn.Module):
-    """AlexNet-Quick's convolutions with batch normalisation: any layer may begin the branches."""
-
-    def __init__(self, classes: int = 100) -> None:
-        super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(3, 32, 5, padding=2, bias=False), nn.BatchNorm2d(32)
-        self.conv2, self.norm2 = nn.Conv2d(32, 32, 5, padding=2, bias=False), nn.BatchNorm2d(32)
-        self.conv3, self.norm3 = nn.Conv2d(32, 64, 5, padding=2, bias=False), nn.BatchNorm2d(64)
-        self.pool = nn.MaxPool2d(2)
-        self.fc = nn.Linear(64 * 4 * 4, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(self.norm1(self.conv1(x)).relu())
-        x = self.pool(self.norm2(self.conv2(x)).relu())
-        x = self.pool(self.norm3(self.conv3(x)).relu())
-        logits: Tensor = self.fc(x.flatten(1))
-        return logits
 
 
 def upcycling(
@@ -61,8 +41,7 @@ def upcycling(
     """
     experiment = Experiment(
         dataset,
-        backbone=Quick,
-        split="conv3",
+        backbone="alexnet_quick_bn",
         K=K,
         trunk="base",
         epochs=epochs,
@@ -83,7 +62,7 @@ def upcycling(
 
 
 CLUSTERS: dict[str, Any] = {"specialties": "confusion", "trunk": "base"}
-CUT: dict[str, Any] = {"backbone": Quick, "split": "conv3"}
+CUT: dict[str, Any] = {"backbone": "alexnet_quick_bn"}
 UPCYCLED: dict[str, Any] = CUT | CLUSTERS | {"branch_start": "upcycled"}
 
 
@@ -102,12 +81,15 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "normalised, upcycled": _on(100, 4, 2, **UPCYCLED),
     "normalised, upcycled, longer trunk": _on(100, 7, 1, **UPCYCLED),
     "normalised, upcycled, more images": _on(200, 2, 1, **UPCYCLED),
+    "normalised, upcycled, balanced, more images": _on(
+        200, 2, 1, **UPCYCLED | {"specialties": "balanced"}
+    ),
     "normalised, upcycled, half as wide": _on(200, 3, 1, **UPCYCLED, branch_width=0.5),
 }
 """Recipes for `make run` by name, as changes of an experiment's knobs.
 
 All stages of each compute 3.7 to 4.1 T multiply-accumulates, a fifth of the notebook's defaults.
-Plain names are AlexNet-Quick's; normalised ones are of `Quick`, which can be upcycled.
+Plain names are AlexNet-Quick's; normalised ones are of alexnet_quick_bn, which can be upcycled.
 """
 
 
