@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from nofe_lab.config import InvalidInput, first_line, printable, some_of
 from nofe_lab.data.sources import ACCEPTED, READY_MADE
-from nofe_lab.evaluation import with_clearest
 from nofe_lab.files import user_path, writable_path, write_file
-from nofe_lab.inference import load, load_specialties
+from nofe_lab.inference import load
 from nofe_lab.knobs import FROM_1, KNOBS, Real, understood
 from nofe_lab.log import log, redirect_to_devnull, write_line
 from nofe_lab.machine import Machine
@@ -313,7 +311,7 @@ def widgets(parser: ArgumentParser) -> Command:
 
 
 def film(parser: ArgumentParser) -> Command:
-    """Draw how the specialties of a generalist form; train it if necessary."""
+    """Draw how specialties form, learned or balanced; train what they come from if necessary."""
     parser.add_argument("--output", default=".", help="folder for film.gif and film_dark.gif")
     knobs = [name for name in Experiment.__dataclass_fields__ if name in KNOBS]
     add_knobs(parser, *knobs)
@@ -325,13 +323,11 @@ def film(parser: ArgumentParser) -> Command:
         for name in ("film.gif", "film_dark.gif"):
             writable_path("output", folder / name)
         experiment = Experiment(**understood({name: getattr(options, name) for name in knobs}))
-        stage = experiment.generalist()
-        (found,) = experiment.run(stage)
-        specialties = load_specialties(found)
-        model = experiment.model(stage)
-        data = with_clearest(experiment.data, model, torch.tensor(specialties.of))
-        tables = found.table("map_history"), found.table("map_updates")
-        save_films(folder, data, specialties, *tables)
+        if (formation := experiment.formation()) is None:
+            raise InvalidInput(
+                f"a film is of 'learned' or 'balanced' specialties; got {experiment.specialties!r}."
+            )
+        save_films(folder, *formation)
 
     return run
 

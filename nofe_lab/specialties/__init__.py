@@ -3,6 +3,7 @@
 from nofe_lab.specialties.assignment import affinity_matrix, assign, best_objective, objective
 from nofe_lab.specialties.clustering import (
     balanced_clusters,
+    balanced_history,
     confusion_clusters,
     feature_clusters,
     leaf_order,
@@ -22,6 +23,7 @@ __all__ = [
     "affinity_matrix",
     "assign",
     "balanced_clusters",
+    "balanced_history",
     "best_objective",
     "class_number",
     "confusion_clusters",

@@ -6,9 +6,10 @@ which classes are alike.  Clusters differ in size, except those of `balanced_clu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from nofe_lab.config import InvalidInput, derive_seed, whole_number
@@ -92,22 +93,58 @@ def balanced_clusters(
     Graphs", Bell System Technical Journal 1970).  That is a local optimum, without any draw.
     order: the `leaf_order` to cut, if it is known already.
     """
-    C = len(class_names)
-    whole_number("K", K, 2, C)
-    _affinity(confusion, C)
+    whole_number("K", K, 2, len(class_names))
+    _affinity(confusion, len(class_names))
+    *_, of = _balanced_maps(confusion, K, order)
+    return Specialties(tuple(class_names), tuple(of.tolist()), K)
+
+
+def balanced_history(
+    confusion: NDArray[np.int64], class_names: Sequence[str], K: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """How `balanced_clusters` come about from a random start, as tables of a generalist's run.
+
+    Returns map_history (update, class, specialty) and map_updates (update, moved,
+    objective_before, objective_after).  Update 1 is the cut leaf order, each other one a round of
+    swaps; the objective is the share of the errors inside.
+    """
+    start = np.array(Specialties.random(tuple(class_names), K, 0).of)
+    maps = np.stack([start, *_balanced_maps(confusion, K)])
+    errors = confusion * (1 - np.eye(len(start)))
+    inside = [(errors * (of[:, None] == of)).sum() / max(errors.sum(), 1) for of in maps]
+    parts = [
+        pd.DataFrame({"update": update, "class": np.arange(len(of)), "specialty": of})
+        for update, of in enumerate(maps)
+    ]
+    updates = {
+        "update": np.arange(1, len(maps)),
+        "moved": (maps[1:] != maps[:-1]).sum(axis=1),
+        "objective_before": inside[:-1],
+        "objective_after": inside[1:],
+    }
+    return pd.concat(parts, ignore_index=True), pd.DataFrame(updates)
+
+
+def _balanced_maps(
+    confusion: NDArray[np.int64], K: int, order: NDArray[np.int64] | None = None
+) -> Iterator[NDArray[np.int64]]:
+    """The leaf order cut into K pieces, then the map int64 [C] after every round of swaps."""
+    C = len(confusion)
     of = np.empty(C, dtype=np.int64)
     of[leaf_order(confusion, optimal=False) if order is None else order] = np.arange(C) * K // C
     errors = (confusion + confusion.T).astype(np.float64)  # whole numbers, but multiplied fast
     np.fill_diagonal(errors, 0)
     inside = errors @ np.eye(K)[of]  # [c, k]: errors between class c and group k
     rows = np.arange(C)
-    while True:
+    changed: set[int] = {0}
+    while changed:
+        yield of.copy()
         there = inside[:, of]
         own = inside[rows, of]
         gains = there + there.T - own[:, None] - own - 2 * errors
         partner = gains.argmax(axis=1)
         gain = gains[rows, partner]
-        changed: set[int] = set()
+        changed = set()
         for a in np.argsort(-gain, kind="stable"):
             b = partner[a]
             j, k = int(of[a]), int(of[b])
@@ -120,8 +157,6 @@ def balanced_clusters(
             moved = errors[:, b] - errors[:, a]
             inside[:, j] += moved
             inside[:, k] -= moved
-        if not changed:
-            return Specialties(tuple(class_names), tuple(of.tolist()), K)
 
 
 def feature_clusters(

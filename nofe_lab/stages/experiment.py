@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from nofe_lab.config import (
     CLUSTERED,
@@ -23,7 +24,8 @@ from nofe_lab.config import (
 from nofe_lab.data import Dataset, load_dataset, prepared, source_state
 from nofe_lab.data.features import features_of
 from nofe_lab.data.preprocess import ImageNetwork
-from nofe_lab.inference import Classifier
+from nofe_lab.evaluation import predict, with_clearest
+from nofe_lab.inference import Classifier, load_specialties
 from nofe_lab.knobs import check_fields, default
 from nofe_lab.log import log
 from nofe_lab.machine import PRECISIONS
@@ -32,7 +34,13 @@ from nofe_lab.networks.catalogue import Network
 from nofe_lab.networks.counting import layer_table
 from nofe_lab.recipes import Preset, Recipe, fitted_preset
 from nofe_lab.runs import Run, default_runs_dir
-from nofe_lab.specialties import FEWEST_CLASSES, Specialties, usual_specialties
+from nofe_lab.specialties import (
+    FEWEST_CLASSES,
+    Specialties,
+    balanced_clusters,
+    balanced_history,
+    usual_specialties,
+)
 from nofe_lab.stages.arms import TWO_AND_GATE, Arm
 from nofe_lab.stages.flat import FlatConfig, FlatStage
 from nofe_lab.stages.gate import GateConfig, GateStage
@@ -479,6 +487,32 @@ class Experiment:
                     raise
                 log.warning(f"{arm.name} is left out: {reason}")
         return found
+
+    def formation(self) -> tuple[Dataset, Specialties, pd.DataFrame, pd.DataFrame, str] | None:
+        """How the specialties form, if they are learned, or balanced clusters; else None.
+
+        Loads or trains the network that they come from.  Returns what a film is drawn of: the data,
+        each class shown by its clearest image; the specialties; a map_history and map_updates as a
+        generalist's run has them; and what the objective is.
+        """
+        names = self.data.class_names
+        if self.specialties == "learned":
+            learner = self.generalist()
+            (run,) = self.run(learner)
+            found = load_specialties(run)
+            history, updates = run.table("map_history"), run.table("map_updates")
+            data = with_clearest(self.data, self.model(learner), torch.tensor(found.of))
+            objective = "mean affinity\nof the classes for\ntheir specialties"
+        elif self.specialties == "balanced":
+            model = self.model(self.base("generalist"))
+            counts = predict(model, self.data.train).confusion
+            found = balanced_clusters(counts, names, self.usual_K)
+            history, updates = balanced_history(counts, names, self.usual_K)
+            data = with_clearest(self.data, model)
+            objective = "share of the\nerrors that stay\ninside specialties"
+        else:
+            return None
+        return data, found, history, updates, objective
 
     def layer_table(self, *networks: str) -> pd.DataFrame:
         """What the networks are made of and what they cost, before any is trained.
