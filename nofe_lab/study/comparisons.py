@@ -19,6 +19,7 @@ from nofe_lab.stages.experiment import Experiment
 from nofe_lab.stages.report import FinalReport
 from nofe_lab.stages.stage import Stage
 from nofe_lab.study.queue import RESULTS
+from nofe_lab.study.tables import AS_LONG, AS_MUCH, EXPERTS
 
 K = 10
 """Number of specialties."""
@@ -92,6 +93,9 @@ All stages of each compute 3.7 to 4.1 T multiply-accumulates, a fifth of the not
 Plain names are AlexNet-Quick's; normalised ones are of alexnet_quick_bn, which can be upcycled.
 """
 
+FIRST_RUN = "normalised, upcycled, balanced, more images"
+"""The one that was chosen."""
+
 
 def first_run(
     candidates: Sequence[str],
@@ -127,11 +131,8 @@ def first_run(
 
 
 def _beside_base(experiment: Experiment) -> Mapping[str, Stage]:
-    return {
-        "network of experts": experiment.nofe(),
-        "base CNN, as much arithmetic": experiment.base("arithmetic"),
-        "base CNN, as many epochs": experiment.base("total"),
-    }
+    networks = experiment.nofe(), experiment.base("arithmetic"), experiment.base("total")
+    return dict(zip((EXPERTS, AS_MUCH, AS_LONG), networks, strict=True))
 
 
 def _save(report: FinalReport, name: str, results: str | None, command: str) -> None:

@@ -263,6 +263,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "conditional": tables.conditional_table,
     "precision": tables.precision_table,
     "upcycling": tables.upcycling_table,
+    "choice": tables.first_run_choice,
+    "run": tables.first_run_table,
     "again": tables.again_table,
     "machines": tables.machines_table,
     "settings": tables.settings_table,
