@@ -311,7 +311,7 @@ def widgets(parser: ArgumentParser) -> Command:
 
 
 def film(parser: ArgumentParser) -> Command:
-    """Draw how specialties form, learned or balanced; train what they come from if necessary."""
+    """Draw how learned or clustered specialties form; train what they come from if necessary."""
     parser.add_argument("--output", default=".", help="folder for film.gif and film_dark.gif")
     knobs = [name for name in Experiment.__dataclass_fields__ if name in KNOBS]
     add_knobs(parser, *knobs)
@@ -325,7 +325,8 @@ def film(parser: ArgumentParser) -> Command:
         experiment = Experiment(**understood({name: getattr(options, name) for name in knobs}))
         if (formation := experiment.formation()) is None:
             raise InvalidInput(
-                f"a film is of 'learned' or 'balanced' specialties; got {experiment.specialties!r}."
+                "a film is of 'learned', 'confusion' or 'balanced' specialties; got "
+                f"{experiment.specialties!r}."
             )
         save_films(folder, *formation)
 

@@ -6,7 +6,7 @@ which classes are alike.  Clusters differ in size, except those of `balanced_clu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -95,37 +95,39 @@ def balanced_clusters(
     """
     whole_number("K", K, 2, len(class_names))
     _affinity(confusion, len(class_names))
-    *_, of = _balanced_maps(confusion, K, order)
+    *_, of = balanced_maps(confusion, K, order)
     return Specialties(tuple(class_names), tuple(of.tolist()), K)
 
 
-def balanced_history(
-    confusion: NDArray[np.int64], class_names: Sequence[str], K: int
+def clusters_history(
+    confusion: NDArray[np.int64], maps: Iterable[Sequence[int] | NDArray[np.int64]], K: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """How `balanced_clusters` come about from a random start, as tables of a generalist's run.
+    """How clusters came about from a random start, as tables of a generalist's run.
 
-    Returns map_history (update, class, specialty) and map_updates (update, moved,
-    objective_before, objective_after).  Update 1 is the cut leaf order, each other one a round of
-    swaps; the objective is the share of the errors inside.
+    confusion: counts [C, C], row = label.  maps: from the first to the clusters, each [C]: one of
+    `confusion_clusters`, several of `balanced_maps`.  Returns map_history (update, class,
+    specialty) and map_updates (update, moved, objective_before, objective_after); the objective is
+    the share of the errors inside.
     """
-    start = np.array(Specialties.random(tuple(class_names), K, 0).of)
-    maps = np.stack([start, *_balanced_maps(confusion, K)])
-    errors = confusion * (1 - np.eye(len(start)))
-    inside = [(errors * (of[:, None] == of)).sum() / max(errors.sum(), 1) for of in maps]
+    C = len(confusion)
+    start = Specialties.random(tuple(map(str, range(C))), K, 0).of
+    way = np.array([start, *maps], dtype=np.int64)
+    errors = confusion * (1 - np.eye(C))
+    inside = [(errors * (of[:, None] == of)).sum() / max(errors.sum(), 1) for of in way]
     parts = [
-        pd.DataFrame({"update": update, "class": np.arange(len(of)), "specialty": of})
-        for update, of in enumerate(maps)
+        pd.DataFrame({"update": update, "class": np.arange(C), "specialty": of})
+        for update, of in enumerate(way)
     ]
     updates = {
-        "update": np.arange(1, len(maps)),
-        "moved": (maps[1:] != maps[:-1]).sum(axis=1),
+        "update": np.arange(1, len(way)),
+        "moved": (way[1:] != way[:-1]).sum(axis=1),
         "objective_before": inside[:-1],
         "objective_after": inside[1:],
     }
     return pd.concat(parts, ignore_index=True), pd.DataFrame(updates)
 
 
-def _balanced_maps(
+def balanced_maps(
     confusion: NDArray[np.int64], K: int, order: NDArray[np.int64] | None = None
 ) -> Iterator[NDArray[np.int64]]:
     """The leaf order cut into K pieces, then the map int64 [C] after every round of swaps."""

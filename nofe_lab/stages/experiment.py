@@ -37,8 +37,9 @@ from nofe_lab.runs import Run, default_runs_dir
 from nofe_lab.specialties import (
     FEWEST_CLASSES,
     Specialties,
-    balanced_clusters,
-    balanced_history,
+    balanced_maps,
+    clusters_history,
+    confusion_clusters,
     usual_specialties,
 )
 from nofe_lab.stages.arms import TWO_AND_GATE, Arm
@@ -489,7 +490,7 @@ class Experiment:
         return found
 
     def formation(self) -> tuple[Dataset, Specialties, pd.DataFrame, pd.DataFrame, str] | None:
-        """How the specialties form, if they are learned, or balanced clusters; else None.
+        """How the specialties form, if they are learned, or clusters of confusions; else None.
 
         Loads or trains the network that they come from.  Returns what a film is drawn of: the data,
         each class shown by its clearest image; the specialties; a map_history and map_updates as a
@@ -503,11 +504,14 @@ class Experiment:
             history, updates = run.table("map_history"), run.table("map_updates")
             data = with_clearest(self.data, self.model(learner), torch.tensor(found.of))
             objective = "mean affinity\nof the classes for\ntheir specialties"
-        elif self.specialties == "balanced":
-            model = self.model(self.base("generalist"))
+        elif self.specialties in ("confusion", "balanced"):
+            model, K = self.model(self.base("generalist")), self.usual_K
             counts = predict(model, self.data.train).confusion
-            found = balanced_clusters(counts, names, self.usual_K)
-            history, updates = balanced_history(counts, names, self.usual_K)
+            maps: list[Any] = list(balanced_maps(counts, K))
+            if self.specialties == "confusion":
+                maps = [confusion_clusters(counts, names, K, self.seed).of]
+            found = Specialties(names, tuple(map(int, maps[-1])), K)
+            history, updates = clusters_history(counts, maps, K)
             data = with_clearest(self.data, model)
             objective = "share of the\nerrors that stay\ninside specialties"
         else:

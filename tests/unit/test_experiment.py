@@ -532,7 +532,7 @@ def test_a_flat_network_of_equal_arithmetic_has_that_of_the_experiment_s_own_exp
     assert experiment.base("arithmetic").training_macs == pytest.approx(spent, rel=0.02)
 
 
-@pytest.mark.parametrize("specialties", ["learned", "balanced"])
+@pytest.mark.parametrize("specialties", ["learned", "confusion", "balanced"])
 def test_how_specialties_form_ends_in_those_of_the_network(
     tiny_experiment: Make, specialties: str
 ) -> None:
