@@ -392,11 +392,12 @@ def upcycling(parser: ArgumentParser) -> Command:
 def first_run(parser: ArgumentParser) -> Command:
     """Compare recipes for `make run`, beside base CNNs of the same budget.
 
-    nofe-lab dev first_run
+    nofe-lab dev first_run --alone --seeds 1
     nofe-lab dev first_run "normalised, upcycled" --seed 100 --split test
     """
     parser.add_argument("candidates", nargs="*", help="by name (default: all)")
     parser.add_argument("--split", default="val", help="val to choose, test for final figures")
+    parser.add_argument("--alone", action="store_true", help="without the base CNNs")
     parser.add_argument("--seeds", type=int, default=5, help="how many")
     parser.add_argument("--results", default=None, help="a CSV file for the table")
     add_knobs(parser, "seed", "runs_dir")
@@ -409,6 +410,7 @@ def first_run(parser: ArgumentParser) -> Command:
             options.candidates,
             seeds,
             options.split,
+            options.alone,
             options.runs_dir,
             options.results,
             options.line,

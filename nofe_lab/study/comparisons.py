@@ -101,6 +101,7 @@ def first_run(
     candidates: Sequence[str],
     seeds: Sequence[int],
     split: str,
+    alone: bool,
     runs_dir: str | None,
     results: str | None,
     command: str,
@@ -108,7 +109,7 @@ def first_run(
     """Candidates for `make run`: each beside base CNNs of as much arithmetic and as many epochs.
 
     split: val to choose one, with the same images for all (those of glyphs drawn anew, which none
-    has trained on); test for the final figures.
+    has trained on); test for the final figures.  alone: without the base CNNs, for a pilot.
     results: a CSV file for the table; its first line is `command`.
     """
     for name in candidates:
@@ -120,14 +121,23 @@ def first_run(
         experiment = Experiment(**CANDIDATES[name], K=K, device="cpu", runs_dir=runs_dir)
         if val is not None:
             experiment = replace(experiment, dataset=replace(experiment.data, val=val))
-        report = experiment.comparison(seeds, _beside_base, split)
+        report = experiment.comparison(seeds, _alone if alone else _beside_base, split)
         reports.append(report)
         log.info(f"{name}\n{report.table.groupby('network')[f'{split}_accuracy'].mean()}")
     tables = zip(candidates or CANDIDATES, reports, strict=True)
     rows = [report.table.assign(candidate=name) for name, report in tables]
     table = pd.concat(rows, ignore_index=True)
     table = table[["candidate", *table.columns.drop("candidate")]]
-    _save(replace(reports[0], table=table, predictions=()), f"first_run_{split}", results, command)
+    _save(
+        replace(reports[0], table=table, predictions=()),
+        f"first_run_{'pilot' if alone else split}",
+        results,
+        command,
+    )
+
+
+def _alone(experiment: Experiment) -> Mapping[str, Stage]:
+    return {EXPERTS: experiment.nofe()}
 
 
 def _beside_base(experiment: Experiment) -> Mapping[str, Stage]:

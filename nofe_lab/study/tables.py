@@ -373,6 +373,8 @@ def first_run_choice() -> str:
         mean = over_seeds(own, "val_accuracy").iloc[0]
         apart = [
             points(differences_from(found, base, "val_accuracy", "network").loc[EXPERTS])
+            if base in set(found["network"])
+            else ""
             for base in (AS_MUCH, AS_LONG)
         ]
         first = own.iloc[0]
