@@ -121,9 +121,7 @@ def first_run(
         experiment = Experiment(**CANDIDATES[name], K=K, device="cpu", runs_dir=runs_dir)
         if val is not None:
             experiment = replace(experiment, dataset=replace(experiment.data, val=val))
-        report = experiment.comparison(seeds, _alone if alone else _beside_base, split)
-        reports.append(report)
-        log.info(f"{name}\n{report.table.groupby('network')[f'{split}_accuracy'].mean()}")
+        reports.append(experiment.comparison(seeds, _alone if alone else _beside_base, split))
     tables = zip(candidates or CANDIDATES, reports, strict=True)
     rows = [report.table.assign(candidate=name) for name, report in tables]
     table = pd.concat(rows, ignore_index=True)
