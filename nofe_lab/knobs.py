@@ -255,6 +255,12 @@ _DECLARED = {
             Whole(1, MAX_EPOCHS),
             "length of every stage; None: as the preset has it",
         ),
+        Knob(
+            "trunk_epochs",
+            None,
+            Whole(1, MAX_EPOCHS),
+            "of the stage that the NofE's trunk comes from; None: as epochs",
+        ),
         Knob("batch_size", None, FROM_1, "images a step"),
         Knob("learning_rate", None, Real(ABOVE_0), "base or peak learning rate"),
         Knob("trunk_rate", None, Real(0, 1), "of a trained trunk, of the learning rate; 0: frozen"),

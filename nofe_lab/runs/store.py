@@ -39,7 +39,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -266,19 +266,25 @@ class Run:
 
         Returns the path of the PNG; logs a warning and returns None if the run is read-only.
         """
-        png, svg = (
-            self.path / "figures" / _check_file_name(f"{name}.{kind}") for kind in ("png", "svg")
-        )
-        try:
-            png.parent.mkdir(exist_ok=True)
-            _check_no_link(png.parent)
-            for path in (png, svg):
-                path.unlink(missing_ok=True)  # the old file could be a link
-                figure.savefig(path, dpi=150)
-        except OSError as error:
-            log.warning(f"{png.name} of {self.path.name} was not written ({first_line(error)}).")
-            return None
+        draw = partial(figure.savefig, dpi=150)
+        png, _ = (self.keep(f"{name}.{kind}", draw) for kind in ("png", "svg"))
         return png
+
+    def keep(self, name: str, write: Callable[[Path], object]) -> Path | None:
+        """Have `write` make a file for people, such as a page, in the run's folder ``figures``.
+
+        Returns its path; logs a warning and returns None if the run is read-only.
+        """
+        path = self.path / "figures" / _check_file_name(name)
+        _check_no_link(path.parent)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            path.unlink(missing_ok=True)  # the old file could be a link
+            write(path)
+        except (InvalidInput, OSError) as error:
+            log.warning(f"{name} of {self.path.name} was not written ({first_line(error)}).")
+            return None
+        return path
 
     def location(self, inside: Path | None = None) -> str:
         """The path of the run, or of a path inside it, relative to the working folder."""

@@ -55,8 +55,8 @@ class Arm:
     kind: str
     """base (the base CNN), control (one branch in place of the experts) or nofe."""
     partition: str | Specialties = ""
-    """Of a network of experts: learned, random, superclass, confusion, features, the path of a
-    .json file, or a partition."""
+    """Of a network of experts: learned, random, superclass, confusion, balanced, features, the path
+    of a .json file, or a partition."""
     rule: str = ""
     """Of the generalist that the partition comes from; "" where it comes from none.  A random
     partition with the rule random is the one that a generalist was trained on."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from nofe_lab.config import (
     CLUSTERED,
@@ -23,7 +24,8 @@ from nofe_lab.config import (
 from nofe_lab.data import Dataset, load_dataset, prepared, source_state
 from nofe_lab.data.features import features_of
 from nofe_lab.data.preprocess import ImageNetwork
-from nofe_lab.inference import Classifier
+from nofe_lab.evaluation import predict, with_clearest
+from nofe_lab.inference import Classifier, load_specialties
 from nofe_lab.knobs import check_fields, default
 from nofe_lab.log import log
 from nofe_lab.machine import PRECISIONS
@@ -32,7 +34,14 @@ from nofe_lab.networks.catalogue import Network
 from nofe_lab.networks.counting import layer_table
 from nofe_lab.recipes import Preset, Recipe, fitted_preset
 from nofe_lab.runs import Run, default_runs_dir
-from nofe_lab.specialties import FEWEST_CLASSES, Specialties, usual_specialties
+from nofe_lab.specialties import (
+    FEWEST_CLASSES,
+    Specialties,
+    balanced_maps,
+    clusters_history,
+    confusion_clusters,
+    usual_specialties,
+)
 from nofe_lab.stages.arms import TWO_AND_GATE, Arm
 from nofe_lab.stages.flat import FlatConfig, FlatStage
 from nofe_lab.stages.gate import GateConfig, GateStage
@@ -70,6 +79,7 @@ class Experiment:
     rule: str | None = default("rule")
     preset: str = default("preset")
     epochs: int | None = default("epochs")
+    trunk_epochs: int | None = default("trunk_epochs")
     batch_size: int | None = default("batch_size")
     learning_rate: float | None = default("learning_rate")
     seed: int = default("seed")
@@ -134,10 +144,14 @@ class Experiment:
     @cached_property
     def _fitted(self) -> tuple[Preset, str]:
         """The recipes, and a sentence on how they were fitted to the data; "" if they were not."""
-        if self.preset != "quick" or self.batch_size is not None:
-            return self._recipes, ""
-        n, may_be_longer = len(self.data.train), self.epochs is None
-        return fitted_preset(self._recipes, n, self._backbone.pretrained, may_be_longer)
+        recipes, said = self._recipes, ""
+        if self.preset == "quick" and self.batch_size is None:
+            n, may_be_longer = len(self.data.train), self.epochs is None
+            recipes, said = fitted_preset(recipes, n, self._backbone.pretrained, may_be_longer)
+        if self.trunk_epochs is not None:
+            first = replace(recipes.generalist, epochs=self.trunk_epochs)
+            recipes = replace(recipes, generalist=first)
+        return recipes, said
 
     @cached_property
     def usual_K(self) -> int:
@@ -302,9 +316,7 @@ class Experiment:
             return FlatStage(self.data, backbone, config, origin)
 
         if arm.budget == "arithmetic":
-            # what it costs does not depend on how its branches start
-            nofe = replace(self, branch_start="fresh").nofe("learned", "generalist")
-            spent = sum(each.training_macs for each in nofe.lineage.values())
+            spent = sum(each.training_macs for each in self.nofe().lineage.values())
             epochs = max(round(spent * recipe.epochs / made(recipe).training_macs), 1)
             recipe = replace(recipe, epochs=epochs)
         return made(recipe)
@@ -449,7 +461,7 @@ class Experiment:
         found += [nofe("random", rule="random"), on_trunk("random")]
         if self.recipes.flat.flips and not self.recipes.nofe.flips:
             found.append(learned.with_changes(flips=True))
-        found += [on_trunk(each) for each in CLUSTERED]
+        found += [on_trunk(each) for each in ("confusion", "features")]
         unequal: list[tuple[str | Specialties, int]] = []
         if self.data.superclass_of:
             unequal.append(("superclass", len(self.data.superclass_names)))
@@ -489,6 +501,35 @@ class Experiment:
                     raise
                 log.warning(f"{arm.name} is left out: {reason}")
         return found
+
+    def formation(self) -> tuple[Dataset, Specialties, pd.DataFrame, pd.DataFrame, str] | None:
+        """How the specialties form, if they are learned, or clusters of confusions; else None.
+
+        Loads or trains the network that they come from.  Returns what a film is drawn of: the data,
+        each class shown by its clearest image; the specialties; a map_history and map_updates as a
+        generalist's run has them; and what the objective is.
+        """
+        names = self.data.class_names
+        if self.specialties == "learned":
+            learner = self.generalist()
+            (run,) = self.run(learner)
+            found = load_specialties(run)
+            history, updates = run.table("map_history"), run.table("map_updates")
+            data = with_clearest(self.data, self.model(learner), torch.tensor(found.of))
+            objective = "mean affinity\nof the classes for\ntheir specialties"
+        elif self.specialties in ("confusion", "balanced"):
+            model, K = self.model(self.base("generalist")), self.usual_K
+            counts = predict(model, self.data.train).confusion
+            maps: list[Any] = list(balanced_maps(counts, K))
+            if self.specialties == "confusion":
+                maps = [confusion_clusters(counts, names, K, self.seed).of]
+            found = Specialties(names, tuple(map(int, maps[-1])), K)
+            history, updates = clusters_history(counts, maps, K)
+            data = with_clearest(self.data, model)
+            objective = "share of the\nerrors that stay\ninside specialties"
+        else:
+            return None
+        return data, found, history, updates, objective
 
     def layer_table(self, *networks: str) -> pd.DataFrame:
         """What the networks are made of and what they cost, before any is trained.
@@ -547,13 +588,17 @@ class Experiment:
         self,
         seeds: Iterable[int],
         networks: Callable[[Experiment], Mapping[str, Stage]] | None = None,
+        split: str = "test",
     ) -> FinalReport:
-        """The final report of all `opponents`, or of other networks, each with every seed."""
+        """The final report of all `opponents`, or of other networks, each with every seed.
+
+        split: test, or val to choose between networks.
+        """
         lines = [(networks or Experiment.opponents)(self.with_seed(seed)) for seed in seeds]
         if not lines:
             raise InvalidInput("a comparison needs at least 1 seed; got none.")
         named = [(name, line[name]) for name in lines[0] for line in lines]
-        return final_report(self.runner, named)
+        return final_report(self.runner, named, split)
 
     def scores(
         self, arms: Iterable[Arm], seeds: Iterable[int], watch: Listener | None = None

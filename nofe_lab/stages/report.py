@@ -40,7 +40,7 @@ class FinalReport:
     is the mean over the classes), top-5 accuracy, loss (nats) and calibration error; the training
     loss of the first and the last epoch; parameters, multiply-accumulates of one image; the budget
     (epochs, multiply-accumulates and seconds of its own training, and "total" of its training with
-    all the stages it builds on); and where these figures come from.
+    all the stages it builds on, as are its steps); and where these figures come from.
     predictions: what each network said about the test images, in the rows' order.
     """
 
@@ -91,26 +91,31 @@ class FinalReport:
         return self.shown.to_string(index=False)
 
 
-def final_report(runner: Runner, networks: Sequence[tuple[str, Stage]]) -> FinalReport:
-    """Load or train the runs of the named stages and test each network once."""
+def final_report(
+    runner: Runner, networks: Sequence[tuple[str, Stage]], split: str = "test"
+) -> FinalReport:
+    """Load or train the runs of the named stages and test each network once.
+
+    split: test, or val for a choice between networks, whose columns are then called so.
+    """
     if not networks:
         raise InvalidInput("a report needs at least 1 network; got none.")
     for _, stage in networks:
-        if not len(stage.dataset.test):
-            raise InvalidInput(f"a report needs test images; {stage.dataset.name} has none.")
+        if not len(getattr(stage.dataset, split)):
+            raise InvalidInput(f"a report needs {split} images; {stage.dataset.name} has none.")
     rows, predictions = [], []
     runs = runner.run([stage for _, stage in networks])
     for (name, stage), run in zip(networks, runs, strict=True):
         with runner.machine.enough_memory(f"the report of {stage.label}"):
             model = load_model(stage, run, runner.machine.device)
-            found = predict(model, stage.dataset.test)
+            found = predict(model, getattr(stage.dataset, split))
         predictions.append(found)
         figures = {
-            "test_accuracy": found.accuracy,
-            "test_class_accuracy": found.class_accuracy,
-            "test_top5": found.top5,
-            "test_loss": found.loss,
-            "test_calibration_error": found.calibration_error,
+            f"{split}_accuracy": found.accuracy,
+            f"{split}_class_accuracy": found.class_accuracy,
+            f"{split}_top5": found.top5,
+            f"{split}_loss": found.loss,
+            f"{split}_calibration_error": found.calibration_error,
         }
         kept: dict[str, float | pd.DataFrame] = {**figures, "test_images": len(found.labels)}
         if model.specialties is not None:
@@ -125,6 +130,7 @@ def final_report(runner: Runner, networks: Sequence[tuple[str, Stage]]) -> Final
                 "K": stage.K,
                 "epochs": stage.recipe.epochs,
                 "total_epochs": sum(each.recipe.epochs for each in lineage),
+                "total_steps": sum(each.steps for each in lineage),
                 **figures,
                 "first_epoch_loss": run.history["train_loss"].iloc[0],
                 "last_epoch_loss": run.history["train_loss"].iloc[-1],

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nofe_lab.study.comparisons import CANDIDATES, FIRST_RUN, K
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     path
@@ -39,6 +41,15 @@ def test_the_readme_shows_what_to_type_within_a_screen() -> None:
     assert len(lines) <= 150
     assert any(line.startswith("make run") for line in lines[:40])
     assert any("film.gif" in line for line in lines[:8])
+
+
+def test_make_run_has_the_recipe_that_was_chosen_wherever_it_is_told() -> None:
+    chosen = {"K": K, **CANDIDATES[FIRST_RUN]}
+    told = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\nFIRST := ")[2]
+    words = told.partition("\n")[0]
+    given = dict(re.findall(r"-p (\w+) (\S+)", words))
+    assert given == {name: str(value) for name, value in chosen.items()}
+    assert f"out.ipynb {words}\n" in (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
 
 
 def test_no_paragraph_of_the_readme_is_longer_than_four_lines() -> None:

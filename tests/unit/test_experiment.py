@@ -32,7 +32,7 @@ from nofe_lab.networks import NofE, backbone
 from nofe_lab.networks.counting import count_macs, count_parameters
 from nofe_lab.networks.paper import AlexNetQuick
 from nofe_lab.runs.store import _digest
-from nofe_lab.specialties import confusion_clusters
+from nofe_lab.specialties import balanced_clusters, confusion_clusters, maps_of
 from nofe_lab.stages import FlatStage, GeneralistStage, NofEStage, Stage, load_model
 from nofe_lab.stages.gate import GateAlone
 from nofe_lab.stages.report import few_experts
@@ -493,7 +493,7 @@ def test_an_opponent_that_a_network_does_not_admit_is_left_out_and_said(
     assert "flat control, both budgets is left out: branch_width of 'fixed' cannot be" in said
 
 
-@pytest.mark.parametrize("specialties", ["confusion", "features"])
+@pytest.mark.parametrize("specialties", ["confusion", "balanced", "features"])
 def test_clustered_specialties_come_from_the_base_cnn(
     tiny_experiment: Make, specialties: str
 ) -> None:
@@ -506,6 +506,60 @@ def test_clustered_specialties_come_from_the_base_cnn(
     if specialties == "confusion":
         again = confusion_clusters(answers.confusion, found.class_names, 3, experiment.seed)
         assert again == found
+    if specialties == "balanced":
+        assert balanced_clusters(answers.confusion, found.class_names, 3) == found
+
+
+def test_the_network_that_the_trunk_comes_from_may_be_trained_for_longer(
+    tiny_experiment: Make,
+) -> None:
+    experiment = tiny_experiment(epochs=2, trunk_epochs=5, trunk="base", specialties="balanced")
+    (before, nofe) = sorted(experiment.nofe().lineage.values(), key=lambda each: each.kind)
+    assert (before.recipe.epochs, nofe.recipe.epochs) == (5, 2)
+    assert before.id == experiment.base("generalist").id
+    assert experiment.generalist().recipe.epochs == 5
+    assert experiment.base().recipe.epochs == 2
+    assert experiment.base("total").recipe.epochs == 7
+    same = tiny_experiment(epochs=2, trunk_epochs=2)
+    assert same.nofe().id == tiny_experiment(epochs=2).nofe().id
+
+
+def test_a_flat_network_of_equal_arithmetic_has_that_of_the_experiment_s_own_experts(
+    tiny_experiment: Make,
+) -> None:
+    experiment = tiny_experiment(epochs=20, trunk_epochs=60, trunk="base", specialties="balanced")
+    spent = sum(stage.training_macs for stage in experiment.nofe().lineage.values())
+    assert experiment.base("arithmetic").training_macs == pytest.approx(spent, rel=0.02)
+
+
+@pytest.mark.parametrize("specialties", ["learned", "confusion", "balanced"])
+def test_how_specialties_form_ends_in_those_of_the_network(
+    tiny_experiment: Make, specialties: str
+) -> None:
+    trunk = "generalist" if specialties == "learned" else "base"
+    experiment = tiny_experiment(specialties=specialties, trunk=trunk)
+    formation = experiment.formation()
+    assert formation is not None
+    _, found, history, updates, _ = formation
+    (run,) = experiment.run(experiment.nofe())
+    assert found == load_specialties(run)
+    assert len(maps_of(history, found)) == len(updates) + 1
+    assert updates["objective_after"].between(0, 1).all()
+
+
+def test_specialties_that_nothing_is_known_of_have_no_formation(tiny_experiment: Make) -> None:
+    assert tiny_experiment(specialties="random").formation() is None
+
+
+def test_networks_are_chosen_on_val_images_without_a_look_at_test(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment()
+    report = experiment.comparison([0, 1], lambda each: {"base CNN": each.base()}, "val")
+    assert not any(name.startswith("test_") for name in report.table.columns)
+    for row, answers in zip(report.table.itertuples(), report.predictions, strict=True):
+        again = predict(
+            experiment.model(experiment.with_seed(row.seed).base()), experiment.data.val
+        )
+        assert row.val_accuracy == answers.accuracy == again.accuracy
 
 
 def test_more_clusters_than_classes_are_refused(tiny_experiment: Make) -> None:

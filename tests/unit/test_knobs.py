@@ -127,6 +127,7 @@ OTHERS: dict[str, Any] = {
     "rule": "greedy",
     "preset": "paper",
     "epochs": 2,
+    "trunk_epochs": 2,
     "batch_size": 50,
     "learning_rate": 0.01,
     "trunk_rate": 0.5,

@@ -157,6 +157,23 @@ def test_figures_are_kept_in_the_run_s_folder(store: RunStore) -> None:
     assert store.find(run.id) is not None
 
 
+def test_a_page_is_kept_in_the_run_s_folder_or_its_lack_is_said(
+    store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = save(store)
+    path = run.keep("report.html", lambda path: path.write_text("a page"))
+    assert path == run.path / "figures" / "report.html"
+    assert path.read_text() == "a page"
+
+    def refuse(path: Path) -> None:
+        raise InvalidInput(f"{path.name} cannot be written")
+
+    assert run.keep("report.html", refuse) is None
+    assert "report.html of" in "".join(capsys.readouterr())
+    with pytest.raises(InvalidInput, match="is not the name of a file"):
+        run.keep("../report.html", refuse)
+
+
 def test_a_location_is_seen_from_the_working_folder(
     store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
