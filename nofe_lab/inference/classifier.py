@@ -110,7 +110,10 @@ class Classifier(ImageNetwork):
 
         experts: how many experts answer for each image, by the gate; None: all.
         """
-        return export(self, path, experts)
+        if experts is None:
+            return export(self, path)
+        self.check_experts(experts)
+        return export(self, path, experts=experts)
 
     def publish(self, folder: Path | str, thumbnails: bool = True) -> Run:
         """Write a folder to publish, with a model card (see `save_for_publishing`).

@@ -138,6 +138,9 @@ def final_report(runner: Runner, networks: Sequence[tuple[str, Stage]]) -> Final
         )
     table = pd.DataFrame(rows).astype({"K": "Int64"})
     for run, compared in zip(runs, _compared(table, predictions), strict=True):
+        earlier = run.report_table("compared")
+        if "run" in earlier:  # a smaller report does not undo a larger one
+            compared = pd.concat([compared, earlier[~earlier["run"].isin(compared["run"])]])
         run.report(compared=compared)
     return FinalReport(table, networks[0][1].dataset.class_names, tuple(predictions))
 
@@ -158,7 +161,7 @@ def _compared(table: pd.DataFrame, predictions: Sequence[Predictions]) -> Iterat
             for other, each in zip(right, predictions, strict=True)
         ]
         differences = pd.DataFrame(intervals, columns=["difference", "low", "high"], dtype=float)
-        yield pd.concat([rows, differences], axis=1)
+        yield pd.concat([rows, differences], axis=1).drop_duplicates("run")
 
 
 def _origin(stage: Stage, run: Run) -> dict[str, object]:

@@ -22,8 +22,8 @@ async function drawPage(main) {
     return;
   }
   const { shape, cards } = about, [, height, width] = shape;
-  const network = loaded(about);
-  network.then(() => { state.textContent = ""; }, (error) => { state.textContent = ""; say(`${NO_NETWORK} (${error.message})`); });
+  const network = loaded(about).catch((error) => { throw new Error(`${NO_NETWORK} (${error.message})`); });
+  network.catch((error) => say(error.message)).finally(() => { state.textContent = ""; });
 
   // --- what is asked
   const state = h("p", { class: "nofe-note", role: "status" }, "The network is being loaded …");
@@ -78,7 +78,7 @@ async function drawPage(main) {
     h("div", { class: "nofe-headline" }, h("figure", {}, seen, h("figcaption", {}, `as the network sees it: ${width} × ${height} pixels`)),
       h("div", { "aria-live": "polite" }, asked, name, sure)), said);
   const nothing = h("section", { class: "nofe-nothing" }, h("p", {}, "The answer will be here.",
-    sheet ? " Click one of the small pictures to try it." : null));
+    sheet ? " Click one of the small pictures to try it: they are training images, which the network knows." : null));
   const shares = new Map(cards.map(({ k }) => [k, h("output", { class: "nofe-share" })]));
   const gallery = h("div", { class: "nofe-cards" }, cards.map((each) => card(each, about.class_names, pictures, {
     tools: about.kind === "flat" ? [] : [shares.get(each.k)],
