@@ -14,6 +14,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from importlib import metadata
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,7 @@ def export(parser: ArgumentParser) -> Command:
     parser.add_argument("--web", metavar="DIR", help="a page that answers in the browser, offline")
     parser.add_argument("--folder", metavar="DIR", help="weights, config and a model card")
     parser.add_argument("--file", metavar="FILE", help="an .onnx file, or .pt2 for torch.export")
-    parser.add_argument("--expert", metavar="NAME", help="the expert of this specialty alone")
+    parser.add_argument("--expert", metavar="NAME", help="one expert, by its specialty's name")
     parser.add_argument("--experts", metavar="M", help="experts that answer, by the gate")
     parser.add_argument("--no-thumbnails", action="store_true", help="without training images")
     parser.add_argument("--runtime", metavar="FILE", help="onnxruntime-web for the page, as a .tgz")
@@ -219,6 +220,12 @@ def export(parser: ArgumentParser) -> Command:
         if few is not None:
             model.check_experts(few)
         # nothing is written unless all can be
+        places = [os.path.abspath(user_path(p)) for p in (*folders, options.file) if p is not None]
+        for a, b in permutations(places, 2):
+            if os.path.commonpath([a, b]) == a:
+                raise InvalidInput(
+                    f"--web, --folder and --file need places of their own; got {a!r} and {b!r}."
+                )
         if options.file is not None:
             exported_path(options.file)
         if options.folder is not None:

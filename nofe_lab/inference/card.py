@@ -21,6 +21,7 @@ from nofe_lab.inference.kept import (
     THUMBNAILS,
     VAL,
     Description,
+    check_takes_pictures,
     class_names_of,
     load_specialties,
 )
@@ -37,7 +38,7 @@ MANY_CLASSES = 200
 
 KINDS = {
     "flat": "A CNN for {C} classes",
-    "generalist": "A generalist: a CNN that tells which of {K} specialties an image belongs to, "
+    "generalist": "A generalist: a CNN that answers with the specialty of an image, one of {K} "
     "groups of the {C} classes that it confuses",
     "nofe": "A network of experts: one trunk, {K} branches, each an expert for a group of "
     "confusable classes (a *specialty*), and one softmax over all {C} classes",
@@ -49,18 +50,18 @@ def save_for_publishing(run: Run, folder: Path | str, thumbnails: bool = True) -
     """Write a run as a folder to publish, which `nofe_lab.load` reads.
 
     It holds model.safetensors, config.json, README.md (the model card), and what `load` offers
-    beside: thumbnails of training images (unless `thumbnails` is False), the certainty on val
-    images, hashes of training images, the epochs.  Of the path of the data only the last part is
-    told.  Raises InvalidInput if the folder is there and not empty, or the run is of an earlier
-    library that did not keep what its network is made of.
+    beside: the certainty on val images, the epochs and, unless `thumbnails` is False, thumbnails
+    and hashes of training images.  Of the path of the data only the last part is told.
+    Raises InvalidInput if the folder is there and not empty, the network takes no pictures, or the
+    run is of an earlier library that did not keep what its network is made of.
     """
-    Description.of_run(run)
+    check_takes_pictures(run, Description.of_run(run))
     target = new_folder(folder)
-    keep = [name for name in KEPT if thumbnails or name != THUMBNAILS]
-    made = run.provenance
-    told = {"command": str(made.get("public_command", made.get("command", "")))}
+    keep = [name for name in KEPT if thumbnails or name not in (THUMBNAILS, SEEN)]
+    told = {"command": str(run.provenance.get("public_command", ""))}
     about = {"dataset": without_folders(str(run.about["dataset"]))}
-    return write_published(run, target, {"README.md": model_card(run)}, keep, about, told)
+    texts = {"README.md": model_card(run), ".gitattributes": "* -text\n"}
+    return write_published(run, target, texts, keep, about, told)
 
 
 def model_card(run: Run) -> str:
@@ -92,7 +93,7 @@ def _card(run: Run) -> Iterator[str]:
     yield from _comparison(run)
     yield from _limits(run, names, specialties)
     yield "## Make it again\n"
-    command = str(run.provenance.get("public_command", run.provenance.get("command", "")))
+    command = str(run.provenance.get("public_command", ""))
     if command:
         lines = "\n".join(map(printable, command.split("\n")))
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", lines)), default=0))
@@ -158,9 +159,9 @@ def _accuracy(run: Run, names: tuple[str, ...]) -> Iterator[str]:
         "calibration error (15 bins)": _share(figures.get("test_calibration_error")),
         "accuracy on val images": _share(run.accuracies.get("val")),
     }
-    if run.about["K"] and "objective" in run.result:  # a generalist
-        shown["share of right specialties on val images"] = shown.pop("accuracy on val images")
-    if len(names) <= 5:
+    if "objective" in run.result:  # a generalist, which no final report tests
+        shown = {"share of right specialties on val images": _share(run.accuracies.get("val"))}
+    elif len(names) <= 5:
         del shown["right class among the five most probable"]
     yield _table({"figure": shown.keys(), "value": shown.values()})
     yield (
@@ -239,9 +240,11 @@ def _comparison(run: Run) -> Iterator[str]:
 
 def _limits(run: Run, names: tuple[str, ...], specialties: Specialties | None) -> Iterator[str]:
     yield "## Limits\n"
+    is_generalist = "objective" in run.result
+    what = "specialties" if is_generalist else f"{len(names)} classes"
     yield (
-        f"- It answers with one of its {len(names)} classes whatever a picture shows.  Whether it "
-        "can tell pictures of anything else: not tested."
+        f"- It answers with one of its {what} whatever a picture shows.  Whether it can tell "
+        "pictures of anything else: not tested."
     )
     yield "- Other cameras, places, times or drawings than those of its data: not tested."
     yield "- Whether it serves groups of people equally well: not tested."
@@ -314,7 +317,8 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _plain(value: object) -> str:
     """Other people's text, of which Markdown and HTML make nothing."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", printable(str(value)))
+    marked = r"[\\`*_{}\[\]<>#|~&$@]|(?<=www)\.|(?<=http):|(?<=https):"
+    return re.sub(marked, r"\\\g<0>", printable(str(value)))
 
 
 def _table(columns: Any) -> str:

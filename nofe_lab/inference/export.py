@@ -115,7 +115,7 @@ def exported_path(path: Path | str) -> Path:
             f"ONNX files need {', '.join(missing)}: pip install 'nofe_lab[export]'; '.pt2' files "
             "need nothing more."
         )
-    return writable_path("the file", path)
+    return writable_path("the file", path).resolve()
 
 
 def export(model: Exportable, path: Path | str, **options: Any) -> Exported:
@@ -167,6 +167,8 @@ def _onnx(graph: _Graph, images: Tensor, about: Mapping[str, str]) -> tuple[byte
         verbose=False,
     )
     assert program is not None
+    for node in program.model.graph.all_nodes():  # where the code lies on this machine
+        node.metadata_props.clear()
     program.model.metadata_props.update(about)
     content = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -184,7 +186,11 @@ def _pt2(graph: _Graph, images: Tensor, about: Mapping[str, str]) -> tuple[bytes
 
 def _exported(graph: _Graph, images: Tensor) -> torch.export.ExportedProgram:
     any_number = {"images": {0: torch.export.Dim("N", min=1)}}
-    return torch.export.export(graph, (images,), dynamic_shapes=any_number)
+    program = torch.export.export(graph, (images,), dynamic_shapes=any_number)
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # where the code lies on this machine
+    return program
 
 
 def _images(image_shape: tuple[int, int, int], n: int) -> Tensor:

@@ -303,6 +303,15 @@ def logits_of_cards(model: ImageNetwork) -> Tensor:
 # --- reading it
 
 
+def check_takes_pictures(run: Run, about: Description) -> None:
+    """Raise InvalidInput if a run's network takes features instead of pictures."""
+    if about.of_features:
+        raise InvalidInput(
+            f"the run {run.path.name} takes the features of a frozen trunk, not pictures; train "
+            "its arm on the images, with trunk_rate=0, for a network that does."
+        )
+
+
 def load_specialties(run: Run) -> Specialties:
     """The partition that a generalist learned or a network of experts was built with."""
     return Specialties.from_json(run.text("specialties.json"))

@@ -111,12 +111,15 @@ class DamagedRun(InvalidInput):
     """A run's directory does not match its run.json; the message says how."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A finished run, or a published one: its directory and the content of its record."""
 
     path: Path
     record: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"<{printable(str(self.about['title']))}: {printable(str(self.path))}>"
 
     @property
     def id(self) -> str:
@@ -752,8 +755,12 @@ def _validated(record: Any, path: Path, name: str) -> dict[str, Any]:
     numbers = [*seconds, *record["result"].values()]
     if not all(map(_is_number, numbers)) or not all(0 <= s <= MAX_TOTAL_SECONDS for s in seconds):
         raise DamagedRun(f"one of its figures is not a number in range: {shown(numbers)}")
+    kept = dict(record["files"])
     for file, expected in record["files"].items():
         inside = path / _check_file_name(file)
+        if name == PUBLISHED and file != PUBLISHED_WEIGHTS and not os.path.lexists(inside):
+            del kept[file]  # whoever published it may leave files out
+            continue
         try:
             check_regular(inside, expected["bytes"])
             is_intact = sha256(inside) == expected["sha256"]
@@ -762,7 +769,7 @@ def _validated(record: Any, path: Path, name: str) -> dict[str, Any]:
             is_intact = False
         if not is_intact:
             raise DamagedRun(f"{file} is missing or changed")
-    return {**record, "format": FORMAT}
+    return {**record, "format": FORMAT, "files": kept}
 
 
 def _check_readable(path: Path, error: BaseException) -> None:

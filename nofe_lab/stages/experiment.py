@@ -35,7 +35,7 @@ from nofe_lab.networks.counting import layer_table
 from nofe_lab.recipes import Preset, Recipe, fitted_preset
 from nofe_lab.runs import Run, default_runs_dir
 from nofe_lab.specialties import FEWEST_CLASSES, Specialties, usual_specialties
-from nofe_lab.stages.arms import TWO_AND_GATE, Arm
+from nofe_lab.stages.arms import THESE, TWO_AND_GATE, Arm
 from nofe_lab.stages.flat import FlatConfig, FlatStage
 from nofe_lab.stages.gate import GateConfig, GateStage
 from nofe_lab.stages.generalist import GeneralistConfig, GeneralistStage
@@ -610,14 +610,14 @@ class Experiment:
             for name, value in self._asked.items()
         }
         if str(public.get("specialties", "")).endswith(".json"):
-            public["specialties"] = "specialties.json"  # as a folder to publish calls it
+            public["specialties"] = THESE
         stage.public_command = self._again(call, public)
 
     def _again(self, call: str, asked: Mapping[str, Any]) -> str:
         """A command line if there is one for the call, else Python."""
         named = [n for n in ("dataset", "backbone") if not isinstance(asked.get(n, ""), str)]
         options = {name: value for name, value in asked.items() if name != "dataset"}
-        if call in ("base()", "nofe()") and not named:
+        if call == "nofe()" and not named:
             words = ["nofe-lab", "train", str(asked.get("dataset", default("dataset")))]
             for name, value in options.items():
                 words += [f"--{name.replace('_', '-')}", str(value)]
@@ -625,8 +625,8 @@ class Experiment:
         said = [f"{name}={name if name in named else repr(value)}" for name, value in asked.items()]
         lines = ["from nofe_lab import Arm, Experiment", ""]
         for name in named:
-            known = printable(str(getattr(asked[name], "name", "a network of its own")))
-            lines.append(f"# {name}: {known}")
+            known = without_folders(str(getattr(asked[name], "name", "a network of its own")))
+            lines.append(f"{name} = ...  # to be given: {printable(known)}")
         lines.append(f"experiment = Experiment({', '.join(said)})")
         return "\n".join([*lines, f"experiment.run(experiment.{call})"])
 

@@ -21,6 +21,7 @@ from nofe_lab.networks import NofE
 from nofe_lab.networks.counting import count_macs, count_parameters
 from nofe_lab.runs import Run, code_revision
 from nofe_lab.stages.gate import GateAlone, GateStage
+from nofe_lab.stages.generalist import GeneralistStage
 from nofe_lab.stages.runner import Runner
 from nofe_lab.stages.stage import Stage, load_model
 from nofe_lab.statistics import paired_interval
@@ -96,6 +97,11 @@ def final_report(runner: Runner, networks: Sequence[tuple[str, Stage]]) -> Final
     if not networks:
         raise InvalidInput("a report needs at least 1 network; got none.")
     for _, stage in networks:
+        if isinstance(stage, GeneralistStage):
+            raise InvalidInput(
+                f"a report is of networks that answer with classes; got {stage.title}, which "
+                "answers with specialties."
+            )
         if not len(stage.dataset.test):
             raise InvalidInput(f"a report needs test images; {stage.dataset.name} has none.")
     rows, predictions = [], []

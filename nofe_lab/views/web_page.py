@@ -24,6 +24,7 @@ from nofe_lab.config import InvalidInput, data_folder, first_line, printable, te
 from nofe_lab.files import UnreadableFile, open_regular, read_json, user_path, write_file
 from nofe_lab.inference import THUMBNAILS, Classifier
 from nofe_lab.inference.export import export
+from nofe_lab.inference.kept import check_takes_pictures
 from nofe_lab.log import log
 from nofe_lab.views.page import html_page
 from nofe_lab.views.run_page import accuracy_in_words
@@ -95,6 +96,7 @@ def write_web_page(
     cannot be written, or the runtime is not there.
     """
     about, title = model.description, printable(str(model.run.about["title"]))
+    check_takes_pictures(model.run, about)
     channels = about.image_shape[0]
     if channels not in (1, 3):
         raise InvalidInput(
@@ -222,7 +224,7 @@ def _kind(model: Classifier) -> str:
         return f"A network for {C}"
     n = len(model.specialties.nonempty)
     if model.description.kind == "generalist":
-        return f"A network that tells {n} specialties of {C} apart"
+        return f"A network that answers with one of {model.specialties.K} groups of {C}"
     return f"A network of {n} experts for {C}"
 
 

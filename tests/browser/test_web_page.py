@@ -26,7 +26,7 @@ import nofe_lab
 from nofe_lab.data.pictures import image_tensor
 from nofe_lab.inference import Classifier
 from nofe_lab.views.web_page import runtime_files, write_web_page
-from nofe_lab.views.widgets.base import script
+from nofe_lab.views.widgets.base import cards, hex_colours, script
 from tests.browser.conftest import CHROMIUM, SHOTS
 
 pytestmark = pytest.mark.xdist_group("web page")  # its networks are trained once
@@ -384,6 +384,21 @@ def test_a_page_of_every_kind_of_network_answers(
         assert shown.count() == (3 if kind == "generalist" else 1)
     assert shown.locator("button").count() == 12
     page.page.screenshot(path=shot(f"web_{kind}"), full_page=True)
+
+
+@pytest.mark.slow
+def test_a_specialty_without_classes_may_be_the_answer(
+    handed_on: Handed, open_page: Callable[..., WebPage]
+) -> None:
+    model = handed_on("generalist")[1]
+    shown = cards(model.specialties, hex_colours(3))
+    for each in shown[1:]:
+        shown[0]["members"] += each["members"]
+        each["members"] = []
+    page = open_page("generalist", about={"cards": shown})
+    page.asked(lambda: page.choose("photo.png", packed(pictures(model, 1)[0])))
+    assert page.page.locator(".nofe-answer").is_visible()
+    assert page.page.locator(".nofe-answer .nofe-bar").count() == 3
 
 
 def shot(name: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -124,6 +125,26 @@ def test_an_onnx_file_says_what_it_takes_and_what_it_answers(
     assert Specialties.from_json(said["specialties"]) == model.specialties
     assert said["run"] == model.run.id
     assert "uint8 [N, 3, 32, 32]" in said["input"]
+
+
+def test_a_file_does_not_tell_where_the_library_lies(
+    opened: Open, onnx_file: Callable[..., Exported], tmp_path: Path
+) -> None:
+    model = opened("base CNN")
+    for path in (onnx_file("base CNN").path, model.export(tmp_path / "network.pt2").path):
+        content = path.read_bytes()
+        if path.suffix == ".pt2":
+            with zipfile.ZipFile(path) as packed:
+                content = b"".join(map(packed.read, packed.namelist()))
+        for place in (Path(nofe_lab.__file__).parents[1], Path(torch.__file__).parents[1]):
+            assert str(place).encode() not in content
+
+
+def test_a_link_leads_to_the_file_that_is_written(opened: Open, tmp_path: Path) -> None:
+    (tmp_path / "link.pt2").symlink_to(tmp_path / "network.pt2")
+    done = opened("base CNN").export(tmp_path / "link.pt2")
+    assert (tmp_path / "link.pt2").is_symlink()
+    assert (tmp_path / "network.pt2").stat().st_size == done.bytes
 
 
 def test_a_generalist_s_file_is_of_its_specialties(opened: Open) -> None:
@@ -376,7 +397,7 @@ def test_the_whole_is_counted_without_the_gate_that_it_does_not_need(opened: Ope
 def test_an_expert_is_found_by_number_or_name(opened: Open) -> None:
     model = opened()
     assert model.expert("2").k == model.expert("specialty 2").k == 1
-    with pytest.raises(InvalidInput, match=r"'9' is the name of 0 specialties; accepted: 1, 2, 3"):
+    with pytest.raises(InvalidInput, match=r"no specialty is called '9'; accepted: 1, 2, 3"):
         model.expert("9")
     for number in (-1, 3, 1.5, True):
         with pytest.raises(InvalidInput, match="expert must be"):

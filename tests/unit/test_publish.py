@@ -28,6 +28,7 @@ from nofe_lab.runs import DamagedRun
 from nofe_lab.specialties import Specialties as Partition
 from nofe_lab.stages import Stage
 from nofe_lab.statistics import paired_interval, share_interval
+from nofe_lab.views.web_page import write_web_page
 
 Make = Callable[..., Experiment]
 STAGES: dict[str, Callable[[Experiment], Stage]] = {
@@ -162,9 +163,58 @@ def test_training_images_can_be_kept_back(tiny_experiment: Make, tmp_path: Path)
     experiment = tiny_experiment()
     (run,) = experiment.run(experiment.nofe())
     nofe_lab.load(run).publish(tmp_path / "flowers", thumbnails=False)
-    assert not list((tmp_path / "flowers").glob("*.jpg"))
+    names = {path.name for path in (tmp_path / "flowers").iterdir()}
+    assert not names & {"thumbnails.jpg", "seen.bin"}
     with pytest.raises(InvalidInput, match="keeps no thumbnails"):
         nofe_lab.load(tmp_path / "flowers").thumbnails  # noqa: B018
+
+
+def test_files_may_be_left_out_of_a_published_folder_but_not_changed(
+    tiny_experiment: Make, tmp_path: Path
+) -> None:
+    folder = tmp_path / "flowers"
+    run, model, _ = published(tiny_experiment(val_fraction=0.25), folder)
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    for name in ("thumbnails.jpg", "seen.bin", "val.csv", "experts.csv", "history.csv"):
+        (folder / name).unlink()
+        assert torch.equal(nofe_lab.load(folder)(images), model(images))
+    with pytest.raises(InvalidInput, match="no val images to fit a threshold on"):
+        nofe_lab.load(folder).expert(0).predict(images)
+    (folder / "specialties.json").write_text("{}")
+    with pytest.raises(DamagedRun, match=r"specialties\.json is missing or changed"):
+        nofe_lab.load(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(DamagedRun, match=r"model\.safetensors is missing or changed|specialties"):
+        nofe_lab.load(folder)
+    assert len(repr(run)) < 300
+
+
+def test_changed_weights_are_not_published_as_the_run(
+    tiny_experiment: Make, tmp_path: Path
+) -> None:
+    experiment = tiny_experiment()
+    model = experiment.model(experiment.base())
+    with torch.no_grad():
+        next(model.parameters()).mul_(0)
+    with pytest.raises(InvalidInput, match="the weights of base CNN were changed"):
+        model.publish(tmp_path / "flowers")
+    assert not (tmp_path / "flowers").exists()
+
+
+def test_what_takes_no_pictures_is_neither_published_nor_exported(
+    tiny_experiment: Make, tmp_path: Path
+) -> None:
+    experiment = tiny_experiment()
+    there = experiment.on_features(experiment.base())
+    model = there.model(there.base())
+    for act in (
+        lambda: model.publish(tmp_path / "flowers"),
+        lambda: model.export(tmp_path / "flowers.pt2"),
+        lambda: write_web_page(model, tmp_path / "page"),
+    ):
+        with pytest.raises(InvalidInput, match="takes the features of a frozen trunk"):
+            act()
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
 
 @pytest.mark.parametrize("prefix", ["folder:", "Folder: "])
@@ -200,7 +250,7 @@ def test_where_the_data_lay_is_not_told(tmp_path: Path, prefix: str, of: str) ->
         assert b"neil" not in content, path.name
     assert "folder:flowers" in card
     if of == "network of experts":
-        assert "--specialties specialties.json" in card
+        assert "--specialties 'THE FOLDER OF THE RUN/specialties.json'" in card
         assert Partition.load(folder / "specialties.json", tuple("abcd")).of == (0, 0, 1, 1)
 
 
@@ -384,13 +434,14 @@ def test_the_command_makes_the_same_run_again(
     where = {"runs_dir": str(tmp_path), "device": "cpu", "precision": "fp32"}
     experiment = Experiment("glyphs:2", K=7, flips=True, learning_rate=0.01, seed=3, **where)
     stage = STAGES[of](experiment)
+    assert stage.command.startswith("nofe-lab ") == (of == "network of experts")
     if stage.command.startswith("nofe-lab "):
         words = shlex.split(stage.command)
         assert words[:2] == ["nofe-lab", "train"]
         names = [word.removeprefix("--").replace("-", "_") for word in words[3::2]]
         options = dict(zip(names, words[4::2], strict=True))
         again = Experiment(**understood({"dataset": words[2], **options}))
-        made = [again.base() if of == "base CNN" else again.nofe()]
+        made = [again.nofe()]
     else:
         exec(stage.command, {})
     assert [each.id for each in made] == [stage.id]
@@ -401,10 +452,27 @@ def test_a_command_tells_what_must_be_given_as_an_object(
 ) -> None:
     command = tiny_experiment().nofe().command
     assert "Experiment(dataset=dataset, K=3" in command
-    assert "# dataset: tiny" in command
+    assert "dataset = ...  # to be given: tiny" in command
+    private = tiny_experiment(dataset=replace(tiny, name="/home/jane/flowers"))
+    assert "jane" not in private.nofe().public_command
     odd = tiny_experiment(dataset=replace(tiny, name="a\nimport os"))
     assert "\nimport os" not in odd.nofe().command
     assert "runs_dir" not in command
+
+
+def test_a_given_partition_is_named_as_that_of_the_run(
+    tiny: Dataset, tiny_experiment: Make
+) -> None:
+    experiment = tiny_experiment()
+    stage = experiment.nofe(Partition(tiny.class_names, (0, 0, 0, 1, 1, 2), 3))
+    for each in (stage, experiment.gate(stage)):
+        assert "partition='THE FOLDER OF THE RUN/specialties.json'" in each.command
+
+
+def test_a_report_is_of_networks_that_answer_with_classes(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment()
+    with pytest.raises(InvalidInput, match=r"got generalist \(optimal, K = 3\), which answers"):
+        experiment.final_report({"generalist": experiment.generalist()})
 
 
 def test_a_run_keeps_the_command_and_the_number_of_images(tiny_experiment: Make) -> None:

@@ -1,7 +1,7 @@
 // A picture as the network takes it: the pixels that Python prepares (nofe_lab/data/pictures.py),
 // whatever browser it is.  Browsers' own resizing differs.
 
-const MOST_PIXELS = 89478485, MOST_BYTES = 2 ** 28; // what Pillow considers safe; of a file
+const MOST_PIXELS = 178956970, MOST_BYTES = 2 ** 28; // what Pillow considers safe; of a file
 const STRIP = 2 ** 20; // pixels that are read at once: the page stays usable meanwhile
 
 /** The picture of a file, upright and without conversion of colours; else an Error, a sentence.
