@@ -14,6 +14,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from importlib import metadata
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from nofe_lab.config import InvalidInput, first_line, printable, some_of
 from nofe_lab.data.sources import ACCEPTED, READY_MADE
 from nofe_lab.files import user_path, writable_path, write_file
 from nofe_lab.inference import load
+from nofe_lab.inference.export import exported_path
 from nofe_lab.knobs import FROM_1, KNOBS, Real, understood
 from nofe_lab.log import log, redirect_to_devnull, write_line
 from nofe_lab.machine import Machine
-from nofe_lab.runs import Run, RunStore, default_runs_dir, open_run
+from nofe_lab.runs import Run, RunStore, default_runs_dir, new_folder, open_run
 from nofe_lab.stages import Experiment
 
 Command = Callable[[Namespace], None]
@@ -190,7 +192,7 @@ def export(parser: ArgumentParser) -> Command:
     parser.add_argument("--web", metavar="DIR", help="a page that answers in the browser, offline")
     parser.add_argument("--folder", metavar="DIR", help="weights, config and a model card")
     parser.add_argument("--file", metavar="FILE", help="an .onnx file, or .pt2 for torch.export")
-    parser.add_argument("--expert", metavar="NAME", help="the expert of this specialty alone")
+    parser.add_argument("--expert", metavar="NAME", help="one expert, by its specialty's name")
     parser.add_argument("--experts", metavar="M", help="experts that answer, by the gate")
     parser.add_argument("--no-thumbnails", action="store_true", help="without training images")
     parser.add_argument("--runtime", metavar="FILE", help="onnxruntime-web for the page, as a .tgz")
@@ -207,23 +209,39 @@ def export(parser: ArgumentParser) -> Command:
             )
         if None not in (options.expert, few):
             raise InvalidInput(f"--experts is for the whole network; got {few}, and --expert.")
+        if options.no_thumbnails and not folders:
+            raise InvalidInput("--no-thumbnails is for --web and --folder; a file has none.")
+        if options.runtime is not None and options.web is None:
+            raise InvalidInput("--runtime is for --web.")
         model = load(options.which, runs_dir=options.runs_dir)
+        alone = None if options.expert is None else model.expert(options.expert)
+        if few is not None:
+            model.check_experts(few)
+        # nothing is written unless all can be
+        places = [os.path.abspath(user_path(p)) for p in (*folders, options.file) if p is not None]
+        for a, b in permutations(places, 2):
+            if os.path.commonpath([a, b]) == a:
+                raise InvalidInput(
+                    f"--web, --folder and --file need places of their own; got {a!r} and {b!r}."
+                )
+        if options.file is not None:
+            exported_path(options.file)
         if options.folder is not None:
-            found = model.publish(options.folder, not options.no_thumbnails)
-            log.info(f"the folder, with its model card README.md: {found.path}")
+            new_folder(options.folder)
         if options.web is not None:
             from nofe_lab.views.web_page import write_web_page
 
-            runtime = None if options.runtime is None else user_path(options.runtime)
-            write_web_page(model, user_path(options.web), runtime, not options.no_thumbnails)
+            write_web_page(model, options.web, options.runtime, not options.no_thumbnails)
             log.info(f"the page: python -m http.server --directory {shlex.quote(options.web)}")
-        part = model if options.expert is None else model.expert(options.expert)
         if options.file is not None:
-            done = part.export(options.file, few)
+            done = model.export(options.file, few) if alone is None else alone.export(options.file)
             log.info(
                 f"{done.path}: {done.bytes / 1e6:.1f} MB; its probabilities differ from the "
                 f"network's by {done.probabilities:.1g} at most"
             )
+        if options.folder is not None:
+            found = model.publish(options.folder, not options.no_thumbnails)
+            log.info(f"the folder, with its model card README.md: {found.path}")
 
     return run
 
@@ -537,14 +555,7 @@ def _short(text: str, length: int = 60) -> str:
 
 def _row(run: Run) -> dict[str, str]:
     about = run.about
-    accuracy = {
-        "test": run.reports.get("test_accuracy"),
-        "val": run.result.get("val_accuracy"),
-        "train": run.result.get("train_accuracy"),
-    }
-    shown = next(
-        (f"{value:.1%} {name}" for name, value in accuracy.items() if value is not None), ""
-    )
+    shown = next((f"{value:.1%} {split}" for split, value in run.accuracies.items()), "")
     age = datetime.now().astimezone() - datetime.fromisoformat(run.provenance["finished"])
     hours = age.total_seconds() / 3600
     return {

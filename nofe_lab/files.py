@@ -286,7 +286,7 @@ def writable_path(what: str, written: str | Path) -> Path:
         existed = path.exists()
         path.open("ab").close()
         if not existed:
-            path.unlink()
+            path.resolve().unlink()  # a link to nothing stays
     except (OSError, ValueError) as error:
         why = redact_path(getattr(error, "strerror", None) or first_line(error), written)
         raise InvalidInput(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nofe_lab.bench.inference import hardly_trained
-from nofe_lab.bench.tables import noise, publish
+from nofe_lab.bench.tables import noise, save_table
 from nofe_lab.config import whole_number
 from nofe_lab.files import writable_path
 from nofe_lab.inference import Classifier
@@ -65,7 +65,7 @@ def measure(repeats: int, output: str | None, command: str) -> None:
     import onnxruntime
 
     also = {"repeats": repeats, "onnxruntime": onnxruntime.__version__}
-    publish(pd.DataFrame(rows), target, command, **also)
+    save_table(pd.DataFrame(rows), target, command, **also)
 
 
 def _row(machine: Machine, model: Classifier | Expert, repeats: int) -> dict[str, float]:
@@ -73,7 +73,11 @@ def _row(machine: Machine, model: Classifier | Expert, repeats: int) -> dict[str
 
     with tempfile.TemporaryDirectory() as folder:
         done = model.export(Path(folder) / "network.onnx")
-        session = onnxruntime.InferenceSession(done.path, providers=["CPUExecutionProvider"])
+        threads = onnxruntime.SessionOptions()
+        threads.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(
+            done.path, threads, providers=["CPUExecutionProvider"]
+        )
     found = {
         "seconds": done.seconds,
         "mb": done.bytes / 1e6,

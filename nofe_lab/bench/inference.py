@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from nofe_lab.bench.tables import publish
+from nofe_lab.bench.tables import save_table
 from nofe_lab.config import whole_number
 from nofe_lab.files import writable_path
 from nofe_lab.inference import Classifier, load
@@ -79,7 +79,7 @@ def measure(repeats: int, output: str | None, command: str) -> None:
                                 "peak_mb": _peak(model.run, kind, batch, m),
                             }
                         )
-    publish(pd.DataFrame(rows), target, command, repeats=repeats)
+    save_table(pd.DataFrame(rows), target, command, repeats=repeats)
 
 
 def pictures(kind: str, n: int) -> list[np.ndarray | Path]:

@@ -16,7 +16,7 @@ from nofe_lab.machine import Machine
 from nofe_lab.runs.provenance import provenance
 
 
-def publish(found: pd.DataFrame, target: Path | None, command: str, **also: Any) -> None:
+def save_table(found: pd.DataFrame, target: Path | None, command: str, **also: Any) -> None:
     """Print a table with the machine and the revision of its measurements, and save it as CSV.
 
     also: further columns.  target: the file, whose first line is `command`; None: none.

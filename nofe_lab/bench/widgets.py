@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nofe_lab.bench.tables import noise, publish
+from nofe_lab.bench.tables import noise, save_table
 from nofe_lab.config import whole_number
 from nofe_lab.data import Dataset, load_dataset
 from nofe_lab.data.preprocess import ImageNetwork, Preprocess
@@ -42,7 +42,7 @@ def measure(dataset: str, repeats: int, output: str | None, command: str) -> Non
     target = writable_path("output", output) if output is not None else None
     data = load_dataset(dataset, val_fraction=0.0)
     parts = [response(data, 10, repeats), response(noise(1000), 30, repeats), live_share()]
-    publish(pd.concat(parts), target, command)
+    save_table(pd.concat(parts), target, command)
 
 
 def response(dataset: Dataset, K: int, repeats: int = 21) -> pd.DataFrame:

@@ -57,6 +57,18 @@ _FILE_ENDINGS = {"folder": ENDINGS, "parquet": (".parquet", NAMES_FILE)}
 _CIFAR_FOLDERS = {"cifar100": "cifar-100-python", "cifar10": "cifar-10-batches-py"}
 
 
+def without_folders(path: str) -> str:
+    """A path, or the name of a data set of files, without the folders that it lies in.
+
+    >>> without_folders("folder:~/jane/flowers")
+    'folder:flowers'
+    """
+    kind, colon, place = path.partition(":")
+    if colon and kind.strip().lower() in ("folder", "parquet"):
+        return f"{kind.strip()}:{Path(place.strip()).name or 'data'}"
+    return Path(path).name if "/" in path or "\\" in path else path
+
+
 def load_dataset(
     name: str | Path = "glyphs",
     *,

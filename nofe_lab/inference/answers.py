@@ -116,7 +116,8 @@ class Answers:
         columns: dict[str, Any] = {"image": self.names}
         if self.threshold is not None or self.margin is not None:
             columns["answer"] = self.answers
-        columns |= {"label": self.labels, "probability": self.probabilities.max(axis=1)}
+        certain = "probability" if self.margin is None else "probability among its own"
+        columns |= {"label": self.labels, certain: self.probabilities.max(axis=1)}
         if self.margin is not None:
             columns["margin"] = self.margin
         if self.partition is not None:

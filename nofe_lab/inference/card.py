@@ -13,23 +13,24 @@ from typing import Any
 
 import pandas as pd
 
-from nofe_lab.config import printable, text
-from nofe_lab.files import user_path
+from nofe_lab.config import printable
+from nofe_lab.data.sources import without_folders
 from nofe_lab.inference.kept import (
     EXPERTS,
     SEEN,
     THUMBNAILS,
     VAL,
     Description,
+    check_takes_pictures,
     class_names_of,
     load_specialties,
 )
 from nofe_lab.networks.catalogue import is_named
-from nofe_lab.runs import Run, publish
+from nofe_lab.runs import Run, new_folder, write_published
 from nofe_lab.specialties import Specialties
 from nofe_lab.statistics import in_points, paired_differences, share_interval
 
-KEPT = ("history.csv", VAL, EXPERTS, SEEN, THUMBNAILS)
+KEPT = ("history.csv", "specialties.json", VAL, EXPERTS, SEEN, THUMBNAILS)
 """Files of a run that are in a folder to publish, if it has them."""
 
 MANY_CLASSES = 200
@@ -37,7 +38,7 @@ MANY_CLASSES = 200
 
 KINDS = {
     "flat": "A CNN for {C} classes",
-    "generalist": "A generalist: a CNN that tells which of {K} specialties an image belongs to, "
+    "generalist": "A generalist: a CNN that answers with the specialty of an image, one of {K} "
     "groups of the {C} classes that it confuses",
     "nofe": "A network of experts: one trunk, {K} branches, each an expert for a group of "
     "confusable classes (a *specialty*), and one softmax over all {C} classes",
@@ -49,31 +50,29 @@ def save_for_publishing(run: Run, folder: Path | str, thumbnails: bool = True) -
     """Write a run as a folder to publish, which `nofe_lab.load` reads.
 
     It holds model.safetensors, config.json, README.md (the model card), and what `load` offers
-    beside: thumbnails of training images (unless `thumbnails` is False), the certainty on val
-    images, hashes of training images, the epochs.  Of the path of the data only the last part is
-    told.  Raises InvalidInput if the folder is there and not empty, or the run is of an earlier
-    library that did not keep what its network is made of.
+    beside: the certainty on val images, the epochs and, unless `thumbnails` is False, thumbnails
+    and hashes of training images.  Of the path of the data only the last part is told.
+    Raises InvalidInput if the folder is there and not empty, the network takes no pictures, or the
+    run is of an earlier library that did not keep what its network is made of.
     """
-    Description.of_run(run)
-    text("folder", folder)
-    target = user_path(folder)
-    keep = [name for name in KEPT if thumbnails or name != THUMBNAILS]
-    own, told = str(run.about["dataset"]), _public(str(run.about["dataset"]))
-    command = str(run.provenance.get("command", "")).replace(own, told)
-    readme = {"README.md": model_card(run, command)}
-    return publish(run, target, readme, keep, {"dataset": told}, {"command": command})
+    check_takes_pictures(run, Description.of_run(run))
+    target = new_folder(folder)
+    keep = [name for name in KEPT if thumbnails or name not in (THUMBNAILS, SEEN)]
+    told = {"command": str(run.provenance.get("public_command", ""))}
+    about = {"dataset": without_folders(str(run.about["dataset"]))}
+    texts = {"README.md": model_card(run), ".gitattributes": "* -text\n"}
+    return write_published(run, target, texts, keep, about, told)
 
 
-def model_card(run: Run, command: str = "") -> str:
-    """The model card of a run, in Markdown.  command: makes the run again; "" for the run's own."""
-    command = command or str(run.provenance.get("command", ""))
-    return "\n".join(_card(run, command))
+def model_card(run: Run) -> str:
+    """The model card of a run, in Markdown.  It tells no path of a file or a folder."""
+    return "\n".join(_card(run))
 
 
-def _card(run: Run, command: str) -> Iterator[str]:
+def _card(run: Run) -> Iterator[str]:
     about, names = Description.of_run(run), class_names_of(run)
     specialties = load_specialties(run) if run.about["K"] else None
-    title, data = _plain(run.about["title"]), _plain(_public(str(run.about["dataset"])))
+    title, data = _plain(run.about["title"]), _plain(without_folders(str(run.about["dataset"])))
     yield _front_matter(run, about.kind)
     yield f"# {title}\n"
     kind = KINDS[about.kind].format(C=len(names), K=len(specialties.nonempty) if specialties else 0)
@@ -92,10 +91,13 @@ def _card(run: Run, command: str) -> Iterator[str]:
     if specialties is not None:
         yield from _specialties(run, specialties)
     yield from _comparison(run)
-    yield from _limits(run, names)
+    yield from _limits(run, names, specialties)
     yield "## Make it again\n"
+    command = str(run.provenance.get("public_command", ""))
     if command:
-        yield f"```\n{printable(command) if chr(10) not in command else command}\n```\n"
+        lines = "\n".join(map(printable, command.split("\n")))
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", lines)), default=0))
+        yield f"{fence}\n{lines}\n{fence}\n"
     else:
         yield "The run does not say by which command it was made.\n"
     yield _table({"what": _made(run).keys(), "": _made(run).values()})
@@ -103,7 +105,10 @@ def _card(run: Run, command: str) -> Iterator[str]:
 
 def _front_matter(run: Run, kind: str) -> str:
     """What model hubs read: YAML, of which JSON is a part."""
-    title, data = printable(str(run.about["title"])), printable(_public(str(run.about["dataset"])))
+    title, data = (
+        printable(str(run.about["title"])),
+        printable(without_folders(str(run.about["dataset"]))),
+    )
     said: dict[str, Any] = {
         "library_name": "nofe_lab",
         "pipeline_tag": "image-classification",
@@ -152,9 +157,11 @@ def _accuracy(run: Run, names: tuple[str, ...]) -> Iterator[str]:
         "mean over the classes": _share(figures.get("test_class_accuracy")),
         "right class among the five most probable": _share(figures.get("test_top5")),
         "calibration error (15 bins)": _share(figures.get("test_calibration_error")),
-        "accuracy on val images": _share(run.result.get("val_accuracy")),
+        "accuracy on val images": _share(run.accuracies.get("val")),
     }
-    if len(names) <= 5:
+    if "objective" in run.result:  # a generalist, which no final report tests
+        shown = {"share of right specialties on val images": _share(run.accuracies.get("val"))}
+    elif len(names) <= 5:
         del shown["right class among the five most probable"]
     yield _table({"figure": shown.keys(), "value": shown.values()})
     yield (
@@ -166,12 +173,13 @@ def _accuracy(run: Run, names: tuple[str, ...]) -> Iterator[str]:
 
 def _specialties(run: Run, specialties: Specialties) -> Iterator[str]:
     yield "## Its specialties\n"
-    by_name = {str(row["specialty"]): row for row in _per_specialty(run)}
     rows = []
-    for k in specialties.nonempty:
-        row = by_name.get(specialties.names[k], {})
+    for k, row in zip(specialties.nonempty, _per_specialty(run, specialties), strict=True):
         classes = specialties.class_names_of(k)
         listed = ", ".join(map(_plain, classes)) if specialties.C < MANY_CLASSES else len(classes)
+        inside = _share(row.get("inside"))
+        if row.get("accuracy") == 1:
+            inside = "no errors"
         rows.append(
             {
                 "specialty": _plain(specialties.names[k]),
@@ -179,7 +187,7 @@ def _specialties(run: Run, specialties: Specialties) -> Iterator[str]:
                 "test images": _number(row.get("images")),
                 "accuracy": _share(row.get("accuracy")),
                 "right specialty": _share(row.get("right specialty")),
-                "errors inside": _share(row.get("inside")),
+                "errors inside": inside,
             }
         )
     yield _table(pd.DataFrame(rows).to_dict("list"))
@@ -189,6 +197,7 @@ def _comparison(run: Run) -> Iterator[str]:
     yield "## What it was compared with\n"
     figures = ("seed", "test_accuracy", "difference", "low", "high")
     table = _measured(run.report_table("compared"), ("network", "run"), figures)
+    table = table.drop_duplicates("run").drop_duplicates(["network", "seed"])
     if (table["run"] == run.id).sum() != 1:
         yield "Not tested against any other network.\n"
         return
@@ -212,29 +221,35 @@ def _comparison(run: Run) -> Iterator[str]:
         yield "Intervals (95 %) are over the test images, for these very networks.\n"
     seeds = table[table["network"] == own["network"]]["seed"].nunique()
     if seeds > 1:
-        yield f"Over {seeds} seeds, other networks minus ones like this, in points:\n"
         differences = in_points(paired_differences(table, str(own["network"])))
+        differences[["mean", "low", "high"]] = -differences[["mean", "high", "low"]].to_numpy()
         rows = [
             {
                 "network": _plain(row["network"]),
                 "seeds": _number(row["seeds"]),
-                "difference, 95 % interval": f"{row['mean']:+.1f} [{row['low']:.1f}, "
+                "ones like this minus it, in points": f"{row['mean']:+.1f} [{row['low']:.1f}, "
                 f"{row['high']:.1f}]",
             }
             for row in _records(differences)
+            if _is_known(row["low"])
         ]
-        yield _table(pd.DataFrame(rows).to_dict("list"))
+        if rows:
+            yield "Over seeds, with 95 % intervals of the mean:\n"
+            yield _table(pd.DataFrame(rows).to_dict("list"))
 
 
-def _limits(run: Run, names: tuple[str, ...]) -> Iterator[str]:
+def _limits(run: Run, names: tuple[str, ...], specialties: Specialties | None) -> Iterator[str]:
     yield "## Limits\n"
+    is_generalist = "objective" in run.result
+    what = "specialties" if is_generalist else f"{len(names)} classes"
     yield (
-        f"- It answers with one of its {len(names)} classes whatever a picture shows.  Whether it "
-        "can tell pictures of anything else: not tested."
+        f"- It answers with one of its {what} whatever a picture shows.  Whether it can tell "
+        "pictures of anything else: not tested."
     )
     yield "- Other cameras, places, times or drawings than those of its data: not tested."
     yield "- Whether it serves groups of people equally well: not tested."
-    if found := _per_specialty(run):
+    found = [] if specialties is None else _per_specialty(run, specialties)
+    if found := [row for row in found if _is_known(row.get("accuracy"))]:
         worst = min(found, key=lambda row: float(row["accuracy"]))
         yield (
             f"- It is worst in specialty {_plain(worst['specialty'])}: "
@@ -260,12 +275,6 @@ def _made(run: Run) -> dict[str, str]:
     }
 
 
-def _public(dataset: str) -> str:
-    """The name of a data set without the folders that it lies in."""
-    kind, colon, path = dataset.partition(":")
-    return f"{kind}{colon}{Path(path).name}"
-
-
 def _share(value: float | None) -> str:
     return f"{value:.2%}" if _is_known(value) else "not tested"
 
@@ -285,8 +294,13 @@ def _points(row: dict[str, Any]) -> str:
     return f"{difference:+.1f} [{low:.1f}, {high:.1f}]"
 
 
-def _per_specialty(run: Run) -> list[dict[str, Any]]:
-    return _records(_measured(run.report_table("per_specialty"), ("specialty",), ("accuracy",)))
+def _per_specialty(run: Run, specialties: Specialties) -> list[dict[str, Any]]:
+    """What the final report found for each specialty with classes; {} if it was not tested."""
+    table = _measured(run.report_table("per_specialty"), ("specialty",), ("accuracy", "images"))
+    names = [specialties.names[k] for k in specialties.nonempty]
+    if table["specialty"].tolist() != names:
+        return [{} for _ in names]
+    return [row if row["images"] else {"images": 0} for row in _records(table)]
 
 
 def _measured(table: pd.DataFrame, texts: Sequence[str], figures: Sequence[str]) -> pd.DataFrame:
@@ -303,7 +317,8 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _plain(value: object) -> str:
     """Other people's text, of which Markdown and HTML make nothing."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", printable(str(value)))
+    marked = r"[\\`*_{}\[\]<>#|~&$@]|(?<=www)\.|(?<=http):|(?<=https):"
+    return re.sub(marked, r"\\\g<0>", printable(str(value)))
 
 
 def _table(columns: Any) -> str:

@@ -23,6 +23,7 @@ from nofe_lab.data.features import Features
 from nofe_lab.data.pictures import image_tensor
 from nofe_lab.data.preprocess import ImageNetwork, Preprocess
 from nofe_lab.evaluation import Predictions
+from nofe_lab.files import digest_of_tensors
 from nofe_lab.inference.answers import Answers
 from nofe_lab.inference.asked import Picture, ask
 from nofe_lab.inference.card import save_for_publishing
@@ -33,6 +34,7 @@ from nofe_lab.inference.kept import (
     VAL,
     Description,
     certainty_of,
+    check_takes_pictures,
     class_names_of,
     hashes_of,
     load_specialties,
@@ -110,14 +112,23 @@ class Classifier(ImageNetwork):
 
         experts: how many experts answer for each image, by the gate; None: all.
         """
-        return export(self, path, experts)
+        check_takes_pictures(self.run, self.description)
+        if experts is None:
+            return export(self, path)
+        self.check_experts(experts)
+        return export(self, path, experts=experts)
 
     def publish(self, folder: Path | str, thumbnails: bool = True) -> Run:
-        """Write a folder to publish, with a model card (see `save_for_publishing`).
+        """Write the run as a folder to publish, with a model card (see `save_for_publishing`).
 
         `nofe_lab.load` reads it.  thumbnails: whether the training images that the run keeps are in
-        it.
+        it.  Raises InvalidInput also if the weights were changed since it was loaded.
         """
+        if digest_of_tensors(self.state_dict()) != digest_of_tensors(self.run.weights()):
+            raise InvalidInput(
+                f"the weights of {self.run.about['title']} were changed; what is published is its "
+                "run, with the weights that were trained: load it again."
+            )
         return save_for_publishing(self.run, folder, thumbnails)
 
     def expert(self, k: int | str) -> Expert:
@@ -259,11 +270,7 @@ def load(
     one_of("precision", precision, PRECISIONS)
     found = open_run(run, runs_dir)
     about = Description.of_run(found)
-    if about.of_features:
-        raise InvalidInput(
-            f"the run {found.path.name} takes the features of a frozen trunk, not pictures; train "
-            "its arm on the images, with trunk_rate=0, for a network that does."
-        )
+    check_takes_pictures(found, about)
     class_names = class_names_of(found)
     if about.superclass_of and len(about.superclass_of) != len(class_names):
         raise DamagedRun(

@@ -17,21 +17,25 @@ from nofe_lab.evaluation import Predictions, predict
 from nofe_lab.inference.answers import Answers
 from nofe_lab.inference.asked import Picture, ask
 from nofe_lab.inference.export import Exported, export, metadata_of
-from nofe_lab.inference.kept import Description, expert_of, expert_row
+from nofe_lab.inference.kept import Description, expert_of, expert_row, hashes_of, seen_by
+from nofe_lab.log import log
 from nofe_lab.networks import NofE
-from nofe_lab.networks.counting import count_macs
+from nofe_lab.networks.counting import count_macs, count_parameters
 from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties
+
+SEEN_BY_CHANCE = 0.01
+"""Share of images that may have the hash of a training image."""
 
 
 class Expert(ImageNetwork):
     """One specialty of a network of experts: pictures -> one of its classes, or none of them.
 
     As a torch module it takes raw images, uint8 [N, c, h, w], and gives the logits [N, n] that the
-    whole network gives to the specialty's n classes.  Whether an image is one of its own, it tells
-    by the gate where there is one (the log-odds of its classes), otherwise by the log-sum-exp of
-    its logits: below `threshold` it answers "none of mine".  Trunk, branch and gate are those of
-    the whole network, not copies.
+    whole network gives to the specialty's n classes.  Its score of an image is the gate's log-odds
+    of its classes or, without a gate, the log-sum-exp of its logits; where the score is below
+    `threshold` it answers "none of mine".  Trunk, branch and gate are those of the whole network,
+    not copies.
     """
 
     def __init__(
@@ -60,7 +64,16 @@ class Expert(ImageNetwork):
         return super().forward(images, drawn)[:, :-1]
 
     def fit(self, images: Source) -> Expert:
-        """Fit the threshold on images of all classes that no network has trained on."""
+        """Fit the threshold on images of all classes, which the network has not trained on.
+
+        Warns if it has.  Raises InvalidInput if none is of the expert's own classes.
+        """
+        seen = np.isin(hashes_of(images.sample(range(len(images)))), seen_by(self.run)).mean()
+        if seen > SEEN_BY_CHANCE:
+            log.warning(
+                f"{seen:.0%} of the images are training images, of which the expert of "
+                f"{self.title} is surer than of others: the threshold will be too high."
+            )
         self._kept = self._measured(images, None)
         self.threshold = self._kept["threshold"]
         return self
@@ -68,7 +81,7 @@ class Expert(ImageNetwork):
     def measure(self, images: Source | None = None) -> pd.DataFrame:
         """Compare it with the whole network, one row each, on images of all classes.
 
-        images: None: the val images of its training, on which its threshold was fitted.
+        images: None: those on which its threshold was fitted, by default the val images.
         Columns: parameters and multiply-accumulates of one image; of the images of its own classes,
         the shares that are answered with one of them (found) and with the right one (accuracy); of
         the others, the share that is answered with one of its classes (false alarms).
@@ -76,18 +89,23 @@ class Expert(ImageNetwork):
         self._check_threshold()
         found = self._kept if images is None else self._measured(images, self.threshold)
         assert found is not None  # checked
-        own, whole = f"expert of {self.title}", "whole network"
-        networks = ((own, "", self.network), (whole, "whole_", self._whole().network))
+        whole = self._whole().network
+        assert isinstance(whole, NofE)
+        gate = 0 if whole.gate is None else count_parameters(whole.gate)  # it needs none
+        networks = (
+            (f"expert of {self.title}", "", self.network, count_parameters(self.network)),
+            ("whole network", "whole_", whole, count_parameters(whole) - gate),
+        )
         rows = [
             {
                 "network": name,
-                "parameters": sum(each.numel() for each in network.parameters()),
+                "parameters": parameters,
                 "multiply-accumulates": count_macs(network, self._input_shape),
                 "found": found[f"{prefix}found"],
                 "accuracy": found[f"{prefix}accuracy"],
                 "false alarms": found[f"{prefix}false_alarms"],
             }
-            for name, prefix, network in networks
+            for name, prefix, network, parameters in networks
         ]
         return pd.DataFrame(rows)
 
@@ -102,9 +120,9 @@ class Expert(ImageNetwork):
             asked.names, self.class_names, probabilities, unreadable=asked.unreadable, margin=margin
         )
 
-    def export(self, path: Path | str, experts: int | None = None) -> Exported:
-        """Write it as an .onnx or a .pt2 file (see `nofe_lab.inference.export`); experts: None."""
-        return export(self, path, experts)
+    def export(self, path: Path | str) -> Exported:
+        """Write it as an .onnx or a .pt2 file (see `nofe_lab.inference.export`)."""
+        return export(self, path)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -118,8 +136,8 @@ class Expert(ImageNetwork):
         about = metadata_of(self.run, title, self.image_shape, self.class_names)
         return about | {"specialty": self.title, "none_of_mine": "margin below 0"}
 
-    def outputs(self, images: Tensor, experts: int | None = None) -> dict[str, Tensor]:
-        """The outputs of an exported file for raw images; `experts` is not used.
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """The outputs of an exported file for raw images.
 
         logits and probabilities [N, n] of its own classes; margin [N], the score minus the
         threshold: below 0 the image is none of its own.

@@ -53,11 +53,9 @@ class Exportable(Protocol):
     def metadata(self) -> Mapping[str, str]:
         """What a file says of it; lists and objects as JSON."""
 
-    def check_experts(self, experts: int) -> None:
-        """Raise InvalidInput unless it can choose so many experts for an image."""
-
-    def outputs(self, images: Tensor, experts: int | None = None) -> dict[str, Tensor]:
-        """What a file gives for images uint8 [N, c, h, w], by name; first logits [N, n]."""
+    @property
+    def outputs(self) -> Callable[..., dict[str, Tensor]]:
+        """Gives what a file does for images uint8 [N, c, h, w], by name; first logits [N, n]."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Its weights."""
@@ -80,77 +78,78 @@ Answer = Callable[[Tensor], tuple[NDArray[np.float32], ...]]
 
 
 class Exported(NamedTuple):
-    """A file that was written, and how far it is from the network in torch."""
+    """A file that was written, and its largest differences from the network in torch."""
 
     path: Path
     bytes: int
     seconds: float
-    """For making and checking it."""
+    """Of making and checking the file."""
     logits: float
-    """Largest difference of a logit, as a share of the largest logit."""
+    """As a share of the largest logit."""
     probabilities: float
-    """Largest difference of a probability."""
 
 
 class _Graph(nn.Module):
     """images uint8 [N, c, h, w] -> what a model has to say, as a tuple of tensors."""
 
-    def __init__(self, model: Exportable, experts: int | None) -> None:
+    def __init__(self, model: Exportable, options: Mapping[str, Any]) -> None:
         super().__init__()
         self.model: Any = copy.deepcopy(model).cpu().eval()  # type: ignore[attr-defined]
         self.model.precision = "fp32"
-        self.experts = experts
-
-        self.names = tuple(self.model.outputs(_images(model.image_shape, 1), experts))
+        self.options = dict(options)
+        self.names = tuple(self.model.outputs(_images(model.image_shape, 1), **options))
         """Of the outputs."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.model.outputs(images, self.experts).values())
+        return tuple(self.model.outputs(images, **self.options).values())
 
 
-def export(model: Exportable, path: Path | str, experts: int | None = None) -> Exported:
+def exported_path(path: Path | str) -> Path:
+    """The path of a file that is to be written.  Raises InvalidInput if it cannot be."""
+    text("the file", path)
+    if Path(path).suffix.lower() not in (".onnx", ".pt2"):
+        raise InvalidInput(f"an exported file ends in .onnx or .pt2; got {str(path)!r}.")
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]
+    if missing and Path(path).suffix.lower() == ".onnx":
+        raise InvalidInput(
+            f"ONNX files need {', '.join(missing)}: pip install 'nofe_lab[export]'; '.pt2' files "
+            "need nothing more."
+        )
+    return writable_path("the file", path).resolve()
+
+
+def export(model: Exportable, path: Path | str, **options: Any) -> Exported:
     """Write a trained network as one file: ``.onnx`` or, for torch.export, ``.pt2``.
 
-    experts: how many experts answer for each image, by a gate; the others run too, and are masked.
+    options: of the model's `outputs`; the metadata tells them.
     The file is checked before it is written: onnxruntime, or torch with what was read back, must
     give what the network gives.  Raises InvalidInput if it does not, or the network cannot be
     exported, or onnx, onnxscript and onnxruntime are not installed.
     """
-    text("the file", path)
-    kind = Path(path).suffix.lower()
-    if kind not in (".onnx", ".pt2"):
-        raise InvalidInput(f"an exported file ends in .onnx or .pt2; got {str(path)!r}.")
-    if experts is not None:
-        model.check_experts(experts)
-    target = writable_path("the file", path)
-    title = model.metadata["title"]
-    if kind == ".onnx":
-        missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]
-        if missing:
-            raise InvalidInput(
-                f"ONNX files need {', '.join(missing)}: pip install 'nofe_lab[export]'; '.pt2' "
-                "files need nothing more."
-            )
-        size = sum(4 * tensor.numel() for tensor in model.state_dict().values())
-        if size > MOST_BYTES:
-            raise InvalidInput(
-                f"{title} has {size / 1e9:.1f} GB of weights, one ONNX file holds "
-                f"{MOST_BYTES / 1e9:.1f}; accepted: a '.pt2' file."
-            )
+    target, title = exported_path(path), model.metadata["title"]
+    is_onnx = target.suffix.lower() == ".onnx"
+    size = sum(4 * tensor.numel() for tensor in model.state_dict().values())
+    if is_onnx and size > MOST_BYTES:
+        raise InvalidInput(
+            f"{title} has {size / 1e9:.1f} GB of weights, one ONNX file holds "
+            f"{MOST_BYTES / 1e9:.1f}; accepted: a '.pt2' file."
+        )
     began = time.perf_counter()
-    graph = _Graph(model, experts)
-    about = dict(model.metadata) | ({} if experts is None else {"experts": str(experts)})
-    write = _onnx if kind == ".onnx" else _pt2
+    about = {**model.metadata, **{name: str(value) for name, value in options.items()}}
+    write = _onnx if is_onnx else _pt2
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporters' own, about their own code
         try:
+            graph = _Graph(model, options)
             content, answer = write(graph, _images(model.image_shape, 2), about)
-        except Exception as error:  # exporters raise almost anything
+            differences = _checked(graph, answer, title)
+        except InvalidInput:
+            raise
+        except Exception as error:  # exporters and runtimes raise almost anything
             raise InvalidInput(
                 f"{title} cannot be exported: {first_line(error).rstrip('.')}; accepted: networks "
                 "of which torch.export makes one graph for any number of images."
             ) from error
-        differences = _checked(graph, answer, title)
     write_file(target, content)
     return Exported(target, len(content), time.perf_counter() - began, *differences)
 
@@ -168,6 +167,8 @@ def _onnx(graph: _Graph, images: Tensor, about: Mapping[str, str]) -> tuple[byte
         verbose=False,
     )
     assert program is not None
+    for node in program.model.graph.all_nodes():  # where the code lies on this machine
+        node.metadata_props.clear()
     program.model.metadata_props.update(about)
     content = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -185,7 +186,11 @@ def _pt2(graph: _Graph, images: Tensor, about: Mapping[str, str]) -> tuple[bytes
 
 def _exported(graph: _Graph, images: Tensor) -> torch.export.ExportedProgram:
     any_number = {"images": {0: torch.export.Dim("N", min=1)}}
-    return torch.export.export(graph, (images,), dynamic_shapes=any_number)
+    program = torch.export.export(graph, (images,), dynamic_shapes=any_number)
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # where the code lies on this machine
+    return program
 
 
 def _images(image_shape: tuple[int, int, int], n: int) -> Tensor:
@@ -202,14 +207,20 @@ def _checked(graph: _Graph, answer: Answer, title: str) -> tuple[float, float]:
     largest = dict.fromkeys(graph.names, 0.0)
     for n in BATCHES:
         images = _images(graph.model.image_shape, n)
-        for name, here, there in zip(graph.names, graph(images), answer(images), strict=True):
+        expected = dict(zip(graph.names, graph(images), strict=True))
+        # a margin is a difference of sums of logits: it is as exact as they are
+        scale = max(float(each.abs().max()) for each in expected.values())
+        for (name, here), there in zip(expected.items(), answer(images), strict=True):
             apart = float(np.abs(here.numpy() - there).max())
-            if name != "probabilities":
-                apart /= max(float(here.abs().max()), 1e-6)
-            if not apart <= (PROBABILITIES if name == "probabilities" else LOGITS):
+            apart, limit = (
+                (apart, PROBABILITIES)
+                if name == "probabilities"
+                else (apart / (float(here.abs().max()) if name == "logits" else scale), LOGITS)
+            )
+            if not apart <= limit:
                 raise InvalidInput(
-                    f"{title} was not written: for {n} images the {name} of the file differ from "
-                    f"those of the network by {apart:.2g}."
+                    f"{title} was not written: the {name} of the file differ from those of the "
+                    f"network by {apart:.2g}, for {n} images; accepted: up to {limit:g}."
                 )
             largest[name] = max(largest[name], apart)
     return largest["logits"], largest["probabilities"]

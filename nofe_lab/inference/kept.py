@@ -40,8 +40,10 @@ from nofe_lab.runs import DamagedRun, Run
 from nofe_lab.specialties import Specialties
 
 MODEL, THUMBNAILS, VAL, SEEN = "model.json", "thumbnails.jpg", "val.csv", "seen.bin"
-EXPERTS = "experts.csv"
 """The files of a run that `load` needs beside its weights and the names of its classes."""
+
+EXPERTS = "experts.csv"
+"""The file with the thresholds of experts alone, and what they do on val images."""
 
 THUMBNAILS_PER_CLASS = 3
 THUMBNAIL_SIDE, MANY_CLASSES = 48, 2000
@@ -53,6 +55,7 @@ CANDIDATES = 10
 """Training images of a class from which its thumbnails are chosen."""
 
 _FIGURES = ("found", "accuracy", "false_alarms")
+"""Of an expert, and with ``whole_`` in front of the whole network (see `on_specialty`)."""
 
 FEW = (1, 2, 3)
 """Numbers of experts for which a gate's certainty is measured on val, beside all of them."""
@@ -221,8 +224,9 @@ def expert_row(
 ) -> dict[str, float]:
     """How an expert alone does on images, beside the whole network (see `on_specialty`).
 
-    members: its classes [n].  logits: its own [N, n].  score: see `nofe_lab.networks.nofe.Expert`,
-    [N].  whole: the predictions of the whole network.  threshold: None: fitted on these images.
+    members: its classes [n].  logits: its own [N, n].  score: [N], see `ExpertNetwork` in
+    nofe_lab.networks.nofe.  whole: the predictions of the whole network.  threshold: None: fitted
+    on these images.
     """
     if threshold is None:
         threshold = best_threshold(score, np.isin(whole.labels, members))
@@ -292,6 +296,15 @@ def logits_of_cards(model: ImageNetwork) -> Tensor:
 
 
 # --- reading it
+
+
+def check_takes_pictures(run: Run, about: Description) -> None:
+    """Raise InvalidInput if a run's network takes features instead of pictures."""
+    if about.of_features:
+        raise InvalidInput(
+            f"the run {run.path.name} takes the features of a frozen trunk, not pictures; train "
+            "its arm on the images, with trunk_rate=0, for a network that does."
+        )
 
 
 def load_specialties(run: Run) -> Specialties:

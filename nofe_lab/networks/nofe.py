@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from nofe_lab.config import InvalidInput, whole_number
+from nofe_lab.config import InvalidInput, some_of, whole_number
 from nofe_lab.networks.backbone import CNN, Backbone, fresh
 from nofe_lab.networks.counting import blank_image, count_macs
 from nofe_lab.networks.grouped import CannotGroup, Groups
@@ -150,12 +150,16 @@ class NofE(nn.Module):
                 "none: train one with `Experiment.gate`."
             )
 
-    def expert(self, k: int) -> Expert:
+    def expert(self, k: int) -> ExpertNetwork:
         """The expert of specialty k alone, on the same layers.  Raises InvalidInput."""
-        if str(whole_number("expert", k, 0, self.specialties.K - 1)) not in self.branches:
-            numbers = ", ".join(self.branches)
-            raise InvalidInput(f"specialty {k} has no classes, so no expert; accepted: {numbers}.")
-        return Expert(self, k)
+        whole_number("expert", k, 0, self.specialties.K - 1)
+        if str(k) not in self.branches:
+            titles = [self.specialties.title(int(each)) for each in self.branches]
+            raise InvalidInput(
+                f"{self.specialties.title(k)} has no classes, so no expert; accepted: "
+                f"{some_of(titles)}."
+            )
+        return ExpertNetwork(self, k)
 
     def macs(self, input_shape: tuple[int, ...]) -> Macs:
         """The cost of the parts that `logits` can run or skip, for an image (c, h, w)."""
@@ -191,7 +195,7 @@ class NofE(nn.Module):
         return (f"Layers of these kinds run once for each expert: {', '.join(per_expert)}.",)
 
 
-class Expert(nn.Module):
+class ExpertNetwork(nn.Module):
     """One expert of a network of experts: images [N, c, h, w] -> [N, n + 1].
 
     The logits of its n classes, and how much speaks for one of them, in nats: with a gate the

@@ -8,8 +8,9 @@ from nofe_lab.runs.store import (
     RunStore,
     default_runs_dir,
     identity_hash,
+    new_folder,
     open_run,
-    publish,
+    write_published,
 )
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "code_revision",
     "default_runs_dir",
     "identity_hash",
+    "new_folder",
     "open_run",
-    "publish",
+    "write_published",
 ]

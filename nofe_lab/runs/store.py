@@ -97,7 +97,7 @@ MAX_TOTAL_SECONDS = 1000 * MAX_SECONDS
 PUBLISHED, PUBLISHED_WEIGHTS = "config.json", "model.safetensors"
 """The record of a run and its weights in a folder to publish, as other tools call them."""
 
-INLINE = {"classes.json": "classes", "specialties.json": "specialties", "model.json": "model"}
+INLINE = {"classes.json": "classes", "model.json": "model"}
 """Files of a run that a published record holds itself, and under which names."""
 
 MAX_NAME = 255
@@ -111,12 +111,15 @@ class DamagedRun(InvalidInput):
     """A run's directory does not match its run.json; the message says how."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A finished run, or a published one: its directory and the content of its record."""
 
     path: Path
     record: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"<{printable(str(self.about['title']))}: {printable(str(self.path))}>"
 
     @property
     def id(self) -> str:
@@ -140,6 +143,18 @@ class Run:
         """Figures at the end of training, such as val_accuracy."""
         result: Mapping[str, float] = self.record["result"]
         return result
+
+    @property
+    def accuracies(self) -> dict[str, float]:
+        """Accuracy by split (test, val, train), of those that were measured.
+
+        Of a generalist it is the share of right specialties.  An earlier library kept that of the
+        gate alone for a network with a gate; then only test is given.
+        """
+        found = {"test": self.reports.get("test_accuracy")}
+        if self.identity.get("stage") != "gate" or "gate_train_accuracy" in self.result:
+            found |= {split: self.result.get(f"{split}_accuracy") for split in ("val", "train")}
+        return {split: value for split, value in found.items() if value is not None}
 
     @property
     def provenance(self) -> Mapping[str, Any]:
@@ -245,7 +260,7 @@ class Run:
             return {}, f"reports.json holds {shown(content)}, not figures by name."
         found = {k: v for k, v in content.items() if _is_number(v) or _is_table(v)}
         odd = sorted(set(content) - set(found))
-        return found, f"in reports.json {shown(odd[0])} is no number." if odd else ""
+        return found, f"in reports.json {shown(odd[0])} is no number and no table." if odd else ""
 
     def report(self, **found: float | pd.DataFrame) -> None:
         """Add figures and tables of a final report; logs a warning if the run is read-only."""
@@ -567,7 +582,7 @@ def open_run(which: Run | Path | str, runs_dir: Path | str | None = None) -> Run
     return _opened(found[0])
 
 
-def publish(
+def write_published(
     run: Run,
     folder: Path,
     texts: Mapping[str, str],
@@ -581,16 +596,12 @@ def publish(
     those that it has, beside its weights and the files of `INLINE`.  about, provenance: in place of
     the run's own.  Raises InvalidInput if the folder exists and is not empty, or cannot be written.
     """
+    folder = new_folder(folder)
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise FileExistsError(errno.EEXIST, "it is there and not empty")
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
-        raise InvalidInput(
-            f"the folder {str(folder)!r} cannot be written ({error.strerror or error}); accepted: "
-            "the path of a new or an empty folder."
-        ) from error
+        raise _no_new_folder(folder, error) from error
     try:
         for name in keep:
             if run.has(name):
@@ -611,8 +622,36 @@ def publish(
         scratch.chmod(0o755)
         scratch.replace(folder)  # an empty folder may be there
         return _opened(folder)
+    except OSError as error:
+        raise _no_new_folder(folder, error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def new_folder(written: Path | str) -> Path:
+    """The path of a folder that is to be written; raises InvalidInput unless it is new or empty."""
+    text("folder", written)
+    try:
+        if not str(written).strip():
+            raise FileNotFoundError(errno.ENOENT, "it has no name")
+        folder = user_path(written).resolve()
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(errno.EEXIST, "it is there and not empty")
+        if folder == Path.cwd():
+            raise FileExistsError(errno.EEXIST, "it is the working folder")
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, InvalidInput):
+            raise
+        raise _no_new_folder(written, error) from error
+    return folder
+
+
+def _no_new_folder(folder: Path | str, error: Exception) -> InvalidInput:
+    why = getattr(error, "strerror", None) or first_line(error)
+    return InvalidInput(
+        f"the folder {shown(str(folder))} cannot be written ({why}); accepted: the path of a new "
+        "or an empty folder."
+    )
 
 
 def _listed(folder: Path) -> dict[str, dict[str, Any]]:
@@ -722,8 +761,12 @@ def _validated(record: Any, path: Path, name: str) -> dict[str, Any]:
     numbers = [*seconds, *record["result"].values()]
     if not all(map(_is_number, numbers)) or not all(0 <= s <= MAX_TOTAL_SECONDS for s in seconds):
         raise DamagedRun(f"one of its figures is not a number in range: {shown(numbers)}")
+    kept = dict(record["files"])
     for file, expected in record["files"].items():
         inside = path / _check_file_name(file)
+        if name == PUBLISHED and file != PUBLISHED_WEIGHTS and not os.path.lexists(inside):
+            del kept[file]  # whoever published it may leave files out
+            continue
         try:
             check_regular(inside, expected["bytes"])
             is_intact = sha256(inside) == expected["sha256"]
@@ -732,7 +775,7 @@ def _validated(record: Any, path: Path, name: str) -> dict[str, Any]:
             is_intact = False
         if not is_intact:
             raise DamagedRun(f"{file} is missing or changed")
-    return {**record, "format": FORMAT}
+    return {**record, "format": FORMAT, "files": kept}
 
 
 def _check_readable(path: Path, error: BaseException) -> None:

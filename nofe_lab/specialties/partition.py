@@ -124,9 +124,9 @@ class Specialties:
         """
         found = [k for k in range(self.K) if name in (self.names[k], self.title(k))]
         if len(found) != 1:
+            how_many = "more than one" if found else "no"
             raise InvalidInput(
-                f"{shown(name)} is the name of {len(found)} specialties; accepted: "
-                f"{some_of([str(each) for each in self.names])}."
+                f"{how_many} specialty is called {shown(name)}; accepted: {some_of(self.names)}."
             )
         return found[0]
 

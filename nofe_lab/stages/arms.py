@@ -32,6 +32,8 @@ from nofe_lab.specialties import Specialties
 KINDS = ("base", "control", "nofe")
 TWO_AND_GATE = 3
 """Experts that a small flat control is as expensive as: the two that are run, and the gate."""
+THESE = "THE FOLDER OF THE RUN/specialties.json"
+"""What a command says for a partition that was given."""
 CHANGES = ("epochs", "batch_size", "learning_rate", "flips")
 """What of the recipes an arm may change."""
 _ENDS = {
@@ -220,7 +222,7 @@ class Arm:
         """The arm in Python; a partition that is given stands for itself as a file."""
         given = dict(self.columns)
         if self._is_given:
-            given["partition"] = "specialties.json"
+            given["partition"] = THESE
         usual = {each.name: each.default for each in fields(self)}
         said = [f"{name}={value!r}" for name, value in given.items() if value != usual[name]]
         return f"Arm({', '.join(said)})"

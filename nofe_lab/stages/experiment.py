@@ -18,12 +18,14 @@ from nofe_lab.config import (
     InvalidInput,
     derive_seed,
     one_of,
+    printable,
     text,
     whole_number,
 )
 from nofe_lab.data import Dataset, load_dataset, prepared, source_state
 from nofe_lab.data.features import features_of
 from nofe_lab.data.preprocess import ImageNetwork
+from nofe_lab.data.sources import without_folders
 from nofe_lab.evaluation import predict, with_clearest
 from nofe_lab.inference import Classifier, load_specialties
 from nofe_lab.knobs import check_fields, default
@@ -42,7 +44,7 @@ from nofe_lab.specialties import (
     confusion_clusters,
     usual_specialties,
 )
-from nofe_lab.stages.arms import TWO_AND_GATE, Arm
+from nofe_lab.stages.arms import THESE, TWO_AND_GATE, Arm
 from nofe_lab.stages.flat import FlatConfig, FlatStage
 from nofe_lab.stages.gate import GateConfig, GateStage
 from nofe_lab.stages.generalist import GeneralistConfig, GeneralistStage
@@ -285,7 +287,7 @@ class Experiment:
         there = replace(self, **arm.changed) if arm.changes else self
         stage = there._nofe_stage(arm) if arm.kind == "nofe" else there._flat_stage(arm)
         stage.arm, stage.choices = arm, there._choices
-        stage.command = self._again(f"stage({arm.code})")
+        self._tell(stage, f"stage({arm.code})")
         return stage
 
     def base(self, budget: str = "nofe") -> FlatStage:
@@ -293,7 +295,7 @@ class Experiment:
         stage = self.stage(Arm("base", budget=budget))
         assert isinstance(stage, FlatStage)
         if budget == "nofe":
-            stage.command = self._again("base()")
+            self._tell(stage, "base()")
         return stage
 
     def _flat_stage(self, arm: Arm) -> FlatStage:
@@ -335,7 +337,7 @@ class Experiment:
             config = replace(config, affinity_images=None)  # all: the same training, the same run
         stage = GeneralistStage(self.data, self._backbone, config)
         stage.choices = self._choices
-        stage.command = self._again(f"generalist({'' if rule is None else repr(rule)})")
+        self._tell(stage, f"generalist({'' if rule is None else repr(rule)})")
         return stage
 
     @property
@@ -369,7 +371,7 @@ class Experiment:
         stage = self.stage(arm)
         assert isinstance(stage, NofEStage)
         if is_own:
-            stage.command = self._again("nofe()")
+            self._tell(stage, "nofe()")
         return stage
 
     def _nofe_stage(self, arm: Arm) -> NofEStage:
@@ -413,7 +415,7 @@ class Experiment:
         config = GateConfig(network, recipe, self.seed, self.branch_width)
         stage = GateStage(nofe or self.nofe(), config)
         of = "" if nofe is None else f"experiment.stage({nofe.arm.code})" if nofe.arm else "..."
-        stage.command = self._again(f"gate({of})")
+        self._tell(stage, f"gate({of})")
         return stage
 
     def arms(self, own: str | Specialties | None = None) -> list[Arm]:
@@ -668,19 +670,32 @@ class Experiment:
         own = [each for each in fields(self) if each.init and each.name not in machine]
         return {f.name: value for f in own if (value := getattr(self, f.name)) != f.default}
 
-    def _again(self, call: str) -> str:
-        """What one types to make a stage again: a command line if there is one, else Python."""
-        asked = self._asked
+    def _tell(self, stage: Stage, call: str) -> None:
+        """Say what makes a stage again; call: of this experiment, in Python."""
+        stage.command = self._again(call, self._asked)
+        paths = ("dataset", "specialties", "groups", "weights")
+        public = {
+            name: without_folders(value) if name in paths and isinstance(value, str) else value
+            for name, value in self._asked.items()
+        }
+        if str(public.get("specialties", "")).endswith(".json"):
+            public["specialties"] = THESE
+        stage.public_command = self._again(call, public)
+
+    def _again(self, call: str, asked: Mapping[str, Any]) -> str:
+        """A command line if there is one for the call, else Python."""
         named = [n for n in ("dataset", "backbone") if not isinstance(asked.get(n, ""), str)]
-        if call in ("base()", "nofe()") and not named:
-            words = ["nofe-lab", "train", str(asked.pop("dataset", default("dataset")))]
-            for name, value in asked.items():
+        options = {name: value for name, value in asked.items() if name != "dataset"}
+        if call == "nofe()" and not named:
+            words = ["nofe-lab", "train", str(asked.get("dataset", default("dataset")))]
+            for name, value in options.items():
                 words += [f"--{name.replace('_', '-')}", str(value)]
             return shlex.join(words)
         said = [f"{name}={name if name in named else repr(value)}" for name, value in asked.items()]
         lines = ["from nofe_lab import Arm, Experiment", ""]
         for name in named:
-            lines.append(f"# {name}: {getattr(asked[name], 'name', 'a network of its own')}")
+            known = without_folders(str(getattr(asked[name], "name", "a network of its own")))
+            lines.append(f"{name} = ...  # to be given: {printable(known)}")
         lines.append(f"experiment = Experiment({', '.join(said)})")
         return "\n".join([*lines, f"experiment.run(experiment.{call})"])
 

@@ -106,7 +106,14 @@ class GateStage(Stage):
         task = Distillation(self.recipe, self.dataset.val, answers)
         history = self.fit(model, task, work)
         gated = ImageNetwork(model.preprocess, network, work.machine.precision)
-        return Trained(gated, history, files={"specialties.json": specialties.to_json()})
+        last = history[-1]
+        result = {f"gate_{name}": last[name] for name in last if name.endswith("_accuracy")}
+        # with all experts it answers as before
+        right = logits.argmax(1) == self.dataset.train.labels
+        result["train_accuracy"] = float(right.double().mean())
+        if len(self.dataset.val):
+            result["val_accuracy"] = predict(teacher, self.dataset.val).accuracy
+        return Trained(gated, history, {"specialties.json": specialties.to_json()}, result)
 
 
 class GateAlone(nn.Module):

@@ -21,6 +21,7 @@ from nofe_lab.networks import NofE
 from nofe_lab.networks.counting import count_macs, count_parameters
 from nofe_lab.runs import Run, code_revision
 from nofe_lab.stages.gate import GateAlone, GateStage
+from nofe_lab.stages.generalist import GeneralistStage
 from nofe_lab.stages.runner import Runner
 from nofe_lab.stages.stage import Stage, load_model
 from nofe_lab.statistics import paired_interval
@@ -101,6 +102,11 @@ def final_report(
     if not networks:
         raise InvalidInput("a report needs at least 1 network; got none.")
     for _, stage in networks:
+        if isinstance(stage, GeneralistStage):
+            raise InvalidInput(
+                f"a report is of networks that answer with classes; got {stage.title}, which "
+                "answers with specialties."
+            )
         if not len(getattr(stage.dataset, split)):
             raise InvalidInput(f"a report needs {split} images; {stage.dataset.name} has none.")
     rows, predictions = [], []
@@ -117,9 +123,11 @@ def final_report(
             f"{split}_loss": found.loss,
             f"{split}_calibration_error": found.calibration_error,
         }
-        kept: dict[str, float | pd.DataFrame] = {**figures, "test_images": len(found.labels)}
-        if model.specialties is not None:
-            kept["per_specialty"] = per_specialty(found.confusion, model.specialties)
+        kept: dict[str, float | pd.DataFrame] = {**figures}
+        if split == "test":
+            kept["test_images"] = len(found.labels)
+            if model.specialties is not None:
+                kept["per_specialty"] = per_specialty(found.confusion, model.specialties)
         run.report(**kept)
         lineage = stage.lineage.values()
         rows.append(
@@ -143,7 +151,11 @@ def final_report(
             }
         )
     table = pd.DataFrame(rows).astype({"K": "Int64"})
-    for run, compared in zip(runs, _compared(table, predictions), strict=True):
+    pairs = zip(runs, _compared(table, predictions), strict=True) if split == "test" else ()
+    for run, compared in pairs:
+        earlier = run.report_table("compared")
+        if "run" in earlier:  # a smaller report does not undo a larger one
+            compared = pd.concat([compared, earlier[~earlier["run"].isin(compared["run"])]])
         run.report(compared=compared)
     return FinalReport(table, networks[0][1].dataset.class_names, tuple(predictions))
 
@@ -164,7 +176,7 @@ def _compared(table: pd.DataFrame, predictions: Sequence[Predictions]) -> Iterat
             for other, each in zip(right, predictions, strict=True)
         ]
         differences = pd.DataFrame(intervals, columns=["difference", "low", "high"], dtype=float)
-        yield pd.concat([rows, differences], axis=1)
+        yield pd.concat([rows, differences], axis=1).drop_duplicates("run")
 
 
 def _origin(stage: Stage, run: Run) -> dict[str, object]:

@@ -233,6 +233,7 @@ class Runner:
             "conditions": checkpoints.conditions,
             "lineage": {key: s for run in parents.values() for key, s in run.lineage.items()},
             "command": stage.command,
+            "public_command": stage.public_command,
             "images": stage.dataset.counts,
         }
         return _Unsaved(trained, made)

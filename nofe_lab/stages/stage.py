@@ -88,6 +88,8 @@ class Stage(ABC):
     """What it is in a comparison."""
     command: str = ""
     """What one types to make its run again: a command line, or Python; "" if that is unknown."""
+    public_command: str = ""
+    """The same, with the names of files and folders in place of their paths."""
     choices: tuple[str, ...] = ()
     """What was chosen for the data, in sentences that are printed before training."""
 

@@ -114,15 +114,11 @@ def _coverage(val: pd.DataFrame, specialties: Specialties) -> pd.DataFrame:
 
 def accuracy_in_words(run: Run) -> str:
     """How often a run's network is right, and on what."""
-    figures = {
-        "on test": run.reports.get("test_accuracy"),
-        "on val": run.result.get("val_accuracy"),
-        "on the training images": run.result.get("train_accuracy"),
-    }
+    places = {"test": "on test", "val": "on val", "train": "on the training images"}
     what = "specialties" if "objective" in run.result else "classes"
-    known = {where: value for where, value in figures.items() if value is not None}
-    said = [f"{value:.1%} of {what} right {where}" for where, value in known.items()]
-    tested = "" if "on test" in known else "; not tested"
+    known = run.accuracies
+    said = [f"{value:.1%} of {what} right {places[split]}" for split, value in known.items()]
+    tested = "" if "test" in known else "; not tested"
     return f"{', '.join(said)}{tested}." if said else "not tested."
 
 
@@ -132,7 +128,7 @@ def _listed(specialties: Specialties, k: int) -> str:
 
 def _table(table: pd.DataFrame, header: bool = True, kind: str = "facts") -> str:
     written = table.to_html(index=False, header=header, border=0, classes=kind)
-    return f'<div class="wide">{written}</div>'
+    return f'<div class="nofe-wide">{written}</div>'
 
 
 def _picture(figure: Figure, alt: str) -> str:

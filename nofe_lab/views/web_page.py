@@ -1,4 +1,4 @@
-"""A trained network as a folder of a web page that answers in the browser, also without a network.
+"""A trained network as a web page, which answers in the browser and works offline.
 
 onnxruntime-web runs the network.  It is no part of this library: its package is downloaded from the
 npm registry when the first page is made, checked, and kept for the next.
@@ -20,10 +20,11 @@ from typing import Any
 
 import torch
 
-from nofe_lab.config import InvalidInput, data_folder, first_line, printable
-from nofe_lab.files import open_regular, user_path, write_file
+from nofe_lab.config import InvalidInput, data_folder, first_line, printable, text
+from nofe_lab.files import UnreadableFile, open_regular, read_json, user_path, write_file
 from nofe_lab.inference import THUMBNAILS, Classifier
 from nofe_lab.inference.export import export
+from nofe_lab.inference.kept import check_takes_pictures
 from nofe_lab.log import log
 from nofe_lab.views.page import html_page
 from nofe_lab.views.run_page import accuracy_in_words
@@ -43,7 +44,7 @@ MEMBERS = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 """What a page needs of it."""
 MAX_PACKAGE = 2**26
 SECONDS = 60
-"""Patience with the registry."""
+"""How long the registry may take to answer."""
 
 PAGE = "page.json"
 """What the page says about its network; the mark of a folder that may be written again."""
@@ -58,8 +59,7 @@ and open http://localhost:8000 in a browser. Pictures stay in the browser.
 
 model.onnx       the network; its input "images" is uint8 [N, {shape}]
 page.json        the names of its classes and its specialties
-thumbnails.jpg   training images of each class, if the run keeps some
-{members}
+{thumbnails}{members}
                  onnxruntime-web {version}, under the MIT License:
 
 Copyright (c) Microsoft Corporation
@@ -82,7 +82,10 @@ CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 
 
 def write_web_page(
-    model: Classifier, folder: Path, runtime: Path | None = None, thumbnails: bool = True
+    model: Classifier,
+    folder: Path | str,
+    runtime: Path | str | None = None,
+    thumbnails: bool = True,
 ) -> None:
     """Write a folder with a page on which a network answers for pictures, in the browser.
 
@@ -93,12 +96,13 @@ def write_web_page(
     cannot be written, or the runtime is not there.
     """
     about, title = model.description, printable(str(model.run.about["title"]))
+    check_takes_pictures(model.run, about)
     channels = about.image_shape[0]
     if channels not in (1, 3):
         raise InvalidInput(
             f"a page is for networks that take pictures; {title} takes {channels} channels."
         )
-    _check_folder(folder)
+    folder = _page_folder(folder)
     files: dict[str, bytes | str] = dict(runtime_files(runtime))
     found: dict[str, Any] = {
         "title": _kind(model),
@@ -118,11 +122,12 @@ def write_web_page(
         images = model.thumbnails[:, 0]
         if thumbnails:
             found["sheet"] = sprite(list(images), max(images.shape[2:]))
-            files["thumbnails.jpg"] = found["sheet"].pop("data")
+            files[THUMBNAILS] = found["sheet"].pop("data")
     found["canvas"] = sketch_colours(images, about.image_shape)
     files["README.txt"] = README.format(
         title=title,
         shape=", ".join(map(str, about.image_shape)),
+        thumbnails=f"{THUMBNAILS}   training images of each class\n" if found["sheet"] else "",
         members="\n".join(MEMBERS),
         version=VERSION,
     )
@@ -135,28 +140,29 @@ def write_web_page(
         files["model.onnx"] = export(model, Path(scratch) / "model.onnx").path.read_bytes()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "thumbnails.jpg").unlink(missing_ok=True)  # of an earlier page
+        (folder / THUMBNAILS).unlink(missing_ok=True)  # of an earlier page
         for name, content in files.items():
             write_file(folder / name, content)
     except OSError as error:
         raise _unusable(folder, error) from error
 
 
-def runtime_files(runtime: Path | None = None) -> dict[str, bytes]:
+def runtime_files(runtime: Path | str | None = None) -> dict[str, bytes]:
     """The files of onnxruntime-web that a page needs, by name, from its checked package.
 
     runtime: the package; None: the one that was kept, or else downloaded.  Raises InvalidInput.
     """
     kept = data_folder() / "raw" / RUNTIME.rsplit("/", 1)[1]
-    path = runtime or (kept if kept.exists() else None)
-    package = _downloaded() if path is None else _read(user_path(path))
-    if base64.b64encode(hashlib.sha512(package).digest()).decode() != SHA512:
-        where = RUNTIME if path is None else str(path)
+    if runtime is not None:
+        package = _read(user_path(runtime))
+    elif not kept.exists() or not _is_runtime(package := _read(kept)):
+        package = _downloaded()
+    if not _is_runtime(package):
         raise InvalidInput(
-            f"{where} is not onnxruntime-web {VERSION}, or is damaged: its SHA-512 is not the one "
-            f"that npm names; accepted: {RUNTIME}."
+            f"{runtime or RUNTIME} is not onnxruntime-web {VERSION}, or is damaged: its SHA-512 is "
+            f"not the one that npm names; accepted: {RUNTIME}."
         )
-    if path is None:
+    if runtime is None:
         with suppress(OSError):  # it is downloaded again for the next page
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_file(kept, package)
@@ -174,6 +180,10 @@ def runtime_files(runtime: Path | None = None) -> dict[str, bytes]:
             f"{RUNTIME}."
         ) from error
     return found
+
+
+def _is_runtime(package: bytes) -> bool:
+    return base64.b64encode(hashlib.sha512(package).digest()).decode() == SHA512
 
 
 def _downloaded() -> bytes:
@@ -199,12 +209,13 @@ def _read(path: Path) -> bytes:
 
 
 def _cards(model: Classifier) -> list[dict[str, Any]]:
-    """The specialties with classes; of a flat network one card with all classes."""
+    """One card for each expert or output; of a flat network one with all classes."""
     if model.specialties is None:
         members = list(range(len(model.class_names)))
         return [{"k": 0, "name": "all", "colour": hex_colours(1)[0], "members": members}]
     found = cards(model.specialties, hex_colours(model.specialties.K))
-    return [each for each in found if each["members"]]
+    is_generalist = model.description.kind == "generalist"
+    return [each for each in found if each["members"] or is_generalist]
 
 
 def _kind(model: Classifier) -> str:
@@ -213,23 +224,34 @@ def _kind(model: Classifier) -> str:
         return f"A network for {C}"
     n = len(model.specialties.nonempty)
     if model.description.kind == "generalist":
-        return f"A network that tells {n} specialties of {C} apart"
+        return f"A network that answers with one of {model.specialties.K} groups of {C}"
     return f"A network of {n} experts for {C}"
 
 
-def _check_folder(folder: Path) -> None:
-    """Raise InvalidInput if a folder holds something else than an earlier page."""
+def _page_folder(written: Path | str) -> Path:
+    """The path of a page's folder.  Raises InvalidInput unless it is new, empty or a page's."""
+    text("folder", written)
+    folder = user_path(written)
     try:
-        others = folder.exists() and any(folder.iterdir()) and not (folder / PAGE).is_file()
-    except OSError as error:
+        others = folder.exists() and any(folder.iterdir())
+    except (OSError, ValueError) as error:
         raise _unusable(folder, error) from error
-    if others:
+    if others and not _is_page(folder / PAGE):
         raise InvalidInput(
             f"the folder {str(folder)!r} holds other files; accepted: a new or empty folder, or "
             "one with an earlier page."
         )
+    return folder
 
 
-def _unusable(path: Path, error: OSError) -> InvalidInput:
-    why = error.strerror or first_line(error)
+def _is_page(path: Path) -> bool:
+    try:
+        found = read_json(path)
+    except UnreadableFile:
+        return False
+    return isinstance(found, dict) and {"runtime", "cards", "shape"} <= set(found)
+
+
+def _unusable(path: Path, error: Exception) -> InvalidInput:
+    why = getattr(error, "strerror", None) or first_line(error)
     return InvalidInput(f"{str(path)!r} cannot be used ({why}).")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -14,25 +13,12 @@ from torch import Tensor
 
 import nofe_lab
 from nofe_lab import Classifier, Dataset, Experiment
+from nofe_lab.bench.export import NETWORKS, SIDES
 from nofe_lab.data import Resident
 from nofe_lab.inference.expert import Expert
-from nofe_lab.networks import PAPER
 
 pytestmark = pytest.mark.slow
 
-NARROW = {"branch_width": 0.25}
-NETWORKS: dict[str, dict[str, Any]] = {
-    **{name: {} for name in PAPER},
-    "resnet18": NARROW,
-    "mobilenet_v2": NARROW,
-    "densenet121": NARROW,
-    "efficientnet_b0": NARROW,
-    "convnext_tiny": {},
-    "timm:resnet10t": NARROW,
-    "timm:mobilenetv3_small_050": {},
-    "timm:efficientnet_lite0": NARROW,
-}
-SIDES = {"alexnet_imagenet": 256, "convnext_tiny": 64, "densenet121": 64, "mobilenet_v2": 64}
 CLASSES = tuple("abcdef")
 
 

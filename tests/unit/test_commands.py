@@ -106,13 +106,25 @@ def test_predict_answers_for_pictures(
         (["export", "ffff", "--folder", "f"], "run 'ffff' must be the folder of a finished run"),
         (["export", "RUN", "--folder", "taken"], "accepted: the path of a new or an empty folder"),
         (["export", "RUN", "--file", "f.pth"], "ends in .onnx or .pt2; got 'f.pth'"),
-        (["export", "RUN", "--file", "f.pt2", "--expert", "9"], "'9' is the name of 0 specialties"),
+        (["export", "RUN", "--file", "f.pt2", "--expert", "9"], "no specialty is called '9'"),
         (["export", "RUN", "--file", "f.pt2", "--experts", "9"], "experts must be a whole number"),
         (["export", "RUN", "--folder", "f", "--expert", "1"], "--experts are for --file; a page"),
         (
             ["export", "RUN", "--file", "f.pt2", "--expert", "1", "--experts", "1"],
             "--experts is for the whole network; got 1",
         ),
+        (
+            ["export", "RUN", "--folder", "f", "--file", "f.pth"],
+            "ends in .onnx or .pt2; got 'f.pth'",
+        ),
+        (["export", "RUN", "--folder", "taken", "--file", "f.pt2"], "a new or an empty folder"),
+        (["export", "RUN", "--web", "taken", "--folder", "f"], "'taken' holds other files"),
+        (["export", "RUN", "--web", "page", "--file", "f.pt2", "--experts", "9"], "for --file"),
+        (["export", "RUN", "--file", "f.pt2", "--no-thumbnails"], "is for --web and --folder"),
+        (["export", "RUN", "--folder", "f", "--runtime", "x.tgz"], "--runtime is for --web"),
+        (["export", "RUN", "--folder", "f", "--web", "f"], "need places of their own"),
+        (["export", "RUN", "--folder", "f", "--file", "f/x.pt2"], "need places of their own"),
+        (["export", "RUN", "--folder", " "], "cannot be written (it has no name)"),
         (["init", " "], "the folder for the notebooks must have a name"),
         (["dev", "onnx", "--repeats", "0"], "repeats must be a whole number of at least 1"),
         (["dev", "latency", "--repeats", "0"], "repeats must be a whole number of at least 1"),
@@ -141,6 +153,7 @@ def test_bad_words_get_one_sentence(
     assert sentence in said
     assert said.count("\n") == 1
     assert (tmp_path / "taken" / "00_look.ipynb").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} <= {"taken", "empty.csv", "runs"}
 
 
 def test_export_writes_a_folder_and_a_file(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import zipfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +22,16 @@ from nofe_lab import Classifier, Dataset, Experiment, InvalidInput, Specialties
 from nofe_lab.evaluation import best_threshold, on_specialty
 from nofe_lab.inference import export
 from nofe_lab.inference.answers import NONE
-from nofe_lab.inference.export import METADATA
+from nofe_lab.inference.export import METADATA, Exported
 from nofe_lab.networks import NofE
 from nofe_lab.networks.nofe import log_odds
-from nofe_lab.runs import DamagedRun
+from nofe_lab.runs import DamagedRun, open_run
 from nofe_lab.specialties import Specialties as Partition
 from nofe_lab.stages import Stage
+from tests.unit.test_inference import edited
 
 Make = Callable[..., Experiment]
+Open = Callable[..., Classifier]
 STAGES: dict[str, Callable[[Experiment], Stage]] = {
     "base CNN": lambda experiment: experiment.base(),
     "generalist": lambda experiment: experiment.generalist(),
@@ -35,13 +40,45 @@ STAGES: dict[str, Callable[[Experiment], Stage]] = {
 }
 
 
-def opened(experiment: Experiment, of: str = "network of experts") -> Classifier:
-    (run,) = experiment.run(STAGES[of](experiment))
-    return nofe_lab.load(run)
+@pytest.fixture(scope="module")
+def experiment(tiny: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """Whose networks are trained once; no test may change their runs."""
+    return Experiment(
+        tiny,
+        K=3,
+        epochs=1,
+        batch_size=36,
+        learning_rate=0.005,
+        val_fraction=0.25,
+        device="cpu",
+        runs_dir=str(tmp_path_factory.mktemp("runs")),
+    )
 
 
-def with_val(make: Make, **parameters: object) -> Experiment:
-    return make(val_fraction=0.25, **parameters)
+@pytest.fixture(scope="module")
+def opened(experiment: Experiment) -> Open:
+    """Opens a trained network of `experiment`."""
+
+    def load(of: str = "network of experts", **options: Any) -> Classifier:
+        (run,) = experiment.run(STAGES[of](experiment))
+        return nofe_lab.load(run, **options)
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def onnx_file(opened: Open, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported]:
+    """Exports a network, an expert of it, or its choice of some experts, once."""
+    folder = tmp_path_factory.mktemp("files")
+
+    @cache
+    def made(of: str, expert: int | None = None, experts: int | None = None) -> Exported:
+        path = folder / f"{of} {expert} {experts}" / "network.onnx"
+        if expert is not None:
+            return opened(of).expert(expert).export(path)
+        return opened(of).export(path, experts)
+
+    return made
 
 
 def answers(path: Path, images: Tensor) -> dict[str, np.ndarray]:
@@ -55,13 +92,11 @@ def answers(path: Path, images: Tensor) -> dict[str, np.ndarray]:
 # --- files for other programs
 
 
-@pytest.mark.parametrize("of", STAGES)
+@pytest.mark.parametrize("of", ["base CNN", "network of experts"])
 def test_an_onnx_file_answers_as_the_network_for_any_number_of_images(
-    tiny_experiment: Make, tmp_path: Path, of: str
+    experiment: Experiment, opened: Open, onnx_file: Callable[..., Exported], of: str
 ) -> None:
-    experiment = tiny_experiment()
-    model = opened(experiment, of)
-    done = model.export(tmp_path / "made" / "network.onnx")
+    done = onnx_file(of)
     assert done.path.stat().st_size == done.bytes
     assert [each.name for each in done.path.parent.iterdir()] == ["network.onnx"]  # one file
     assert 0 <= done.logits < 1e-4
@@ -69,17 +104,15 @@ def test_an_onnx_file_answers_as_the_network_for_any_number_of_images(
         images = experiment.data.test.sample(range(n))
         found = answers(done.path, images)
         with torch.inference_mode():
-            expected = model(images)
+            expected = opened(of)(images)
         np.testing.assert_allclose(found["logits"], expected, rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(found["probabilities"], expected.softmax(1), atol=1e-4)
 
 
 def test_an_onnx_file_says_what_it_takes_and_what_it_answers(
-    tiny_experiment: Make, tmp_path: Path
+    opened: Open, onnx_file: Callable[..., Exported]
 ) -> None:
-    model = opened(tiny_experiment())
-    path = model.export(tmp_path / "network.onnx").path
-    file = onnx.load(path)
+    model, file = opened(), onnx.load(onnx_file("network of experts").path)
     onnx.checker.check_model(file, full_check=True)
     assert file.opset_import[0].version >= 19
     (given,) = file.graph.input
@@ -94,73 +127,60 @@ def test_an_onnx_file_says_what_it_takes_and_what_it_answers(
     assert "uint8 [N, 3, 32, 32]" in said["input"]
 
 
-def test_a_file_of_torch_export_answers_as_the_network(
-    tiny_experiment: Make, tmp_path: Path
+def test_a_file_does_not_tell_where_the_library_lies(
+    opened: Open, onnx_file: Callable[..., Exported], tmp_path: Path
 ) -> None:
-    experiment = tiny_experiment()
-    model = opened(experiment)
-    path = model.export(str(tmp_path / "network.pt2")).path
+    model = opened("base CNN")
+    for path in (onnx_file("base CNN").path, model.export(tmp_path / "network.pt2").path):
+        content = path.read_bytes()
+        if path.suffix == ".pt2":
+            with zipfile.ZipFile(path) as packed:
+                content = b"".join(map(packed.read, packed.namelist()))
+        for place in (Path(nofe_lab.__file__).parents[1], Path(torch.__file__).parents[1]):
+            assert str(place).encode() not in content
+
+
+def test_a_link_leads_to_the_file_that_is_written(opened: Open, tmp_path: Path) -> None:
+    (tmp_path / "link.pt2").symlink_to(tmp_path / "network.pt2")
+    done = opened("base CNN").export(tmp_path / "link.pt2")
+    assert (tmp_path / "link.pt2").is_symlink()
+    assert (tmp_path / "network.pt2").stat().st_size == done.bytes
+
+
+def test_a_generalist_s_file_is_of_its_specialties(opened: Open) -> None:
+    model = opened("generalist")
+    assert json.loads(model.metadata["class_names"]) == list(model.output_names)
+
+
+@pytest.mark.parametrize("experts", [None, 2])
+def test_a_file_of_torch_export_answers_as_the_network(
+    experiment: Experiment, opened: Open, tmp_path: Path, experts: int | None
+) -> None:
+    model = opened("gate", precision="bf16")
+    path = model.export(str(tmp_path / "network.pt2"), experts).path
+    assert model.precision == "bf16"  # the file computes in fp32, the network is not changed
     more = {METADATA: ""}
     read = torch.export.load(path, extra_files=more).module()
-    assert tuple(json.loads(json.loads(more[METADATA])["class_names"])) == model.class_names
-    images = experiment.data.test.sample(range(5))
-    with torch.inference_mode():
-        logits, probabilities = read(images)
-        assert torch.equal(logits, model(images))
-    assert torch.allclose(probabilities.sum(1), torch.ones(5))
-
-
-@pytest.mark.parametrize("experts", [1, 2])
-@pytest.mark.parametrize("ending", ["onnx", "pt2"])
-def test_a_gate_chooses_in_an_exported_file_too(
-    tiny_experiment: Make, tmp_path: Path, experts: int, ending: str
-) -> None:
-    experiment = tiny_experiment()
-    model = opened(experiment, "gate")
-    path = model.export(tmp_path / f"network.{ending}", experts=experts).path
+    about = json.loads(more[METADATA])
+    assert tuple(json.loads(about["class_names"])) == model.class_names
+    assert about.get("experts") == (None if experts is None else "2")
     for images in (experiment.data.test.sample(range(9)), experiment.data.train.sample([3])):
         with torch.inference_mode():
-            expected = model.logits(images, experts).numpy()
-            if ending == "onnx":
-                found = answers(path, images)["logits"]
-            else:
-                found = torch.export.load(path).module()(images)[0].numpy()
-        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+            logits, probabilities = read(images)
+            expected = opened("gate").logits(images, experts)
+        np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(probabilities, expected.softmax(1), atol=1e-4)
 
 
-def test_a_traced_choice_of_experts_is_that_of_other_images_too(tiny_experiment: Make) -> None:
-    experiment = tiny_experiment()
-    network = opened(experiment, "gate").network
-    assert isinstance(network, NofE)
-    first, other = (torch.randn(n, 3, 32, 32) for n in (4, 9))
-
-    class Few(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.whole = network
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.whole.logits(x, experts=1)
-
-    few = Few().eval()
-    program = torch.export.export(
-        few, (first,), dynamic_shapes={"x": {0: torch.export.Dim("N", min=1)}}
-    )
-    with torch.inference_mode():
-        assert torch.allclose(program.module()(other), network.logits(other, 1), atol=1e-5)
-
-
-def test_a_network_on_another_device_or_precision_is_exported_as_it_is_on_the_cpu(
-    tiny_experiment: Make, tmp_path: Path
+def test_a_gate_chooses_in_an_onnx_file_too(
+    experiment: Experiment, opened: Open, onnx_file: Callable[..., Exported]
 ) -> None:
-    experiment = tiny_experiment()
-    run = opened(experiment).run
-    model = nofe_lab.load(run, precision="bf16")
-    path = model.export(tmp_path / "network.onnx").path
-    assert model.precision == "bf16"  # the network is not changed
-    images = experiment.data.test.sample(range(3))
-    exact = nofe_lab.load(run)(images).detach()
-    np.testing.assert_allclose(answers(path, images)["logits"], exact, rtol=1e-3, atol=1e-5)
+    path = onnx_file("gate", experts=1).path
+    for images in (experiment.data.test.sample(range(9)), experiment.data.train.sample([3])):
+        with torch.inference_mode():
+            expected = opened("gate").logits(images, 1)
+        found = answers(path, images)["logits"]
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
 # --- what is refused
@@ -178,10 +198,8 @@ class Doubtful(nn.Module):
         return found * 2 if float(x.sum()) > 0 else found
 
 
-def test_what_cannot_be_exported_is_refused_in_a_sentence(
-    tiny_experiment: Make, tmp_path: Path
-) -> None:
-    model = opened(tiny_experiment())
+def test_what_cannot_be_exported_is_refused_in_a_sentence(opened: Open, tmp_path: Path) -> None:
+    model = opened()
     model.network = Doubtful(model.network)
     with pytest.raises(InvalidInput, match=r"cannot be exported: .*accepted: networks of which"):
         model.export(tmp_path / "network.onnx")
@@ -199,79 +217,74 @@ def test_what_cannot_be_exported_is_refused_in_a_sentence(
         (None, "the file must be text; got None"),
     ],
 )
-def test_only_files_of_known_kinds_are_written(
-    tiny_experiment: Make, path: Any, problem: str
-) -> None:
+def test_only_files_of_known_kinds_are_written(opened: Open, path: Any, problem: str) -> None:
     with pytest.raises(InvalidInput, match=problem):
-        opened(tiny_experiment()).export(path)
+        opened().export(path)
 
 
-def test_a_folder_in_the_place_of_the_file_is_refused(
-    tiny_experiment: Make, tmp_path: Path
-) -> None:
+def test_a_folder_in_the_place_of_the_file_is_refused(opened: Open, tmp_path: Path) -> None:
     (tmp_path / "network.onnx").mkdir()
     with pytest.raises(InvalidInput, match=r"network\.onnx' cannot be written"):
-        opened(tiny_experiment()).export(tmp_path / "network.onnx")
+        opened().export(tmp_path / "network.onnx")
 
 
+@pytest.mark.parametrize("factor", [1.01, np.nan])
 def test_a_file_that_answers_otherwise_is_not_written(
-    tiny_experiment: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
-    model = opened(tiny_experiment())
     path = tmp_path / "network.onnx"
     path.write_text("the file of yesterday")
-    made = export._onnx
 
-    def spoiled(*arguments: Any) -> Any:
-        content, answer = made(*arguments)
-        return content, lambda images: tuple(1.01 * each for each in answer(images))
+    def spoiled(graph: Any, *_: Any) -> Any:
+        return b"", lambda images: tuple(factor * each.numpy() for each in graph(images))
 
     monkeypatch.setattr(export, "_onnx", spoiled)
-    with pytest.raises(InvalidInput, match=r"was not written: for 1 images the logits .* by 0\.01"):
-        model.export(path)
+    with pytest.raises(InvalidInput, match=r"not written: the logits .* accepted: up to 0\.001"):
+        opened().export(path)
     assert path.read_text() == "the file of yesterday"
 
 
-def test_not_a_number_is_a_difference(
-    tiny_experiment: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_that_fails_for_other_numbers_of_images_is_not_written(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = export._onnx
+    def for_two(graph: Any, *_: Any) -> Any:
+        def answer(images: Tensor) -> Any:
+            if len(images) != 2:
+                raise RuntimeError("got 1 for the first dimension")
+            return tuple(each.numpy() for each in graph(images))
 
-    def spoiled(*arguments: Any) -> Any:
-        content, answer = made(*arguments)
-        return content, lambda images: tuple(np.nan * each for each in answer(images))
+        return b"", answer
 
-    monkeypatch.setattr(export, "_onnx", spoiled)
-    with pytest.raises(InvalidInput, match="was not written"):
-        opened(tiny_experiment()).export(tmp_path / "network.onnx")
+    monkeypatch.setattr(export, "_onnx", for_two)
+    with pytest.raises(InvalidInput, match="cannot be exported: got 1 for the first dimension"):
+        opened().export(tmp_path / "network.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_its_packages_onnx_says_how_to_get_them(
-    tiny_experiment: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "find_spec", lambda name: None)
-    model = opened(tiny_experiment())
     with pytest.raises(InvalidInput, match=r"onnxruntime: pip install 'nofe_lab\[export\]'"):
-        model.export(tmp_path / "network.onnx")
-    model.export(tmp_path / "network.pt2")
+        opened().export(tmp_path / "network.onnx")
+    opened("base CNN").export(tmp_path / "network.pt2")
 
 
 def test_weights_that_no_onnx_file_holds_are_refused_before_any_work(
-    tiny_experiment: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "MOST_BYTES", 1000)
     with pytest.raises(InvalidInput, match=r"GB of weights.*accepted: a '\.pt2' file"):
-        opened(tiny_experiment()).export(tmp_path / "network.onnx")
+        opened().export(tmp_path / "network.onnx")
 
 
-def test_experts_are_chosen_by_a_gate_alone(tiny_experiment: Make, tmp_path: Path) -> None:
-    experiment = tiny_experiment()
+def test_experts_are_chosen_by_a_gate_alone(opened: Open, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="this one has none"):
-        opened(experiment).export(tmp_path / "network.onnx", experts=1)
+        opened().export(tmp_path / "network.onnx", experts=1)
     with pytest.raises(InvalidInput, match="experts must be"):
-        opened(experiment, "gate").export(tmp_path / "network.onnx", experts=9)
+        opened("gate").export(tmp_path / "network.onnx", experts=9)
     with pytest.raises(InvalidInput, match="which has no experts"):
-        opened(experiment, "gate").expert(0).export(tmp_path / "expert.onnx", experts=1)
+        opened("base CNN").export(tmp_path / "network.onnx", experts=1)
 
 
 # --- one expert alone
@@ -279,10 +292,9 @@ def test_experts_are_chosen_by_a_gate_alone(tiny_experiment: Make, tmp_path: Pat
 
 @pytest.mark.parametrize("of", ["network of experts", "gate"])
 def test_an_expert_alone_gives_the_logits_that_the_whole_gives_to_its_classes(
-    tiny_experiment: Make, of: str
+    experiment: Experiment, opened: Open, of: str
 ) -> None:
-    experiment = with_val(tiny_experiment)
-    model = opened(experiment, of)
+    model = opened(of)
     assert model.specialties is not None
     images = experiment.data.test.sample(range(8))
     for k in model.specialties.nonempty:
@@ -295,10 +307,9 @@ def test_an_expert_alone_gives_the_logits_that_the_whole_gives_to_its_classes(
 
 @pytest.mark.parametrize("of", ["network of experts", "gate"])
 def test_an_expert_says_none_of_mine_below_the_threshold_that_val_images_gave(
-    tiny_experiment: Make, of: str
+    experiment: Experiment, opened: Open, of: str
 ) -> None:
-    experiment = with_val(tiny_experiment)
-    model = opened(experiment, of)
+    model = opened(of)
     assert model.specialties is not None
     k = model.specialties.nonempty[0]
     members = list(model.specialties.members(k))
@@ -342,36 +353,51 @@ def test_an_expert_says_none_of_mine_below_the_threshold_that_val_images_gave(
         assert alone["multiply-accumulates"] < whole["multiply-accumulates"]
 
 
-def test_an_expert_is_exported_with_its_threshold(tiny_experiment: Make, tmp_path: Path) -> None:
-    experiment = with_val(tiny_experiment)
-    for of in ("network of experts", "gate"):
-        expert = opened(experiment, of).expert(1)
-        path = expert.export(tmp_path / "expert.onnx").path
-        images = experiment.data.test.sample(range(6))
-        found = answers(path, images)
-        said = expert.predict(images)
-        assert said.margin is not None
-        np.testing.assert_allclose(found["margin"], said.margin, atol=1e-4)
-        np.testing.assert_allclose(found["probabilities"], said.probabilities, atol=1e-4)
-        about = {each.key: each.value for each in onnx.load(path).metadata_props}
-        assert tuple(json.loads(about["class_names"])) == expert.class_names
-        assert about["none_of_mine"] == "margin below 0"
-        assert about["specialty"] == expert.title
+@pytest.mark.parametrize("of", ["network of experts", "gate"])
+def test_an_expert_is_exported_with_its_threshold(
+    experiment: Experiment, opened: Open, onnx_file: Callable[..., Exported], of: str
+) -> None:
+    path, expert = onnx_file(of, expert=1).path, opened(of).expert(1)
+    images = experiment.data.test.sample(range(6))
+    found, said = answers(path, images), expert.predict(images)
+    assert said.margin is not None
+    np.testing.assert_allclose(found["margin"], said.margin, atol=1e-4)
+    np.testing.assert_allclose(found["probabilities"], said.probabilities, atol=1e-4)
+    about = {each.key: each.value for each in onnx.load(path).metadata_props}
+    assert tuple(json.loads(about["class_names"])) == expert.class_names
+    assert about["none_of_mine"] == "margin below 0"
+    assert about["specialty"] == expert.title
 
 
-def test_an_expert_is_smaller_than_the_whole_and_shares_its_weights(tiny_experiment: Make) -> None:
-    model = opened(with_val(tiny_experiment))
-    expert = model.expert(0)
+def test_an_image_on_the_threshold_is_no_reason_to_refuse_a_file(
+    opened: Open, tmp_path: Path
+) -> None:
+    expert = opened().expert(1)
+    images = export._images(expert.image_shape, 1)
+    with torch.inference_mode():
+        expert.threshold = float(expert._scored(images)[0, -1])
+        assert abs(float(expert.outputs(images)["margin"])) < 1e-6
+    expert.export(tmp_path / "expert.pt2")
+
+
+def test_an_expert_is_smaller_than_the_whole_and_shares_its_weights(opened: Open) -> None:
+    model = opened()
     whole = {each.data_ptr() for each in model.parameters()}
-    own = {each.data_ptr() for each in expert.parameters()}
+    own = {each.data_ptr() for each in model.expert(0).parameters()}
     assert own < whole
 
 
-def test_an_expert_is_found_by_number_or_name(tiny_experiment: Make) -> None:
-    model = opened(with_val(tiny_experiment))
-    assert model.specialties is not None
+def test_the_whole_is_counted_without_the_gate_that_it_does_not_need(opened: Open) -> None:
+    whole, gated = (opened(of).expert(0).measure() for of in ("network of experts", "gate"))
+    columns = ["parameters", "multiply-accumulates"]
+    assert whole[columns].iloc[1].tolist() == gated[columns].iloc[1].tolist()
+    assert (gated[columns].iloc[0] > whole[columns].iloc[0]).all()  # the expert needs it
+
+
+def test_an_expert_is_found_by_number_or_name(opened: Open) -> None:
+    model = opened()
     assert model.expert("2").k == model.expert("specialty 2").k == 1
-    with pytest.raises(InvalidInput, match=r"'9' is the name of 0 specialties; accepted: 1, 2, 3"):
+    with pytest.raises(InvalidInput, match=r"no specialty is called '9'; accepted: 1, 2, 3"):
         model.expert("9")
     for number in (-1, 3, 1.5, True):
         with pytest.raises(InvalidInput, match="expert must be"):
@@ -379,24 +405,23 @@ def test_an_expert_is_found_by_number_or_name(tiny_experiment: Make) -> None:
 
 
 def test_specialties_without_classes_and_flat_networks_have_no_expert(
-    tiny_experiment: Make, tiny: Dataset
+    experiment: Experiment, opened: Open, tiny: Dataset
 ) -> None:
-    experiment = with_val(tiny_experiment)
     partition = Partition(tiny.class_names, (0,) * 3 + (2,) * (tiny.C - 3), 3)
     (run,) = experiment.run(experiment.nofe(partition))
-    with pytest.raises(InvalidInput, match=r"specialty 1 has no classes.*accepted: 0, 2"):
+    with pytest.raises(InvalidInput, match=r"specialty 2 has no.*: specialty 1, specialty 3"):
         nofe_lab.load(run).expert(1)
     for of in ("base CNN", "generalist"):
         with pytest.raises(InvalidInput, match="has no experts; accepted: networks of experts"):
-            opened(experiment, of).expert(0)
+            opened(of).expert(0)
 
 
 def test_without_val_images_a_threshold_is_fitted_on_others(
     tiny_experiment: Make, tmp_path: Path
 ) -> None:
     experiment = tiny_experiment(val_fraction=0.0)
-    expert = opened(experiment).expert(0)
-    images = experiment.data.test
+    (run,) = experiment.run(experiment.nofe())
+    expert, images = nofe_lab.load(run).expert(0), experiment.data.test
     for act in (
         lambda: expert.predict(images),
         lambda: expert.measure(images),
@@ -409,6 +434,16 @@ def test_without_val_images_a_threshold_is_fitted_on_others(
     assert fitted.threshold is not None
     np.testing.assert_allclose(fitted.measure()["found"], fitted.measure(images)["found"])
     assert len(fitted.predict(images)) == len(images)
+
+
+def test_a_threshold_that_is_fitted_on_training_images_is_said_to_be_too_high(
+    experiment: Experiment, opened: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    expert = opened().expert(0)
+    expert.fit(experiment.data.val)
+    assert "training images" not in caplog.text
+    expert.fit(experiment.data.train)
+    assert "100% of the images are training images" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -425,12 +460,11 @@ def test_without_val_images_a_threshold_is_fitted_on_others(
     ],
 )
 def test_figures_of_experts_that_are_none_are_refused(
-    tiny_experiment: Make, change: Callable[[str], str]
+    opened: Open, tmp_path: Path, change: Callable[[str], str]
 ) -> None:
-    from tests.unit.test_inference import edited
-
-    model = opened(with_val(tiny_experiment))
-    run = edited(model.run, "experts.csv", change)
+    path = tmp_path / "run"
+    shutil.copytree(opened().run.path, path)
+    run = edited(open_run(path), "experts.csv", change)
     with pytest.raises(DamagedRun, match=r"experts\.csv"):
         nofe_lab.load(run).expert(0), nofe_lab.load(run).expert(1)
 
@@ -465,8 +499,7 @@ def test_log_odds_are_those_of_the_softmax() -> None:
     assert torch.allclose(log_odds(logits, members), (share / (1 - share)).log(), atol=1e-5)
 
 
-def test_a_specialty_of_one_class_has_an_expert(tiny_experiment: Make, tiny: Dataset) -> None:
-    experiment = with_val(tiny_experiment)
+def test_a_specialty_of_one_class_has_an_expert(experiment: Experiment, tiny: Dataset) -> None:
     partition = Partition(tiny.class_names, (0,) + (1,) * (tiny.C - 1), 2)
     (run,) = experiment.run(experiment.nofe(partition))
     found = nofe_lab.load(run).expert(0).predict(experiment.data.test)

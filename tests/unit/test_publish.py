@@ -14,16 +14,21 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 import nofe_lab
 from nofe_lab import Arm, Classifier, Dataset, Experiment, InvalidInput, Run
+from nofe_lab.data import Resident
+from nofe_lab.evaluation import predict
 from nofe_lab.files import user_path
 from nofe_lab.inference.card import model_card
 from nofe_lab.knobs import understood
 from nofe_lab.runs import DamagedRun
+from nofe_lab.specialties import Specialties as Partition
 from nofe_lab.stages import Stage
 from nofe_lab.statistics import paired_interval, share_interval
+from nofe_lab.views.web_page import write_web_page
 
 Make = Callable[..., Experiment]
 STAGES: dict[str, Callable[[Experiment], Stage]] = {
@@ -70,7 +75,7 @@ def test_a_published_folder_answers_as_the_run(
     names = {path.name for path in (tmp_path / "flowers").iterdir()}
     assert {"model.safetensors", "config.json", "README.md"} <= names
     assert not any(path.name.startswith(".") for path in tmp_path.iterdir())
-    if original.specialties is not None and of != "generalist" and "generalist" not in of:
+    if original.specialties is not None and "generalist" not in of:
         assert model.predict(images, coverage=0.5).table.equals(
             original.predict(images, coverage=0.5).table
         )
@@ -85,8 +90,9 @@ def test_other_tools_read_weights_and_config(tiny_experiment: Make, tmp_path: Pa
     config = json.loads((folder / "config.json").read_text())
     assert tuple(config["classes"]) == model.class_names
     assert config["model"]["kind"] == "nofe"
-    assert [each["name"] for each in config["specialties"]["specialties"]] == ["1", "2", "3"]
     assert config["id"] == run.id
+    specialties = json.loads((folder / "specialties.json").read_text())
+    assert [each["name"] for each in specialties["specialties"]] == ["1", "2", "3"]
 
 
 def test_a_published_folder_can_be_moved_shown_and_published_again(
@@ -123,17 +129,27 @@ def test_a_card_may_be_edited_but_neither_weights_nor_config(
         nofe_lab.load(folder)
 
 
-def test_a_folder_that_is_not_empty_is_left_alone(tiny_experiment: Make, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_left_alone(
+    tiny_experiment: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     experiment = tiny_experiment()
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
     (run,) = experiment.run(experiment.base())
     model = nofe_lab.load(run)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
-    for name in ("mine", "file", "file/inside"):
+    for path in (
+        *(tmp_path / name for name in ("mine", "file", "file/inside")),
+        "",
+        " ",
+        ".",
+        "a\0b",
+    ):
         with pytest.raises(InvalidInput, match="accepted: the path of a new or an empty folder"):
-            model.publish(tmp_path / name)
+            model.publish(path)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
     model.publish(tmp_path / "empty")
     model.publish(tmp_path / "new" / "deep")
@@ -147,20 +163,95 @@ def test_training_images_can_be_kept_back(tiny_experiment: Make, tmp_path: Path)
     experiment = tiny_experiment()
     (run,) = experiment.run(experiment.nofe())
     nofe_lab.load(run).publish(tmp_path / "flowers", thumbnails=False)
-    assert not list((tmp_path / "flowers").glob("*.jpg"))
+    names = {path.name for path in (tmp_path / "flowers").iterdir()}
+    assert not names & {"thumbnails.jpg", "seen.bin"}
     with pytest.raises(InvalidInput, match="keeps no thumbnails"):
         nofe_lab.load(tmp_path / "flowers").thumbnails  # noqa: B018
 
 
-def test_where_the_data_lay_is_not_told(
-    tiny: Dataset, tiny_experiment: Make, tmp_path: Path
+def test_files_may_be_left_out_of_a_published_folder_but_not_changed(
+    tiny_experiment: Make, tmp_path: Path
 ) -> None:
-    experiment = tiny_experiment(dataset=replace(tiny, name="folder:/home/jane/secret/flowers"))
     folder = tmp_path / "flowers"
-    published(experiment, folder)
+    run, model, _ = published(tiny_experiment(val_fraction=0.25), folder)
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    for name in ("thumbnails.jpg", "seen.bin", "val.csv", "experts.csv", "history.csv"):
+        (folder / name).unlink()
+        assert torch.equal(nofe_lab.load(folder)(images), model(images))
+    with pytest.raises(InvalidInput, match="no val images to fit a threshold on"):
+        nofe_lab.load(folder).expert(0).predict(images)
+    (folder / "specialties.json").write_text("{}")
+    with pytest.raises(DamagedRun, match=r"specialties\.json is missing or changed"):
+        nofe_lab.load(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(DamagedRun, match=r"model\.safetensors is missing or changed|specialties"):
+        nofe_lab.load(folder)
+    assert len(repr(run)) < 300
+
+
+def test_changed_weights_are_not_published_as_the_run(
+    tiny_experiment: Make, tmp_path: Path
+) -> None:
+    experiment = tiny_experiment()
+    model = experiment.model(experiment.base())
+    with torch.no_grad():
+        next(model.parameters()).mul_(0)
+    with pytest.raises(InvalidInput, match="the weights of base CNN were changed"):
+        model.publish(tmp_path / "flowers")
+    assert not (tmp_path / "flowers").exists()
+
+
+def test_what_takes_no_pictures_is_neither_published_nor_exported(
+    tiny_experiment: Make, tmp_path: Path
+) -> None:
+    experiment = tiny_experiment()
+    there = experiment.on_features(experiment.base())
+    model = there.model(there.base())
+    for act in (
+        lambda: model.publish(tmp_path / "flowers"),
+        lambda: model.export(tmp_path / "flowers.pt2"),
+        lambda: write_web_page(model, tmp_path / "page"),
+    ):
+        with pytest.raises(InvalidInput, match="takes the features of a frozen trunk"):
+            act()
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
+
+
+@pytest.mark.parametrize("prefix", ["folder:", "Folder: "])
+@pytest.mark.parametrize("of", ["network of experts", "random experts"])
+def test_where_the_data_lay_is_not_told(tmp_path: Path, prefix: str, of: str) -> None:
+    secret = tmp_path / "jane o'neil" / "secret" / "flowers"
+    rng = np.random.default_rng(0)
+    for name in "abcd":
+        for n in range(12):
+            file = secret / name / f"{n}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(256, size=(32, 32, 3), dtype=np.uint8)).save(file)
+    part = tmp_path / "secret" / "part.json"
+    part.parent.mkdir()
+    part.write_text(Partition(tuple("abcd"), (0, 0, 1, 1), 2).to_json())
+    experiment = Experiment(
+        f"{prefix}{secret}",
+        K=2,
+        epochs=1,
+        batch_size=12,
+        image_size=32,
+        learning_rate=0.005,
+        device="cpu",
+        specialties=str(part),
+        runs_dir=str(tmp_path / "runs"),
+    )
+    folder = tmp_path / "published"
+    run, _, card = published(experiment, folder, of)
+    assert "secret" in run.provenance["command"]
     for path in folder.iterdir():
-        assert b"secret" not in path.read_bytes(), path.name
-    assert "folder:flowers" in (folder / "README.md").read_text()
+        content = path.read_bytes()
+        assert b"secret" not in content, path.name
+        assert b"neil" not in content, path.name
+    assert "folder:flowers" in card
+    if of == "network of experts":
+        assert "--specialties 'THE FOLDER OF THE RUN/specialties.json'" in card
+        assert Partition.load(folder / "specialties.json", tuple("abcd")).of == (0, 0, 1, 1)
 
 
 def test_a_run_of_an_earlier_library_is_not_published(tmp_path: Path) -> None:
@@ -221,10 +312,105 @@ def test_a_card_of_several_seeds_tells_their_mean(tiny_experiment: Make, tmp_pat
     )
     (run,) = experiment.run(experiment.nofe())
     card = model_card(run)
-    assert "Over 3 seeds, other networks minus ones like this, in points:" in card
+    assert "Over seeds, with 95 % intervals of the mean:" in card
     wide = report.table.pivot(index="seed", columns="network", values="test_accuracy")
-    mean = 100 * (wide["base CNN"] - wide["NofE"]).mean()
+    mean = 100 * (wide["NofE"] - wide["base CNN"]).mean()
     assert f"| base CNN | 3 | {mean:+.1f} [" in card
+
+
+def test_a_smaller_report_does_not_undo_a_larger_one(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment()
+    base, nofe = experiment.base(), experiment.nofe()
+    experiment.final_report({"base CNN": base, "NofE": nofe})
+    (run,) = experiment.run(nofe)
+    before = model_card(run)
+    experiment.final_report({"NofE": nofe})
+    assert model_card(run) == before
+    assert "| base CNN |" in before
+    experiment.final_report({"mine": nofe, "mine again": nofe, "random": experiment.nofe("random")})
+    after = model_card(run)
+    assert "| base CNN |" in after
+    assert "| random |" in after
+    assert after.count("**this one**") == 1
+
+
+def test_the_accuracy_of_a_gate_s_network_is_that_of_all_its_experts(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment(val_fraction=0.25)
+    (run,) = experiment.run(experiment.gate())
+    (nofe,) = experiment.run(experiment.nofe())
+    assert run.accuracies["val"] == nofe.accuracies["val"]
+    model = nofe_lab.load(run)
+    assert run.accuracies["val"] == predict(model, experiment.data.val).accuracy
+    assert run.accuracies["train"] == predict(model, experiment.data.train).accuracy
+    assert f"| accuracy on val images | {run.accuracies['val']:.2%} |" in model_card(run)
+    old = replace_result(run, {"val_accuracy": 0.9, "train_accuracy": 0.9})
+    assert old.accuracies == {}  # of the gate alone, as an earlier library kept it
+
+
+def replace_result(run: Run, result: dict[str, float]) -> Run:
+    return Run(run.path, {**run.record, "result": result})
+
+
+def test_a_generalist_s_accuracy_is_of_specialties(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment(val_fraction=0.25)
+    (run,) = experiment.run(experiment.generalist())
+    shown = f"{run.accuracies['val']:.2%}"
+    assert f"| share of right specialties on val images | {shown} |" in model_card(run)
+
+
+def test_specialties_of_one_name_keep_their_figures(tiny: Dataset, tiny_experiment: Make) -> None:
+    experiment = tiny_experiment()
+    partition = Partition(tiny.class_names, (0, 0, 0, 1, 1, 2), 3, ("a", "a", "b"))
+    stage = experiment.nofe(partition)
+    experiment.final_report({"NofE": stage})
+    (run,) = experiment.run(stage)
+    rows = [line for line in model_card(run).split("\n") if line.startswith(("| a |", "| b |"))]
+    expected = run.report_table("per_specialty").to_dict("records")
+    for line, row in zip(rows, expected, strict=True):
+        assert f"| {row['images']} | {row['accuracy']:.2%} | {row['right specialty']:.2%} |" in line
+
+
+def test_a_specialty_without_test_images_is_not_tested(
+    tiny: Dataset, tiny_experiment: Make
+) -> None:
+    of = torch.tensor([0, 0, 1, 1, 2, 2])
+    few = tiny.test.sample((of[tiny.test.labels] > 0).nonzero()[:, 0])
+    kept = tiny.test.labels[of[tiny.test.labels] > 0]
+    experiment = tiny_experiment(dataset=replace(tiny, test=Resident(few, kept)))
+    stage = experiment.nofe(Partition(tiny.class_names, tuple(of.tolist()), 3))
+    experiment.final_report({"NofE": stage})
+    (run,) = experiment.run(stage)
+    card = model_card(run)
+    assert "| 0 | not tested | not tested | not tested |" in card
+    assert "worst in specialty 1:" not in card
+
+
+def test_reports_that_were_edited_make_no_figures(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment()
+    stages = {"base CNN": experiment.base(), "NofE": experiment.nofe()}
+    experiment.final_report(stages)
+    (run,) = experiment.run(stages["NofE"])
+    path = run.path / "reports.json"
+    found = json.loads(path.read_text())
+    row = found["compared"][0]
+    for rows in (
+        [*found["compared"], {**row, "run": "x"}],
+        [{**row, "seed": "one"}],
+        [{**each, "low": None, "high": None} for each in found["compared"]],
+        [{**each, "seed": each["seed"] + n} for n, each in enumerate(found["compared"] * 3)],
+    ):
+        path.write_text(json.dumps({**found, "compared": rows}))
+        assert "nan" not in model_card(run)
+
+
+def test_a_command_is_text_in_a_card(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment()
+    (run,) = experiment.run(experiment.base())
+    made = {**run.provenance, "public_command": "a\n\x1b[31m```\n<b>"}
+    card = model_card(Run(run.path, {**run.record, "provenance": made}))
+    assert "\x1b" not in card
+    assert "````\na\n" in card
+    assert card.count("````") == 2
 
 
 def test_other_people_s_names_are_text_in_a_card(
@@ -248,23 +434,45 @@ def test_the_command_makes_the_same_run_again(
     where = {"runs_dir": str(tmp_path), "device": "cpu", "precision": "fp32"}
     experiment = Experiment("glyphs:2", K=7, flips=True, learning_rate=0.01, seed=3, **where)
     stage = STAGES[of](experiment)
+    assert stage.command.startswith("nofe-lab ") == (of == "network of experts")
     if stage.command.startswith("nofe-lab "):
         words = shlex.split(stage.command)
         assert words[:2] == ["nofe-lab", "train"]
         names = [word.removeprefix("--").replace("-", "_") for word in words[3::2]]
         options = dict(zip(names, words[4::2], strict=True))
         again = Experiment(**understood({"dataset": words[2], **options}))
-        made = [again.base() if of == "base CNN" else again.nofe()]
+        made = [again.nofe()]
     else:
         exec(stage.command, {})
     assert [each.id for each in made] == [stage.id]
 
 
-def test_a_command_tells_what_must_be_given_as_an_object(tiny_experiment: Make) -> None:
+def test_a_command_tells_what_must_be_given_as_an_object(
+    tiny: Dataset, tiny_experiment: Make
+) -> None:
     command = tiny_experiment().nofe().command
     assert "Experiment(dataset=dataset, K=3" in command
-    assert "# dataset: tiny" in command
+    assert "dataset = ...  # to be given: tiny" in command
+    private = tiny_experiment(dataset=replace(tiny, name="/home/jane/flowers"))
+    assert "jane" not in private.nofe().public_command
+    odd = tiny_experiment(dataset=replace(tiny, name="a\nimport os"))
+    assert "\nimport os" not in odd.nofe().command
     assert "runs_dir" not in command
+
+
+def test_a_given_partition_is_named_as_that_of_the_run(
+    tiny: Dataset, tiny_experiment: Make
+) -> None:
+    experiment = tiny_experiment()
+    stage = experiment.nofe(Partition(tiny.class_names, (0, 0, 0, 1, 1, 2), 3))
+    for each in (stage, experiment.gate(stage)):
+        assert "partition='THE FOLDER OF THE RUN/specialties.json'" in each.command
+
+
+def test_a_report_is_of_networks_that_answer_with_classes(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment()
+    with pytest.raises(InvalidInput, match=r"got generalist \(optimal, K = 3\), which answers"):
+        experiment.final_report({"generalist": experiment.generalist()})
 
 
 def test_a_run_keeps_the_command_and_the_number_of_images(tiny_experiment: Make) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from nofe_lab import InvalidInput
+from nofe_lab import InvalidInput, Specialties
 from nofe_lab.views import web_page
 from nofe_lab.views.web_page import MEMBERS, RUNTIME, runtime_files, write_web_page
 from nofe_lab.views.widgets.base import sketch_colours
@@ -69,6 +69,17 @@ def test_without_a_network_it_is_said_what_is_needed(registry: Any, tmp_path: Pa
         runtime_files(tmp_path / "missing.tgz")
 
 
+def test_a_kept_runtime_that_is_damaged_is_downloaded_again(
+    registry: Callable[[bytes], None], tmp_path: Path
+) -> None:
+    registry(package())
+    first = runtime_files()
+    (kept,) = (tmp_path / "data").rglob("*.tgz")
+    kept.write_bytes(b"half of it")
+    assert runtime_files() == first
+    assert kept.read_bytes() == package()
+
+
 @pytest.mark.parametrize("content", [b"", package()[:-1], package(("other",))])
 def test_another_package_is_refused_and_not_kept(
     content: bytes, registry: Callable[[bytes], None], tmp_path: Path
@@ -99,7 +110,7 @@ def test_a_page_that_cannot_be_made_is_refused_before_anything_is_written(
     registry: Any, tmp_path: Path
 ) -> None:
     def model(channels: int) -> Any:
-        description = SimpleNamespace(image_shape=(channels, 8, 8), kind="flat")
+        description = SimpleNamespace(image_shape=(channels, 8, 8), kind="flat", of_features=False)
         run = SimpleNamespace(about={"title": "a network"})
         return SimpleNamespace(description=description, run=run)
 
@@ -109,11 +120,22 @@ def test_a_page_that_cannot_be_made_is_refused_before_anything_is_written(
     (tmp_path / "other" / "index.html").write_text("mine")
     with pytest.raises(InvalidInput, match=r"other' holds other files"):
         write_web_page(model(3), tmp_path / "other")
+    (tmp_path / "other" / "page.json").write_text('"mine"')
+    with pytest.raises(InvalidInput, match=r"other' holds other files"):
+        write_web_page(model(3), str(tmp_path / "other"))
+    assert (tmp_path / "other" / "index.html").read_text() == "mine"
     with pytest.raises(InvalidInput, match=r"--runtime FILE"):
         write_web_page(model(3), tmp_path / "page")
     with pytest.raises(InvalidInput, match=r"index.html' cannot be used"):
         write_web_page(model(3), tmp_path / "other" / "index.html")
     assert not (tmp_path / "page").exists()
+
+
+@pytest.mark.parametrize(("kind", "shown"), [("nofe", [0, 2]), ("generalist", [0, 1, 2])])
+def test_every_output_has_a_card(kind: str, shown: list[int]) -> None:
+    partition = Specialties(tuple("abcd"), (0, 0, 2, 2), 3)
+    model: Any = SimpleNamespace(specialties=partition, description=SimpleNamespace(kind=kind))
+    assert [each["k"] for each in web_page._cards(model)] == shown
 
 
 @pytest.mark.parametrize(("paper", "ink"), [(200, 90), (10, 240)])

@@ -272,9 +272,9 @@ def sprite(images: Sequence[Tensor], side: int = 48) -> dict[str, Any]:
 def sketch_colours(images: Tensor, image_shape: Sequence[int]) -> dict[str, str] | None:
     """Colours to draw with, as hexadecimal strings, for a network of images [channels, h, w].
 
-    images: some of them, uint8 [N, channels, h, w], of any size.  The paper is the median of their
-    borders, the ink a tenth of the pixels in their middle, on its side of the paper.
-    None if the network's images are too large to draw them by hand.
+    images: some of them, uint8 [N, channels, h, w], of any size.  The paper is the median colour of
+    their borders.  The ink is the 10 % quantile of their middles, or the 90 % quantile if these
+    are brighter than the paper.  None if the network's images are too large to draw by hand.
     """
     if max(image_shape[1:]) > DRAWN:
         return None

@@ -1,13 +1,15 @@
 // A picture as the network takes it: the pixels that Python prepares (nofe_lab/data/pictures.py),
 // whatever browser it is.  Browsers' own resizing differs.
 
-const MOST_PIXELS = 89478485, MOST_BYTES = 2 ** 28; // what Pillow considers safe; of a file
+const MOST_PIXELS = 178956970, MOST_BYTES = 2 ** 28; // what Pillow considers safe; of a file
 const STRIP = 2 ** 20; // pixels that are read at once: the page stays usable meanwhile
 
 /** The picture of a file, upright and without conversion of colours; else an Error, a sentence.
  * bitDepth: of the 16-bit images that the network was trained on. */
 async function decoded(file, name, bitDepth) {
-  const head = new DataView(await file.slice(0, 26).arrayBuffer());
+  const head = await file.slice(0, 26).arrayBuffer().then((bytes) => new DataView(bytes), () => {
+    throw new Error(`${name} is no file that can be read; accepted: PNG, JPEG, WebP, GIF and BMP files.`);
+  });
   const isPng = head.byteLength === 26 && head.getUint32(0) === 0x89504e47;
   if (bitDepth < 16 && isPng && head.getUint8(24) === 16 && head.getUint8(25) === 0) {
     throw new Error(`${name} has 16 bits a pixel, of which a browser keeps the upper 8; the network was trained on ${bitDepth} of them: ask it in Python.`);

@@ -3,8 +3,8 @@
 const SKETCH_SIDE = 320; // pixels of its longer side
 
 /** shape: [channels, height, width] of the network's images; paper, ink: colours to begin with.
- * drawn(canvas, done) is called while one draws, and with done = true after a stroke, or when one
- * was taken back; canvas is null when nothing is drawn. */
+ * drawn(canvas, done, stroked) is called while one draws, and with done = true after a stroke, or
+ * when one was taken back or recoloured (stroked = false); canvas is null when nothing is drawn. */
 function sketch({ shape: [channels, height, width], paper, ink }, drawn) {
   const scale = SKETCH_SIDE / Math.max(width, height);
   const canvas = h("canvas", {
@@ -20,7 +20,7 @@ function sketch({ shape: [channels, height, width], paper, ink }, drawn) {
   const tool = (text, onclick) => h("button", { class: "nofe-tool", type: "button", onclick }, text);
   let strokes = [], pointer = null, frame = 0;
 
-  const paint = (done) => {
+  const paint = (done, stroked = false) => {
     cancelAnimationFrame(frame);
     frame = 0;
     context.fillStyle = ground.value;
@@ -37,17 +37,17 @@ function sketch({ shape: [channels, height, width], paper, ink }, drawn) {
     hint.hidden = strokes.length > 0;
     hint.style.color = pen.value;
     undo.disabled = clear.disabled = !strokes.length;
-    drawn(strokes.length ? canvas : null, done);
+    drawn(strokes.length ? canvas : null, done, stroked);
   };
   const add = (event) => {
     const box = canvas.getBoundingClientRect();
     strokes.at(-1).points.push([(event.clientX - box.left) * canvas.width / box.width, (event.clientY - box.top) * canvas.height / box.height]);
-    frame ||= requestAnimationFrame(() => paint(false));
+    frame ||= requestAnimationFrame(() => paint(false, true));
   };
-  const keep = (kept) => { pointer = null; strokes = kept; paint(true); };
+  const keep = (kept, stroked = false) => { pointer = null; strokes = kept; paint(true, stroked); };
   const back = () => keep(strokes.slice(0, -1));
   const undo = tool("Undo", back), clear = tool("Clear", () => keep([]));
-  const finish = (event) => { if (event.pointerId === pointer) keep(strokes); };
+  const finish = (event) => { if (event.pointerId === pointer) keep(strokes, true); };
   const on = {
     pointerdown: (event) => {
       if (event.button || pointer !== null) return;

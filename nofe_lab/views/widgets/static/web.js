@@ -9,21 +9,27 @@ async function drawPage(main) {
   const say = (text) => { problem.textContent = text; problem.hidden = !text; };
   main.append(problem);
   let about, pictures = { piece: () => null }, sheet = null;
+  const explained = ({ name, message }) => (location.protocol === "file:" || name === "TypeError" ? `${NO_NETWORK} (${message})` : `This page is damaged: ${message}.`);
   try {
     about = await (await fetched("page.json")).json();
+    for (const name of ["cards", "shape", "names", "runtime"]) if (!Array.isArray(about[name])) throw new Error(`page.json has no ${name}`);
+  } catch (error) {
+    say(explained(error));
+    return;
+  }
+  try {
     if (about.sheet) {
       const packed = await (await fetched("thumbnails.jpg")).blob();
       sheet = await createImageBitmap(packed);
       pictures = sprites();
       pictures.load({ ...about.sheet, data: packed });
     }
-  } catch (error) {
-    say(`${NO_NETWORK} (${error.message})`);
-    return;
+  } catch { // whoever hands the page on may leave them out
+    sheet = null;
   }
   const { shape, cards } = about, [, height, width] = shape;
-  const network = loaded(about);
-  network.then(() => { state.textContent = ""; }, (error) => { state.textContent = ""; say(`${NO_NETWORK} (${error.message})`); });
+  const network = loaded(about).catch((error) => { throw new Error(explained(error)); });
+  network.catch((error) => say(error.message)).finally(() => { state.textContent = ""; });
 
   // --- what is asked
   const state = h("p", { class: "nofe-note", role: "status" }, "The network is being loaded …");
@@ -52,12 +58,12 @@ async function drawPage(main) {
   document.addEventListener("dragleave", over(false));
   document.addEventListener("drop", (event) => {
     over(false)(event);
-    const [found] = event.dataTransfer.files;
-    if (found) file(found, found.name);
+    const [found] = event.dataTransfer?.files ?? [];
+    if (found) file(found, found.name || "the picture that was dropped");
     else say("What was dropped is no file; a picture of another page can be copied and pasted here.");
   });
   document.addEventListener("paste", (event) => {
-    const [found] = event.clipboardData.files;
+    const [found] = event.clipboardData?.files ?? [];
     if (found) file(found, "the picture that was pasted");
     else if (!event.target.closest?.("input")) say("What was pasted is no picture.");
   });
@@ -78,7 +84,7 @@ async function drawPage(main) {
     h("div", { class: "nofe-headline" }, h("figure", {}, seen, h("figcaption", {}, `as the network sees it: ${width} × ${height} pixels`)),
       h("div", { "aria-live": "polite" }, asked, name, sure)), said);
   const nothing = h("section", { class: "nofe-nothing" }, h("p", {}, "The answer will be here.",
-    sheet ? " Click one of the small pictures to try it." : null));
+    sheet ? " Click one of the small pictures to try it: they are training images, which the network knows." : null));
   const shares = new Map(cards.map(({ k }) => [k, h("output", { class: "nofe-share" })]));
   const gallery = h("div", { class: "nofe-cards" }, cards.map((each) => card(each, about.class_names, pictures, {
     tools: about.kind === "flat" ? [] : [shares.get(each.k)],
@@ -133,9 +139,10 @@ async function drawPage(main) {
     busy = false;
   };
 
-  const drawing = about.canvas && sketch({ shape, ...about.canvas }, (canvas) => {
+  const drawing = about.canvas && sketch({ shape, ...about.canvas }, (canvas, done, stroked) => {
+    if (!stroked && asked.textContent !== "your drawing") return; // another picture is shown
     if (canvas) ask("your drawing", () => { show(null); return fitted(canvas, shape); });
-    else if (asked.textContent === "your drawing") ask("", null);
+    else ask("", null);
   });
   main.append(
     h("header", {}, h("h1", {}, about.title), h("p", { class: "nofe-quiet" }, about.summary),
