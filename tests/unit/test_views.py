@@ -309,6 +309,22 @@ def test_a_class_that_is_never_mistaken(world):
     assert "n\nright: 1 of 1 images (100%)\nnever mistaken" in render(figure)
 
 
+def test_a_notebook_shows_a_figure_on_paper_with_round_corners(world, monkeypatch, tmp_path):
+    shown: list[dict[str, str]] = []
+    monkeypatch.setattr(
+        "nofe_lab.views.plots.style.display", lambda data, **options: shown.append(data)
+    )
+    figure = plots.plot_samples(world.data)
+    figure._ipython_display_()
+    paper = Image.open(io.BytesIO(base64.b64decode(shown[0]["image/png"])))
+    right, bottom = paper.width - 1, paper.height - 1
+    corners = {(x, y): paper.getpixel((x, y))[3] for x in (0, right) for y in (0, bottom)}
+    assert set(corners.values()) == {0}
+    assert paper.getpixel((right // 2, 0)) == (255, 255, 255, 255)
+    figure.savefig(tmp_path / "saved.png")
+    assert Image.open(tmp_path / "saved.png").getpixel((0, 0)) == (255, 255, 255, 255)
+
+
 def study_rows() -> pd.DataFrame:
     """Six networks with two seeds each."""
     names = ["base CNN", "flat control, both budgets", *(f"NofE {'x' * n}" for n in (1, 9, 40, 80))]
