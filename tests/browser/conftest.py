@@ -47,9 +47,7 @@ async ([path, code]) => {
 
 
 @pytest.fixture(scope="session")
-def lab(
-    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[tuple[str, Path]]:
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """Address of a JupyterLab, and the folder of its notebooks: copies at toy size."""
     folder = tmp_path_factory.mktemp("lab")
     for name in NOTEBOOKS:
@@ -61,8 +59,7 @@ def lab(
             toy |= {"dataset": "glyphs:4"}
         own = {"n_seeds": 1, "updates": "1, 3"}
         toy |= {k: v for k, v in own.items() if f"{k}:" in cell.source}
-        if not request.config.getoption("--full-size"):
-            cell.source += "\n" + "\n".join(f"{k} = {v!r}" for k, v in toy.items())
+        cell.source += "\n" + "\n".join(f"{k} = {v!r}" for k, v in toy.items())
         nbformat.write(notebook, folder / name)
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"]
     command += ["--ip=127.0.0.1", f"--IdentityProvider.token={TOKEN}"]

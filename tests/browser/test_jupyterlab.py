@@ -1,8 +1,4 @@
-"""The notebooks in a real JupyterLab, in a headless Chromium (skipped where there is none).
-
-The screenshots of the README were made with ``pytest tests/browser --full-size -k "02 or 07"``,
-which does not shrink the notebooks.
-"""
+"""The notebooks in a real JupyterLab, in a headless Chromium (skipped where there is none)."""
 
 from __future__ import annotations
 

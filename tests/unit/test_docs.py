@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nofe_lab import views
 from nofe_lab.study.comparisons import CANDIDATES, FIRST_RUN, K
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +75,18 @@ def test_every_link_leads_somewhere(path: Path) -> None:
         assert page.exists(), target
         if anchor:
             assert anchor in anchors(page), target
+
+
+def test_the_gallery_has_a_small_picture_of_every_widget() -> None:
+    page = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    shown = [part for part in page.split("**`")[1:] if "](../data/figures/widget_" in part]
+    assert len(shown) == page.count("**`")
+    for widget in (name for name in views.__all__ if name[0].isupper()):
+        assert any(part.startswith(f"{widget}`") for part in shown), widget
+    pictures = [path for path in LINK.findall(page) if path[0].endswith(".png")]
+    assert len(pictures) == len(shown)
+    for path, _ in pictures:
+        assert (ROOT / "docs" / path).stat().st_size <= 150_000, path
 
 
 def test_licence_and_version_are_the_same_wherever_they_are_said() -> None:
