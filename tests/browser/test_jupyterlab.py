@@ -15,6 +15,7 @@ from typing import Any
 import nbformat
 import numpy as np
 import pytest
+from nbconvert import HTMLExporter
 from PIL import Image
 
 import nofe_lab
@@ -88,6 +89,76 @@ def test_a_saved_look_works_without_a_kernel_and_a_network(
     page.close()
     own = ("file:", "blob:", "data:")
     assert not [each for each in complaints if not each.startswith(own)]
+
+
+WIDE = """
+import pandas as pd
+from nofe_lab.views import tables
+tables.shown(pd.DataFrame({f"a column with a long name, {n}": [1234567.0] for n in range(20)}))
+"""
+
+FIGURE = """
+import torch
+import nofe_lab
+from nofe_lab.views import plots
+plots.plot_samples(nofe_lab.load_dataset("glyphs:4"))
+"""
+
+CORNERS = """
+(image) => {
+  const { naturalWidth: width, naturalHeight: height } = image;
+  const context = Object.assign(document.createElement("canvas"), { width, height }).getContext("2d");
+  context.drawImage(image, 0, 0);
+  const at = (x, y) => [...context.getImageData(x, y, 1, 1).data];
+  return [at(0, 0), at(width - 1, height - 1), at(width >> 1, 0)];
+}
+"""
+
+
+def test_tables_scroll_and_figures_lie_on_paper(
+    open_notebook: Callable[..., Page], lab: tuple[str, Path], browser: Any, tmp_path: Path
+) -> None:
+    """In JupyterLab, narrow and wide, light and dark, and in a page that was exported."""
+    write_notebook(lab[1], "shown.ipynb", WIDE, FIGURE)
+    opened = open_notebook("shown.ipynb")
+    opened.run_all()
+    opened.wait_until_executed()
+    change = "(theme) => window.jupyterapp.commands.execute('apputils:change-theme', { theme })"
+    for theme in ("Light", "Dark"):
+        opened.page.evaluate(change, f"JupyterLab {theme}")
+        for width in (600, 900, 1400):
+            opened.page.set_viewport_size({"width": width, "height": 900})
+            opened.page.wait_for_timeout(700)
+            scrolls_in_its_place(opened.page, ".jp-OutputArea-output")
+            picture = opened.page.locator(".jp-RenderedImage img").first
+            box, place = (each.bounding_box() for each in (picture, picture.locator("..")))
+            assert box["x"] + box["width"] <= place["x"] + place["width"] + 1
+            assert picture.evaluate("image => getComputedStyle(image).backgroundColor") == CLEAR
+            corner, other, edge = picture.evaluate(CORNERS)
+            assert corner[3] == other[3] == 0
+            assert edge == [255, 255, 255, 255]
+            SHOTS.mkdir(exist_ok=True)
+            opened.page.screenshot(path=SHOTS / f"paper_{theme.lower()}_{width}.png")
+    page, _ = HTMLExporter().from_filename(str(opened.path))
+    (tmp_path / "shown.html").write_text(page, encoding="utf-8")
+    exported = browser.new_page(viewport={"width": 600, "height": 900})
+    exported.goto(f"file://{tmp_path}/shown.html", wait_until="domcontentloaded")
+    scrolls_in_its_place(exported, "body")
+    exported.close()
+
+
+CLEAR = "rgba(0, 0, 0, 0)"
+
+
+def scrolls_in_its_place(page: Any, around: str) -> None:
+    """The table is wider than its place, which is as wide as what is around it, and scrolls."""
+    place = page.locator("div:has(> table)").first
+    box, outer = place.bounding_box(), page.locator(around).first.bounding_box()
+    assert outer["x"] <= box["x"]
+    assert box["x"] + box["width"] <= outer["x"] + outer["width"] + 1
+    assert place.evaluate("each => each.scrollWidth > each.clientWidth + 100")
+    assert place.evaluate("each => { each.scrollLeft = 80; return each.scrollLeft; }") == 80
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
 @pytest.mark.slow
