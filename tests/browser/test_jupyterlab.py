@@ -107,7 +107,8 @@ plots.plot_samples(nofe_lab.load_dataset("glyphs:4"))
 CORNERS = """
 (image) => {
   const { naturalWidth: width, naturalHeight: height } = image;
-  const context = Object.assign(document.createElement("canvas"), { width, height }).getContext("2d");
+  const canvas = Object.assign(document.createElement("canvas"), { width, height });
+  const context = canvas.getContext("2d");
   context.drawImage(image, 0, 0);
   const at = (x, y) => [...context.getImageData(x, y, 1, 1).data];
   return [at(0, 0), at(width - 1, height - 1), at(width >> 1, 0)];
