@@ -31,20 +31,24 @@ from tests.browser.conftest import ROOT, Host
 
 pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.slow]
 
-WIDTH, MOST_HEIGHT = 1200, 900
+WIDTH, HEIGHT, MOST_HEIGHT = 1200, 900, 1030
 MOST_BYTES = 150_000
 TOY = {"dataset": "glyphs:8", "K": 4, "epochs": 1, "batch_size": 60}
 
 
 def test_every_widget_has_its_picture(
-    host: Callable[..., Host], request: pytest.FixtureRequest, tmp_path: Path
+    host: Callable[..., Host],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # whose path is in no picture
     full_size = request.config.getoption("--full-size")
     folder = ROOT / "data" / "figures" if full_size else tmp_path
     given = {"device": "cpu", "runs_dir": str(tmp_path / "runs")}
     experiment = Experiment(**(given if full_size else TOY | given))
     for name, widget in {**trained(experiment), "relabel": relabelled(tmp_path, given)}.items():
-        shown = host(widget, WIDTH, MOST_HEIGHT)
+        shown = host(widget, WIDTH, HEIGHT)
         shown.page.add_style_tag(content="#cell { padding: 16px; }")
         shown.page.wait_for_timeout(700)
         taken = Image.open(io.BytesIO(shown.page.locator("#cell").screenshot())).convert("RGB")
@@ -76,8 +80,9 @@ def trained(experiment: Experiment) -> dict[str, View]:
     board = SpecialtyBoard(
         data, specialties, affinity=affinity, confusion=confusions["base CNN"], train=print
     )
-    for name in "OQ":
-        board.move(data.class_names.index(name), 0)
+    round_one = specialties.of[data.class_names.index("Q")]
+    for name in "OØ":
+        board.move(data.class_names.index(name), round_one)
     on_test = [predict(model, data.test) for model in models.values()]
     inspector = PredictionInspector(data, data.test, *models.values(), *on_test)
     page = LookPage(nofe_lab.look(models["base CNN"], data, K=experiment.usual_K)._page())
@@ -103,8 +108,7 @@ def relabelled(folder: Path, given: dict[str, str]) -> View:
         Image.fromarray(pixels).save(place / f"{n}.png")
     mine = Experiment(f"folder:{folder}/letters", val_fraction=0.4, K=3, **given)
     networks = [mine.model(mine.base()), mine.model(mine.nofe())]
-    widget = nofe_lab.relabel(mine.data, networks, folder / "corrections.csv")
-    widget._path = Path("corrections.csv")  # what a reader sees of it
+    widget = nofe_lab.relabel(mine.data, networks, "corrections.csv")
     widget.place = min(2, max(len(widget.items) - 1, 0))
     return widget
 
