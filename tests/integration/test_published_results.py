@@ -82,7 +82,8 @@ def test_the_figures_of_onnx_files_are_within_what_is_promised() -> None:
     assert (table.groupby("network").size() == 2).all()  # whole, and one expert
     assert table.logits.between(0, LOGITS).all()
     assert table.probabilities.between(0, PROBABILITIES).all()
-    assert table[[f"ms_{n}_{side}" for n in (1, 256) for side in ("torch", "onnx")]].gt(0).all(None)
+    times = [f"ms_{n}_{side}" for n in (1, 256) for side in ("torch", "onnx")]
+    assert table[times].gt(0).all(axis=None)
 
 
 def test_the_times_of_predict_say_where_they_come_from() -> None:
