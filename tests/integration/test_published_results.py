@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from nofe_lab.bench.export import NETWORKS
 from nofe_lab.bench.targets import TARGETS, against_targets, read
+from nofe_lab.inference.export import LOGITS, PROBABILITIES
 from nofe_lab.stages import Arm
 from nofe_lab.statistics import paired_differences
 from nofe_lab.study import readme, tables
@@ -30,11 +32,13 @@ from nofe_lab.study.questions import (
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "data" / "results"
-STUDY, AGAIN, CONDITIONAL, BENCH, WIDGETS, LATENCY = (
+STUDY, AGAIN, CONDITIONAL, BENCH, WIDGETS, LATENCY, ONNX = (
     RESULTS / f"{name}.csv"
-    for name in ("study", "study_again", "study_conditional", "bench", "widgets", "latency")
+    for name in ("study", "study_again", "study_conditional", "bench", "widgets", "latency", "onnx")
 )
-REPORTS = sorted(set(RESULTS.glob("*.csv")) - {STUDY, AGAIN, CONDITIONAL, BENCH, WIDGETS, LATENCY})
+REPORTS = sorted(
+    set(RESULTS.glob("*.csv")) - {STUDY, AGAIN, CONDITIONAL, BENCH, WIDGETS, LATENCY, ONNX}
+)
 
 
 def measured(path: Path) -> pd.DataFrame:
@@ -69,6 +73,18 @@ def test_a_row_of_the_study_says_where_it_comes_from(path: Path) -> None:
 def test_the_columns_of_a_row_say_which_arm_it_is(path: Path) -> None:
     for _, row in measured(path).iterrows():
         assert Arm.of_columns(row).name == row["arm"]
+
+
+def test_the_figures_of_onnx_files_are_within_what_is_promised() -> None:
+    assert ONNX.read_text().startswith("# nofe-lab dev onnx ")
+    table = measured(ONNX)
+    assert not table.revision.str.endswith("dirty").any()
+    assert set(table.network) == set(NETWORKS)
+    assert (table.groupby("network").size() == 2).all()  # whole, and one expert
+    assert table.logits.between(0, LOGITS).all()
+    assert table.probabilities.between(0, PROBABILITIES).all()
+    times = [f"ms_{n}_{side}" for n in (1, 256) for side in ("torch", "onnx")]
+    assert table[times].gt(0).all(axis=None)
 
 
 def test_the_times_of_predict_say_where_they_come_from() -> None:
