@@ -141,7 +141,7 @@ def _data(
         " began with pretrained weights, which had seen other images, and" if is_pretrained else ""
     )
     yield (
-        f"{data}: {len(names)} classes; {told}.  The network{start} was trained on the train images "
+        f"{data}: {len(names)} classes; {told}.  The network{start} was trained on train images "
         "alone.\n"
     )
     if len(names) < MANY_CLASSES and specialties is None:

@@ -347,7 +347,7 @@ def test_networks_of_one_name_are_all_in_a_card(tiny_experiment: Make) -> None:
 def test_a_card_says_what_weights_a_network_began_with(tiny_experiment: Make) -> None:
     experiment = tiny_experiment()
     (run,) = experiment.run(experiment.base())
-    assert "The network was trained on the train images alone." in model_card(run)
+    assert "The network was trained on train images alone." in model_card(run)
     identity = {**run.identity, "backbone": {"name": "x", "weights": "0123"}}
     began = Run(run.path, {**run.record, "identity": identity})
     assert "The network began with pretrained weights, which" in model_card(began)
