@@ -220,7 +220,7 @@ def export(parser: ArgumentParser) -> Command:
         # nothing is written unless all can be
         places = [os.path.abspath(user_path(p)) for p in (*folders, options.file) if p is not None]
         for a, b in permutations(places, 2):
-            if os.path.commonpath([a, b]) == a:
+            if Path(b).is_relative_to(a):
                 raise InvalidInput(
                     f"--web, --folder and --file need places of their own; got {a!r} and {b!r}."
                 )

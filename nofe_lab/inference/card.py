@@ -72,9 +72,10 @@ def model_card(run: Run) -> str:
 def _card(run: Run) -> Iterator[str]:
     about, names = Description.of_run(run), class_names_of(run)
     specialties = load_specialties(run) if run.about["K"] else None
-    title, data = _plain(run.about["title"]), _plain(without_folders(str(run.about["dataset"])))
-    yield _front_matter(run, about.kind)
-    yield f"# {title}\n"
+    data = without_folders(str(run.about["dataset"]))
+    yield _front_matter(run, about.kind, data)
+    data = _plain(data)
+    yield f"# {_plain(run.about['title'])}\n"
     kind = KINDS[about.kind].format(C=len(names), K=len(specialties.nonempty) if specialties else 0)
     yield f"{kind}.  Backbone {_plain(run.about['backbone'])}, trained on {data}.\n"
     yield "## Use it\n"
@@ -87,11 +88,11 @@ def _card(run: Run) -> Iterator[str]:
         "normalised by the network itself.\n"
     )
     yield from _data(run, data, names, specialties)
-    yield from _accuracy(run, names)
+    yield from _accuracy(run, len(names), about.kind)
     if specialties is not None:
         yield from _specialties(run, specialties)
     yield from _comparison(run)
-    yield from _limits(run, names, specialties)
+    yield from _limits(run, len(names), about.kind, specialties)
     yield "## Make it again\n"
     command = str(run.provenance.get("public_command", ""))
     if command:
@@ -103,12 +104,9 @@ def _card(run: Run) -> Iterator[str]:
     yield _table({"what": _made(run).keys(), "": _made(run).values()})
 
 
-def _front_matter(run: Run, kind: str) -> str:
+def _front_matter(run: Run, kind: str, data: str) -> str:
     """What model hubs read: YAML, of which JSON is a part."""
-    title, data = (
-        printable(str(run.about["title"])),
-        printable(without_folders(str(run.about["dataset"]))),
-    )
+    title, data = printable(str(run.about["title"])), printable(data)
     said: dict[str, Any] = {
         "library_name": "nofe_lab",
         "pipeline_tag": "image-classification",
@@ -137,15 +135,27 @@ def _data(
     told = "the run does not say how many images it had"
     if isinstance(counts, dict) and all(_is_known(n) for n in counts.values()):
         told = ", ".join(f"{n:,} {_plain(split)}" for split, n in counts.items()) + " images"
-    yield f"{data}: {len(names)} classes; {told}.  Weights come from train alone.\n"
+    network = run.identity.get("backbone")
+    is_pretrained = isinstance(network, dict) and network.get("weights")
+    start = (
+        " began with pretrained weights, which had seen other images, and" if is_pretrained else ""
+    )
+    yield (
+        f"{data}: {len(names)} classes; {told}.  The network{start} was trained on train images "
+        "alone.\n"
+    )
     if len(names) < MANY_CLASSES and specialties is None:
         yield f"Classes: {', '.join(map(_plain, names))}.\n"
     elif len(names) >= MANY_CLASSES:
         yield "The names of the classes are in config.json.\n"
 
 
-def _accuracy(run: Run, names: tuple[str, ...]) -> Iterator[str]:
+def _accuracy(run: Run, C: int, kind: str) -> Iterator[str]:
     yield "## How good it is\n"
+    on_val = _share(run.accuracies.get("val"))
+    if kind == "generalist":  # which no final report tests
+        yield _table({"figure": ["share of right specialties on val images"], "value": [on_val]})
+        return
     figures, n = run.reports, run.reports.get("test_images")
     accuracy = figures.get("test_accuracy")
     interval = ""
@@ -157,18 +167,17 @@ def _accuracy(run: Run, names: tuple[str, ...]) -> Iterator[str]:
         "mean over the classes": _share(figures.get("test_class_accuracy")),
         "right class among the five most probable": _share(figures.get("test_top5")),
         "calibration error (15 bins)": _share(figures.get("test_calibration_error")),
-        "accuracy on val images": _share(run.accuracies.get("val")),
+        "accuracy on val images": on_val,
     }
-    if "objective" in run.result:  # a generalist, which no final report tests
-        shown = {"share of right specialties on val images": _share(run.accuracies.get("val"))}
-    elif len(names) <= 5:
+    if C <= 5:
         del shown["right class among the five most probable"]
     yield _table({"figure": shown.keys(), "value": shown.values()})
-    yield (
-        "The interval tells of other images of this kind, not of other seeds.  The calibration "
-        "error is the mean distance between confidence and accuracy: 0 % if 80 % of the answers "
-        "of which the network is 80 % certain are right.\n"
-    )
+    if accuracy is not None:
+        yield (
+            "The interval tells of other images of this kind, not of other seeds.  The calibration "
+            "error is the mean distance between confidence and accuracy: 0 % if 80 % of the "
+            "answers of which the network is 80 % certain are right.\n"
+        )
 
 
 def _specialties(run: Run, specialties: Specialties) -> Iterator[str]:
@@ -197,7 +206,7 @@ def _comparison(run: Run) -> Iterator[str]:
     yield "## What it was compared with\n"
     figures = ("seed", "test_accuracy", "difference", "low", "high")
     table = _measured(run.report_table("compared"), ("network", "run"), figures)
-    table = table.drop_duplicates("run").drop_duplicates(["network", "seed"])
+    table = table.drop_duplicates("run")
     if (table["run"] == run.id).sum() != 1:
         yield "Not tested against any other network.\n"
         return
@@ -219,8 +228,8 @@ def _comparison(run: Run) -> Iterator[str]:
         rows[0]["network"], rows[0]["this one minus it, in points"] = "**this one**", ""
         yield _table(pd.DataFrame(rows).to_dict("list"))
         yield "Intervals (95 %) are over the test images, for these very networks.\n"
-    seeds = table[table["network"] == own["network"]]["seed"].nunique()
-    if seeds > 1:
+    table = table.drop_duplicates(["network", "seed"])  # of one name, the first
+    if (table["network"] == own["network"]).sum() > 1:
         differences = in_points(paired_differences(table, str(own["network"])))
         differences[["mean", "low", "high"]] = -differences[["mean", "high", "low"]].to_numpy()
         rows = [
@@ -238,10 +247,9 @@ def _comparison(run: Run) -> Iterator[str]:
             yield _table(pd.DataFrame(rows).to_dict("list"))
 
 
-def _limits(run: Run, names: tuple[str, ...], specialties: Specialties | None) -> Iterator[str]:
+def _limits(run: Run, C: int, kind: str, specialties: Specialties | None) -> Iterator[str]:
     yield "## Limits\n"
-    is_generalist = "objective" in run.result
-    what = "specialties" if is_generalist else f"{len(names)} classes"
+    what = "specialties" if kind == "generalist" else f"{C} classes"
     yield (
         f"- It answers with one of its {what} whatever a picture shows.  Whether it can tell "
         "pictures of anything else: not tested."

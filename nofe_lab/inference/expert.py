@@ -17,7 +17,14 @@ from nofe_lab.evaluation import Predictions, predict
 from nofe_lab.inference.answers import Answers
 from nofe_lab.inference.asked import Picture, ask
 from nofe_lab.inference.export import Exported, export, metadata_of
-from nofe_lab.inference.kept import Description, expert_of, expert_row, hashes_of, seen_by
+from nofe_lab.inference.kept import (
+    Description,
+    check_takes_pictures,
+    expert_of,
+    expert_row,
+    hashes_in,
+    seen_by,
+)
 from nofe_lab.log import log
 from nofe_lab.networks import NofE
 from nofe_lab.networks.counting import count_macs, count_parameters
@@ -25,7 +32,7 @@ from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties
 
 SEEN_BY_CHANCE = 0.01
-"""Share of images that may have the hash of a training image."""
+"""Share of images that may have the hash of a training image, since data sets repeat some."""
 
 
 class Expert(ImageNetwork):
@@ -68,11 +75,11 @@ class Expert(ImageNetwork):
 
         Warns if it has.  Raises InvalidInput if none is of the expert's own classes.
         """
-        seen = np.isin(hashes_of(images.sample(range(len(images)))), seen_by(self.run)).mean()
+        seen = np.isin(hashes_in(images), seen_by(self.run)).mean()
         if seen > SEEN_BY_CHANCE:
             log.warning(
-                f"{seen:.0%} of the images are training images, of which the expert of "
-                f"{self.title} is surer than of others: the threshold will be too high."
+                f"{seen:.0%} of the images are training images: the threshold of the expert of "
+                f"{self.title} is fitted on answers that it has learned."
             )
         self._kept = self._measured(images, None)
         self.threshold = self._kept["threshold"]
@@ -91,7 +98,9 @@ class Expert(ImageNetwork):
         assert found is not None  # checked
         whole = self._whole().network
         assert isinstance(whole, NofE)
-        gate = 0 if whole.gate is None else count_parameters(whole.gate)  # it needs none
+        gate = (
+            0 if whole.gate is None else count_parameters(whole.gate)
+        )  # the whole runs without it
         networks = (
             (f"expert of {self.title}", "", self.network, count_parameters(self.network)),
             ("whole network", "whole_", whole, count_parameters(whole) - gate),
@@ -122,6 +131,7 @@ class Expert(ImageNetwork):
 
     def export(self, path: Path | str) -> Exported:
         """Write it as an .onnx or a .pt2 file (see `nofe_lab.inference.export`)."""
+        check_takes_pictures(self.run, self.description)
         return export(self, path)
 
     @property

@@ -173,8 +173,7 @@ def kept_files(
 
         chosen = clearest(dataset.train, margins, THUMBNAILS_PER_CLASS, CANDIDATES)
         files[THUMBNAILS] = _sheet(dataset.train.sample(chosen.flatten()))
-        seen = [hashes_of(part) for part in dataset.train.parts(PARTS)]
-        files[SEEN] = np.unique(np.concatenate(seen)).astype("<u4").tobytes()
+        files[SEEN] = np.unique(hashes_in(dataset.train)).astype("<u4").tobytes()
         if isinstance(network, NofE) and len(dataset.val):
             n = len(network.branches)
             few = [m for m in FEW if m < n] if network.gate is not None else []
@@ -240,6 +239,11 @@ def expert_row(
 def hashes_of(images: Tensor) -> NDArray[np.uint32]:
     """A hash of each image uint8 [N, channels, height, width]: [N].  Others share it by chance."""
     return np.array([zlib.crc32(image.tobytes()) for image in images.cpu().numpy()], np.uint32)
+
+
+def hashes_in(images: Source) -> NDArray[np.uint32]:
+    """The hashes of all images of a split: [N]."""
+    return np.concatenate([hashes_of(part) for part in images.parts(PARTS)])
 
 
 def seen_by(run: Run) -> NDArray[np.uint32]:

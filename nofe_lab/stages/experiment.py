@@ -414,7 +414,10 @@ class Experiment:
         network = replace(quick.network, inputs=self.recipes.network.inputs)
         config = GateConfig(network, recipe, self.seed, self.branch_width)
         stage = GateStage(nofe or self.nofe(), config)
-        of = "" if nofe is None else f"experiment.stage({nofe.arm.code})" if nofe.arm else "..."
+        of = ""
+        if nofe is not None:  # which may be another experiment's
+            is_own = nofe.arm is not None and self.stage(nofe.arm).id == nofe.id
+            of = f"experiment.stage({nofe.arm.code})" if nofe.arm and is_own else "..."
         self._tell(stage, f"gate({of})")
         return stage
 

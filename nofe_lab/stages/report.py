@@ -163,17 +163,19 @@ def final_report(
 def _compared(table: pd.DataFrame, predictions: Sequence[Predictions]) -> Iterator[pd.DataFrame]:
     """For each network of a report, all of them beside it, as its run keeps them.
 
-    difference, low, high: its test accuracy minus the other's on the same images, and the 95 %
-    interval of that (see `paired_interval`).
+    difference, low, high: its test accuracy minus that of another of its seed, on the same images,
+    and the 95 % interval of that (see `paired_interval`).
     """
     columns = ["network", "seed", "run", "test_accuracy", "parameters", "macs"]
     rows = table[[*columns, "total_training_macs"]]
     right = [each.predicted == each.labels for each in predictions]
-    for own, answers in zip(right, predictions, strict=True):
-        unknown = (None, None, None)  # on other images
+    answered = list(zip(table["seed"], right, predictions, strict=True))
+    for seed, own, answers in answered:
         intervals = [
-            paired_interval(own, other) if np.array_equal(each.labels, answers.labels) else unknown
-            for other, each in zip(right, predictions, strict=True)
+            paired_interval(own, other)
+            if other_seed == seed and np.array_equal(each.labels, answers.labels)
+            else (None, None, None)
+            for other_seed, other, each in answered
         ]
         differences = pd.DataFrame(intervals, columns=["difference", "low", "high"], dtype=float)
         yield pd.concat([rows, differences], axis=1).drop_duplicates("run")

@@ -26,6 +26,7 @@ from nofe_lab.inference import THUMBNAILS, Classifier
 from nofe_lab.inference.export import export
 from nofe_lab.inference.kept import check_takes_pictures
 from nofe_lab.log import log
+from nofe_lab.runs import new_folder
 from nofe_lab.views.page import html_page
 from nofe_lab.views.run_page import accuracy_in_words
 from nofe_lab.views.widgets.base import (
@@ -102,7 +103,9 @@ def write_web_page(
         raise InvalidInput(
             f"a page is for networks that take pictures; {title} takes {channels} channels."
         )
-    folder = _page_folder(folder)
+    text("folder", folder)
+    is_page = _is_page(user_path(folder) / PAGE)
+    folder = user_path(folder) if is_page else new_folder(folder)
     files: dict[str, bytes | str] = dict(runtime_files(runtime))
     found: dict[str, Any] = {
         "title": _kind(model),
@@ -226,22 +229,6 @@ def _kind(model: Classifier) -> str:
     if model.description.kind == "generalist":
         return f"A network that answers with one of {model.specialties.K} groups of {C}"
     return f"A network of {n} experts for {C}"
-
-
-def _page_folder(written: Path | str) -> Path:
-    """The path of a page's folder.  Raises InvalidInput unless it is new, empty or a page's."""
-    text("folder", written)
-    folder = user_path(written)
-    try:
-        others = folder.exists() and any(folder.iterdir())
-    except (OSError, ValueError) as error:
-        raise _unusable(folder, error) from error
-    if others and not _is_page(folder / PAGE):
-        raise InvalidInput(
-            f"the folder {str(folder)!r} holds other files; accepted: a new or empty folder, or "
-            "one with an earlier page."
-        )
-    return folder
 
 
 def _is_page(path: Path) -> bool:

@@ -118,7 +118,7 @@ def test_predict_answers_for_pictures(
             "ends in .onnx or .pt2; got 'f.pth'",
         ),
         (["export", "RUN", "--folder", "taken", "--file", "f.pt2"], "a new or an empty folder"),
-        (["export", "RUN", "--web", "taken", "--folder", "f"], "'taken' holds other files"),
+        (["export", "RUN", "--web", "taken", "--folder", "f"], "a new or an empty folder"),
         (["export", "RUN", "--web", "page", "--file", "f.pt2", "--experts", "9"], "for --file"),
         (["export", "RUN", "--file", "f.pt2", "--no-thumbnails"], "is for --web and --folder"),
         (["export", "RUN", "--folder", "f", "--runtime", "x.tgz"], "--runtime is for --web"),

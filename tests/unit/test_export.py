@@ -244,6 +244,14 @@ def test_a_file_that_answers_otherwise_is_not_written(
     assert path.read_text() == "the file of yesterday"
 
 
+def test_logits_of_0_are_no_reason_to_refuse_a_file(opened: Open, tmp_path: Path) -> None:
+    model = opened("base CNN")
+    with torch.no_grad():
+        for each in model.network.get_submodule("head").parameters():
+            each.zero_()
+    assert model.export(tmp_path / "network.pt2").logits == 0
+
+
 def test_a_file_that_fails_for_other_numbers_of_images_is_not_written(
     opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

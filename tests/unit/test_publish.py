@@ -273,6 +273,7 @@ def test_what_was_not_measured_is_not_tested(tiny_experiment: Make, tmp_path: Pa
     assert "| calibration error (15 bins) | not tested |" in card
     assert "| accuracy on val images | not tested |" in card
     assert "Not tested against any other network." in card
+    assert "The interval tells" not in card
     assert "It has not been tested" in card
     assert "model-index" not in card
 
@@ -332,6 +333,24 @@ def test_a_smaller_report_does_not_undo_a_larger_one(tiny_experiment: Make) -> N
     assert "| base CNN |" in after
     assert "| random |" in after
     assert after.count("**this one**") == 1
+
+
+def test_networks_of_one_name_are_all_in_a_card(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment()
+    nofe = experiment.nofe()
+    experiment.final_report({"NofE": nofe, "base CNN": experiment.base()})
+    experiment.final_report({"NofE": nofe, "base CNN": tiny_experiment(epochs=2).base()})
+    (run,) = experiment.run(nofe)
+    assert model_card(run).count("| base CNN |") == 2
+
+
+def test_a_card_says_what_weights_a_network_began_with(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment()
+    (run,) = experiment.run(experiment.base())
+    assert "The network was trained on train images alone." in model_card(run)
+    identity = {**run.identity, "backbone": {"name": "x", "weights": "0123"}}
+    began = Run(run.path, {**run.record, "identity": identity})
+    assert "The network began with pretrained weights, which" in model_card(began)
 
 
 def test_the_accuracy_of_a_gate_s_network_is_that_of_all_its_experts(tiny_experiment: Make) -> None:
@@ -458,6 +477,13 @@ def test_a_command_tells_what_must_be_given_as_an_object(
     odd = tiny_experiment(dataset=replace(tiny, name="a\nimport os"))
     assert "\nimport os" not in odd.nofe().command
     assert "runs_dir" not in command
+
+
+def test_a_gate_of_another_experiment_s_network_is_not_said_to_be_of_this_one(
+    tiny_experiment: Make,
+) -> None:
+    nofe = tiny_experiment(seed=1).nofe()
+    assert tiny_experiment().gate(nofe).command.endswith("experiment.run(experiment.gate(...))")
 
 
 def test_a_given_partition_is_named_as_that_of_the_run(

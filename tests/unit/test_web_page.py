@@ -118,15 +118,19 @@ def test_a_page_that_cannot_be_made_is_refused_before_anything_is_written(
         write_web_page(model(5), tmp_path / "page")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "index.html").write_text("mine")
-    with pytest.raises(InvalidInput, match=r"other' holds other files"):
+    with pytest.raises(
+        InvalidInput, match=r"other' cannot be written \(it is there and not empty\)"
+    ):
         write_web_page(model(3), tmp_path / "other")
     (tmp_path / "other" / "page.json").write_text('"mine"')
-    with pytest.raises(InvalidInput, match=r"other' holds other files"):
+    with pytest.raises(
+        InvalidInput, match=r"other' cannot be written \(it is there and not empty\)"
+    ):
         write_web_page(model(3), str(tmp_path / "other"))
     assert (tmp_path / "other" / "index.html").read_text() == "mine"
     with pytest.raises(InvalidInput, match=r"--runtime FILE"):
         write_web_page(model(3), tmp_path / "page")
-    with pytest.raises(InvalidInput, match=r"index.html' cannot be used"):
+    with pytest.raises(InvalidInput, match=r"index.html' cannot be written"):
         write_web_page(model(3), tmp_path / "other" / "index.html")
     assert not (tmp_path / "page").exists()
 

@@ -56,6 +56,7 @@ def plot_history(histories: Mapping[str, pd.DataFrame]) -> Figure:
                         marker=marker,
                         markersize=3,
                         linewidth=1.5,
+                        clip_on=False,  # a single epoch's point lies on the edge
                     )
         axes.set(xlabel="epoch", ylabel=measure, ylim=(0, None))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

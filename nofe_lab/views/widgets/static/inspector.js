@@ -14,11 +14,12 @@ function render({ model, el }) {
       if (file) tell(model, { do: "upload", name: file.name }, [await file.arrayBuffer()]);
     },
   });
-  // sent when the pen has rested: an answer takes a moment
+  // sent when the pen has rested, since an answer takes a moment; undo is, if the drawing is shown
   let rest = null;
-  const drawn = (canvas, done) => {
+  const drawn = (canvas, done, stroked) => {
     clearTimeout(rest);
-    if (canvas && done) rest = setTimeout(() => canvas.toBlob(async (png) => {
+    const isShown = model.get("detail").title === "a drawing of yours";
+    if (canvas && done && (stroked || isShown)) rest = setTimeout(() => canvas.toBlob(async (png) => {
       tell(model, { do: "upload", name: "a drawing of yours" }, [await png.arrayBuffer()]);
     }), 400);
   };
