@@ -407,7 +407,7 @@ def film(parser: ArgumentParser) -> Command:
                 "a film is of 'learned', 'confusion' or 'balanced' specialties; got "
                 f"{experiment.specialties!r}."
             )
-        save_films(folder, *formation)
+        save_films(folder, formation)
 
     return run
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -41,7 +42,6 @@ from nofe_lab.specialties import (
     Specialties,
     balanced_maps,
     clusters_history,
-    confusion_clusters,
     usual_specialties,
 )
 from nofe_lab.stages.arms import THESE, TWO_AND_GATE, Arm
@@ -59,6 +59,22 @@ GATE_EPOCHS = 10
 
 OF_FILES = ("image_size", "groups", "corrections", "skip_unreadable")
 """Knobs of images that are read from files."""
+
+
+class Formation(NamedTuple):
+    """How specialties came about: what a film is drawn of (see `nofe_lab.views.film.film`)."""
+
+    dataset: Dataset
+    """Each class is shown by its clearest image."""
+    specialties: Specialties
+    map_history: pd.DataFrame
+    """Columns update, class, specialty, as in a generalist's run."""
+    map_updates: pd.DataFrame
+    """Columns update, moved, objective_before, objective_after."""
+    objective: str
+    """What the objective is, in three short lines."""
+    start: str
+    """What the first map is, in a few words."""
 
 
 @dataclass(frozen=True)
@@ -507,34 +523,37 @@ class Experiment:
                 log.warning(f"{arm.name} is left out: {reason}")
         return found
 
-    def formation(self) -> tuple[Dataset, Specialties, pd.DataFrame, pd.DataFrame, str] | None:
+    def formation(self) -> Formation | None:
         """How the specialties form, if they are learned, or clusters of confusions; else None.
 
-        Loads or trains the network that they come from.  Returns what a film is drawn of: the data,
-        each class shown by its clearest image; the specialties; a map_history and map_updates as a
-        generalist's run has them; and what the objective is.
+        Loads or trains the generalist that learns them, or the network of experts that is clustered
+        for.
         """
-        names = self.data.class_names
         if self.specialties == "learned":
             learner = self.generalist()
             (run,) = self.run(learner)
             found = load_specialties(run)
             history, updates = run.table("map_history"), run.table("map_updates")
             data = with_clearest(self.data, self.model(learner), torch.tensor(found.of))
-            objective = "mean affinity\nof the classes for\ntheir specialties"
+            objective, start = (
+                "mean affinity\nof the classes for\ntheir specialties",
+                "random start",
+            )
         elif self.specialties in ("confusion", "balanced"):
-            model, K = self.model(self.base("generalist")), self.usual_K
+            (run,) = self.run(self.nofe())
+            found = load_specialties(run)
+            model, K, C = self.model(self.base("generalist")), found.K, found.C
             counts = predict(model, self.data.train).confusion
-            maps: list[Any] = list(balanced_maps(counts, K))
-            if self.specialties == "confusion":
-                maps = [confusion_clusters(counts, names, K, self.seed).of]
-            found = Specialties(names, tuple(map(int, maps[-1])), K)
-            history, updates = clusters_history(counts, maps, K)
+            if self.specialties == "balanced":
+                start, (*before, _) = "neighbours in a tree of confusions", balanced_maps(counts, K)
+            else:
+                start, before = "in the data's order", [np.arange(C) * K // C]
+            history, updates = clusters_history(counts, [*before, found.of])
             data = with_clearest(self.data, model)
             objective = "share of the\nerrors that stay\ninside specialties"
         else:
             return None
-        return data, found, history, updates, objective
+        return Formation(data, found, history, updates, objective, start)
 
     def layer_table(self, *networks: str) -> pd.DataFrame:
         """What the networks are made of and what they cost, before any is trained.

@@ -24,6 +24,7 @@ from nofe_lab.data import Dataset
 from nofe_lab.data.pictures import rgb
 from nofe_lab.log import log
 from nofe_lab.specialties import Specialties, maps_of
+from nofe_lab.stages import Formation
 from nofe_lab.views import plots
 from nofe_lab.views.palette import Palette
 
@@ -85,19 +86,20 @@ def film(
     map_history: pd.DataFrame,
     map_updates: pd.DataFrame,
     objective: str = "mean affinity\nof the classes for\ntheir specialties",
+    start: str = "random start",
     theme: Theme = LIGHT,
 ) -> Film:
     """How the classes found their specialties, with the objective below.
 
-    map_history: columns update, class, specialty; update 0 is the random start.  map_updates:
-    columns update, moved, objective_before, objective_after.  specialties: the final ones; the
-    frame of a thumbnail has the colour of the specialty that its class ends in.  objective: what
-    the objective is, in three short lines.
+    map_history: columns update, class, specialty; update 0 is the start.  map_updates: columns
+    update, moved, objective_before, objective_after.  specialties: the final ones; the frame of a
+    thumbnail has the colour of the specialty that its class ends in.  objective: what the objective
+    is, in three short lines.  start: what the first map is, in a few words.
     Raises InvalidInput if the history does not end in the specialties.
     """
     specialties.check_classes(dataset.class_names)
     maps = maps_of(map_history, specialties)
-    scene = _Scene(dataset, specialties, maps, map_updates, objective, theme)
+    scene = _Scene(dataset, specialties, maps, map_updates, objective, start, theme)
     frames, durations = [], []
     for before, update, share in moments(maps):
         frames.append(scene.at(before, update, share))
@@ -105,17 +107,10 @@ def film(
     return Film(tuple(frames), (*durations[:-1], END))
 
 
-def save_films(
-    folder: Path,
-    dataset: Dataset,
-    specialties: Specialties,
-    map_history: pd.DataFrame,
-    map_updates: pd.DataFrame,
-    objective: str,
-) -> None:
+def save_films(folder: Path, formation: Formation) -> None:
     """Write `film` as film.gif, for light pages, and as film_dark.gif."""
     for name, theme in (("film.gif", LIGHT), ("film_dark.gif", DARK)):
-        made = film(dataset, specialties, map_history, map_updates, objective, theme)
+        made = film(*formation, theme=theme)
         made.save(folder / name)
         log.info(f"{folder / name}: {(folder / name).stat().st_size / 1e6:.2f} MB")
 
@@ -167,6 +162,7 @@ class _Scene:
         maps: NDArray[np.int64],
         map_updates: pd.DataFrame,
         objective: str,
+        start: str,
         theme: Theme,
     ) -> None:
         self.theme = theme
@@ -229,9 +225,9 @@ class _Scene:
         )
         title = f"How {specialties.C} classes find {K} specialties"
         axes.text(self.MARGIN, 0.22, title, fontsize=11, va="center", color=theme.text)
-        self._begin_curve(objective)
+        self._begin_curve(objective, start)
 
-    def _begin_curve(self, objective: str) -> None:
+    def _begin_curve(self, objective: str, start: str) -> None:
         theme = self.theme
         width = self.WIDTH - 2.6
         axes = plots.axes_inches(self.figure, (2.2, 0.5, width, self.BELOW - 0.62))
@@ -246,7 +242,7 @@ class _Scene:
             axes.spines[side].set_visible(False)
         for side in ("left", "bottom"):
             axes.spines[side].set_color(theme.faint)
-        axes.set_xlabel("update of the map (0: random start)", fontsize=8, color=theme.faint)
+        axes.set_xlabel(f"update of the map (0: {start})", fontsize=8, color=theme.faint)
         axes.text(
             -0.09,
             0.5,

@@ -540,10 +540,18 @@ def test_how_specialties_form_ends_in_those_of_the_network(
     experiment = tiny_experiment(specialties=specialties, trunk=trunk)
     formation = experiment.formation()
     assert formation is not None
-    _, found, history, updates, _ = formation
+    _, found, history, updates, _, start = formation
     (run,) = experiment.run(experiment.nofe())
     assert found == load_specialties(run)
-    assert len(maps_of(history, found)) == len(updates) + 1
+    maps = maps_of(history, found)
+    assert len(maps) == len(updates) + 1
+    C, K = found.C, found.K
+    first = {
+        "random start": list(Specialties.random(found.class_names, K, experiment.seed).of),
+        "in the data's order": [c * K // C for c in range(C)],
+        "neighbours in a tree of confusions": maps[0].tolist(),
+    }
+    assert maps[0].tolist() == first[start]
     assert updates["objective_after"].between(0, 1).all()
 
 
