@@ -86,6 +86,9 @@ CANDIDATES: dict[str, dict[str, Any]] = {
         200, 2, 1, **UPCYCLED | {"specialties": "balanced"}
     ),
     "normalised, upcycled, half as wide": _on(200, 3, 1, **UPCYCLED, branch_width=0.5),
+    "normalised, upcycled, balanced, half as wide": _on(
+        200, 3, 1, **UPCYCLED | {"specialties": "balanced"}, branch_width=0.5
+    ),
 }
 """Recipes for `make run` by name, as changes of an experiment's knobs.
 
