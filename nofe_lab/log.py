@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
@@ -49,12 +49,15 @@ def redirect_to_devnull(stream: TextIO) -> None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Drop this thread's messages below warnings: in a notebook they would land in any cell."""
+def told(hear: Callable[[str], object]) -> Iterator[None]:
+    """Hand this thread's messages below warnings to `hear`, not to whichever cell is running."""
     here = threading.get_ident()
 
     def passes(record: logging.LogRecord) -> bool:
-        return record.thread != here or record.levelno >= logging.WARNING
+        if record.thread != here or record.levelno >= logging.WARNING:
+            return True
+        hear(record.getMessage())
+        return False
 
     log.addFilter(passes)
     try:

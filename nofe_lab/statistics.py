@@ -154,16 +154,16 @@ def standings(
     """Where the network `own` stands beside each of a table (see `over_seeds`).
 
     Returns the columns of `over_seeds`; lead, lead_low and lead_high, `own` minus the network over
-    their common seeds with its 95 % interval; and beside: "ahead" or "behind" where the interval
+    their common seeds with its 95 % interval; and standing: "ahead" or "behind" where the interval
     leaves out 0, "tie" where it holds 0, "one seed" where there is none, "" for `own` itself.
     """
     found = over_seeds(table, value, by)
     differences = paired_differences(table, own, value, by).set_index(by)
     leads = -differences.reindex(found[by])[["mean", "high", "low"]].to_numpy(np.float64)
     lead, low, high = leads.T
-    beside = np.select([low > 0, high < 0, low <= high], ["ahead", "behind", "tie"], "one seed")
-    beside = np.where(found[by] == own, "", beside)
-    return found.assign(lead=lead, lead_low=low, lead_high=high, beside=beside)
+    standing = np.select([low > 0, high < 0, low <= high], ["ahead", "behind", "tie"], "one seed")
+    standing = np.where(found[by] == own, "", standing)
+    return found.assign(lead=lead, lead_low=low, lead_high=high, standing=standing)
 
 
 def standings_in_words(found: pd.DataFrame, by: str = "network") -> str:
@@ -172,15 +172,15 @@ def standings_in_words(found: pd.DataFrame, by: str = "network") -> str:
     >>> standings_in_words(standings(table, "by hand"))
     'by hand: ahead of random; not told apart from learned / clusters; over 3 seeds.'
     """
-    (own,) = found[by][found["beside"] == ""]
+    (own,) = found[by][found["standing"] == ""]
     seeds = found["seeds"].min()
     words = {"ahead": "ahead of", "behind": "behind", "tie": "not told apart from"}
     parts = [
-        f"{said} {' / '.join(found[by][found['beside'] == beside])}"
-        for beside, said in words.items()
-        if (found["beside"] == beside).any()
+        f"{said} {' / '.join(found[by][found['standing'] == standing])}"
+        for standing, said in words.items()
+        if (found["standing"] == standing).any()
     ]
-    if (found["beside"] == "one seed").any():
+    if (found["standing"] == "one seed").any():
         parts.append("one seed says nothing about chance")
     if seeds > 1:
         parts.append(f"over {seeds} seeds")

@@ -64,8 +64,9 @@ def without_folders(path: str) -> str:
     'folder:flowers'
     """
     kind, colon, place = path.partition(":")
-    if colon and kind.strip().lower() in ("folder", "parquet"):
-        return f"{kind.strip()}:{Path(place.strip()).name or 'data'}"
+    if colon and (known := kind.strip().lower()) in (*_READERS, *READY_MADE):
+        named = Path(place.strip()).name or "data"
+        return path if known in READY_MADE else f"{kind.strip()}:{named}"
     return Path(path).name if "/" in path or "\\" in path else path
 
 

@@ -42,9 +42,8 @@ from nofe_lab.inference.kept import (
     seen_by,
     thumbnails_of,
 )
-from nofe_lab.machine import PRECISIONS, Machine
+from nofe_lab.machine import PRECISIONS, Machine, seeded
 from nofe_lab.networks import CNN, Backbone, NofE, described
-from nofe_lab.networks.backbone import seeded
 from nofe_lab.networks.catalogue import Network
 from nofe_lab.runs import DamagedRun, Run, open_run
 from nofe_lab.specialties import Specialties

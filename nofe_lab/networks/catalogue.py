@@ -28,7 +28,8 @@ from nofe_lab.files import (
     redact_path,
     user_path,
 )
-from nofe_lab.networks.backbone import Backbone, cannot_reuse, seeded
+from nofe_lab.machine import seeded
+from nofe_lab.networks.backbone import Backbone, cannot_reuse
 from nofe_lab.networks.control import FlatControl
 from nofe_lab.networks.digests import CannotDigest, digest_of
 from nofe_lab.networks.paper import PAPER

@@ -26,6 +26,7 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nofe_lab.config import InvalidInput, first_line
+from nofe_lab.machine import seeded
 
 
 @dataclass(frozen=True)
@@ -306,7 +307,7 @@ class _Tracer(fx.Tracer):
             )
             self.evaluates = True
             try:
-                with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                with torch.no_grad(), seeded(0):
                     if node.op == "placeholder":
                         self.values[key] = torch.zeros(images, *(self.shape or ()), device=device)
                     elif node.op == "get_attr":

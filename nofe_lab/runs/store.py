@@ -282,7 +282,9 @@ class Run:
         Returns the path of the PNG; logs a warning and returns None if the run is read-only.
         """
         draw = partial(figure.savefig, dpi=150)
-        png, _ = (self.keep(f"{name}.{kind}", draw) for kind in ("png", "svg"))
+        png = self.keep(f"{name}.png", draw)
+        if png is not None:
+            self.keep(f"{name}.svg", draw)
         return png
 
     def keep(self, name: str, write: Callable[[Path], object]) -> Path | None:

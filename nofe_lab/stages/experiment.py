@@ -535,10 +535,8 @@ class Experiment:
             found = load_specialties(run)
             history, updates = run.table("map_history"), run.table("map_updates")
             data = with_clearest(self.data, self.model(learner), torch.tensor(found.of))
-            objective, start = (
-                "mean affinity\nof the classes for\ntheir specialties",
-                "random start",
-            )
+            objective = "mean affinity\nof the classes for\ntheir specialties"
+            start = "random start"
         elif self.specialties in ("confusion", "balanced"):
             (run,) = self.run(self.nofe())
             found = load_specialties(run)

@@ -20,9 +20,8 @@ from nofe_lab.data import Dataset
 from nofe_lab.data.preprocess import ImageNetwork
 from nofe_lab.evaluation import class_means, predict
 from nofe_lab.knobs import KNOBS, Choice, check_fields
-from nofe_lab.machine import Machine
+from nofe_lab.machine import Machine, seeded
 from nofe_lab.networks import CNN, Backbone, NofE
-from nofe_lab.networks.backbone import seeded
 from nofe_lab.networks.counting import count_macs
 from nofe_lab.runs import Run
 from nofe_lab.specialties import (

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from nofe_lab.config import InvalidInput
+from nofe_lab.config import InvalidInput, one_of
 from nofe_lab.data.preprocess import ImageNetwork
 from nofe_lab.evaluation import Predictions, conditional, per_class, per_specialty, predict
 from nofe_lab.files import user_path
@@ -35,19 +35,21 @@ TIMED_REPEATS = 9
 
 @dataclass(frozen=True, eq=False)
 class FinalReport:
-    """Trained networks on the test split of their data set.
+    """Trained networks on the test split of their data set, or on val to choose between them.
 
     table: one row a network: the fields of its `Arm`; test accuracy (of images; test_class_accuracy
     is the mean over the classes), top-5 accuracy, loss (nats) and calibration error; the training
     loss of the first and the last epoch; parameters, multiply-accumulates of one image; the budget
     (epochs, multiply-accumulates and seconds of its own training, and "total" of its training with
     all the stages it builds on, as are its steps); and where these figures come from.
-    predictions: what each network said about the test images, in the rows' order.
+    predictions: what each network said about the images, in the rows' order.
+    split: test, or val, by which the columns are then called.
     """
 
     table: pd.DataFrame
     class_names: tuple[str, ...]
     predictions: tuple[Predictions, ...]
+    split: str = "test"
 
     def save(self, path: Path | str, command: str) -> Path:
         """Write the table as CSV; its first line is a comment, the command that made it."""
@@ -58,7 +60,7 @@ class FinalReport:
 
     @property
     def per_class(self) -> pd.DataFrame:
-        """One row a class: test images, and the accuracy of each network, in the rows' order."""
+        """One row a class: its images, and the accuracy of each network, in the rows' order."""
         first = per_class(self.predictions[0].confusion, self.class_names)
         found = first[["class", "images"]].copy()
         for name, answers in zip(self.table["network"], self.predictions, strict=True):
@@ -74,15 +76,16 @@ class FinalReport:
         columns = {
             "network": ("network", "{}"),
             "seed": ("seed", "{}"),
-            "test accuracy": ("test_accuracy", "{:.2%}"),
-            "mean of classes": ("test_class_accuracy", "{:.2%}"),
-            "top-5": ("test_top5", "{:.2%}"),
+            f"{self.split} accuracy": (f"{self.split}_accuracy", "{:.2%}"),
+            "mean of classes": (f"{self.split}_class_accuracy", "{:.2%}"),
+            "top-5": (f"{self.split}_top5", "{:.2%}"),
             "parameters": ("parameters", "{:,}"),
             "multiply-accumulates": ("macs", "{:,}"),
             "seconds": ("seconds", "{:.0f}"),
             "with its stages": ("total_seconds", "{:.0f}"),
         }
-        if np.allclose(self.table["test_class_accuracy"], self.table["test_accuracy"]):
+        accuracy = f"{self.split}_accuracy"
+        if np.allclose(self.table[f"{self.split}_class_accuracy"], self.table[accuracy]):
             del columns["mean of classes"]
         return pd.DataFrame(
             {title: self.table[name].map(form.format) for title, (name, form) in columns.items()}
@@ -97,8 +100,10 @@ def final_report(
 ) -> FinalReport:
     """Load or train the runs of the named stages and test each network once.
 
-    split: test, or val for a choice between networks, whose columns are then called so.
+    split: test, or val for a choice between networks.
+    Raises InvalidInput if the split is another one, or a data set has no images of it.
     """
+    one_of("split", split, ("test", "val"))
     if not networks:
         raise InvalidInput("a report needs at least 1 network; got none.")
     for _, stage in networks:
@@ -157,7 +162,7 @@ def final_report(
         if "run" in earlier:  # a smaller report does not undo a larger one
             compared = pd.concat([compared, earlier[~earlier["run"].isin(compared["run"])]])
         run.report(compared=compared)
-    return FinalReport(table, networks[0][1].dataset.class_names, tuple(predictions))
+    return FinalReport(table, networks[0][1].dataset.class_names, tuple(predictions), split)
 
 
 def _compared(table: pd.DataFrame, predictions: Sequence[Predictions]) -> Iterator[pd.DataFrame]:

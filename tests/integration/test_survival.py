@@ -21,6 +21,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -34,7 +35,7 @@ from torch import Tensor, nn
 
 from nofe_lab import Experiment, InvalidInput, load_specialties, predict
 from nofe_lab.files import read_tensors, write_tensors
-from nofe_lab.machine import Machine, OutOfMemory
+from nofe_lab.machine import Machine, OutOfMemory, seeded
 from nofe_lab.runs import Run, RunStore
 from nofe_lab.runs.checkpoint import _digest
 from nofe_lab.stages import Stage, generalist
@@ -249,8 +250,8 @@ def test_an_interrupted_training_stops_after_its_step_and_goes_on_when_asked_aga
     start: Callable[..., BaseProcess],
     tmp_path: Path,
 ) -> None:
-    slow = "import time; from nofe_lab.training import loop; seed = loop._seed\n"
-    slow += "loop._seed = lambda *given: (time.sleep(0.05), seed(*given))\n"
+    slow = "import time; from nofe_lab.training import loop; seeded = loop.seeded\n"
+    slow += "loop.seeded = lambda *of, **on: time.sleep(0.05) or seeded(*of, **on)\n"
     process = subprocess.Popen(
         ask(runs_dir, prelude=slow), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -325,15 +326,15 @@ def test_an_interrupted_gate_learns_the_same_answers(
             parent = only_run(undisturbed[0], kind)
             shutil.copytree(parent.path, folder / parent.path.name)
     train("gate", tmp_path / "other")
-    seed, steps = loop._seed, []
+    seeded, steps = loop.seeded, []
 
-    def interrupt_once(*given: Any) -> None:
-        steps.append(given)
+    def interrupt_once(*of: Any, **on: Any) -> AbstractContextManager[None]:
+        steps.append(of)
         if len(steps) == 23:
             signal.raise_signal(signal.SIGINT)
-        seed(*given)
+        return seeded(*of, **on)
 
-    monkeypatch.setattr(loop, "_seed", interrupt_once)
+    monkeypatch.setattr(loop, "seeded", interrupt_once)
     with pytest.raises(Interrupted, match="stopped after step 23 of 80"):
         train("gate", runs_dir)
     train("gate", runs_dir)
@@ -455,11 +456,11 @@ def fill():
         with place.open("ab", buffering=0) as file:
             while file.write(bytes(1000)): pass
     except OSError: pass
-def full(*given, seed=loop._seed):
+def full(*of, seeded=loop.seeded, **on):
     if not place.exists() and list(place.parent.glob("*.unfinished/step-00000012*")):
         fill()
-    seed(*given)
-loop._seed = full
+    return seeded(*of, **on)
+loop.seeded = full
 def make_room(self, make_room=checkpoint.Checkpoints.make_room):
     make_room(self)
     if {again}: fill()
@@ -661,12 +662,13 @@ def test_too_little_memory_is_said_in_one_sentence_with_what_to_lower(
 ) -> None:
     steps: list[int] = []
 
-    def step(*_: object) -> None:
+    def step(*of: object, device: torch.device) -> AbstractContextManager[None]:
         steps.append(1)
         if len(steps) == 7:
             raise error
+        return seeded(*of, device=device)
 
-    monkeypatch.setattr("nofe_lab.training.loop._seed", step)
+    monkeypatch.setattr("nofe_lab.training.loop.seeded", step)
     with pytest.raises(OutOfMemory, match=r"lower batch_size \(it is 30\), image_size or branch_w"):
         train("base", runs_dir)
     assert list(runs_dir.glob("*.unfinished/step-00000006*"))  # what was done is kept
@@ -727,13 +729,16 @@ def test_a_folder_that_becomes_read_only_in_training_keeps_the_network_in_the_pr
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    def step(device: object, seed: int, steps: list[int] = []) -> None:  # noqa: B006
-        steps.append(seed)
+    steps: list[object] = []
+
+    def step(*of: object, device: torch.device) -> AbstractContextManager[None]:
+        steps.append(of)
         if len(steps) == 9:
             for name in ("unlink", "rename", "replace"):
                 monkeypatch.setattr(Path, name, refuse)
+        return seeded(*of, device=device)
 
-    monkeypatch.setattr("nofe_lab.training.loop._seed", step)
+    monkeypatch.setattr("nofe_lab.training.loop.seeded", step)
     with pytest.raises(InvalidInput, match=r"trained, but cannot be saved in .*this cell again"):
         train("base", runs_dir)
     assert "cannot be saved ([Errno 13] Permission denied); training goes on" in (

@@ -273,7 +273,7 @@ def test_a_command_that_is_stopped_says_what_is_kept(
     def stop(*_: object, **__: object) -> None:
         raise Interrupted("stopped after step 3 of 5; all of it is kept.")
 
-    monkeypatch.setattr("nofe_lab.training.loop._seed", stop)
+    monkeypatch.setattr("nofe_lab.training.loop.seeded", stop)
     words = ["train", "glyphs:2", "--epochs", "1", "--batch-size", "90", "--trunk", "scratch"]
     words += ["--specialties", "random"]
     assert main([*words, "--device", "cpu", "--runs-dir", str(tmp_path / "runs")]) == 130

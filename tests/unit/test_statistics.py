@@ -107,7 +107,7 @@ def test_standings_tell_apart_only_what_the_seeds_tell_apart() -> None:
     ]
     rows.append({"network": "once", "seed": 0, "test_accuracy": 0.1})
     found = standings(pd.DataFrame(rows), "own")
-    assert found["beside"].tolist() == ["", "ahead", "tie", "behind", "one seed"]
+    assert found["standing"].tolist() == ["", "ahead", "tie", "behind", "one seed"]
     assert found["lead"].tolist()[1:4] == pytest.approx([0.29 / 3, -0.01 / 3, -0.31 / 3])
     assert (found["lead_low"] < found["lead"])[1:4].all()
     assert (found["lead"] < found["lead_high"])[1:4].all()

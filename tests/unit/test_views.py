@@ -28,6 +28,7 @@ from nofe_lab.data.preprocess import ImageNetwork, Preprocess
 from nofe_lab.evaluation import Predictions, per_specialty
 from nofe_lab.inference import load_specialties
 from nofe_lab.inspection import Inspector
+from nofe_lab.log import log
 from nofe_lab.networks import CNN, NofE, backbone
 from nofe_lab.specialties import Specialties, best_objective, leaf_order
 from nofe_lab.statistics import inside_share
@@ -816,6 +817,35 @@ def test_board_trains_experts_and_shows_where_they_stand(world):
     assert board.outdated
     board.undo()
     assert not board.outdated
+
+
+def test_board_says_what_it_waits_for_between_stages(world):
+    stages = []
+
+    def train(partition, watch):
+        log.info("another process is training it; waiting for the result.")
+        stages.append(board.stage)
+        watch(StageBegun("network of experts", 8, 1))
+        log.info("epoch 1")
+        stages.append(board.stage)
+        return rows_of(mine=[0.5])
+
+    board = SpecialtyBoard(world.data, world.specialties, train=train)
+    board.train()
+    assert stages == [
+        "another process is training it; waiting for the result.",
+        "network of experts",
+    ]
+    assert board.stage == ""
+
+
+def test_board_says_what_is_wrong_with_what_was_returned(world):
+    board = SpecialtyBoard(
+        world.data, world.specialties, train=lambda *_: pd.DataFrame({"accuracy": [0.5]})
+    )
+    board.train()
+    assert board.standing["said"] == "KeyError: 'network'"
+    assert (board.training, board.trained, board.scores) == ("", None, None)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from nofe_lab.config import InvalidInput, whole_number
 from nofe_lab.data import Dataset
-from nofe_lab.log import quiet
+from nofe_lab.log import told
 from nofe_lab.specialties import Specialties, best_objective, class_number
 from nofe_lab.statistics import (
     errors_inside,
@@ -249,36 +249,32 @@ class SpecialtyBoard(TrainingView, ClassView):
                 ask_to_stop()
             tell(self, event)
 
+        scores, standing = None, {"columns": [], "rows": [], "said": ""}
         try:
-            with quiet():
-                result: pd.DataFrame | str = train(partition, listen)
+            with told(lambda message: tell(self._said, message)):
+                found = train(partition, listen)
+            standing, scores = _scoreboard(found), found
         except Interrupted:
-            result = "Stopped; what was trained is kept: press the button again to go on."
+            standing["said"] = "Stopped; what was trained is kept: press the button again to go on."
         except Exception as error:
             named = "" if isinstance(error, InvalidInput) else f"{type(error).__name__}: "
-            result = f"{named}{error}"
+            standing["said"] = f"{named}{error}"
         with suppress(RuntimeError):  # the kernel's loop has ended
-            tell(self._have_trained, partition, result)
+            tell(self._have_trained, partition, scores, standing)
 
-    def _have_trained(self, partition: Specialties, result: pd.DataFrame | str) -> None:
-        self.training = ""
-        if isinstance(result, str):
-            self.standing = {"columns": [], "rows": [], "said": result}
-            return
-        self.trained, self.scores = partition, result
-        self.outdated = self.specialties != partition
-        own = result["network"].iloc[0]
-        found = standings(result, own, "val_accuracy")
-        rows = []
-        for row in found.to_dict("records"):
-            half = "" if np.isnan(row["high"]) else f" ± {100 * (row['high'] - row['mean']):.1f}"
-            lead = "" if row["network"] == own else f"{100 * row['lead']:+.1f}"
-            if row["beside"] in ("ahead", "behind", "tie"):
-                lead += f" [{100 * row['lead_low']:+.1f}, {100 * row['lead_high']:+.1f}]"
-            shown = [f"{100 * row['mean']:.1f}{half} %", lead, row["beside"]]
-            rows.append({"name": row["network"], "values": shown})
-        columns = ["accuracy on val", "lead of the first, in points", ""]
-        self.standing = {"columns": columns, "rows": rows, "said": standings_in_words(found)}
+    def _said(self, message: str) -> None:
+        """Show what is said between stages, such as that another process trains the same run."""
+        if self.progress[0] == self.progress[1]:
+            self.stage = message
+
+    def _have_trained(
+        self, partition: Specialties, scores: pd.DataFrame | None, standing: dict[str, Any]
+    ) -> None:
+        self.training = self.stage = ""
+        if scores is not None:
+            self.trained, self.scores = partition, scores
+            self.outdated = self.specialties != partition
+        self.standing = standing
 
     def _label_of(self, class_: str | int) -> int:
         if isinstance(class_, str):
@@ -383,6 +379,22 @@ class SpecialtyBoard(TrainingView, ClassView):
     def figures(self) -> dict[str, Figure]:
         colours = [to_rgb(colour) for colour in self._colours()]
         return {"board": plots.plot_specialties(self.dataset, self.specialties, colours=colours)}
+
+
+def _scoreboard(scores: pd.DataFrame) -> dict[str, Any]:
+    """The standings of the first network of `scores` beside the others, for the browser."""
+    own = scores["network"].iloc[0]
+    found = standings(scores, own, "val_accuracy")
+    rows = []
+    for row in found.to_dict("records"):
+        half = "" if np.isnan(row["high"]) else f" ± {100 * (row['high'] - row['mean']):.1f}"
+        lead = "" if row["network"] == own else f"{100 * row['lead']:+.1f}"
+        if row["standing"] in ("ahead", "behind", "tie"):
+            lead += f" [{100 * row['lead_low']:+.1f}, {100 * row['lead_high']:+.1f}]"
+        shown = [f"{100 * row['mean']:.1f}{half} %", lead, row["standing"]]
+        rows.append({"name": row["network"], "values": shown})
+    columns = ["accuracy on val", "lead of the first, in points", ""]
+    return {"columns": columns, "rows": rows, "said": standings_in_words(found)}
 
 
 def _moved(before: Specialties, after: Specialties) -> list[int]:

@@ -104,7 +104,7 @@ function render({ model, el }) {
     how.draw();
     progress.hidden = !state;
     standing.replaceChildren(...(found.said ? [
-      found.rows.length ? table(found) : "", h("p", {}, found.said, model.get("outdated") ? " The partition has changed since." : "")] : []));
+      found.rows.length ? table(found) : "", h("p", {}, found.said, found.rows.length && model.get("outdated") ? " The partition has changed since." : "")] : []));
   };
   roam(root, () => [...cardsBox.querySelectorAll(".nofe-card")]);
   root.addEventListener("keydown", (event) => {
