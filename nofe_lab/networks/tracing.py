@@ -12,6 +12,7 @@ import inspect
 import operator
 import random
 import re
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -202,17 +203,19 @@ class _Tracer(fx.Tracer):
         self.is_sized = False
         self.evaluates = False
         self.modes = _modes()
+        self.thread = threading.get_ident()
         self.values: dict[tuple[fx.Node, int], Any] = {}
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        drawn = _random_states()
         kept = [(module, dict(module._buffers), dict(vars(module))) for module in root.modules()]
-        try:
-            with _len_of_images(self):
-                graph = super().trace(root, concrete_args)
-        finally:
-            replaced = [name for module in kept for name in _restored(*module)]
-        self._check_nothing_drawn(drawn)
+        with seeded(0):  # while no other thread draws
+            drawn = _random_states()
+            try:
+                with _len_of_images(self):
+                    graph = super().trace(root, concrete_args)
+            finally:
+                replaced = [name for module in kept for name in _restored(*module)]
+            self._check_nothing_drawn(drawn)
         if replaced:
             raise fx.proxy.TraceError(f"it replaces its buffer {replaced[0]!r}: change it in place")
         return graph
@@ -234,7 +237,7 @@ class _Tracer(fx.Tracer):
         return type(m) in self.opaque or childless or is_torchs
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        if self.evaluates:
+        if self.evaluates or threading.get_ident() != self.thread:  # torch.fx hears all threads
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
         is_leaf = self.is_leaf_module(m, path)
