@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 # chosen by measurement among others: docs/results.md, "The first run"
-FIRST := -p K 10 -p dataset glyphs:200 -p backbone alexnet_quick_bn -p specialties confusion -p trunk base -p branch_start upcycled -p branch_width 0.5 -p trunk_epochs 3 -p epochs 1
+FIRST := -p K 10 -p dataset glyphs:200 -p backbone alexnet_quick_bn -p specialties balanced -p trunk base -p branch_start upcycled -p branch_width 0.5 -p trunk_epochs 3 -p epochs 1
 run: $(READY)  ## train a network of experts on the embedded data set (2 minutes, once installed)
 	$(BIN)/papermill --stdout-file - --log-level ERROR --no-progress-bar notebooks/03_finetune_nofe.ipynb out.ipynb $(FIRST)
 	@echo "The executed notebook, with its figures: out.ipynb.  Above: what else to open."

@@ -259,7 +259,7 @@ _DECLARED = {
             "trunk_epochs",
             None,
             Whole(1, MAX_EPOCHS),
-            "of the stage that the NofE's trunk comes from; None: as epochs",
+            "epochs of the stage that trains the trunk; None: as epochs",
         ),
         Knob("batch_size", None, FROM_1, "images a step"),
         Knob("learning_rate", None, Real(ABOVE_0), "base or peak learning rate"),

@@ -68,7 +68,7 @@ class Arm:
     """Of the generalist whose trunk it is."""
     budget: str = ""
     """Of a flat network from scratch: as long as the stage nofe or generalist, as long as both
-    (total), or for the arithmetic of both (arithmetic)."""
+    (total), or for the arithmetic of both (arithmetic), rounded to whole epochs."""
     recipe: str = ""
     """Of a control from scratch: flat, or nofe for the recipe of the network of experts."""
     experts: int | None = None

@@ -19,7 +19,7 @@ from nofe_lab.stages.experiment import Experiment
 from nofe_lab.stages.report import FinalReport
 from nofe_lab.stages.stage import Stage
 from nofe_lab.study.queue import RESULTS
-from nofe_lab.study.tables import AS_LONG, AS_MUCH, EXPERTS
+from nofe_lab.study.tables import EXPERTS, SAME_EPOCHS, SAME_MACS
 
 K = 10
 """Number of specialties."""
@@ -63,8 +63,8 @@ def upcycling(
 
 
 CLUSTERS: dict[str, Any] = {"specialties": "confusion", "trunk": "base"}
-CUT: dict[str, Any] = {"backbone": "alexnet_quick_bn"}
-UPCYCLED: dict[str, Any] = CUT | CLUSTERS | {"branch_start": "upcycled"}
+NORMALISED: dict[str, Any] = {"backbone": "alexnet_quick_bn"}
+UPCYCLED: dict[str, Any] = NORMALISED | CLUSTERS | {"branch_start": "upcycled"}
 
 
 def _on(images: int, first: int, then: int, **changes: Any) -> dict[str, Any]:
@@ -76,9 +76,9 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "learned": _on(100, 3, 3),
     "clusters": _on(100, 4, 3, **CLUSTERS),
     "clusters, more images": _on(200, 3, 1, **CLUSTERS),
-    "normalised, learned": _on(100, 3, 2, **CUT),
-    "normalised, learned, more images": _on(200, 2, 1, **CUT),
-    "normalised, clusters, fresh": _on(100, 4, 2, **CUT, **CLUSTERS),
+    "normalised, learned": _on(100, 3, 2, **NORMALISED),
+    "normalised, learned, more images": _on(200, 2, 1, **NORMALISED),
+    "normalised, clusters, fresh": _on(100, 4, 2, **NORMALISED, **CLUSTERS),
     "normalised, upcycled": _on(100, 4, 2, **UPCYCLED),
     "normalised, upcycled, longer trunk": _on(100, 7, 1, **UPCYCLED),
     "normalised, upcycled, more images": _on(200, 2, 1, **UPCYCLED),
@@ -96,7 +96,7 @@ All stages of each compute 3.7 to 4.3 T multiply-accumulates, a fifth of the not
 Plain names are AlexNet-Quick's; normalised ones are of alexnet_quick_bn, which can be upcycled.
 """
 
-FIRST_RUN = "normalised, upcycled, half as wide"
+FIRST_RUN = "normalised, upcycled, balanced, half as wide"
 """The one that was chosen."""
 
 
@@ -142,7 +142,7 @@ def _alone(experiment: Experiment) -> Mapping[str, Stage]:
 
 def _beside_base(experiment: Experiment) -> Mapping[str, Stage]:
     networks = experiment.nofe(), experiment.base("arithmetic"), experiment.base("total")
-    return dict(zip((EXPERTS, AS_MUCH, AS_LONG), networks, strict=True))
+    return dict(zip((EXPERTS, SAME_MACS, SAME_EPOCHS), networks, strict=True))
 
 
 def _save(report: FinalReport, name: str, results: str | None, command: str) -> None:

@@ -86,8 +86,8 @@ def lead() -> str:
 
     run = read_result("first_run_test")
     found = means_of(run, "test_accuracy", "network")
-    ahead = differences_from(run, tables.AS_MUCH, "test_accuracy", "network").loc[tables.EXPERTS]
-    names = (tables.EXPERTS, tables.AS_MUCH, tables.AS_LONG)
+    ahead = differences_from(run, tables.SAME_MACS, "test_accuracy", "network").loc[tables.EXPERTS]
+    names = (tables.EXPERTS, tables.SAME_MACS, tables.SAME_EPOCHS)
     experts, as_much, as_long = (f"{100 * found['mean'][name]:.1f} %" for name in names)
     few = curves()
     lost = [-100 * changes(few[few["arm"] == arm.name])[0].loc[2, "mean"] for arm in NARROW]

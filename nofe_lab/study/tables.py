@@ -354,7 +354,7 @@ def upcycling_table() -> str:
     return _against("upcycling", "fresh experts", "fresh experts")
 
 
-EXPERTS, AS_MUCH, AS_LONG = (
+EXPERTS, SAME_MACS, SAME_EPOCHS = (
     "network of experts",
     "base CNN, as much arithmetic",
     "base CNN, as many epochs",
@@ -375,7 +375,7 @@ def first_run_choice() -> str:
             points(differences_from(found, base, "val_accuracy", "network").loc[EXPERTS])
             if base in set(found["network"])
             else ""
-            for base in (AS_MUCH, AS_LONG)
+            for base in (SAME_MACS, SAME_EPOCHS)
         ]
         first = own.iloc[0]
         before = int(first["total_epochs"] - first["epochs"])
@@ -383,7 +383,7 @@ def first_run_choice() -> str:
         cells = [str(candidate), f"{mean['seeds']}", percent(mean), *apart, *spent]
         rows.append((mean["mean"], [*cells, f"{first['total_steps']}"]))
     head = ["recipe", "seeds", "experts: val accuracy %, mean ± 95 %"]
-    head += [f"minus {base}, points {INTERVAL}" for base in (AS_MUCH, AS_LONG)]
+    head += [f"minus {base}, points {INTERVAL}" for base in (SAME_MACS, SAME_EPOCHS)]
     head += ["epochs", "multiply-accumulates", "steps"]
     return markdown(head, (cells for _, cells in sorted(rows, reverse=True)))
 
@@ -391,7 +391,7 @@ def first_run_choice() -> str:
 def first_run_table() -> str:
     """The networks of `make run` on test images, with seeds that no choice has seen."""
     table = read_result("first_run_test")
-    apart = differences_from(table, AS_MUCH, "test_accuracy", "network")
+    apart = differences_from(table, SAME_MACS, "test_accuracy", "network")
     first: Any = table.groupby("network").first()
     rows = []
     for _, found in over_seeds(table).iterrows():
@@ -402,7 +402,7 @@ def first_run_table() -> str:
             [name, percent(found), *spent, points(apart.loc[name]) if name in apart.index else ""]
         )
     head = ["network", "test accuracy %, mean ± 95 %", "epochs", "multiply-accumulates of training"]
-    return markdown([*head, f"minus {AS_MUCH}, points {INTERVAL}"], rows)
+    return markdown([*head, f"minus {SAME_MACS}, points {INTERVAL}"], rows)
 
 
 def _against(file: str, reference: str, called: str) -> str:
