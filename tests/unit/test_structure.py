@@ -179,3 +179,16 @@ def test_constraints_are_plain_pins() -> None:
 
 def test_no_local_build_of_a_wheel_is_pinned() -> None:
     assert not [line for line in CONSTRAINTS if "+" in line or "://" in line or " @ " in line]
+
+
+def test_scripts_that_are_joined_share_no_name() -> None:
+    """A page whose parts declare one name twice stays blank."""
+    own = ("render", "drawPage")  # what a widget and a page offer: one in each
+    names = [
+        name
+        for path in (ROOT / "nofe_lab" / "views").rglob("static/*.js")
+        for name in re.findall(r"^(?:async )?(?:function|const|let) (\w+)", path.read_text(), re.M)
+        if name not in own
+    ]
+    assert len(names) > 50
+    assert not {name for name in names if names.count(name) > 1}
