@@ -563,6 +563,10 @@ def test_networks_are_chosen_on_val_images_without_a_look_at_test(tiny_experimen
     experiment = tiny_experiment()
     report = experiment.comparison([0, 1], lambda each: {"base CNN": each.base()}, "val")
     assert not any(name.startswith("test_") for name in report.table.columns)
+    assert "val accuracy" in report.shown
+    assert f"{report.table['val_accuracy'][0]:.2%}" in str(report)
+    with pytest.raises(InvalidInput, match="split 'train' is unknown; accepted: 'test', 'val'"):
+        experiment.comparison([0], lambda each: {"base CNN": each.base()}, "train")
     for row, answers in zip(report.table.itertuples(), report.predictions, strict=True):
         again = predict(
             experiment.model(experiment.with_seed(row.seed).base()), experiment.data.val
@@ -1067,7 +1071,8 @@ def test_a_comparison_has_every_opponent_with_every_seed(
 ) -> None:
     asked: list[tuple[str, int]] = []
 
-    def note(workshop: object, networks: list[tuple[str, Stage]]) -> None:
+    def note(runner: object, networks: list[tuple[str, Stage]], split: str) -> None:
+        assert split == "test"
         asked.extend((name, stage.seed) for name, stage in networks)
 
     monkeypatch.setattr("nofe_lab.stages.experiment.final_report", note)
