@@ -4,12 +4,15 @@ import io
 import json
 import re
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+import nofe_lab
 from nofe_lab.bench.tables import noise
 from nofe_lab.bench.widgets import response
 from nofe_lab.config import InvalidInput
@@ -847,6 +851,35 @@ def test_board_can_train_again_after_an_interrupt_of_the_kernel(world):
     with pytest.raises(KeyboardInterrupt):
         board.train()
     assert board.training == ""
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_lesson_10_asks_the_test_images_only_about_one_s_own_partition(world, is_trained, capsys):
+    """Run All asked them about the rivals, before the reader had chosen."""
+    path = Path(__file__).parents[2] / "notebooks" / "10_beat_the_machine.ipynb"
+    cells = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    asked = []
+
+    class Asked(Exception):
+        pass
+
+    def comparison(seeds, networks):
+        asked.append(seeds)
+        raise Asked
+
+    names = {
+        **{name: getattr(nofe_lab.views, name) for name in ("plots", "tables")},
+        "Arm": nofe_lab.Arm,
+        "board": SimpleNamespace(trained=world.specialties if is_trained else None),
+        "experiment": SimpleNamespace(comparison=comparison),
+        "rivals": [],
+        "seeds": (0,),
+    }
+    with pytest.raises(Asked) if is_trained else nullcontext():
+        for cell in cells[-3:]:
+            exec(cell, names)
+    assert asked == [(0,)] * is_trained
+    assert ("Nothing was tested yet" in capsys.readouterr().out) is not is_trained
 
 
 def test_what_goes_wrong_at_the_browser_s_command_is_shown(board, monkeypatch):
