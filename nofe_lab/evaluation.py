@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -235,6 +235,22 @@ def predict(
     logits = torch.cat([output for output, _ in _outputs(model, split, experts)])
     labels = split.labels if target_of_class is None else target_of_class.cpu()[split.labels]
     return Predictions(logits.numpy(), labels.numpy())
+
+
+class Formation(NamedTuple):
+    """How specialties came about: what a film is drawn of (see `nofe_lab.views.film.film`)."""
+
+    dataset: Dataset
+    """Each class is shown by its clearest image."""
+    specialties: Specialties
+    map_history: pd.DataFrame
+    """Columns update, class, specialty, as in a generalist's run."""
+    map_updates: pd.DataFrame
+    """Columns update, moved, objective_before, objective_after."""
+    objective: str
+    """What the objective is, in three short lines."""
+    start: str
+    """What the first map is, in a few words."""
 
 
 def with_clearest(

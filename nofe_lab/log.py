@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
@@ -49,15 +49,12 @@ def redirect_to_devnull(stream: TextIO) -> None:
 
 
 @contextmanager
-def told(hear: Callable[[str], object]) -> Iterator[None]:
-    """Hand this thread's messages below warnings to `hear`, not to whichever cell is running."""
+def quiet() -> Iterator[None]:
+    """Drop this thread's messages below warnings: in a notebook they would land in any cell."""
     here = threading.get_ident()
 
     def passes(record: logging.LogRecord) -> bool:
-        if record.thread != here or record.levelno >= logging.WARNING:
-            return True
-        hear(record.getMessage())
-        return False
+        return record.thread != here or record.levelno >= logging.WARNING
 
     log.addFilter(passes)
     try:

@@ -325,6 +325,7 @@ class SplitNetwork(Backbone):
         return self._for_images[image_shape]
 
     @cached_property
+    @seeded(0)  # layers that are tried with other sizes are drawn, and a layer may draw itself
     def plan(self) -> Plan:
         """How the network is cut for images of `input_shape`."""
         edits = self._stem_edits()

@@ -373,12 +373,12 @@ class RunStore:
         self,
         name: str,
         run_id: str,
-        wait: Callable[[str], None] | None = log.info,
+        wait: Callable[[str], object] | None = None,
         seconds: float = SECONDS,
     ) -> Iterator[Checkpoints]:
         """Lock a run for training and give its checkpoints.
 
-        If another process holds the lock, calls `wait` with its name and waits; raises
+        While another process holds the lock, calls `wait` with its name each second; raises
         InvalidInput instead if `wait` is None.  The operating system releases the lock when the
         process ends in any way.
         seconds: longest time between two checkpoints.
@@ -394,15 +394,17 @@ class RunStore:
             lock = FileLock(
                 locks / f"{run_id}.lock", mode=0o666, poll_interval=0.2, fallback_to_soft=False
             )
-            try:
-                lock.acquire(blocking=False)
-            except Timeout as error:
-                if wait is None:
-                    raise InvalidInput(
-                        f"{_lock_holder(holder)} is training the run {run_id}."
-                    ) from error
-                wait(_lock_holder(holder))
-                lock.acquire()
+            timeout = 0
+            while not lock.is_locked:
+                try:
+                    lock.acquire(timeout=timeout)
+                except Timeout as error:
+                    if wait is None:
+                        raise InvalidInput(
+                            f"{_lock_holder(holder)} is training the run {run_id}."
+                        ) from error
+                    wait(_lock_holder(holder))
+                    timeout = 1
         except (OSError, NotImplementedError) as error:
             raise _not_writable(self.folder, error) from error
         try:

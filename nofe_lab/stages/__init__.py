@@ -1,7 +1,7 @@
 """Stages: what to train and in which order."""
 
 from nofe_lab.stages.arms import Arm
-from nofe_lab.stages.experiment import Experiment, Formation, superclass_specialties
+from nofe_lab.stages.experiment import Experiment, superclass_specialties
 from nofe_lab.stages.flat import FlatStage
 from nofe_lab.stages.generalist import GeneralistStage
 from nofe_lab.stages.nofe import NofEStage
@@ -12,7 +12,6 @@ __all__ = [
     "Arm",
     "Experiment",
     "FlatStage",
-    "Formation",
     "GeneralistStage",
     "NofEStage",
     "Runner",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ from nofe_lab.data import Dataset, load_dataset, prepared, source_state
 from nofe_lab.data.features import features_of
 from nofe_lab.data.preprocess import ImageNetwork
 from nofe_lab.data.sources import without_folders
-from nofe_lab.evaluation import predict, with_clearest
+from nofe_lab.evaluation import Formation, predict, with_clearest
 from nofe_lab.inference import Classifier, load_specialties
 from nofe_lab.knobs import check_fields, default
 from nofe_lab.log import log
@@ -59,22 +59,6 @@ GATE_EPOCHS = 10
 
 OF_FILES = ("image_size", "groups", "corrections", "skip_unreadable")
 """Knobs of images that are read from files."""
-
-
-class Formation(NamedTuple):
-    """How specialties came about: what a film is drawn of (see `nofe_lab.views.film.film`)."""
-
-    dataset: Dataset
-    """Each class is shown by its clearest image."""
-    specialties: Specialties
-    map_history: pd.DataFrame
-    """Columns update, class, specialty, as in a generalist's run."""
-    map_updates: pd.DataFrame
-    """Columns update, moved, objective_before, objective_after."""
-    objective: str
-    """What the objective is, in three short lines."""
-    start: str
-    """What the first map is, in a few words."""
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,15 @@ class StageLoaded:
 
 
 @dataclass(frozen=True)
+class StageAwaited:
+    """Another process or thread is training the stage; told each second until it has ended."""
+
+    title: str
+    holder: str
+    """Who it is, e.g. "process 7 on host"."""
+
+
+@dataclass(frozen=True)
 class StepDone:
     """One step of SGD is done."""
 
@@ -74,7 +83,7 @@ class MapUpdated:
     """The new specialty of each class."""
 
 
-Event = StageLoaded | StageBegun | StepDone | EpochDone | MapUpdated | StageEnded
+Event = StageLoaded | StageAwaited | StageBegun | StepDone | EpochDone | MapUpdated | StageEnded
 Listener = Callable[[Event], None]
 
 

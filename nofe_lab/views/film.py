@@ -22,9 +22,9 @@ from PIL import Image
 
 from nofe_lab.data import Dataset
 from nofe_lab.data.pictures import rgb
+from nofe_lab.evaluation import Formation
 from nofe_lab.log import log
 from nofe_lab.specialties import Specialties, maps_of
-from nofe_lab.stages import Formation
 from nofe_lab.views import plots
 from nofe_lab.views.palette import Palette
 

@@ -481,7 +481,8 @@ def fill():
             while file.write(bytes(1000)): pass
     except OSError: pass
 def full(*of, seeded=loop.seeded, **on):
-    if not place.exists() and list(place.parent.glob("*.unfinished/step-00000012*")):
+    timed = not of[1:]  # seeded by 0 alone
+    if not timed and not place.exists() and list(place.parent.glob("*.unfinished/step-00000012*")):
         fill()
     return seeded(*of, **on)
 loop.seeded = full

@@ -196,16 +196,16 @@ def test_a_decision_that_cannot_be_written_is_said_and_not_shown(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("nofe_lab.data.corrections.write_file", full)
-    found.obey({"do": "decide", "item": 0, "decision": "keep", "corrected": ""}, [])
+    found._hear(found, {"do": "decide", "item": 0, "decision": "keep", "corrected": ""}, [])
     assert found.problem.endswith("(No space left on device).")
     assert found.decisions[0] is None
     assert found.place == 0
     monkeypatch.undo()
-    found.obey({"do": "decide", "item": 0, "decision": "keep", "corrected": ""}, [])
+    found._hear(found, {"do": "decide", "item": 0, "decision": "keep", "corrected": ""}, [])
     assert found.problem == ""
     assert found.place == 1
     (tmp_path / "c.csv").write_text("nonsense")
-    found.obey({"do": "decide", "item": 1, "decision": "keep", "corrected": ""}, [])
+    found._hear(found, {"do": "decide", "item": 1, "decision": "keep", "corrected": ""}, [])
     assert "must be a CSV with the columns" in found.problem
     assert (tmp_path / "c.csv").read_text() == "nonsense"
 

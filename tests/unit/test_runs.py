@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -387,6 +388,22 @@ def test_a_run_that_is_being_trained_is_not_removed(store: RunStore) -> None:
         with pytest.raises(InvalidInput, match=r"process \d+ on .* is training the run 012"):
             store.remove("0123")
     assert store.remove("0123") == checkpoints.folder
+
+
+def test_who_waits_for_a_run_is_told_so_again_and_can_stop(store: RunStore) -> None:
+    told: list[str] = []
+
+    def wait(who: str) -> None:
+        told.append(who)
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    with store.training("a", "0123456789ab"):
+        with pytest.raises(KeyboardInterrupt), store.training("a", "0123456789ab", wait):
+            pass
+        assert told == [f"process {os.getpid()} on {socket.gethostname()}"] * 2
+    with store.training("a", "0123456789ab", wait):
+        assert len(told) == 2
 
 
 def test_an_unfinished_run_is_found_by_its_id_alone(store: RunStore) -> None:

@@ -4,12 +4,15 @@ import io
 import json
 import re
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+import nofe_lab
 from nofe_lab.bench.tables import noise
 from nofe_lab.bench.widgets import response
 from nofe_lab.config import InvalidInput
@@ -28,13 +32,13 @@ from nofe_lab.data.preprocess import ImageNetwork, Preprocess
 from nofe_lab.evaluation import Predictions, per_specialty
 from nofe_lab.inference import load_specialties
 from nofe_lab.inspection import Inspector
-from nofe_lab.log import log
 from nofe_lab.networks import CNN, NofE, backbone
 from nofe_lab.specialties import Specialties, best_objective, leaf_order
 from nofe_lab.statistics import inside_share
 from nofe_lab.training.events import (
     EpochDone,
     MapUpdated,
+    StageAwaited,
     StageBegun,
     StageEnded,
     StageLoaded,
@@ -819,24 +823,79 @@ def test_board_trains_experts_and_shows_where_they_stand(world):
     assert not board.outdated
 
 
-def test_board_says_what_it_waits_for_between_stages(world):
+def test_board_says_for_whom_it_waits_and_stops_waiting(world):
     stages = []
 
     def train(partition, watch):
-        log.info("another process is training it; waiting for the result.")
-        stages.append(board.stage)
-        watch(StageBegun("network of experts", 8, 1))
-        log.info("epoch 1")
-        stages.append(board.stage)
+        watch(StageBegun("base CNN", 8, 1))
+        watch(StepDone(3, 8))
+        watch(StageEnded("base CNN", True))
+        for _ in range(3):
+            watch(StageAwaited("network of experts", "process 7 on host"))
+            stages.append((board.stage, board.progress))
+            board.stop()
         return rows_of(mine=[0.5])
 
     board = SpecialtyBoard(world.data, world.specialties, train=train)
     board.train()
-    assert stages == [
-        "another process is training it; waiting for the result.",
-        "network of experts",
-    ]
-    assert board.stage == ""
+    assert stages == [("network of experts: waiting for process 7 on host", [0, 0])]
+    assert board.standing["said"].startswith("Stopped; ")
+    assert (board.training, board.stage, board.trained) == ("", "", None)
+
+
+def test_board_can_train_again_after_an_interrupt_of_the_kernel(world):
+    def train(partition, watch):
+        raise KeyboardInterrupt
+
+    board = SpecialtyBoard(world.data, world.specialties, train=train)
+    with pytest.raises(KeyboardInterrupt):
+        board.train()
+    assert board.training == ""
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_lesson_10_asks_the_test_images_only_about_one_s_own_partition(world, is_trained, capsys):
+    """Run All asked them about the rivals, before the reader had chosen."""
+    path = Path(__file__).parents[2] / "notebooks" / "10_beat_the_machine.ipynb"
+    cells = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    asked = []
+
+    class Asked(Exception):
+        pass
+
+    def comparison(seeds, networks):
+        asked.append(seeds)
+        raise Asked
+
+    names = {
+        **{name: getattr(nofe_lab.views, name) for name in ("plots", "tables")},
+        "Arm": nofe_lab.Arm,
+        "board": SimpleNamespace(trained=world.specialties if is_trained else None),
+        "experiment": SimpleNamespace(comparison=comparison),
+        "rivals": [],
+        "seeds": (0,),
+    }
+    with pytest.raises(Asked) if is_trained else nullcontext():
+        for cell in cells[-3:]:
+            exec(cell, names)
+    assert asked == [(0,)] * is_trained
+    assert ("Nothing was tested yet" in capsys.readouterr().out) is not is_trained
+
+
+def test_what_goes_wrong_at_the_browser_s_command_is_shown(board, monkeypatch):
+    """Only invalid input was; anything else was a traceback in the kernel's log."""
+    board._hear(board, {"do": "move", "label": 99, "k": 0}, [])
+    assert board.words == "label must be a whole number from 0 to 7; got 99."
+    monkeypatch.setattr(board, "lock", lambda label: 1 / 0)
+    board._hear(board, {"do": "lock", "label": 0}, [])
+    assert board.words == "ZeroDivisionError: division by zero"
+
+    def unreadable(change):
+        raise OSError("the picture is gone")
+
+    board.observe(unreadable, "label")
+    board.set_state({"label": 3})
+    assert board.words == "OSError: the picture is gone"
 
 
 def test_board_says_what_is_wrong_with_what_was_returned(world):
@@ -898,16 +957,16 @@ def test_board_can_be_used_while_experts_are_trained_and_stops_them(world):
 
 
 def test_board_obeys_the_browser_and_says_what_it_refuses(board):
-    board.obey({"do": "move", "label": 6, "k": 0}, [])
+    board._hear(board, {"do": "move", "label": 6, "k": 0}, [])
     assert board.specialties.of[6] == 0
-    board.obey({"do": "lock", "label": 6}, [])
+    board._hear(board, {"do": "lock", "label": 6}, [])
     assert board.locked == [6]
-    board.obey({"do": "move", "label": 6, "k": 1}, [])
+    board._hear(board, {"do": "move", "label": 6, "k": 1}, [])
     assert board.words == "class 'tiger' is locked; unlock it first."
-    board.obey({"do": "remove", "k": 0}, [])
+    board._hear(board, {"do": "remove", "k": 0}, [])
     assert "accepted: one without classes" in board.words
     for deed in ("undo", "redo", "add", "reset"):
-        board.obey({"do": deed}, [])
+        board._hear(board, {"do": deed}, [])
     assert board.specialties.of[6] == 1
 
 

@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from nofe_lab.config import InvalidInput, one_of
+from nofe_lab.config import InvalidInput, first_line, one_of
 from nofe_lab.data import Dataset
 from nofe_lab.data.pictures import rgb
 from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties, class_number
-from nofe_lab.training.events import Event, StageBegun, StageEnded, StepDone
+from nofe_lab.training.events import Event, StageAwaited, StageBegun, StageEnded, StepDone
 from nofe_lab.views import plots
 from nofe_lab.views.page import STATIC
 
@@ -99,8 +99,15 @@ class View(anywidget.AnyWidget):  # type: ignore[misc]
         """Answer a message from the browser: a ping or a command."""
         if what.get("do") == "ping":
             self.send({"pong": what.get("token")})
-        else:
+            return
+        try:
             self.obey(what, buffers)
+        except Exception as error:  # ipywidgets would write it where nobody looks
+            self._refuse(error)
+
+    def _refuse(self, error: Exception) -> None:
+        """Show why what the reader asked for was not done."""
+        self.words = sentence(error)
 
     def obey(self, what: dict[str, Any], buffers: list[Any]) -> None:
         """Carry out a command of the browser, in widgets that have some."""
@@ -109,8 +116,8 @@ class View(anywidget.AnyWidget):  # type: ignore[misc]
         """Take values from the browser; reject invalid ones and send the current values back."""
         try:
             super().set_state(sync_data)
-        except InvalidTrait as error:
-            self.words = str(error)
+        except Exception as error:
+            self._refuse(error)
             self.send_state(list(sync_data))
 
     def figures(self) -> dict[str, Figure]:
@@ -214,6 +221,14 @@ class TrainingView(View):
                     self._told = time.monotonic()
             case StageEnded():
                 self.stage = ""
+            case StageAwaited():
+                self.stage, self.progress = f"{event.title}: waiting for {event.holder}", [0, 0]
+
+
+def sentence(error: BaseException) -> str:
+    """An error as its widget shows it: with its type, unless it is a sentence for the reader."""
+    said = first_line(error)
+    return said if isinstance(error, InvalidInput) else f"{type(error).__name__}: {said}"
 
 
 def check_choice(proposal: Any, accepted: Sequence[str]) -> str:

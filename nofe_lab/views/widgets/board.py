@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from nofe_lab.config import InvalidInput, whole_number
 from nofe_lab.data import Dataset
-from nofe_lab.log import told
+from nofe_lab.log import quiet
 from nofe_lab.specialties import Specialties, best_objective, class_number
 from nofe_lab.statistics import (
     errors_inside,
@@ -27,7 +27,7 @@ from nofe_lab.statistics import (
     standings,
     standings_in_words,
 )
-from nofe_lab.training.events import Event, Listener
+from nofe_lab.training.events import Event, Listener, StageAwaited
 from nofe_lab.training.interrupts import Interrupted, ask_to_stop
 from nofe_lab.views import plots
 from nofe_lab.views.widgets.base import (
@@ -38,6 +38,7 @@ from nofe_lab.views.widgets.base import (
     check_table,
     hex_colours,
     script,
+    sentence,
     thumbnails,
 )
 
@@ -248,24 +249,21 @@ class SpecialtyBoard(TrainingView, ClassView):
             if self.training == "stopping":
                 ask_to_stop()
             tell(self, event)
+            if self.training == "stopping" and isinstance(event, StageAwaited):
+                raise Interrupted("nothing of it was trained here")
 
         scores, standing = None, {"columns": [], "rows": [], "said": ""}
         try:
-            with told(lambda message: tell(self._said, message)):
+            with quiet():
                 found = train(partition, listen)
             standing, scores = _scoreboard(found), found
         except Interrupted:
             standing["said"] = "Stopped; what was trained is kept: press the button again to go on."
         except Exception as error:
-            named = "" if isinstance(error, InvalidInput) else f"{type(error).__name__}: "
-            standing["said"] = f"{named}{error}"
-        with suppress(RuntimeError):  # the kernel's loop has ended
-            tell(self._have_trained, partition, scores, standing)
-
-    def _said(self, message: str) -> None:
-        """Show what is said between stages, such as that another process trains the same run."""
-        if self.progress[0] == self.progress[1]:
-            self.stage = message
+            standing["said"] = sentence(error)
+        finally:  # also of a KeyboardInterrupt, which goes on
+            with suppress(RuntimeError):  # the kernel's loop has ended
+                tell(self._have_trained, partition, scores, standing)
 
     def _have_trained(
         self, partition: Specialties, scores: pd.DataFrame | None, standing: dict[str, Any]
@@ -371,10 +369,7 @@ class SpecialtyBoard(TrainingView, ClassView):
             "train": self.train,
             "stop": self.stop,
         }
-        try:
-            deeds[what["do"]]()
-        except InvalidInput as error:
-            self.words = str(error)
+        deeds[what["do"]]()
 
     def figures(self) -> dict[str, Figure]:
         colours = [to_rgb(colour) for colour in self._colours()]

@@ -13,7 +13,7 @@ from nofe_lab.data import Dataset, Source
 from nofe_lab.data.corrections import RELABEL, Correction, Corrections
 from nofe_lab.files import redact_path, user_path
 from nofe_lab.views import plots
-from nofe_lab.views.widgets.base import View, check, check_choice, script, sprite
+from nofe_lab.views.widgets.base import View, check, check_choice, script, sentence, sprite
 
 SIDE = 128
 """Of the images, in pixels."""
@@ -149,17 +149,16 @@ class RelabelList(View):
             self._show_decisions(f"{file}: {said}. ")
         return before
 
+    def _refuse(self, error: Exception) -> None:
+        self.problem = sentence(error)
+
     def obey(self, what: dict[str, Any], buffers: list[Any]) -> None:
         """Carry out a decision and go to the next image, or undo one."""
-        try:
-            if what["do"] == "undo":
-                self.undo()
-                return
-            item = int(what["item"])
-            self.decide(item, str(what["decision"]), str(what["corrected"]))
-        except InvalidInput as error:
-            self.problem = str(error)
+        if what["do"] == "undo":
+            self.undo()
             return
+        item = int(what["item"])
+        self.decide(item, str(what["decision"]), str(what["corrected"]))
         if item == self.place:
             self.place = min(item + 1, len(self.items) - 1)
 
