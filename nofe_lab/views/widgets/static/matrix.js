@@ -90,11 +90,14 @@ function confusionMatrix(root, names, chosen) {
     return `${items[i].name} → ${items[j].name}: ${said.join(", ")}${most}`;
   };
   const describe = () => {
-    const unit = { row: "% of a class's images", column: "% of the answers", count: " images" }[state.scale];
+    const what = { row: "share of a class's images", column: "share of the answers with a class", count: "number of images" }[state.scale];
     const amount = Number((top * (state.scale === "count" ? 1 : 100)).toPrecision(2));
+    const unit = state.scale === "count" ? " images" : state.tables.length > 1 ? " points" : "%";
     const [more, less] = state.networks ?? [];
     const said = [
-      !top ? "No errors" : state.tables.length > 1 ? `Purple: ${more} answers so more often than ${less}, orange: less often` : "The stronger, the more errors",
+      state.tables.length > 1
+        ? top ? `Purple: a larger ${what} with ${more} than with ${less}, orange: a smaller one` : "No difference"
+        : top ? `The stronger, the larger the ${what}` : "No errors",
       top ? `full strength at ${amount}${unit} or more` : "",
       "a thin line marks right answers, which are off the scale",
       closed.size ? "where a closed block meets itself, its errors inside are counted" : "",
