@@ -18,7 +18,15 @@ from nofe_lab.data import Resident
 from nofe_lab.evaluation import Predictions
 from nofe_lab.views import ConfusionExplorer, EvolutionPlayer, SpecialtyExplorer
 from nofe_lab.views.widgets.confusion import LEAVES
-from tests.browser.conftest import SHOTS, Host, Page, overlap, overlaps, write_notebook
+from tests.browser.conftest import (
+    SHOTS,
+    Host,
+    Page,
+    in_window,
+    overlap,
+    overlaps,
+    write_notebook,
+)
 
 pytestmark = pytest.mark.xdist_group("browser")
 
@@ -28,6 +36,8 @@ PLACES += [pytest.param(width, 1, marks=slow) for width in (900, 1400, 2000)]
 """Widths of the window, and the browser's zoom."""
 LONG = "clusters of the base CNN's confusions"
 Show = Callable[..., Host]
+CUT = "e => e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1"
+"""Whether some of an element's text is not seen."""
 
 
 def class_names(C: int) -> tuple[str, ...]:
@@ -49,9 +59,9 @@ def answers(C: int, skill: float, per_class: int = 30) -> Predictions:
     return Predictions(logits, labels)
 
 
-def source(C: int, per_class: int = 30) -> Resident:
+def source(C: int, per_class: int = 30, side: int = 16) -> Resident:
     labels = torch.arange(C).repeat_interleave(per_class)
-    images = torch.randint(256, (len(labels), 3, 16, 16), dtype=torch.uint8)
+    images = torch.randint(256, (len(labels), 3, side, side), dtype=torch.uint8)
     return Resident(images, labels)
 
 
@@ -99,6 +109,10 @@ def test_the_matrix_fits_its_place(host: Show, width: int, zoom: float, theme: s
     for part in [*parts, ".nofe-detail", ".nofe-detail figure"]:
         assert shown.inside(part), part
     assert overlaps(shown.box(part) for part in [*parts, ".nofe-detail", "#cell .nofe-words"]) == []
+    for name in shown.page.locator(".nofe-row-names > span, .nofe-column-names > span").all():
+        assert in_window(shown.page, name.bounding_box())
+        assert not name.evaluate(CUT)
+    assert len(names_beside(shown)) == len(names_beside(shown, "column")) == 20
     matrix, detail = shown.box(".nofe-matrix"), shown.box(".nofe-detail")
     if window["width"] >= 900:
         assert detail["x"] >= matrix["x"] + matrix["width"]
@@ -137,8 +151,7 @@ def test_names_stand_where_they_can_be_read(host: Show, width: int, zoom: float)
     for n, (row, column) in enumerate(zip(rows, columns, strict=True)):
         for name in (row, column):
             assert float(name.evaluate("e => getComputedStyle(e).fontSize").removesuffix("px")) >= 8
-            cut = "e => e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1"
-            assert not name.evaluate(cut)
+            assert not name.evaluate(CUT)
         at, along = row.bounding_box(), column.bounding_box()
         middle = (n + 0.5) * canvas["width"] / 10
         assert abs(at["y"] + at["height"] / 2 - canvas["y"] - middle) < 1
@@ -240,6 +253,38 @@ def test_the_scale_is_by_row_column_or_count(host: Show) -> None:
         painted[scale] = shown.page.locator("canvas").evaluate("canvas => canvas.toDataURL()")
     assert painted["row"] != painted["column"]
     assert painted["row"] == painted["count"]  # all classes have as many images
+
+
+def test_the_note_says_what_a_strong_cell_means(host: Show) -> None:
+    """Half of a small class's images, a tenth of a large one's, and whose answers they are."""
+    wrong = {(0, 1): 5, (2, 3): 10, (4, 5): 4}
+    right = {0: 5, 1: 95, 2: 90, 3: 30, 4: 46}
+    outlier = {(5, 0): 100}  # the scale ends below it
+    counts = wrong | outlier | {(c, c): n for c, n in right.items()}
+    labels, said = (np.repeat([cell[d] for cell in counts], [*counts.values()]) for d in (0, 1))
+    other = np.where((labels == 2) & (said == 3), 2, said)
+    shares = np.eye(6, dtype=np.float32)
+    rows = Predictions(shares[said], labels), Predictions(shares[other], labels)
+    split = Resident(torch.zeros(len(labels), 3, 8, 8, dtype=torch.uint8), torch.tensor(labels))
+    order = {"specialties": blocks_of(6, 2)}
+    shown = host(ConfusionExplorer(split, {"base CNN": rows[0], "NofE": rows[1]}, order))
+    note = shown.page.locator(".nofe-matrix > .nofe-note")
+    for scale, strongest, sentence in (
+        ("row", (0, 1), "the larger the share of a class's images; full strength at 50% or more"),
+        ("column", (4, 5), "the share of the answers with a class; full strength at 95% or more"),
+        ("count", (2, 3), "the larger the number of images; full strength at 10 images or more"),
+    ):
+        shown.set(scale=scale)
+        assert sentence in note.inner_text()
+        grey = luminance(shown, "canvas")
+        cell = len(grey) / 6
+        ink = {(i, j): grey[int((i + 0.25) * cell), int((j + 0.75) * cell)] for i, j in wrong}
+        assert min(ink, key=ink.__getitem__) == strongest
+    shown.set(network="NofE minus base CNN", scale="row")
+    assert note.inner_text().startswith(
+        "Purple: a larger share of a class's images with NofE than with base CNN, orange: a smaller"
+    )
+    assert "full strength at 10 points or more" in note.inner_text()
 
 
 def test_the_note_about_the_diagonal_is_true(host: Show) -> None:

@@ -4,14 +4,14 @@
 const READABLE = 9; // pixels of a row whose name can be read
 const COLOURS = ["#8a5cd6", "#d9730d"]; // of differences above and below 0, in both themes
 
-/** root: what is as wide as the place.  names: of the classes.  chosen(row, column): told of a cell that is taken.
+/** root: what is as wide as the place.  names: of the classes.  chosen(row, column): told of a cell that is taken; null: none can be.
  * show({order, groups: [{name, size, colour}], tables: [[labels, answers, counts], ...], networks, scale}):
  * draws these counts (with two tables their difference), blocks in groups, if there are any. */
 function confusionMatrix(root, names, chosen) {
   const canvas = h("canvas", {
     tabindex: 0, role: "application",
     "aria-label": `Confusion matrix of ${names.length} classes. Arrow keys move between cells, with Shift ten at once; ` +
-      "Enter chooses one, + zooms into its block, - out again, C closes and opens the block of its row.",
+      `${chosen ? "Enter chooses one, " : ""}+ zooms into its block, - out again, C closes and opens the block of its row.`,
   });
   const cross = h("div", { class: "nofe-cross", hidden: true });
   const tip = h("div", { class: "nofe-tip", hidden: true, role: "status" });
@@ -242,7 +242,7 @@ function confusionMatrix(root, names, chosen) {
     const cell = cells.get(i * C() + j);
     return cell?.most ? cell : { row: items[i].classes[0], column: items[j].classes[0] };
   };
-  const take = (cell) => { mark(cell); chosen(...marked); };
+  const take = (cell) => { mark(cell); chosen?.(...marked); };
   const position = (event) => { const box = canvas.getBoundingClientRect(); return [event.clientX - box.left, event.clientY - box.top]; };
   canvas.addEventListener("mousemove", (event) => {
     pointed = event;
