@@ -14,8 +14,9 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +28,35 @@ SHOTS = Path(__file__).parent / "screenshots"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 TOKEN = "browser-test"
 NOTEBOOKS = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+Box = dict[str, float]
+
+
+def overlap(a: Box, b: Box) -> bool:
+    """Whether two boxes share more than a rounded edge."""
+    return all(
+        min(a[at] + a[size], b[at] + b[size]) - max(a[at], b[at]) > 0.6
+        for at, size in (("x", "width"), ("y", "height"))
+    )
+
+
+def overlaps(boxes: Iterable[Box]) -> list[tuple[Box, Box]]:
+    """The pairs of these boxes that overlap."""
+    return [(a, b) for a, b in combinations(boxes, 2) if overlap(a, b)]
+
+
+def within(box: Box, outer: Box) -> bool:
+    """Whether all of a box is inside another one, but for a rounded edge."""
+    return all(
+        outer[at] - 1 <= box[at] and box[at] + box[size] <= outer[at] + outer[size] + 1
+        for at, size in (("x", "width"), ("y", "height"))
+    )
+
+
+def in_window(page: Any, box: Box) -> bool:
+    """Whether all of a box is inside the page's window."""
+    return within(box, {"x": 0, "y": 0, **page.viewport_size})
+
 
 EXECUTE = """
 async ([path, code]) => {
@@ -190,6 +220,26 @@ class Page:
         self.page.wait_for_timeout(500)
         return found
 
+    def resize(self, width: int, height: int = 900, zoom: float = 1) -> None:
+        """A window of so many pixels in which the browser magnifies."""
+        self.page.set_viewport_size({"width": round(width / zoom), "height": round(height / zoom)})
+        self.page.wait_for_timeout(700)
+
+    def theme(self, name: str) -> None:
+        """JupyterLab's light or dark theme."""
+        change = (
+            "name => window.jupyterapp.commands.execute('apputils:change-theme', { theme: name })"
+        )
+        self.page.evaluate(change, f"JupyterLab {name.capitalize()}")
+        self.page.wait_for_timeout(700)
+
+    def without_sidebar(self) -> None:
+        self.page.evaluate(
+            "() => { if (window.jupyterapp.shell.leftCollapsed === false) "
+            "window.jupyterapp.commands.execute('application:toggle-left-area'); }"
+        )
+        self.page.wait_for_timeout(500)
+
     def shoot(self, widget: Any, name: str) -> None:
         SHOTS.mkdir(exist_ok=True)
         widget.scroll_into_view_if_needed()
@@ -298,6 +348,9 @@ class Host:
             self.widget._hear(self.widget, told["content"], [])
         else:
             self.widget.set_state(told["state"])
+            for name, value in told["state"].items():  # ipywidgets drops the echo of a value
+                if name in self.changed and self.changed[name] == value:
+                    del self.changed[name]
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
@@ -319,6 +372,18 @@ class Host:
                 return
             self.page.wait_for_timeout(100)
         pytest.fail(f"{trait} is {getattr(self.widget, trait)!r}, not {value!r}")
+
+    def box(self, selector: str) -> Box:
+        found: Box = self.page.locator(selector).first.bounding_box()
+        return found
+
+    def inside(self, selector: str) -> bool:
+        """Whether all of the first such element is inside the window."""
+        return in_window(self.page, self.box(selector))
+
+    def is_narrow(self) -> bool:
+        """Whether nothing of the page is wider than its window."""
+        return bool(self.page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
 
     def shoot(self, name: str) -> None:
         SHOTS.mkdir(exist_ok=True)

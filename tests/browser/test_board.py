@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
 
-from tests.browser.conftest import EXECUTE, SHOTS, Page, write_notebook
+from tests.browser.conftest import (
+    EXECUTE,
+    SHOTS,
+    Page,
+    in_window,
+    overlap,
+    overlaps,
+    write_notebook,
+)
 
 pytestmark = pytest.mark.xdist_group("browser")  # one JupyterLab, and its runs, for all of them
 
@@ -245,39 +252,19 @@ def trainer(open_notebook: Callable[..., Page], lab: tuple[str, Path]) -> Page:
     """A notebook with a board that trains, after Run All."""
     write_notebook(lab[1], "training.ipynb", TRAINING, "board")
     opened = open_notebook("training.ipynb")
-    opened.page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
+    opened.without_sidebar()
     opened.run_all()
     opened.page.wait_for_selector(".nofe-board.nofe-live", timeout=120_000)
     opened.wait_for("board.standing", {})
     return opened
 
 
-def resize(opened: Page, name: str) -> None:
-    width, height = SCREENS[name]
-    opened.page.set_viewport_size({"width": width, "height": height})
-    opened.page.wait_for_timeout(700)
-
-
 def in_view(opened: Page, element: Any) -> dict[str, float]:
     """The box of an element, all of which is inside the window."""
     element.scroll_into_view_if_needed()
     box: dict[str, float] = element.bounding_box()
-    width, height = opened.page.evaluate("[innerWidth, innerHeight]")
-    assert box["x"] >= 0, box
-    assert box["x"] + box["width"] <= width + 1, box
-    assert box["y"] >= 0, box
-    assert box["y"] + box["height"] <= height + 1, box
+    assert in_window(opened.page, box), box
     return box
-
-
-def apart(one: dict[str, float], other: dict[str, float]) -> bool:
-    """Whether two boxes do not overlap."""
-    return (
-        one["x"] + one["width"] <= other["x"] + 1
-        or other["x"] + other["width"] <= one["x"] + 1
-        or one["y"] + one["height"] <= other["y"] + 1
-        or other["y"] + other["height"] <= one["y"] + 1
-    )
 
 
 def test_what_got_better_and_what_got_worse_is_said_without_a_verdict(trainer: Page) -> None:
@@ -330,7 +317,7 @@ def test_what_add_makes_is_scrolled_to(
     opened = open_notebook("adding.ipynb")
     opened.run_all()
     opened.page.wait_for_selector(".nofe-board.nofe-live", timeout=60_000)
-    resize(opened, "900")
+    opened.resize(*SCREENS["900"])
     widget = opened.widget("board")
     add = widget.get_by_text("Add a specialty")
     add.focus()
@@ -366,9 +353,9 @@ def test_experts_are_trained_by_keyboard_while_the_board_is_used(trainer: Page) 
     first = step.inner_text()
     assert first.startswith("step ")
     boxes = [in_view(trainer, each) for each in (bar, step, widget.locator(".nofe-beside button"))]
-    assert all(apart(one, other) for one, other in pairwise(boxes))
+    assert overlaps(boxes) == []
     cards = widget.locator(".nofe-cards-box").bounding_box()
-    assert apart(widget.locator(".nofe-beside").bounding_box(), cards)
+    assert not overlap(widget.locator(".nofe-beside").bounding_box(), cards)
     # the board goes on
     widget.locator("button.nofe-class[title='B']").focus()
     trainer.wait_for("board.class_name", "B")
@@ -406,19 +393,16 @@ def test_the_scoreboard_stands_beside_the_board_on_every_screen(trainer: Page) -
     other.scroll_into_view_if_needed()
     assert other.locator("table").nth(1).inner_text() == table.inner_text()
     for theme in ("Light", "Dark"):
-        page.evaluate(
-            "(theme) => window.jupyterapp.commands.execute('apputils:change-theme', { theme })",
-            f"JupyterLab {theme}",
-        )
+        trainer.theme(theme)
         for name in SCREENS:
-            resize(trainer, name)
+            trainer.resize(*SCREENS[name])
             widget.scroll_into_view_if_needed()
             assert widget.evaluate(CUT) == [], (theme, name)
             in_view(trainer, said)
             in_view(trainer, table)
             beside = widget.locator(".nofe-beside").bounding_box()
             cards = widget.locator(".nofe-cards-box").bounding_box()
-            assert apart(beside, cards)
+            assert not overlap(beside, cards)
             if name == "1400":
                 assert cards["x"] > beside["x"] + beside["width"] - 1  # beside, not below
             ink, paper = widget.evaluate(COLOURS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,15 @@ from nofe_lab.data import Resident
 from nofe_lab.evaluation import Predictions
 from nofe_lab.views import ConfusionExplorer, EvolutionPlayer, SpecialtyExplorer
 from nofe_lab.views.widgets.confusion import LEAVES
-from tests.browser.conftest import SHOTS, Host, Page, write_notebook
+from tests.browser.conftest import (
+    SHOTS,
+    Host,
+    Page,
+    in_window,
+    overlap,
+    overlaps,
+    write_notebook,
+)
 
 pytestmark = pytest.mark.xdist_group("browser")
 
@@ -29,6 +36,8 @@ PLACES += [pytest.param(width, 1, marks=slow) for width in (900, 1400, 2000)]
 """Widths of the window, and the browser's zoom."""
 LONG = "clusters of the base CNN's confusions"
 Show = Callable[..., Host]
+CUT = "e => e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1"
+"""Whether some of an element's text is not seen."""
 
 
 def class_names(C: int) -> tuple[str, ...]:
@@ -50,9 +59,9 @@ def answers(C: int, skill: float, per_class: int = 30) -> Predictions:
     return Predictions(logits, labels)
 
 
-def source(C: int, per_class: int = 30) -> Resident:
+def source(C: int, per_class: int = 30, side: int = 16) -> Resident:
     labels = torch.arange(C).repeat_interleave(per_class)
-    images = torch.randint(256, (len(labels), 3, 16, 16), dtype=torch.uint8)
+    images = torch.randint(256, (len(labels), 3, side, side), dtype=torch.uint8)
     return Resident(images, labels)
 
 
@@ -60,29 +69,6 @@ def explorer(C: int = 20, K: int = 4) -> ConfusionExplorer:
     orders = {"specialties": blocks_of(C, K), LONG: Specialties.random(class_names(C), 2 * K, 0)}
     networks = {"base CNN": answers(C, 3), "NofE": answers(C, 3.5)}
     return ConfusionExplorer(source(C), networks, orders)
-
-
-def box(host: Host, selector: str) -> dict[str, float]:
-    found: dict[str, float] = host.page.locator(selector).first.bounding_box()
-    return found
-
-
-def overlap(a: dict[str, float], b: dict[str, float]) -> bool:
-    """Whether two boxes share more than a rounded edge."""
-    return all(
-        min(a[at] + a[size], b[at] + b[size]) - max(a[at], b[at]) > 0.6
-        for at, size in (("x", "width"), ("y", "height"))
-    )
-
-
-def inside(host: Host, selector: str) -> bool:
-    found, window = box(host, selector), host.page.viewport_size
-    return (
-        found["x"] >= 0
-        and found["y"] >= 0
-        and found["x"] + found["width"] <= window["width"]
-        and found["y"] + found["height"] <= window["height"]
-    )
 
 
 def names_beside(host: Host, which: str = "row") -> list[str]:
@@ -94,7 +80,7 @@ def names_beside(host: Host, which: str = "row") -> list[str]:
 
 def point(host: Host, i: int, j: int, n: int) -> dict[str, float]:
     """The middle of a cell, of n in a row."""
-    side = box(host, "canvas")["width"]
+    side = host.box("canvas")["width"]
     return {"x": (j + 0.5) * side / n, "y": (i + 0.5) * side / n}
 
 
@@ -117,20 +103,23 @@ def test_the_matrix_fits_its_place(host: Show, width: int, zoom: float, theme: s
     shown.page.wait_for_timeout(200)
     shown.shoot(f"confusion_{width}_{zoom}_{theme}")
     window = shown.page.viewport_size
-    assert shown.page.evaluate("document.documentElement.scrollWidth") <= window["width"]
+    assert shown.is_narrow()
     parts = [".nofe-toolbar", ".nofe-upright", ".nofe-row-names", "canvas", ".nofe-blocks"]
     parts += [".nofe-column-names", ".nofe-axis:not(.nofe-upright)", ".nofe-matrix > .nofe-note"]
     for part in [*parts, ".nofe-detail", ".nofe-detail figure"]:
-        assert inside(shown, part), part
-    for a, b in combinations([*parts, ".nofe-detail", "#cell .nofe-words"], 2):
-        assert not overlap(box(shown, a), box(shown, b)), (a, b)
-    matrix, detail = box(shown, ".nofe-matrix"), box(shown, ".nofe-detail")
+        assert shown.inside(part), part
+    assert overlaps(shown.box(part) for part in [*parts, ".nofe-detail", "#cell .nofe-words"]) == []
+    for name in shown.page.locator(".nofe-row-names > span, .nofe-column-names > span").all():
+        assert in_window(shown.page, name.bounding_box())
+        assert not name.evaluate(CUT)
+    assert len(names_beside(shown)) == len(names_beside(shown, "column")) == 20
+    matrix, detail = shown.box(".nofe-matrix"), shown.box(".nofe-detail")
     if window["width"] >= 900:
         assert detail["x"] >= matrix["x"] + matrix["width"]
         assert detail["y"] < matrix["y"] + 10
     else:
         assert detail["y"] >= matrix["y"] + matrix["height"]
-    canvas = box(shown, "canvas")
+    canvas = shown.box("canvas")
     assert canvas["width"] >= 0.4 * min(window["width"], window["height"])
     pixels = shown.page.locator("canvas").evaluate("canvas => canvas.width")
     assert pixels == round(canvas["width"] * zoom)
@@ -146,7 +135,7 @@ def test_names_stand_where_they_can_be_read(host: Show, width: int, zoom: float)
     shown = host(explorer(100, 10), width, 900, zoom)
     shown.page.wait_for_timeout(200)
     assert names_beside(shown) == names_beside(shown, "column") == []  # they could not be read
-    assert inside(shown, "canvas")
+    assert shown.inside("canvas")
     blocks = shown.page.locator(".nofe-blocks > button")
     assert [text.strip("− ") for text in blocks.all_inner_texts()] == [
         f"look-alikes {k}" for k in range(10)
@@ -155,15 +144,14 @@ def test_names_stand_where_they_can_be_read(host: Show, width: int, zoom: float)
     shown.wait_for("column", 27)
     names = list(class_names(100)[20:30])
     assert names_beside(shown) == names_beside(shown, "column") == names
-    assert shown.page.evaluate("document.documentElement.scrollWidth") <= round(width / zoom)
-    canvas = box(shown, "canvas")
+    assert shown.is_narrow()
+    canvas = shown.box("canvas")
     rows = shown.page.locator(".nofe-row-names > span").all()
     columns = shown.page.locator(".nofe-column-names > span").all()
     for n, (row, column) in enumerate(zip(rows, columns, strict=True)):
         for name in (row, column):
             assert float(name.evaluate("e => getComputedStyle(e).fontSize").removesuffix("px")) >= 8
-            cut = "e => e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1"
-            assert not name.evaluate(cut)
+            assert not name.evaluate(CUT)
         at, along = row.bounding_box(), column.bounding_box()
         middle = (n + 0.5) * canvas["width"] / 10
         assert abs(at["y"] + at["height"] / 2 - canvas["y"] - middle) < 1
@@ -180,11 +168,11 @@ def test_names_stand_where_they_can_be_read(host: Show, width: int, zoom: float)
 def test_it_is_drawn_again_when_its_place_or_the_theme_changes(host: Show) -> None:
     shown = host(explorer(), 1400, 900)
     shown.page.wait_for_timeout(200)
-    before = box(shown, "canvas")["width"]
+    before = shown.box("canvas")["width"]
     shown.page.set_viewport_size({"width": 600, "height": 900})
     shown.page.wait_for_timeout(300)
-    assert box(shown, "canvas")["width"] < before
-    assert shown.page.evaluate("document.documentElement.scrollWidth") <= 600
+    assert shown.box("canvas")["width"] < before
+    assert shown.is_narrow()
     light = luminance(shown, "canvas").mean()
     shown.theme("dark")
     shown.page.wait_for_timeout(200)
@@ -223,13 +211,13 @@ def test_the_tooltip_follows_a_change_of_order(host: Show) -> None:
     shown = host(explorer(), 1200, 900)
     names = class_names(20)
     shown.page.locator("canvas").hover(position=point(shown, 3, 11, 20))
-    before = box(shown, "canvas")
+    before = shown.box("canvas")
     at = [before[side] + before["width"] * (n + 0.5) / 20 for side, n in (("y", 3), ("x", 11))]
     for order in (LONG, LEAVES, "specialties"):
         shown.set(order_by=order)
         found = shown.widget.matrix["order"]
         assert names_beside(shown) == [names[c] for c in found]
-        canvas = box(shown, "canvas")  # an order without blocks has room for a larger one
+        canvas = shown.box("canvas")  # an order without blocks has room for a larger one
         i, j = (
             int(20 * (where - canvas[side]) / canvas["width"])
             for side, where in zip("yx", at, strict=True)
@@ -245,7 +233,7 @@ def test_the_tooltip_stays_in_the_widget(host: Show) -> None:
     shown = host(explorer(), 600, 900)
     for i, j in ((0, 0), (0, 19), (19, 0), (19, 19), (10, 10)):
         shown.page.locator("canvas").hover(position=point(shown, i, j, 20))
-        assert inside(shown, ".nofe-tip")
+        assert shown.inside(".nofe-tip")
 
 
 def test_the_scale_is_by_row_column_or_count(host: Show) -> None:
@@ -265,6 +253,38 @@ def test_the_scale_is_by_row_column_or_count(host: Show) -> None:
         painted[scale] = shown.page.locator("canvas").evaluate("canvas => canvas.toDataURL()")
     assert painted["row"] != painted["column"]
     assert painted["row"] == painted["count"]  # all classes have as many images
+
+
+def test_the_note_says_what_a_strong_cell_means(host: Show) -> None:
+    """Half of a small class's images, a tenth of a large one's, and whose answers they are."""
+    wrong = {(0, 1): 5, (2, 3): 10, (4, 5): 4}
+    right = {0: 5, 1: 95, 2: 90, 3: 30, 4: 46}
+    outlier = {(5, 0): 100}  # the scale ends below it
+    counts = wrong | outlier | {(c, c): n for c, n in right.items()}
+    labels, said = (np.repeat([cell[d] for cell in counts], [*counts.values()]) for d in (0, 1))
+    other = np.where((labels == 2) & (said == 3), 2, said)
+    shares = np.eye(6, dtype=np.float32)
+    rows = Predictions(shares[said], labels), Predictions(shares[other], labels)
+    split = Resident(torch.zeros(len(labels), 3, 8, 8, dtype=torch.uint8), torch.tensor(labels))
+    order = {"specialties": blocks_of(6, 2)}
+    shown = host(ConfusionExplorer(split, {"base CNN": rows[0], "NofE": rows[1]}, order))
+    note = shown.page.locator(".nofe-matrix > .nofe-note")
+    for scale, strongest, sentence in (
+        ("row", (0, 1), "the larger the share of a class's images; full strength at 50% or more"),
+        ("column", (4, 5), "the share of the answers with a class; full strength at 95% or more"),
+        ("count", (2, 3), "the larger the number of images; full strength at 10 images or more"),
+    ):
+        shown.set(scale=scale)
+        assert sentence in note.inner_text()
+        grey = luminance(shown, "canvas")
+        cell = len(grey) / 6
+        ink = {(i, j): grey[int((i + 0.25) * cell), int((j + 0.75) * cell)] for i, j in wrong}
+        assert min(ink, key=ink.__getitem__) == strongest
+    shown.set(network="NofE minus base CNN", scale="row")
+    assert note.inner_text().startswith(
+        "Purple: a larger share of a class's images with NofE than with base CNN, orange: a smaller"
+    )
+    assert "full strength at 10 points or more" in note.inner_text()
 
 
 def test_the_note_about_the_diagonal_is_true(host: Show) -> None:
@@ -305,9 +325,9 @@ def test_it_is_used_by_keyboard_alone(host: Show) -> None:
         keys.press(key)
     names = class_names(20)
     assert tip(shown).startswith(f"{names[4]} → {names[15]}: ")
-    cross = box(shown, ".nofe-cross")
-    pitch = box(shown, "canvas")["width"] / 20
-    middle = cross["x"] + cross["width"] / 2 - box(shown, "canvas")["x"]
+    cross = shown.box(".nofe-cross")
+    pitch = shown.box("canvas")["width"] / 20
+    middle = cross["x"] + cross["width"] / 2 - shown.box("canvas")["x"]
     assert abs(middle - 15.5 * pitch) < 1.5
     keys.press("Enter")
     shown.wait_for("column", 15)
@@ -337,7 +357,7 @@ def test_two_views_of_one_widget(host: Show) -> None:
     others = shown.page.locator("#second .nofe-row-names > span")
     assert others.count() == 20  # a zoom is a view's own
     for place, n in (("#cell", 5), ("#second", 20)):
-        canvas, cross = box(shown, f"{place} canvas"), box(shown, f"{place} .nofe-cross")
+        canvas, cross = shown.box(f"{place} canvas"), shown.box(f"{place} .nofe-cross")
         at = 2.5 if n == 5 else 7.5
         assert abs(cross["x"] + cross["width"] / 2 - canvas["x"] - at * canvas["width"] / n) < 1.5
     second = shown.page.locator("#second")
@@ -365,7 +385,7 @@ def test_a_thousand_classes_come_in_five_megabytes(host: Show) -> None:
     weigh(matrix.get_state())
     assert sum(told) < 5_000_000
     shown = host(matrix, 1400, 900)
-    assert inside(shown, "canvas")
+    assert shown.inside("canvas")
     # of several cells in one pixel, the strongest is told
     row, column = matrix.row, matrix.column
     count = int(matrix.confusions["n"][row, column])
@@ -392,7 +412,7 @@ def text_of_menus(host: Host) -> list[tuple[float, float]]:
 def test_menus_are_not_cut(host: Show, width: int, zoom: float) -> None:
     for widget in (explorer(), cards(20), player()):
         shown = host(widget, width, 900, zoom)
-        assert shown.page.evaluate("document.documentElement.scrollWidth") <= round(width / zoom)
+        assert shown.is_narrow()
         menus = text_of_menus(shown)
         assert menus
         assert all(room >= text for text, room in menus)
@@ -420,7 +440,7 @@ def test_the_search_scrolls_folds_accents_and_says_when_nothing_is_found(
     status = shown.page.locator(".nofe-toolbar [role=status]")
 
     def is_in_view(label: int) -> bool:
-        button, frame = box(shown, f"[data-label='{label}']"), box(shown, ".nofe-cards-box")
+        button, frame = shown.box(f"[data-label='{label}']"), shown.box(".nofe-cards-box")
         return (
             frame["y"] <= button["y"]
             and button["y"] + button["height"] <= frame["y"] + frame["height"] + 1
@@ -440,8 +460,8 @@ def test_the_search_scrolls_folds_accents_and_says_when_nothing_is_found(
     assert undimmed.count() == 100
     search.fill("ebony")
     assert status.inner_text() == "no class is called so"
-    assert inside(shown, ".nofe-toolbar [role=status]")
-    assert not overlap(box(shown, ".nofe-toolbar [role=status]"), box(shown, "input[type=search]"))
+    assert shown.inside(".nofe-toolbar [role=status]")
+    assert not overlap(shown.box(".nofe-toolbar [role=status]"), shown.box("input[type=search]"))
     shown.shoot(f"search_{width}_{theme}")
     search.press("Enter")
     search.fill("")
@@ -538,15 +558,15 @@ def test_before_and_after_are_both_seen(host: Show, width: int, zoom: float, the
     shown.theme(theme)
     marks(shown)
     shown.shoot(f"evolution_{width}_{zoom}_{theme}")
-    assert shown.page.evaluate("document.documentElement.scrollWidth") <= round(width / zoom)
-    assert inside(shown, ".nofe-alluvial")
+    assert shown.is_narrow()
+    assert shown.inside(".nofe-alluvial")
     rows = shown.page.locator(".nofe-objective g").all()
     assert len(rows) == 8
     circles = [circle.bounding_box() for row in rows for circle in row.locator("circle").all()]
-    assert not any(overlap(a, b) for a, b in combinations(circles, 2))
-    assert all(inside(shown, f".nofe-objective g:nth-of-type({n}) circle") for n in (1, 8))
+    assert overlaps(circles) == []
+    assert all(shown.inside(f".nofe-objective g:nth-of-type({n}) circle") for n in (1, 8))
     # the letters stay large enough, and nothing of them is cut off
-    picture = box(shown, ".nofe-alluvial")
+    picture = shown.box(".nofe-alluvial")
     for label in shown.page.locator(".nofe-alluvial text").all():
         found = label.bounding_box()
         assert found["height"] >= 9
@@ -613,12 +633,10 @@ def test_the_matrix_in_jupyterlab(
     opened = open_notebook("confusion.ipynb")
     opened.run_all()
     opened.page.wait_for_selector(".nofe-confusion.nofe-live", timeout=60_000)
-    for theme in ("JupyterLab Dark", "JupyterLab Light"):
-        change = "theme => window.jupyterapp.commands.execute('apputils:change-theme', { theme })"
-        opened.page.evaluate(change, theme)
+    for theme in ("dark", "light"):
+        opened.theme(theme)
         for width in (600, 900, 1400, 2000):
-            opened.page.set_viewport_size({"width": width, "height": 1000})
-            opened.page.wait_for_timeout(700)
+            opened.resize(width, 1000)
             widget = opened.widget("confusion")
             output = opened.page.locator(".jp-OutputArea-output:has(.nofe-confusion)").first
             outer = output.bounding_box()
@@ -626,7 +644,7 @@ def test_the_matrix_in_jupyterlab(
                 found = widget.locator(part).first.bounding_box()
                 assert found["x"] >= outer["x"], (part, width)
                 assert found["x"] + found["width"] <= outer["x"] + outer["width"], (part, width)
-            opened.page.screenshot(path=SHOTS / f"lab_confusion_{width}_{theme[11:]}.png")
+            opened.page.screenshot(path=SHOTS / f"lab_confusion_{width}_{theme}.png")
     canvas = opened.page.locator(".nofe-confusion canvas")
     active = opened.page.locator(".jp-Notebook .jp-Cell.jp-mod-active").first
     cell = active.get_attribute("data-windowed-list-index")

@@ -124,12 +124,10 @@ def test_tables_scroll_and_figures_lie_on_paper(
     opened = open_notebook("shown.ipynb")
     opened.run_all()
     opened.wait_until_executed()
-    change = "(theme) => window.jupyterapp.commands.execute('apputils:change-theme', { theme })"
     for theme in ("Light", "Dark"):
-        opened.page.evaluate(change, f"JupyterLab {theme}")
+        opened.theme(theme)
         for width in (600, 900, 1400):
-            opened.page.set_viewport_size({"width": width, "height": 900})
-            opened.page.wait_for_timeout(700)
+            opened.resize(width)
             scrolls_in_its_place(opened.page, ".jp-OutputArea-output")
             picture = opened.page.locator(".jp-RenderedImage img").first
             box, place = (each.bounding_box() for each in (picture, picture.locator("..")))

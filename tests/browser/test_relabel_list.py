@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from nofe_lab.data.corrections import Corrections
-from tests.browser.conftest import Page, write_notebook
+from tests.browser.conftest import Page, overlaps, write_notebook
 
 pytestmark = pytest.mark.xdist_group("browser")
 
@@ -53,12 +53,12 @@ PLACES = """
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   return [...root.querySelectorAll(parts)].filter((each) => each.offsetParent).map((each) => {
-    const { left, right, top, bottom } = each.getBoundingClientRect();
+    const { x, y, width, height } = each.getBoundingClientRect();
     const [one, other] = [light(getComputedStyle(each).color), light(ground(each))].sort();
     const inner = [each, ...each.querySelectorAll("*")]
       .filter((part) => !part.matches("select, option"));
     return {
-      text: each.className + " " + each.textContent.slice(0, 40), left, right, top, bottom,
+      text: each.className + " " + each.textContent.slice(0, 40), x, y, width, height,
       contrast: (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05),
       cut: inner.some((part) => part.scrollWidth > part.clientWidth + 1 && part.clientWidth > 0),
     };
@@ -97,27 +97,6 @@ def decided(opened: Page) -> dict[str, tuple[str, str]]:
     return {file: (each.decision, each.corrected) for file, each in found.items()}
 
 
-def resize(opened: Page, width: int, zoom: float = 1) -> None:
-    """A window of so many pixels in which the browser magnifies."""
-    size = {"width": round(width / zoom), "height": round(900 / zoom)}
-    opened.page.set_viewport_size(size)
-    opened.page.wait_for_timeout(700)
-
-
-def in_theme(opened: Page, theme: str) -> None:
-    change = "([theme]) => window.jupyterapp.commands.execute('apputils:change-theme', { theme })"
-    opened.page.evaluate(change, [f"JupyterLab {theme}"])
-    opened.page.wait_for_timeout(700)
-
-
-def without_sidebar(opened: Page) -> None:
-    opened.page.evaluate(
-        "() => { if (window.jupyterapp.shell.leftCollapsed === false) "
-        "window.jupyterapp.commands.execute('application:toggle-left-area'); }"
-    )
-    opened.page.wait_for_timeout(500)
-
-
 def stands_well(opened: Page) -> None:
     """All parts are inside the window, none overlaps another, no text is cut, all is legible."""
     widget = opened.widget("relabel")
@@ -129,31 +108,24 @@ def stands_well(opened: Page) -> None:
     places = widget.evaluate(PLACES)
     assert len(places) > 10
     for each in places:
-        assert each["left"] >= pane["x"], each
-        assert each["right"] <= min(pane["x"] + pane["width"], size["width"]), each
+        assert each["x"] >= pane["x"], each
+        assert each["x"] + each["width"] <= pane["x"] + pane["width"], each
+        assert each["x"] + each["width"] <= size["width"], each
         assert not each["cut"], each
         assert each["contrast"] >= 4.5, each
-    for n, one in enumerate(places):
-        for other in places[n + 1 :]:
-            apart = (
-                one["right"] <= other["left"] + 0.5
-                or other["right"] <= one["left"] + 0.5
-                or one["bottom"] <= other["top"] + 0.5
-                or other["bottom"] <= one["top"] + 0.5
-            )
-            assert apart, (one, other)
+    assert overlaps(places) == []
     buttons = [each for each in places if "nofe-tool" in each["text"]]
-    bottom = max(each["bottom"] for each in buttons)
-    top = min(each["top"] for each in places)
+    bottom = max(each["y"] + each["height"] for each in buttons)
+    top = min(each["y"] for each in places)
     assert bottom - top <= pane["height"], "image and buttons are not seen together"
 
 
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
 def test_the_list_fits_its_place(opened: Page, theme: str) -> None:
-    in_theme(opened, theme)
-    without_sidebar(opened)
+    opened.theme(theme)
+    opened.without_sidebar()
     for width, zoom in ((1400, 1), (900, 1), (600, 1), (1400, 1.5), (900, 1.5)):
-        resize(opened, width, zoom)
+        opened.resize(width, zoom=zoom)
         opened.shoot(opened.widget("relabel"), f"relabel_{theme}_{width}_{round(100 * zoom)}")
         stands_well(opened)
 
@@ -182,7 +154,7 @@ def press(opened: Page, *keys: str) -> None:
 
 def test_the_list_is_gone_through_by_keys_alone(opened: Page) -> None:
     """Each key is in the file before the next; the current image stays in sight."""
-    resize(opened, 900)
+    opened.resize(900)
     files = opened.kernel("[each['file'] for each in found.items]")
     suggested = opened.kernel("[each['suggested'] for each in found.items]")
     opened.widget("relabel").locator("select").first.focus()
@@ -230,9 +202,77 @@ def test_the_list_is_gone_through_by_keys_alone(opened: Page) -> None:
     assert box["y"] + box["height"] <= queue["y"] + queue["height"]
 
 
+def strike(opened: Page, *keys: str) -> None:
+    """Press keys before anything of the first can be answered."""
+    opened.widget("relabel").locator(".nofe-item[aria-current='true']").focus()
+    opened.page.evaluate(
+        """(keys) => keys.forEach((key) => document.activeElement.dispatchEvent(
+          new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true })))""",
+        list(keys),
+    )
+
+
+def test_keys_that_are_struck_quickly_decide_on_the_images_that_were_shown(opened: Page) -> None:
+    files = opened.kernel("[each['file'] for each in found.items]")
+    suggested = opened.kernel("[each['suggested'] for each in found.items]")
+    widget = opened.widget("relabel")
+    strike(opened, "k", "r", "e", "ArrowDown", "k")
+    assert current(opened) == 5  # before the kernel has answered
+    assert files[5] in widget.locator(".nofe-doubt").inner_text()
+    # what is chosen meanwhile is not put back by the answers
+    menu = widget.locator("select[aria-label='the right class']")
+    label = opened.kernel("[each['label'] for each in found.items]")[5]
+    (other,) = set(COLOURS) - {suggested[5], label}
+    strike(opened, "k", "ArrowUp")
+    menu.select_option(other)
+    expected = {
+        files[0]: ("keep", ""),
+        files[1]: ("relabel", suggested[1]),
+        files[2]: ("exclude", ""),
+        files[4]: ("keep", ""),
+        files[5]: ("keep", ""),
+    }
+    opened.wait_for("len(found._known)", len(expected))
+    opened.page.wait_for_timeout(500)
+    assert decided(opened) == expected
+    shown = widget.locator(".nofe-item").evaluate_all("(all) => all.map((i) => i.dataset.decision)")
+    assert shown[:7] == ["keep", "relabel", "exclude", "", "keep", "keep", ""]
+    # undo takes back the last one, and the image that is shown then is decided on
+    strike(opened, "u", "u")
+    opened.wait_for("len(found._known)", 3)
+    opened.page.wait_for_timeout(500)
+    assert current(opened) == 4
+    # a list that is changed in between: the image that was shown, not its place in the next list
+    there = opened.kernel("[each['file'] for each in found.lists['worst confusions']]")
+    assert there[4:5] != [files[4]]
+    widget.locator("select").first.evaluate(
+        """(select) => {
+          select.value = "worst confusions";
+          select.dispatchEvent(new Event("change"));
+          document.activeElement.closest(".nofe-relabel").dispatchEvent(
+            new KeyboardEvent("keydown", { key: "e", bubbles: true, cancelable: true }));
+        }"""
+    )
+    opened.wait_for("found.which", "worst confusions")
+    opened.wait_for("len(found._known)", 4)
+    assert decided(opened)[files[4]] == ("exclude", "")
+    # of two that are struck, the first is refused: its sentence stays, and its image comes back
+    opened.kernel("setattr(found, 'which', 'labelled wrongly?')")
+    opened.kernel("setattr(found, 'place', 5)")
+    opened.page.wait_for_timeout(500)
+    menu.evaluate("(select, label) => { select.value = label; }", label)
+    strike(opened, "r", "k")
+    opened.wait_for("len(found._known)", 5)
+    opened.page.wait_for_timeout(500)
+    assert decided(opened)[files[6]] == ("keep", "")
+    assert files[5] not in decided(opened)
+    assert current(opened) == 5
+    assert "keep it" in widget.locator(".nofe-problem").inner_text()
+
+
 def test_nothing_is_lost_on_a_change_of_the_list_or_with_a_killed_kernel(opened: Page) -> None:
     """By mouse; the list opened again shows what was decided, and goes on."""
-    in_theme(opened, "Light")
+    opened.theme("Light")
     widget = opened.widget("relabel")
     items = widget.locator(".nofe-item")
     files = opened.kernel("[each['file'] for each in found.items]")

@@ -195,18 +195,25 @@ def test_a_decision_that_cannot_be_written_is_said_and_not_shown(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
+    def keep(item: int) -> None:
+        file = found.items[item]["file"]
+        found._hear(found, {"do": "decide", "file": file, "decision": "keep", "corrected": ""}, [])
+
     monkeypatch.setattr("nofe_lab.data.corrections.write_file", full)
-    found._hear(found, {"do": "decide", "item": 0, "decision": "keep", "corrected": ""}, [])
-    assert found.problem.endswith("(No space left on device).")
+    told: list[dict[str, str]] = []
+    monkeypatch.setattr(found, "send", told.append)
+    keep(0)
+    assert told[0]["file"] == found.items[0]["file"]
+    assert told[0]["refused"].endswith("(No space left on device).")
     assert found.decisions[0] is None
-    assert found.place == 0
     monkeypatch.undo()
-    found._hear(found, {"do": "decide", "item": 0, "decision": "keep", "corrected": ""}, [])
-    assert found.problem == ""
-    assert found.place == 1
+    monkeypatch.setattr(found, "send", told.append)
+    keep(0)
+    assert len(told) == 1
+    assert found.decisions[0] == ["keep", ""]
     (tmp_path / "c.csv").write_text("nonsense")
-    found._hear(found, {"do": "decide", "item": 1, "decision": "keep", "corrected": ""}, [])
-    assert "must be a CSV with the columns" in found.problem
+    keep(1)
+    assert "must be a CSV with the columns" in told[1]["refused"]
     assert (tmp_path / "c.csv").read_text() == "nonsense"
 
 

@@ -44,7 +44,6 @@ class RelabelList(View):
     decisions: Any = traitlets.List(help="Of each item: decision, class; None: none.").tag(
         sync=True
     )
-    problem = traitlets.Unicode(help="Why a decision was not written.").tag(sync=True)
 
     def __init__(
         self,
@@ -108,12 +107,15 @@ class RelabelList(View):
         nothing is decided.
         """
         whole_number("item", item, 0, len(self.items) - 1)
-        each = self.items[item]
+        self._decide(self.which, item, decision, corrected)
+
+    def _decide(self, which: str, item: int, decision: str, corrected: str) -> None:
+        each = self.lists[which][item]
         if decision == RELABEL and one_of("class", corrected, self.class_names) == each["label"]:
             raise InvalidInput(f"{corrected!r} is the label that the image has: keep it.")
         file = self.data.files[each["file"]]
         made = Correction(each["file"], file.checksum, file.label, decision, corrected)
-        self._made.append((self.which, item, self._put(each["file"], made)))
+        self._made.append((which, item, self._put(each["file"], made)))
 
     def undo(self) -> None:
         """Take back the last decision that was made here, and return to its image.
@@ -144,23 +146,27 @@ class RelabelList(View):
             ) from error
         self._known = known
         said = "undecided" if made is None else made.corrected or made.decision
-        with self.hold_sync():
-            self.problem = ""
-            self._show_decisions(f"{file}: {said}. ")
+        self._show_decisions(f"{file}: {said}. ")
         return before
 
-    def _refuse(self, error: Exception) -> None:
-        self.problem = sentence(error)
-
     def obey(self, what: dict[str, Any], buffers: list[Any]) -> None:
-        """Carry out a decision and go to the next image, or undo one."""
-        if what["do"] == "undo":
-            self.undo()
-            return
-        item = int(what["item"])
-        self.decide(item, str(what["decision"]), str(what["corrected"]))
-        if item == self.place:
-            self.place = min(item + 1, len(self.items) - 1)
+        """Carry out a decision on the image that was shown, or undo one; say so if it is refused.
+
+        The browser goes on at once, and may show another list by now.
+        """
+        try:
+            if what["do"] == "undo":
+                self.undo()
+                return
+            which, item = next(
+                (name, item)
+                for name in sorted(self.lists, key=lambda name: name != self.which)
+                for item, each in enumerate(self.lists[name])
+                if each["file"] == what["file"]
+            )
+            self._decide(which, item, str(what["decision"]), str(what["corrected"]))
+        except Exception as error:  # beside the image that it is about
+            self.send({"file": what.get("file"), "refused": sentence(error)})
 
     def figures(self) -> dict[str, Figure]:
         some = self.items[:16]

@@ -39,7 +39,7 @@ function section(title, explained, ...children) {
 function drawBlocks(main, found, chosen) {
   const { names, partitions, counts } = found;
   let at = Math.max(partitions.findIndex(({ K }) => K === found.K), 0);
-  const matrix = confusionMatrix(main, names, () => {});
+  const matrix = confusionMatrix(main, names, null);
   const groups = h("ol", { class: "nofe-groups" });
   const sentence = h("p", { class: "nofe-ceiling", role: "status" });
   const crossed = h("span", {}), line = h("code", {});

@@ -4,14 +4,14 @@
 const READABLE = 9; // pixels of a row whose name can be read
 const COLOURS = ["#8a5cd6", "#d9730d"]; // of differences above and below 0, in both themes
 
-/** root: what is as wide as the place.  names: of the classes.  chosen(row, column): told of a cell that is taken.
+/** root: what is as wide as the place.  names: of the classes.  chosen(row, column): told of a cell that is taken; null: none can be.
  * show({order, groups: [{name, size, colour}], tables: [[labels, answers, counts], ...], networks, scale}):
  * draws these counts (with two tables their difference), blocks in groups, if there are any. */
 function confusionMatrix(root, names, chosen) {
   const canvas = h("canvas", {
     tabindex: 0, role: "application",
     "aria-label": `Confusion matrix of ${names.length} classes. Arrow keys move between cells, with Shift ten at once; ` +
-      "Enter chooses one, + zooms into its block, - out again, C closes and opens the block of its row.",
+      `${chosen ? "Enter chooses one, " : ""}+ zooms into its block, - out again, C closes and opens the block of its row.`,
   });
   const cross = h("div", { class: "nofe-cross", hidden: true });
   const tip = h("div", { class: "nofe-tip", hidden: true, role: "status" });
@@ -90,11 +90,14 @@ function confusionMatrix(root, names, chosen) {
     return `${items[i].name} → ${items[j].name}: ${said.join(", ")}${most}`;
   };
   const describe = () => {
-    const unit = { row: "% of a class's images", column: "% of the answers", count: " images" }[state.scale];
+    const what = { row: "share of a class's images", column: "share of the answers with a class", count: "number of images" }[state.scale];
     const amount = Number((top * (state.scale === "count" ? 1 : 100)).toPrecision(2));
+    const unit = state.scale === "count" ? " images" : state.tables.length > 1 ? " points" : "%";
     const [more, less] = state.networks ?? [];
     const said = [
-      !top ? "No errors" : state.tables.length > 1 ? `Purple: ${more} answers so more often than ${less}, orange: less often` : "The stronger, the more errors",
+      state.tables.length > 1
+        ? top ? `Purple: a larger ${what} with ${more} than with ${less}, orange: a smaller one` : "No difference"
+        : top ? `The stronger, the larger the ${what}` : "No errors",
       top ? `full strength at ${amount}${unit} or more` : "",
       "a thin line marks right answers, which are off the scale",
       closed.size ? "where a closed block meets itself, its errors inside are counted" : "",
@@ -239,7 +242,7 @@ function confusionMatrix(root, names, chosen) {
     const cell = cells.get(i * C() + j);
     return cell?.most ? cell : { row: items[i].classes[0], column: items[j].classes[0] };
   };
-  const take = (cell) => { mark(cell); chosen(...marked); };
+  const take = (cell) => { mark(cell); chosen?.(...marked); };
   const position = (event) => { const box = canvas.getBoundingClientRect(); return [event.clientX - box.left, event.clientY - box.top]; };
   canvas.addEventListener("mousemove", (event) => {
     pointed = event;

@@ -22,10 +22,24 @@ function render({ model, el }) {
     problem,
     h("div", { class: "nofe-columns" }, h("div", {}, shown, decision), list), words);
 
-  const decide = (what) => {
-    const item = model.get("place");
-    if (what === "undo") tell(model, { do: "undo" });
-    else if (item < model.get("items").length) tell(model, { do: "decide", item, decision: what, corrected: what === "relabel" ? select.value : "" });
+  let refused = null;
+  const hear = ({ file, refused: why }) => { // a refused decision brings its image back
+    if (!why) return;
+    const items = model.get("items"), n = items.findIndex((item) => item.file === file);
+    if (n >= 0) go(n);
+    refused = { file: items[model.get("place")]?.file, why };
+    drawPlace();
+  };
+  /** Decide on the image that is shown, and go on at once: the next key is for the next image. */
+  const decide = async (what) => {
+    const place = model.get("place"), item = model.get("items")[place];
+    if (what !== "undo" && !item) return;
+    refused = null;
+    const corrected = what === "relabel" ? select.value : "";
+    go(what === "undo" ? place : Math.min(place + 1, model.get("items").length - 1));
+    if (what === "undo") return tell(model, { do: "undo" });
+    const done = await tell(model, { do: "decide", file: item.file, decision: what, corrected });
+    if (!done && model.get("items")[place] === item && place < model.get("place")) go(place);
   };
   const go = (place) => { // a matter of this view: no kernel is needed
     if (place < 0 || place >= model.get("items").length) return;
@@ -44,7 +58,7 @@ function render({ model, el }) {
     const items = model.get("items"), decisions = model.get("decisions"), place = model.get("place");
     if (list.children.length !== items.length) return; // another list, which is drawn next
     const item = items[place];
-    problem.textContent = model.get("problem");
+    problem.textContent = refused && refused.file === item?.file ? refused.why : "";
     problem.hidden = !problem.textContent;
     decision.hidden = !item;
     [...list.children].forEach((button, n) => {
@@ -62,7 +76,9 @@ function render({ model, el }) {
     const top = current.offsetTop; // the list is its offset parent
     if (top < list.scrollTop) list.scrollTop = top;
     else list.scrollTop = Math.max(list.scrollTop, top + current.offsetHeight - list.clientHeight);
-    select.value = decided?.[1] || item.suggested;
+    const wanted = `${decided?.[1] || item.suggested} of ${item.file}`;
+    if (select.dataset.wanted !== wanted) select.value = decided?.[1] || item.suggested; // else it is the reader's
+    select.dataset.wanted = wanted;
     buttons.forEach((button) => button.setAttribute("aria-pressed", decided?.[0] === button.dataset.decision));
     shown.replaceChildren(pictures.piece(item.piece, 160), h("div", {},
       h("h4", {}, h("span", { class: "nofe-quiet" }, "labelled "), item.label),
@@ -82,10 +98,11 @@ function render({ model, el }) {
   root.addEventListener("click", () => { // else JupyterLab gets the keys: its R makes a cell raw
     if (!root.contains(document.activeElement)) list.children[model.get("place")]?.focus({ preventScroll: true });
   });
+  model.on("msg:custom", hear);
   const stops = [
     follow(model, ["items", "sheet"], draw),
-    follow(model, ["decisions", "place", "problem"], drawPlace),
-    words.stop,
+    follow(model, ["decisions", "place"], drawPlace),
+    words.stop, () => model.off("msg:custom", hear),
   ];
   return () => { stops.forEach((stop) => stop()); pictures.free(); };
 }
