@@ -84,6 +84,8 @@ def test_the_inspector_fits_its_place(host: Show, width: int, zoom: float, theme
     assert overlaps(boxes) == []
     assert all(box["x"] >= 0 and box["x"] + box["width"] <= width / zoom for box in boxes)
     assert overlaps(each.bounding_box() for each in shown.page.locator("figure").all()) == []
+    longest = shown.page.locator(".nofe-bars").first.locator(".nofe-bar").first.bounding_box()
+    assert longest["width"] >= 20
     assert all(room >= text for text, room in text_of_menus(shown))
     if width / zoom >= 900:
         assert in_window(shown.page, boxes[2])

@@ -39,10 +39,10 @@ function render({ model, el }) {
     pictures.load(model.get("pictures"));
     const { title, captions, experts, networks } = model.get("detail");
     shown.replaceChildren(h("h4", {}, title), h("div", { class: "nofe-examples" }, captions.map((caption, i) =>
-      h("figure", {}, pictures.piece(i, 160), h("figcaption", { title: caption }, caption)))),
+      h("figure", {}, pictures.piece(i, 160), h("figcaption", { title: caption }, caption)))));
+    said.replaceChildren(...expertTable(experts, "common softmax"),
       h("div", { class: "nofe-pair" }, networks.map((network) => h("div", { class: "nofe-partition" },
         h("h5", {}, network.name), bars(network.best)))));
-    said.replaceChildren(...expertTable(experts, "common softmax"));
   };
   const drawPlace = () => {
     const place = model.get("place"), index = model.get("index"), listed = model.get("in_step");
