@@ -297,6 +297,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "upcycling": tables.upcycling_table,
     "choice": tables.first_run_choice,
     "run": tables.first_run_table,
+    "times": tables.times_table,
     "again": tables.again_table,
     "machines": tables.machines_table,
     "settings": tables.settings_table,

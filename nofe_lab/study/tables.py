@@ -405,6 +405,20 @@ def first_run_table() -> str:
     return markdown([*head, f"minus {SAME_MACS}, points {INTERVAL}"], rows)
 
 
+def times_table() -> str:
+    """How long `make run` and the first notebooks take with nothing trained before."""
+    table = read_result("first_run_times")
+    rows = [[f"`{row['what']}`", f"{row['seconds'] / 60:.1f}"] for _, row in table.iterrows()]
+    first = table.iloc[0]
+    about = (
+        f"One measurement each on {first['hardware']}, {first['threads']} threads, torch "
+        f"{first['torch']}, revision {first['revision']}."
+    )
+    return (
+        f"{markdown(['once installed, with nothing trained before', 'minutes'], rows)}\n\n{about}"
+    )
+
+
 def _against(file: str, reference: str, called: str) -> str:
     """The networks of a final report, and their differences from one of them."""
     table = read_result(file)
