@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nofe_lab.config import InvalidInput
     from nofe_lab.data import Dataset, Resident, load_dataset
-    from nofe_lab.diagnosis import look
+    from nofe_lab.diagnosis import look, relabel
     from nofe_lab.evaluation import predict
     from nofe_lab.inference import Answers, Classifier, load, load_specialties
     from nofe_lab.networks import Backbone, NofE, backbone
@@ -41,13 +41,14 @@ __all__ = [
     "load_specialties",
     "look",
     "predict",
+    "relabel",
     "superclass_specialties",
 ]
 
 _HOMES = {
     "config": ("InvalidInput",),
     "data": ("Dataset", "Resident", "load_dataset"),
-    "diagnosis": ("look",),
+    "diagnosis": ("look", "relabel"),
     "evaluation": ("predict",),
     "networks": ("Backbone", "NofE", "backbone"),
     "runs": ("Run",),

@@ -19,13 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from nofe_lab.config import InvalidInput, first_line, printable, some_of
 from nofe_lab.data.sources import ACCEPTED, READY_MADE
-from nofe_lab.evaluation import with_clearest
 from nofe_lab.files import user_path, writable_path, write_file
-from nofe_lab.inference import load, load_specialties
+from nofe_lab.inference import load
 from nofe_lab.inference.export import exported_path
 from nofe_lab.knobs import FROM_1, KNOBS, Real, understood
 from nofe_lab.log import log, redirect_to_devnull, write_line
@@ -392,7 +390,7 @@ def widgets(parser: ArgumentParser) -> Command:
 
 
 def film(parser: ArgumentParser) -> Command:
-    """Draw how the specialties of a generalist form; train it if necessary."""
+    """Draw how learned or clustered specialties form; train what they come from if necessary."""
     parser.add_argument("--output", default=".", help="folder for film.gif and film_dark.gif")
     knobs = [name for name in Experiment.__dataclass_fields__ if name in KNOBS]
     add_knobs(parser, *knobs)
@@ -404,13 +402,12 @@ def film(parser: ArgumentParser) -> Command:
         for name in ("film.gif", "film_dark.gif"):
             writable_path("output", folder / name)
         experiment = Experiment(**understood({name: getattr(options, name) for name in knobs}))
-        stage = experiment.generalist()
-        (found,) = experiment.run(stage)
-        specialties = load_specialties(found)
-        model = experiment.model(stage)
-        data = with_clearest(experiment.data, model, torch.tensor(specialties.of))
-        tables = found.table("map_history"), found.table("map_updates")
-        save_films(folder, data, specialties, *tables)
+        if (formation := experiment.formation()) is None:
+            raise InvalidInput(
+                "a film is of 'learned', 'confusion' or 'balanced' specialties; got "
+                f"{experiment.specialties!r}."
+            )
+        save_films(folder, formation)
 
     return run
 
@@ -456,13 +453,43 @@ def upcycling(parser: ArgumentParser) -> Command:
     add_knobs(parser, "runs_dir")
 
     def run(options: Namespace) -> None:
-        from nofe_lab.study.upcycling import compare
+        from nofe_lab.study import comparisons
 
-        compare(
+        comparisons.upcycling(
             options.dataset,
             options.train_per_class,
             options.epochs,
             options.seeds,
+            options.runs_dir,
+            options.results,
+            options.line,
+        )
+
+    return run
+
+
+def first_run(parser: ArgumentParser) -> Command:
+    """Compare recipes for `make run`, beside base CNNs of the same budget.
+
+    nofe-lab dev first_run --alone --seeds 1
+    nofe-lab dev first_run "normalised, upcycled" --seed 100 --split test
+    """
+    parser.add_argument("candidates", nargs="*", help="by name (default: all)")
+    parser.add_argument("--split", default="val", help="val to choose, test for final figures")
+    parser.add_argument("--alone", action="store_true", help="without the base CNNs")
+    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--results", default=None, help="a CSV file for the table")
+    add_knobs(parser, "seed", "runs_dir")
+
+    def run(options: Namespace) -> None:
+        from nofe_lab.study import comparisons
+
+        seeds = Experiment(seed=KNOBS["seed"].parse(options.seed)).seeds(options.seeds)
+        comparisons.first_run(
+            options.candidates,
+            seeds,
+            options.split,
+            options.alone,
             options.runs_dir,
             options.results,
             options.line,
@@ -483,7 +510,7 @@ def results(parser: ArgumentParser) -> Command:
 
 
 COMMANDS = (look, train, predict, show, export, runs, init)
-MAINTENANCE = (bench, latency, onnx, widgets, film, study, upcycling, results)
+MAINTENANCE = (bench, latency, onnx, widgets, film, study, upcycling, first_run, results)
 
 
 def add_knobs(parser: ArgumentParser, *names: str) -> None:

@@ -19,8 +19,9 @@ RULES = ("optimal", "greedy", "elastic", "free", "random")
 TRUNKS = ("generalist", "base", "scratch")
 """Networks from which the trunk of a network of experts is taken; scratch: none."""
 
-CLUSTERED = ("confusion", "features")
-"""Partitions by clustering a trained base CNN's confusions, or its mean features of classes."""
+CLUSTERED = ("confusion", "balanced", "features")
+"""Partitions by clustering a trained base CNN's confusions, freely or into groups of equal size, or
+its mean features of classes."""
 
 SPECIALTIES = ("learned", "random", "superclass", *CLUSTERED)
 """Origins of the partition of the classes; the path of a JSON file is accepted as well."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,9 @@ EVALUATION_PIXELS = 1000 * 32 * 32
 
 CALIBRATION_BINS = 15
 """Number of bins of equal width between confidence 0 and 1."""
+
+LARGEST_TEMPERATURE = 100.0
+"""Temperatures are from 1 / this to this."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +100,50 @@ class Predictions:
         """Counts [n, n]: row = label, column = prediction."""
         return confusion_counts(self.labels, self.predicted, self.logits.shape[1])
 
+    @property
+    def temperature(self) -> float:
+        """The number that the logits must be divided by for the smallest loss on these images.
+
+        Fitted on val, it mends the confidence of a network (`at_temperature`) and no answer: above
+        1, the network was too sure.  As `CalibratedClassifierCV(method="temperature")` of
+        scikit-learn, also for two classes and for classes without images.
+        See C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+        Raises InvalidInput without images.
+        """
+        from scipy.optimize import minimize_scalar
+        from scipy.special import logsumexp
+
+        if not len(self.labels):
+            raise InvalidInput(
+                "a temperature is fitted on val images; there are none (val_fraction sets some "
+                "aside)."
+            )
+        logits = self.logits.astype(np.float64)
+        own = logits[np.arange(len(logits)), self.labels]
+
+        def loss(exponent: float) -> float:
+            factor = np.exp(exponent)
+            return float((logsumexp(factor * logits, axis=1) - factor * own).mean())
+
+        limit = np.log(LARGEST_TEMPERATURE)
+        found = minimize_scalar(loss, bounds=(-limit, limit), method="bounded")
+        return float(np.exp(-found.x))
+
+    def at_temperature(self, temperature: float) -> Predictions:
+        """The same answers with other probabilities: all logits are divided by `temperature`."""
+        return Predictions((self.logits / temperature).astype(np.float32), self.labels)
+
+    def certainty(self, specialties: Specialties) -> pd.DataFrame:
+        """One row an image: label, predicted class, its probability, most probable specialty."""
+        return pd.DataFrame(
+            {
+                "label": self.labels,
+                "predicted": self.predicted,
+                "probability": self.probabilities.max(axis=1),
+                "specialty": specialties.sums(self.probabilities).argmax(axis=1),
+            }
+        )
+
 
 def confusion_counts(
     labels: NDArray[np.int64], predicted: NDArray[np.int64], n: int
@@ -139,6 +186,34 @@ def calibration_error(bins: pd.DataFrame) -> float:
     return float(gaps.sum() / bins["images"].sum())
 
 
+def coverage_table(
+    certainty: pd.DataFrame, specialties: Specialties, coverages: Sequence[float]
+) -> pd.DataFrame:
+    """What answering with the class only where it is certain gives, and else with the specialty.
+
+    certainty: see `Predictions.certainty`.  coverages: shares of the images that are answered with
+    their class, those that are most certain.  One row a coverage: coverage; threshold, the least
+    probability of these; class_right, of the classes answered; specialty_right, of the specialties
+    that the others are answered with (NaN if there are none); right, of all answers.
+    """
+    right = (certainty["label"] == certainty["predicted"]).to_numpy()
+    near = np.array(specialties.of)[certainty["label"]] == certainty["specialty"].to_numpy()
+    rows = []
+    for coverage in coverages:
+        threshold = float(np.quantile(certainty["probability"], 1 - coverage))
+        sure = (certainty["probability"] >= threshold).to_numpy()
+        rows.append(
+            {
+                "coverage": coverage,
+                "threshold": threshold,
+                "class_right": right[sure].mean(),
+                "specialty_right": near[~sure].mean() if not sure.all() else np.nan,
+                "right": np.where(sure, right, near).mean(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def predict(
     model: nn.Module,
     split: Source,
@@ -160,6 +235,22 @@ def predict(
     logits = torch.cat([output for output, _ in _outputs(model, split, experts)])
     labels = split.labels if target_of_class is None else target_of_class.cpu()[split.labels]
     return Predictions(logits.numpy(), labels.numpy())
+
+
+class Formation(NamedTuple):
+    """How specialties came about: what a film is drawn of (see `nofe_lab.views.film.film`)."""
+
+    dataset: Dataset
+    """Each class is shown by its clearest image."""
+    specialties: Specialties
+    map_history: pd.DataFrame
+    """Columns update, class, specialty, as in a generalist's run."""
+    map_updates: pd.DataFrame
+    """Columns update, moved, objective_before, objective_after."""
+    objective: str
+    """What the objective is, in three short lines."""
+    start: str
+    """What the first map is, in a few words."""
 
 
 def with_clearest(

@@ -219,6 +219,9 @@ _DECLARED = {
         Knob("data_seed", 0, FROM_0, "draws val, and the pixels of glyphs"),
         Knob("skip_unreadable", False, Flag(), "go on without images that cannot be decoded"),
         Knob("groups", None, TEXT, "folder, or a CSV of file and group: images to keep together"),
+        Knob(
+            "corrections", None, TEXT, "a CSV of nofe_lab.relabel: mended labels, images left out"
+        ),
     ),
     "network": (
         Knob("backbone", "alexnet_quick", TEXT, "the base CNN: published, resnet18 ..., timm:NAME"),
@@ -251,6 +254,12 @@ _DECLARED = {
             None,
             Whole(1, MAX_EPOCHS),
             "length of every stage; None: as the preset has it",
+        ),
+        Knob(
+            "trunk_epochs",
+            None,
+            Whole(1, MAX_EPOCHS),
+            "epochs of the stage that trains the trunk; None: as epochs",
         ),
         Knob("batch_size", None, FROM_1, "images a step"),
         Knob("learning_rate", None, Real(ABOVE_0), "base or peak learning rate"),

@@ -11,7 +11,9 @@ import errno
 import logging
 import os
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from nofe_lab.config import printable
@@ -44,6 +46,21 @@ def redirect_to_devnull(stream: TextIO) -> None:
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, stream.fileno())
         os.close(devnull)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Drop this thread's messages below warnings: in a notebook they would land in any cell."""
+    here = threading.get_ident()
+
+    def passes(record: logging.LogRecord) -> bool:
+        return record.thread != here or record.levelno >= logging.WARNING
+
+    log.addFilter(passes)
+    try:
+        yield
+    finally:
+        log.removeFilter(passes)
 
 
 log = logging.getLogger("nofe_lab")

@@ -8,8 +8,10 @@ from __future__ import annotations
 import gc
 import os
 import platform
+import random
 import re
 import statistics
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +19,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from nofe_lab.config import InvalidInput, first_line, one_of
+from nofe_lab.config import InvalidInput, derive_seed, first_line, one_of
 
 PRECISIONS = ("bf16", "fp32")
 """bf16: convolutions and matrix products in bfloat16, everything else in float32 (autocast);
@@ -120,6 +123,35 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
         sign in str(error).lower() for sign in signs
     )
+
+
+_DRAWING = threading.RLock()
+"""Held from the seeding of the process's random generators to the last draw: threads take turns."""
+
+
+@contextmanager
+def seeded(*parts: object, device: torch.device | None = None) -> Iterator[None]:
+    """Seed the random generators of torch, NumPy and Python by `parts`; restore them afterwards.
+
+    device: a GPU whose generator is seeded and restored too.
+    """
+    seed = derive_seed(*parts)
+    kind = "cpu" if device is None else device.type
+    with _DRAWING, torch.random.fork_rng([device] if kind == "cuda" else []):
+        of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would look for all devices
+        if kind == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        elif kind == "mps":
+            torch.mps.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)  # noqa: NPY002
 
 
 def exact_float32() -> None:

@@ -148,6 +148,45 @@ def verdict(differences: Sequence[float], seconds: float) -> str:
     )
 
 
+def standings(
+    table: pd.DataFrame, own: str, value: str = "test_accuracy", by: str = "network"
+) -> pd.DataFrame:
+    """Where the network `own` stands beside each of a table (see `over_seeds`).
+
+    Returns the columns of `over_seeds`; lead, lead_low and lead_high, `own` minus the network over
+    their common seeds with its 95 % interval; and standing: "ahead" or "behind" where the interval
+    leaves out 0, "tie" where it holds 0, "one seed" where there is none, "" for `own` itself.
+    """
+    found = over_seeds(table, value, by)
+    differences = paired_differences(table, own, value, by).set_index(by)
+    leads = -differences.reindex(found[by])[["mean", "high", "low"]].to_numpy(np.float64)
+    lead, low, high = leads.T
+    standing = np.select([low > 0, high < 0, low <= high], ["ahead", "behind", "tie"], "one seed")
+    standing = np.where(found[by] == own, "", standing)
+    return found.assign(lead=lead, lead_low=low, lead_high=high, standing=standing)
+
+
+def standings_in_words(found: pd.DataFrame, by: str = "network") -> str:
+    """One sentence on `standings`, in which a tie is called one.
+
+    >>> standings_in_words(standings(table, "by hand"))
+    'by hand: ahead of random; not told apart from learned / clusters; over 3 seeds.'
+    """
+    (own,) = found[by][found["standing"] == ""]
+    seeds = found["seeds"].min()
+    words = {"ahead": "ahead of", "behind": "behind", "tie": "not told apart from"}
+    parts = [
+        f"{said} {' / '.join(found[by][found['standing'] == standing])}"
+        for standing, said in words.items()
+        if (found["standing"] == standing).any()
+    ]
+    if (found["standing"] == "one seed").any():
+        parts.append("one seed says nothing about chance")
+    if seeds > 1:
+        parts.append(f"over {seeds} seeds")
+    return f"{own}: {'; '.join(parts)}."
+
+
 def in_points(found: Table) -> Table:
     """Rows or one row of `over_seeds` or `paired_differences`, shares as percentage points."""
     columns = [name for name in ("mean", "low", "high", "detectable") if name in found]

@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--full-size",
         action="store_true",
-        help="open notebooks in the browser as they are, not at toy size: for screenshots",
+        help="write the pictures of docs/gallery.md, of networks that are not toys",
     )
 
 

@@ -130,7 +130,7 @@ def _clicks(dataset: Dataset, K: int) -> Iterator[tuple[Any, str, Click]]:
     shown, orders = matrix.networks, matrix.orders
     yield matrix, "choose a cell", lambda i: setattr(matrix, "column", 7 * (i + 1) % C)
     yield matrix, "another network", lambda i: setattr(matrix, "network", shown[(i + 1) % 3])
-    yield matrix, "another order", lambda i: setattr(matrix, "order_by", orders[(i + 1) % 2])
+    yield matrix, "another order", lambda i: setattr(matrix, "order_by", orders[(i + 1) % 3])
 
     history = pd.concat(
         pd.DataFrame({"update": u, "class": range(C), "specialty": each.of})

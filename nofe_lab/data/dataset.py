@@ -7,9 +7,10 @@ data have their own, shows how training proceeds.  Only final reports use *test*
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -187,6 +188,17 @@ def label_margins(scores: NDArray[np.floating], labels: NDArray[np.int64]) -> ND
     return scores[rows, labels] - others.max(axis=1)
 
 
+class ImageFile(NamedTuple):
+    """An image that was read from a file."""
+
+    label: str
+    """The name of its class, before any correction."""
+    checksum: str = ""
+    """Of its content; "" if it was listed and not chosen."""
+    key: bytes = b""
+    """See `Source`; empty if it was not decoded."""
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Named classes and their images in the splits train, val and test.
@@ -210,6 +222,9 @@ class Dataset:
     clearest: Tensor | None = None
     """The training image that represents each class, int64 [C], chosen by a network (see
     `evaluation.with_clearest`); None: a linear classifier chooses."""
+    files: Mapping[str, ImageFile] = field(default_factory=dict)
+    """Where images were read from files: each by its path seen from the data set's folder, with its
+    row in a parquet file."""
 
     def __post_init__(self) -> None:
         if self.C < 2:

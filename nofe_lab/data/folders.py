@@ -26,9 +26,11 @@ import torch
 from torch import Tensor
 
 from nofe_lab.config import InvalidInput, composed, first_line, shown, some_of
+from nofe_lab.data.corrections import Corrections
 from nofe_lab.data.dataset import (
     TEST_SPLIT_NOTE,
     Dataset,
+    ImageFile,
     stratified_sample,
     stratified_test_split,
 )
@@ -73,6 +75,7 @@ class ReadOptions:
     seed: int = 0
     skip_unreadable: bool = False
     groups: str | None = None
+    corrections: Corrections | None = None
 
 
 @dataclass(frozen=True)
@@ -87,12 +90,21 @@ class ImageList:
     """int64 [N]."""
     groups: Tensor | None = None
     """int64 [N], see `Source`."""
+    rows: Sequence[str] | None = None
+    """Where each image is, for images that are no files of their own (see `Dataset.files`)."""
 
     def __getitem__(self, mask: Tensor) -> ImageList:
         chosen = mask.nonzero().flatten().tolist()
         encoded, names = [self.encoded[i] for i in chosen], [self.names[i] for i in chosen]
         groups = None if self.groups is None else self.groups[mask]
-        return ImageList(encoded, names, self.labels[mask], groups)
+        rows = None if self.rows is None else [self.rows[i] for i in chosen]
+        return ImageList(encoded, names, self.labels[mask], groups, rows)
+
+    @property
+    def places(self) -> list[str]:
+        """Where each image is [N], as text that every file can hold: alike on all systems."""
+        found = self.rows or [name.replace(os.sep, "/") for name in self.names]
+        return [place.encode("utf-8", "backslashreplace").decode() for place in found]
 
     @property
     def contents(self) -> list[bytes]:
@@ -234,22 +246,38 @@ def decode_splits(
 ) -> Dataset:
     """Decode the listed images of the splits train, test and, optionally, val.
 
-    notes: added to those about the images.  Raises InvalidInput if an image cannot be decoded.
+    notes: added to those about the images.  Raises InvalidInput if an image cannot be decoded, or
+    corrections do not fit.
     """
+    class_names = tuple(map(composed, class_names))
+    files = {
+        place: ImageFile(class_names[label])
+        for part in listed.values()
+        for place, label in zip(part.places, part.labels.tolist(), strict=True)
+    }
+    few = listed["train"].sample(options.train_per_class, options.seed)
+    listed = {**listed, "train": few}
     reader = ImageReader(name, options.image_size, options.skip_unreadable)
     contents = {split: part.contents for split, part in listed.items()}
+    for split, chosen in listed.items():
+        for place, content in zip(chosen.places, contents[split], strict=True):
+            files[place] = files[place]._replace(checksum=content.hex())
+    if options.corrections is not None:
+        options.corrections.check(name, class_names, files)
     splits = {}
     for split in ("train", "val", "test"):  # train first: its images determine the bit depth
         if (part := listed.get(split)) is not None:
             images, kept = reader.read(part.encoded, part.names)
             groups = None if part.groups is None else part.groups[kept]
-            keys = part.keys(f"{options.image_size} {reader.bit_depth}", contents[split])[kept]
-            splits[split] = Resident(images, part.labels[kept], groups, keys)
+            keys = part.keys(f"{options.image_size} {reader.bit_depth}", contents[split])
+            for place, key in zip(part.places, keys.numpy(), strict=True):
+                files[place] = files[place]._replace(key=key.tobytes())
+            splits[split] = Resident(images, part.labels[kept], groups, keys[kept])
     train, test = splits["train"], splits["test"]
     val = splits.get("val", train[:0])
     notes = (*notes, *_case_notes(class_names), *_duplicate_notes(contents), *reader.notes)
     depth = reader.bit_depth or 16
-    return Dataset(name, class_names, train, val, test, notes=notes, bit_depth=depth)
+    return Dataset(name, class_names, train, val, test, notes=notes, bit_depth=depth, files=files)
 
 
 def _case_notes(class_names: Sequence[str]) -> list[str]:
@@ -302,7 +330,7 @@ def read_image_folder(name: str, directory: str, options: ReadOptions) -> Datase
         except InvalidInput as error:  # skipped files may be the missing ones
             raise InvalidInput(" ".join((str(error), *layout.skipped.notes))) from error
         listed["test"], train = train[in_test], train[~in_test]
-    listed["train"] = train.sample(options.train_per_class, options.seed)
+    listed["train"] = train
     size = options.image_size or IMAGE_SIZE
     return decode_splits(name, class_names, listed, replace(options, image_size=size), notes)
 

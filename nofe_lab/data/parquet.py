@@ -110,7 +110,6 @@ def read_parquet(name: str, directory: str, options: ReadOptions) -> Dataset:
         names = _readable_names(folder, columns.class_names)
     except InvalidInput as error:
         raise InvalidInput(f"dataset {name!r}: {error}") from error
-    listed["train"] = listed["train"].sample(options.train_per_class, options.seed)
     dataset = decode_splits(name, names, listed, options, (*columns.notes, *notes))
     if not parents:
         return dataset
@@ -378,7 +377,8 @@ class _Table:
         labels = self.labels(self.columns.label)
         encoded: list[bytes | None] = []
         names: list[str] = []
-        for table in self.tables:
+        rows: list[str] = []
+        for file, table in zip(self.paths, self.tables, strict=True):
             column = table[self.columns.image]
             fields = [field.name for field in column.type]
             contents = pc.struct_field(column, "bytes").to_pylist()
@@ -387,13 +387,14 @@ class _Table:
                 path = f" ({str(paths[i])[:80]})" if paths and paths[i] else ""
                 names.append(f"image {len(encoded)} of {self.name}{path}")
                 encoded.append(content)
+                rows.append(f"{file.relative_to(self.folder).as_posix()}:{i}")
         if not any(encoded):
             raise InvalidInput(
                 f"images of the split {self.name!r} are stored by path alone; accepted: images "
                 "whose contents are in the file (datasets: cast to Image(), then push_to_hub or "
                 "to_parquet, embeds them)."
             )
-        return ImageList(encoded, names, torch.from_numpy(labels))
+        return ImageList(encoded, names, torch.from_numpy(labels), rows=rows)
 
 
 def _check_memory(path: Path, unpacked: int) -> None:

@@ -21,6 +21,7 @@ from nofe_lab.config import (
     first_line,
     one_of,
 )
+from nofe_lab.data.corrections import Corrections
 from nofe_lab.data.dataset import TEST_SPLIT_NOTE, Dataset, stratified_test_split, superclass_of
 from nofe_lab.data.folders import (
     BY_FOLDER,
@@ -34,20 +35,19 @@ from nofe_lab.data.pictures import ENDINGS
 from nofe_lab.data.source import Resident
 from nofe_lab.files import read_text, redact_path, user_path
 from nofe_lab.knobs import KNOBS
+from nofe_lab.specialties import class_number
 
 READY_MADE = ("glyphs", "lookalikes", "cifar100", "cifar10", "digits")
 """Built-in data sets; their images are 32 x 32."""
 
 ACCEPTED = (
-    "'glyphs', 'glyphs:N' (N training images a class), 'lookalikes', 'cifar100', 'cifar10', "
-    "'digits', "
-    "'folder:DIR' or 'parquet:DIR'"
+    "'glyphs', 'glyphs:N' (N training images a class), 'glyphs:N:CHARACTERS' (two or more of its "
+    "characters), 'lookalikes', 'cifar100', 'cifar10', 'digits', 'folder:DIR' or 'parquet:DIR'"
 )
 GLYPHS_PER_CLASS = 160
 
-LOOKALIKES = "OQ0Θ58SBaáäå"
-"""The classes of the data set of that name, four of each of three families of glyphs."""
-LOOKALIKES_PER_CLASS = 60
+LOOKALIKES = "60:OQ0Θ58SBaáäå"
+"""The data set of that name, as glyphs: four characters of each of three families."""
 
 MAX_GLYPHS = 10_000
 """Most training images per class: a million in all, which take three gigabytes."""
@@ -64,8 +64,9 @@ def without_folders(path: str) -> str:
     'folder:flowers'
     """
     kind, colon, place = path.partition(":")
-    if colon and kind.strip().lower() in ("folder", "parquet"):
-        return f"{kind.strip()}:{Path(place.strip()).name or 'data'}"
+    if colon and (known := kind.strip().lower()) in (*_READERS, *READY_MADE):
+        named = Path(place.strip()).name or "data"
+        return path if known in READY_MADE else f"{kind.strip()}:{named}"
     return Path(path).name if "/" in path or "\\" in path else path
 
 
@@ -78,6 +79,7 @@ def load_dataset(
     train_per_class: int | None = None,
     skip_unreadable: bool = False,
     groups: str | None = None,
+    corrections: str | None = None,
     download_dir: Path | str | None = None,
 ) -> Dataset:
     """Load a data set by name and carve its val split from train.
@@ -85,7 +87,7 @@ def load_dataset(
     name: one of
 
     * ``glyphs``, the built-in default: 100 classes of printed characters, 160 training and 40 test
-      images each (``glyphs:N``: N and N / 4);
+      images each (``glyphs:N``: N and N / 4; ``glyphs:N:OQ0``: these characters alone);
     * ``lookalikes``, twelve of these classes, with 60 training and 15 test images each;
     * ``cifar100`` and ``cifar10``, downloaded by torchvision into `download_dir` (default
       ``data/raw``);
@@ -109,6 +111,8 @@ def load_dataset(
     groups: keeps pictures of one object on one side when val or test is drawn from train:
     ``folder`` if each folder inside a class folder of ``folder:DIR`` holds one object's pictures,
     or the path of a CSV with the columns file (relative to DIR) and group.
+    corrections: the path of a CSV of decisions about images of ``folder:DIR`` or ``parquet:DIR``,
+    as `nofe_lab.relabel` writes it: applied after all splits are drawn.
 
     >>> load_dataset("glyphs:20").train
     1,800 images
@@ -125,23 +129,30 @@ def load_dataset(
         name = str(name)
     source, argument = _parse_name(name)
     if source in _READERS and argument:
-        options = ReadOptions(image_size, train_per_class, seed, skip_unreadable, groups)
+        decided = None if corrections is None else Corrections.read(corrections)
+        options = ReadOptions(image_size, train_per_class, seed, skip_unreadable, groups, decided)
         with _redacted_errors(argument):
             dataset = _READERS[source](f"{source}:{argument}", argument, options)
-    else:
-        if groups is not None:
-            raise InvalidInput(
-                f"groups is for 'folder:DIR', where images are files; got {groups!r} for dataset "
-                f"{name!r}."
-            )
-        if not (source == "glyphs" and argument):
-            _check_ready_made(name)
-        if image_size is not None:
-            raise InvalidInput(
-                f"image_size is for 'folder:DIR' and 'parquet:DIR'; got image_size={image_size} "
-                f"for dataset {name!r}, whose images are 32 x 32."
-            )
-        dataset = _ready_made(name, argument, seed, download_dir)
+        dataset = prepared(dataset, val_fraction, seed, train_per_class)
+        return dataset if decided is None else decided.applied(dataset)
+    if groups is not None:
+        raise InvalidInput(
+            f"groups is for 'folder:DIR', where images are files; got {groups!r} for dataset "
+            f"{name!r}."
+        )
+    if corrections is not None:
+        raise InvalidInput(
+            "corrections is for 'folder:DIR' and 'parquet:DIR', where images come from files; got "
+            f"{str(corrections)!r} for dataset {name!r}."
+        )
+    if not (source == "glyphs" and argument):
+        _check_ready_made(name)
+    if image_size is not None:
+        raise InvalidInput(
+            f"image_size is for 'folder:DIR' and 'parquet:DIR'; got image_size={image_size} "
+            f"for dataset {name!r}, whose images are 32 x 32."
+        )
+    dataset = _ready_made(name, argument, seed, download_dir)
     return prepared(dataset, val_fraction, seed, train_per_class)
 
 
@@ -193,11 +204,11 @@ def _redacted_errors(directory: str) -> Iterator[None]:
         ) from error
 
 
-def source_state(name: str, groups: str | None = None) -> str:
+def source_state(name: str, groups: str | None = None, corrections: str | None = None) -> str:
     """A short digest that changes with the files of ``folder:DIR`` or ``parquet:DIR``.
 
-    It covers the files' relative paths, sizes and modification times, and the content of a
-    `groups` file; "" for other data sets and missing folders.  Never raises.
+    It covers the files' relative paths, sizes and modification times, and the contents of the files
+    `groups` and `corrections`; "" for other data sets and missing folders.  Never raises.
     """
     source, argument = _parse_name(name)
     if source not in _FILE_ENDINGS or not argument:
@@ -206,8 +217,9 @@ def source_state(name: str, groups: str | None = None) -> str:
     try:
         folder = dataset_folder(name, argument)
         files = files_in(folder, _FILE_ENDINGS[source])
-        if groups is not None and groups != BY_FOLDER:
-            digest.update(read_text(user_path(groups), links=True).encode())
+        for beside in (groups, corrections):
+            if beside is not None and beside != BY_FOLDER:
+                digest.update(read_text(user_path(beside), links=True).encode())
     except (InvalidInput, OSError):
         return ""
     for path in files:
@@ -223,12 +235,9 @@ def source_state(name: str, groups: str | None = None) -> str:
 def _ready_made(name: str, argument: str, seed: int, download_dir: Path | str | None) -> Dataset:
     if name == "digits":
         return _digits(seed)
-    if name == "lookalikes":
-        whole = _glyphs(name, str(LOOKALIKES_PER_CLASS), seed)
-        return whole.with_classes([whole.class_names.index(name) for name in LOOKALIKES])
     if name in _CIFAR_FOLDERS:
         return _cifar(name, user_path(download_dir or data_folder() / "raw"))
-    return _glyphs(name, argument, seed)
+    return _glyphs(name, LOOKALIKES if name == "lookalikes" else argument, seed)
 
 
 def _split(images: np.ndarray | torch.Tensor, labels: Sequence[int] | np.ndarray) -> Resident:
@@ -238,8 +247,8 @@ def _split(images: np.ndarray | torch.Tensor, labels: Sequence[int] | np.ndarray
 def _glyphs(name: str, argument: str, seed: int) -> Dataset:
     from nofe_lab.data import glyphs  # slow to import
 
-    per_class = GLYPHS_PER_CLASS
-    if argument:
+    per_class, (argument, colon, characters) = GLYPHS_PER_CLASS, argument.partition(":")
+    if argument or colon:
         digits = argument if argument.isascii() and argument.isdecimal() else "0"
         per_class = int(digits[:9]) if len(digits) < 10 else MAX_GLYPHS + 1
         if not 1 <= per_class <= MAX_GLYPHS:
@@ -247,9 +256,14 @@ def _glyphs(name: str, argument: str, seed: int) -> Dataset:
                 f"dataset {name!r} names no number of images from 1 to {MAX_GLYPHS}; accepted: "
                 f"{ACCEPTED}."
             )
+    kept = [class_number(character, glyphs.CLASS_NAMES) for character in characters]
+    if colon and not 1 < len(kept) == len(set(kept)):
+        raise InvalidInput(
+            f"dataset {name!r} must name two or more different characters; got {characters!r}."
+        )
     train = _split(*glyphs.render_glyphs(per_class, seed, "train"))
     test = _split(*glyphs.render_glyphs(max(per_class // 4, 1), seed, "test"))
-    return Dataset(
+    whole = Dataset(
         name,
         glyphs.CLASS_NAMES,
         train,
@@ -258,6 +272,7 @@ def _glyphs(name: str, argument: str, seed: int) -> Dataset:
         glyphs.SUPERCLASS_NAMES,
         glyphs.SUPERCLASS_OF,
     )
+    return whole.with_classes(kept) if kept else whole
 
 
 def _cifar(name: str, folder: Path) -> Dataset:

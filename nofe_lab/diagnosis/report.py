@@ -259,7 +259,7 @@ class Look:
         pairs = [
             (
                 pair,
-                self._between(*(self.class_names.index(pair[key]) for key in ("class", "rival"))),
+                self.between(*(self.class_names.index(pair[key]) for key in ("class", "rival"))),
             )
             for pair in self.worst_pairs().to_dict("records")
         ]
@@ -288,8 +288,8 @@ class Look:
             "images": self.images,
         }
 
-    def _between(self, a: int, b: int) -> list[int]:
-        """Images of class a that are mistaken for b, then of b for a: the surest first."""
+    def between(self, a: int, b: int) -> list[int]:
+        """A few images of class a that are mistaken for b, then of b for a: the surest first."""
 
         def surest(label: int, said: int) -> list[int]:
             rows = np.flatnonzero((self.labels == label) & (self.predicted == said))

@@ -42,9 +42,8 @@ from nofe_lab.inference.kept import (
     seen_by,
     thumbnails_of,
 )
-from nofe_lab.machine import PRECISIONS, Machine
+from nofe_lab.machine import PRECISIONS, Machine, seeded
 from nofe_lab.networks import CNN, Backbone, NofE, described
-from nofe_lab.networks.backbone import seeded
 from nofe_lab.networks.catalogue import Network
 from nofe_lab.runs import DamagedRun, Run, open_run
 from nofe_lab.specialties import Specialties
@@ -152,6 +151,11 @@ class Classifier(ImageNetwork):
     def has_seen(self, images: Tensor) -> NDArray[np.bool_]:
         """Whether it has trained on prepared images uint8 [N, c, h, w]: [N], by their hashes."""
         return np.isin(hashes_of(images), self._seen)
+
+    @property
+    def knows_seen(self) -> bool:
+        """Whether `has_seen` can tell: runs of earlier versions keep no hashes."""
+        return len(self._seen) > 0
 
     @cached_property
     def _seen(self) -> NDArray[np.uint32]:

@@ -180,14 +180,9 @@ def kept_files(
             parts = []
             for m in (*few, None):
                 found = predict(exact, dataset.val, experts=m)
-                columns = {
-                    "experts": m or n,
-                    "label": found.labels,
-                    "predicted": found.predicted,
-                    "probability": found.probabilities.max(axis=1),
-                    "specialty": network.specialties.sums(found.probabilities).argmax(axis=1),
-                }
-                parts.append(pd.DataFrame(columns))
+                certainty = found.certainty(network.specialties)
+                certainty.insert(0, "experts", m or n)
+                parts.append(certainty)
             files[VAL] = pd.concat(parts).to_csv(index=False)
             files[EXPERTS] = _experts_alone(exact, found, dataset.val).to_csv(index=False)
     return files

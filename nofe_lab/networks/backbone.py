@@ -14,16 +14,16 @@ import copy
 import hashlib
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nofe_lab.config import MAX_BRANCH_WIDTH, InvalidInput, derive_seed, one_of
+from nofe_lab.config import MAX_BRANCH_WIDTH, InvalidInput, one_of
 from nofe_lab.log import log
+from nofe_lab.machine import seeded
 from nofe_lab.networks.counting import count_macs, size_in_words
 from nofe_lab.networks.digests import CannotDigest, digest_of, digest_of_class
 from nofe_lab.networks.tracing import is_from_library
@@ -287,17 +287,6 @@ class CNN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.trunk(x))
         return logits
-
-
-@contextmanager
-def seeded(*parts: object) -> Iterator[None]:
-    """Seed torch's CPU random state by `parts`; restore it afterwards."""
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(derive_seed(*parts))
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
 
 
 def fresh(

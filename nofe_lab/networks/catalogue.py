@@ -28,7 +28,8 @@ from nofe_lab.files import (
     redact_path,
     user_path,
 )
-from nofe_lab.networks.backbone import Backbone, cannot_reuse, seeded
+from nofe_lab.machine import seeded
+from nofe_lab.networks.backbone import Backbone, cannot_reuse
 from nofe_lab.networks.control import FlatControl
 from nofe_lab.networks.digests import CannotDigest, digest_of
 from nofe_lab.networks.paper import PAPER
@@ -57,10 +58,10 @@ def backbone(
 ) -> Backbone:
     """Make a backbone, the source of base CNN, generalist and network of experts, from a CNN.
 
-    network: a published network (``alexnet_quick`` ...), a classification CNN of
-    torchvision.models (``resnet18``), ``timm:NAME``, or your own: a torch module, which keeps its
-    weights, or a class or function that makes one, with fresh weights for each seed.  A `Backbone`
-    is returned as it is.
+    network: a published network (``alexnet_quick`` ...), ``alexnet_quick_bn``, a classification CNN
+    of torchvision.models (``resnet18``), ``timm:NAME``, or your own: a torch module, which keeps
+    its weights, or a class or function that makes one, with fresh weights for each seed.  A
+    `Backbone` is returned as it is.
 
     Published networks and Backbones have their own parts and take none of these:
     split: the module where the trunk ends and the branches begin; None chooses one and says so.
@@ -97,6 +98,8 @@ def backbone(
         _check_layers(type(network).__name__, network)
     name, build, owner = _maker(network, weights)
     own, notes = "", []
+    if owner == "own":
+        split = split or OWN[name][1]
     if owner in ("module", "function"):
         with seeded(0):
             first = build()
@@ -121,7 +124,7 @@ def backbone(
 
 def is_named(name: str) -> bool:
     """Whether a name tells the library which network is meant, as far as the name shows."""
-    return name in PAPER or name in torchvision_names() or name.startswith("timm:")
+    return name in (*PAPER, *OWN, *torchvision_names()) or name.startswith("timm:")
 
 
 def described(
@@ -297,6 +300,8 @@ def _maker(network: Any, weights: Any) -> tuple[str, Callable[[], nn.Module], st
                 f"backbone {network!r} must make a torch module; it made {type(made).__name__}."
             )
         return type(made).__name__, network, "function"
+    if isinstance(network, str) and network in OWN:
+        return network, OWN[network][0], "own"
     if isinstance(network, str) and network.startswith("timm:"):
         return network, _timm_maker(network.removeprefix("timm:")), "timm"
     if network in torchvision_names():
@@ -307,7 +312,7 @@ def _maker(network: Any, weights: Any) -> tuple[str, Callable[[], nn.Module], st
             given = weights is not None
             own = {"aux_logits": False, "init_weights": True, "transform_input": given}
         return network, partial(get_model, network, weights=None, **own), "torchvision"
-    names = [*PAPER, *torchvision_names()]
+    names = [*PAPER, *OWN, *torchvision_names()]
     one_of("backbone", network, names, also="'timm:NAME'")
     raise AssertionError("unreachable: one_of refuses every other name")
 
@@ -557,3 +562,29 @@ def _downloaded(weights: str, download: Callable[[], Mapping[str, Tensor]]) -> M
             f"weights {weights!r} could not be downloaded ({first_line(error)}): name a local file "
             "instead."
         ) from error
+
+
+class AlexNetQuickBN(nn.Module):
+    """AlexNet-Quick's convolutions with batch normalisation: any layer may begin the branches."""
+
+    def __init__(self, classes: int = 100) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(3, 32, 5, padding=2, bias=False), nn.BatchNorm2d(32)
+        self.conv2, self.norm2 = nn.Conv2d(32, 32, 5, padding=2, bias=False), nn.BatchNorm2d(32)
+        self.conv3, self.norm3 = nn.Conv2d(32, 64, 5, padding=2, bias=False), nn.BatchNorm2d(64)
+        self.pool = nn.MaxPool2d(2)
+        self.last_pool = nn.AdaptiveMaxPool2d(4)  # as the others, for images of 32 pixels
+        self.fc = nn.Linear(64 * 4 * 4, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.norm1(self.conv1(x)).relu())
+        x = self.pool(self.norm2(self.conv2(x)).relu())
+        x = self.last_pool(self.norm3(self.conv3(x)).relu())
+        logits: Tensor = self.fc(x.flatten(1))
+        return logits
+
+
+OWN: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "alexnet_quick_bn": (AlexNetQuickBN, "conv3")
+}
+"""The library's networks that were not published, by name, with their usual split."""

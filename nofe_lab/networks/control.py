@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from nofe_lab.config import InvalidInput, whole_number
-from nofe_lab.networks.backbone import Backbone, seeded, size_in_words
+from nofe_lab.machine import seeded
+from nofe_lab.networks.backbone import Backbone, size_in_words
 from nofe_lab.recipes import Preset
 
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from nofe_lab.config import InvalidInput, first_line, one_of
-from nofe_lab.networks.backbone import Backbone, seeded, size_in_words
+from nofe_lab.machine import seeded
+from nofe_lab.networks.backbone import Backbone, size_in_words
 from nofe_lab.networks.tracing import (
     Cut,
     Measured,
@@ -255,8 +256,8 @@ class SplitNetwork(Backbone):
             if node.op == "call_module"
         }
 
+        @seeded(0)  # the same dropout mask
         def behind(given: Tensor, training: bool) -> Tensor:
-            torch.manual_seed(0)  # the same dropout mask
             values: dict[fx.Node, Any] = {nodes[start]: given}
             for node in nodes[start + 1 :]:
                 if node.op == "get_attr":
@@ -279,7 +280,7 @@ class SplitNetwork(Backbone):
         other = given.clone()
         other[:, 0] += 1
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with torch.no_grad():
                 changes = [
                     (behind(other.clone(), mode) - behind(given.clone(), mode))[:, 1:]
                     for mode in (False, True)
@@ -324,6 +325,7 @@ class SplitNetwork(Backbone):
         return self._for_images[image_shape]
 
     @cached_property
+    @seeded(0)  # layers that are tried with other sizes are drawn, and a layer may draw itself
     def plan(self) -> Plan:
         """How the network is cut for images of `input_shape`."""
         edits = self._stem_edits()

@@ -12,6 +12,7 @@ import inspect
 import operator
 import random
 import re
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -26,6 +27,7 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nofe_lab.config import InvalidInput, first_line
+from nofe_lab.machine import seeded
 
 
 @dataclass(frozen=True)
@@ -201,17 +203,19 @@ class _Tracer(fx.Tracer):
         self.is_sized = False
         self.evaluates = False
         self.modes = _modes()
+        self.thread = threading.get_ident()
         self.values: dict[tuple[fx.Node, int], Any] = {}
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        drawn = _random_states()
         kept = [(module, dict(module._buffers), dict(vars(module))) for module in root.modules()]
-        try:
-            with _len_of_images(self):
-                graph = super().trace(root, concrete_args)
-        finally:
-            replaced = [name for module in kept for name in _restored(*module)]
-        self._check_nothing_drawn(drawn)
+        with seeded(0):  # while no other thread draws
+            drawn = _random_states()
+            try:
+                with _len_of_images(self):
+                    graph = super().trace(root, concrete_args)
+            finally:
+                replaced = [name for module in kept for name in _restored(*module)]
+            self._check_nothing_drawn(drawn)
         if replaced:
             raise fx.proxy.TraceError(f"it replaces its buffer {replaced[0]!r}: change it in place")
         return graph
@@ -233,7 +237,7 @@ class _Tracer(fx.Tracer):
         return type(m) in self.opaque or childless or is_torchs
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        if self.evaluates:
+        if self.evaluates or threading.get_ident() != self.thread:  # torch.fx hears all threads
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
         is_leaf = self.is_leaf_module(m, path)
@@ -306,7 +310,7 @@ class _Tracer(fx.Tracer):
             )
             self.evaluates = True
             try:
-                with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                with torch.no_grad(), seeded(0):
                     if node.op == "placeholder":
                         self.values[key] = torch.zeros(images, *(self.shape or ()), device=device)
                     elif node.op == "get_attr":

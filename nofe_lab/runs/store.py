@@ -39,7 +39,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -281,19 +281,27 @@ class Run:
 
         Returns the path of the PNG; logs a warning and returns None if the run is read-only.
         """
-        png, svg = (
-            self.path / "figures" / _check_file_name(f"{name}.{kind}") for kind in ("png", "svg")
-        )
-        try:
-            png.parent.mkdir(exist_ok=True)
-            _check_no_link(png.parent)
-            for path in (png, svg):
-                path.unlink(missing_ok=True)  # the old file could be a link
-                figure.savefig(path, dpi=150)
-        except OSError as error:
-            log.warning(f"{png.name} of {self.path.name} was not written ({first_line(error)}).")
-            return None
+        draw = partial(figure.savefig, dpi=150)
+        png = self.keep(f"{name}.png", draw)
+        if png is not None:
+            self.keep(f"{name}.svg", draw)
         return png
+
+    def keep(self, name: str, write: Callable[[Path], object]) -> Path | None:
+        """Have `write` make a file for people, such as a page, in the run's folder ``figures``.
+
+        Returns its path; logs a warning and returns None if the run is read-only.
+        """
+        path = self.path / "figures" / _check_file_name(name)
+        _check_no_link(path.parent)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            path.unlink(missing_ok=True)  # the old file could be a link
+            write(path)
+        except (InvalidInput, OSError) as error:
+            log.warning(f"{name} of {self.path.name} was not written ({first_line(error)}).")
+            return None
+        return path
 
     def location(self, inside: Path | None = None) -> str:
         """The path of the run, or of a path inside it, relative to the working folder."""
@@ -365,12 +373,12 @@ class RunStore:
         self,
         name: str,
         run_id: str,
-        wait: Callable[[str], None] | None = log.info,
+        wait: Callable[[str], object] | None = None,
         seconds: float = SECONDS,
     ) -> Iterator[Checkpoints]:
         """Lock a run for training and give its checkpoints.
 
-        If another process holds the lock, calls `wait` with its name and waits; raises
+        While another process holds the lock, calls `wait` with its name each second; raises
         InvalidInput instead if `wait` is None.  The operating system releases the lock when the
         process ends in any way.
         seconds: longest time between two checkpoints.
@@ -386,15 +394,17 @@ class RunStore:
             lock = FileLock(
                 locks / f"{run_id}.lock", mode=0o666, poll_interval=0.2, fallback_to_soft=False
             )
-            try:
-                lock.acquire(blocking=False)
-            except Timeout as error:
-                if wait is None:
-                    raise InvalidInput(
-                        f"{_lock_holder(holder)} is training the run {run_id}."
-                    ) from error
-                wait(_lock_holder(holder))
-                lock.acquire()
+            timeout = 0
+            while not lock.is_locked:
+                try:
+                    lock.acquire(timeout=timeout)
+                except Timeout as error:
+                    if wait is None:
+                        raise InvalidInput(
+                            f"{_lock_holder(holder)} is training the run {run_id}."
+                        ) from error
+                    wait(_lock_holder(holder))
+                    timeout = 1
         except (OSError, NotImplementedError) as error:
             raise _not_writable(self.folder, error) from error
         try:

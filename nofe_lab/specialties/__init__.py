@@ -3,6 +3,8 @@
 from nofe_lab.specialties.assignment import affinity_matrix, assign, best_objective, objective
 from nofe_lab.specialties.clustering import (
     balanced_clusters,
+    balanced_maps,
+    clusters_history,
     confusion_clusters,
     feature_clusters,
     leaf_order,
@@ -22,8 +24,10 @@ __all__ = [
     "affinity_matrix",
     "assign",
     "balanced_clusters",
+    "balanced_maps",
     "best_objective",
     "class_number",
+    "clusters_history",
     "confusion_clusters",
     "feature_clusters",
     "leaf_order",

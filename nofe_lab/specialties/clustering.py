@@ -6,9 +6,10 @@ which classes are alike.  Clusters differ in size, except those of `balanced_clu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from nofe_lab.config import InvalidInput, derive_seed, whole_number
@@ -89,25 +90,64 @@ def balanced_clusters(
     The leaf order is cut into K pieces, whose sizes differ by at most one.  Then pairs of classes
     in different groups swap places, the best swap of each group first, until no swap brings more
     errors inside (after B. Kernighan and S. Lin, "An Efficient Heuristic Procedure for Partitioning
-    Graphs", Bell System Technical Journal 1970).  That is a local optimum, without any draw.
+    Graphs", Bell System Technical Journal 1970).  That is a local optimum, without any draw, and a
+    better one than classes find that are assigned, all at once and exactly, to the groups that
+    they err with, again and again.
     order: the `leaf_order` to cut, if it is known already.
     """
-    C = len(class_names)
-    whole_number("K", K, 2, C)
-    _affinity(confusion, C)
+    whole_number("K", K, 2, len(class_names))
+    _affinity(confusion, len(class_names))
+    *_, of = balanced_maps(confusion, K, order)
+    return Specialties(tuple(class_names), tuple(of.tolist()), K)
+
+
+def clusters_history(
+    confusion: NDArray[np.int64], maps: Iterable[Sequence[int] | NDArray[np.int64]]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """How clusters came about, as tables of a generalist's run.
+
+    confusion: counts [C, C], row = label.  maps: from the start to the clusters, each [C], as
+    `balanced_maps` gives them.  Returns map_history (update, class, specialty) and map_updates
+    (update, moved, objective_before, objective_after); the objective is the share of the errors
+    inside.
+    """
+    C = len(confusion)
+    way = np.array(list(maps), dtype=np.int64)
+    errors = confusion * (1 - np.eye(C))
+    inside = [(errors * (of[:, None] == of)).sum() / max(errors.sum(), 1) for of in way]
+    parts = [
+        pd.DataFrame({"update": update, "class": np.arange(C), "specialty": of})
+        for update, of in enumerate(way)
+    ]
+    updates = {
+        "update": np.arange(1, len(way)),
+        "moved": (way[1:] != way[:-1]).sum(axis=1),
+        "objective_before": inside[:-1],
+        "objective_after": inside[1:],
+    }
+    return pd.concat(parts, ignore_index=True), pd.DataFrame(updates)
+
+
+def balanced_maps(
+    confusion: NDArray[np.int64], K: int, order: NDArray[np.int64] | None = None
+) -> Iterator[NDArray[np.int64]]:
+    """The leaf order cut into K pieces, then the map int64 [C] after every round of swaps."""
+    C = len(confusion)
     of = np.empty(C, dtype=np.int64)
     of[leaf_order(confusion, optimal=False) if order is None else order] = np.arange(C) * K // C
     errors = (confusion + confusion.T).astype(np.float64)  # whole numbers, but multiplied fast
     np.fill_diagonal(errors, 0)
     inside = errors @ np.eye(K)[of]  # [c, k]: errors between class c and group k
     rows = np.arange(C)
-    while True:
+    changed: set[int] = {0}
+    while changed:
+        yield of.copy()
         there = inside[:, of]
         own = inside[rows, of]
         gains = there + there.T - own[:, None] - own - 2 * errors
         partner = gains.argmax(axis=1)
         gain = gains[rows, partner]
-        changed: set[int] = set()
+        changed = set()
         for a in np.argsort(-gain, kind="stable"):
             b = partner[a]
             j, k = int(of[a]), int(of[b])
@@ -120,8 +160,6 @@ def balanced_clusters(
             moved = errors[:, b] - errors[:, a]
             inside[:, j] += moved
             inside[:, k] -= moved
-        if not changed:
-            return Specialties(tuple(class_names), tuple(of.tolist()), K)
 
 
 def feature_clusters(

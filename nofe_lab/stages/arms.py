@@ -57,8 +57,8 @@ class Arm:
     kind: str
     """base (the base CNN), control (one branch in place of the experts) or nofe."""
     partition: str | Specialties = ""
-    """Of a network of experts: learned, random, superclass, confusion, features, the path of a
-    .json file, or a partition."""
+    """Of a network of experts: learned, random, superclass, confusion, balanced, features, the path
+    of a .json file, or a partition."""
     rule: str = ""
     """Of the generalist that the partition comes from; "" where it comes from none.  A random
     partition with the rule random is the one that a generalist was trained on."""
@@ -68,7 +68,7 @@ class Arm:
     """Of the generalist whose trunk it is."""
     budget: str = ""
     """Of a flat network from scratch: as long as the stage nofe or generalist, as long as both
-    (total), or for the arithmetic of both (arithmetic)."""
+    (total), or for the arithmetic of both (arithmetic), rounded to whole epochs."""
     recipe: str = ""
     """Of a control from scratch: flat, or nofe for the recipe of the network of experts."""
     experts: int | None = None

@@ -9,7 +9,9 @@ from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 
 from nofe_lab.config import (
     CLUSTERED,
@@ -25,7 +27,8 @@ from nofe_lab.data import Dataset, load_dataset, prepared, source_state
 from nofe_lab.data.features import features_of
 from nofe_lab.data.preprocess import ImageNetwork
 from nofe_lab.data.sources import without_folders
-from nofe_lab.inference import Classifier
+from nofe_lab.evaluation import Formation, predict, with_clearest
+from nofe_lab.inference import Classifier, load_specialties
 from nofe_lab.knobs import check_fields, default
 from nofe_lab.log import log
 from nofe_lab.machine import PRECISIONS
@@ -34,7 +37,13 @@ from nofe_lab.networks.catalogue import Network
 from nofe_lab.networks.counting import layer_table
 from nofe_lab.recipes import Preset, Recipe, fitted_preset
 from nofe_lab.runs import Run, default_runs_dir
-from nofe_lab.specialties import FEWEST_CLASSES, Specialties, usual_specialties
+from nofe_lab.specialties import (
+    FEWEST_CLASSES,
+    Specialties,
+    balanced_maps,
+    clusters_history,
+    usual_specialties,
+)
 from nofe_lab.stages.arms import THESE, TWO_AND_GATE, Arm
 from nofe_lab.stages.flat import FlatConfig, FlatStage
 from nofe_lab.stages.gate import GateConfig, GateStage
@@ -47,6 +56,9 @@ from nofe_lab.training.events import Listener
 
 GATE_EPOCHS = 10
 """The longest training of a gate."""
+
+OF_FILES = ("image_size", "groups", "corrections", "skip_unreadable")
+"""Knobs of images that are read from files."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,7 @@ class Experiment:
     rule: str | None = default("rule")
     preset: str = default("preset")
     epochs: int | None = default("epochs")
+    trunk_epochs: int | None = default("trunk_epochs")
     batch_size: int | None = default("batch_size")
     learning_rate: float | None = default("learning_rate")
     seed: int = default("seed")
@@ -90,6 +103,7 @@ class Experiment:
     train_per_class: int | None = default("train_per_class")
     skip_unreadable: bool = default("skip_unreadable")
     groups: str | None = default("groups")
+    corrections: str | None = default("corrections")
     data_seed: int = default("data_seed")
     map_updates: int | None = default("map_updates")
     affinity: str | None = default("affinity")
@@ -132,10 +146,14 @@ class Experiment:
     @cached_property
     def _fitted(self) -> tuple[Preset, str]:
         """The recipes, and a sentence on how they were fitted to the data; "" if they were not."""
-        if self.preset != "quick" or self.batch_size is not None:
-            return self._recipes, ""
-        n, may_be_longer = len(self.data.train), self.epochs is None
-        return fitted_preset(self._recipes, n, self._backbone.pretrained, may_be_longer)
+        recipes, said = self._recipes, ""
+        if self.preset == "quick" and self.batch_size is None:
+            n, may_be_longer = len(self.data.train), self.epochs is None
+            recipes, said = fitted_preset(recipes, n, self._backbone.pretrained, may_be_longer)
+        if self.trunk_epochs is not None:
+            first = replace(recipes.generalist, epochs=self.trunk_epochs)
+            recipes = replace(recipes, generalist=first)
+        return recipes, said
 
     @cached_property
     def usual_K(self) -> int:
@@ -195,8 +213,7 @@ class Experiment:
     def data(self) -> Dataset:
         """The data set, loaded once for all experiments on the same data."""
         fraction, seed, few = self._recipes.val_fraction, self.data_seed, self.train_per_class
-        of_files = ("image_size", "groups", "skip_unreadable")
-        options = {name: getattr(self, name) for name in of_files}
+        options = {name: getattr(self, name) for name in OF_FILES}
         if isinstance(self.dataset, Dataset):
             for name, value in options.items():
                 if value != default(name):
@@ -210,7 +227,7 @@ class Experiment:
                     f"the Dataset {self.dataset.name!r}, which has {len(self.dataset.val)}."
                 )
             return _prepared(self.dataset, fraction, seed, few)
-        state = source_state(self.dataset, self.groups)
+        state = source_state(self.dataset, self.groups, self.corrections)
         options["image_size"] = self._image_size
         options |= {"val_fraction": fraction, "seed": seed, "train_per_class": few}
         return _load(self.dataset, state, **options)
@@ -253,8 +270,8 @@ class Experiment:
         )
         name = f"features of {data.name}"
         kept = replace(data, name=name, train=train, val=val, test=test, clearest=None)
-        of_files = ("image_size", "groups", "skip_unreadable", "split", "stem", "weights")
-        usual: dict[str, Any] = {name: default(name) for name in (*of_files, "train_per_class")}
+        idle = (*OF_FILES, "split", "stem", "weights", "train_per_class")
+        usual: dict[str, Any] = {name: default(name) for name in idle}
         usual["val_fraction"] = None if len(val) else 0.0
         return replace(self, dataset=kept, backbone=OnFeatures(start.backbone), **usual)
 
@@ -301,9 +318,7 @@ class Experiment:
             return FlatStage(self.data, backbone, config, origin)
 
         if arm.budget == "arithmetic":
-            # what it costs does not depend on how its branches start
-            nofe = replace(self, branch_start="fresh").nofe("learned", "generalist")
-            spent = sum(each.training_macs for each in nofe.lineage.values())
+            spent = sum(each.training_macs for each in self.nofe().lineage.values())
             epochs = max(round(spent * recipe.epochs / made(recipe).training_macs), 1)
             recipe = replace(recipe, epochs=epochs)
         return made(recipe)
@@ -451,7 +466,7 @@ class Experiment:
         found += [nofe("random", rule="random"), on_trunk("random")]
         if self.recipes.flat.flips and not self.recipes.nofe.flips:
             found.append(learned.with_changes(flips=True))
-        found += [on_trunk(each) for each in CLUSTERED]
+        found += [on_trunk(each) for each in ("confusion", "features")]
         unequal: list[tuple[str | Specialties, int]] = []
         if self.data.superclass_of:
             unequal.append(("superclass", len(self.data.superclass_names)))
@@ -491,6 +506,36 @@ class Experiment:
                     raise
                 log.warning(f"{arm.name} is left out: {reason}")
         return found
+
+    def formation(self) -> Formation | None:
+        """How the specialties form, if they are learned, or clusters of confusions; else None.
+
+        Loads or trains the generalist that learns them, or the network of experts that is clustered
+        for.
+        """
+        if self.specialties == "learned":
+            learner = self.generalist()
+            (run,) = self.run(learner)
+            found = load_specialties(run)
+            history, updates = run.table("map_history"), run.table("map_updates")
+            data = with_clearest(self.data, self.model(learner), torch.tensor(found.of))
+            objective = "mean affinity\nof the classes for\ntheir specialties"
+            start = "random start"
+        elif self.specialties in ("confusion", "balanced"):
+            (run,) = self.run(self.nofe())
+            found = load_specialties(run)
+            model, K, C = self.model(self.base("generalist")), found.K, found.C
+            counts = predict(model, self.data.train).confusion
+            if self.specialties == "balanced":
+                start, (*before, _) = "neighbours in a tree of confusions", balanced_maps(counts, K)
+            else:
+                start, before = "in the data's order", [np.arange(C) * K // C]
+            history, updates = clusters_history(counts, [*before, found.of])
+            data = with_clearest(self.data, model)
+            objective = "share of the\nerrors that stay\ninside specialties"
+        else:
+            return None
+        return Formation(data, found, history, updates, objective, start)
 
     def layer_table(self, *networks: str) -> pd.DataFrame:
         """What the networks are made of and what they cost, before any is trained.
@@ -549,13 +594,38 @@ class Experiment:
         self,
         seeds: Iterable[int],
         networks: Callable[[Experiment], Mapping[str, Stage]] | None = None,
+        split: str = "test",
     ) -> FinalReport:
-        """The final report of all `opponents`, or of other networks, each with every seed."""
+        """The final report of all `opponents`, or of other networks, each with every seed.
+
+        split: test, or val to choose between networks.
+        """
         lines = [(networks or Experiment.opponents)(self.with_seed(seed)) for seed in seeds]
         if not lines:
             raise InvalidInput("a comparison needs at least 1 seed; got none.")
         named = [(name, line[name]) for name in lines[0] for line in lines]
-        return final_report(self.runner, named)
+        return final_report(self.runner, named, split)
+
+    def scores(
+        self, arms: Iterable[Arm], seeds: Iterable[int], watch: Listener | None = None
+    ) -> pd.DataFrame:
+        """Accuracy on val of some arms, each with every seed: network, seed, val_accuracy.
+
+        What is missing is trained, seed by seed.  watch: see `run`.
+        Raises InvalidInput if the data have no val images.
+        """
+        if not len(self.data.val):
+            raise InvalidInput(f"scores need val images; {self.data.name} has none.")
+        arms = list(arms)
+        rows = []
+        for seed in seeds:
+            there = self.with_seed(seed)
+            runs = there.run(*(there.stage(arm) for arm in arms), watch=watch)
+            rows += [
+                {"network": arm.name, "seed": seed, "val_accuracy": run.result["val_accuracy"]}
+                for arm, run in zip(arms, runs, strict=True)
+            ]
+        return pd.DataFrame(rows)
 
     def in_precision(self, precision: str) -> Experiment:
         """The same experiment in another precision, with a runs folder of its own inside its own.

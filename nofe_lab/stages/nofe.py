@@ -20,12 +20,16 @@ from nofe_lab.data import Dataset
 from nofe_lab.data.preprocess import ImageNetwork
 from nofe_lab.evaluation import class_means, predict
 from nofe_lab.knobs import KNOBS, Choice, check_fields
-from nofe_lab.machine import Machine
+from nofe_lab.machine import Machine, seeded
 from nofe_lab.networks import CNN, Backbone, NofE
-from nofe_lab.networks.backbone import seeded
 from nofe_lab.networks.counting import count_macs
 from nofe_lab.runs import Run
-from nofe_lab.specialties import Specialties, confusion_clusters, feature_clusters
+from nofe_lab.specialties import (
+    Specialties,
+    balanced_clusters,
+    confusion_clusters,
+    feature_clusters,
+)
 from nofe_lab.stages.flat import FlatStage
 from nofe_lab.stages.generalist import GeneralistStage
 from nofe_lab.stages.stage import Stage, StageConfig, Trained, Work, load_model, specialties_of
@@ -37,9 +41,9 @@ class NofEConfig(StageConfig):
     """A trunk and one expert branch a specialty, trained end to end under one softmax."""
 
     specialties: str = "learned"
-    """learned (the generalist's), random (balanced), superclass, confusion or features (clusters of
-    a trained base CNN's confusions, or of the features of its classes), or file (given by its
-    content)."""
+    """learned (the generalist's), random (balanced), superclass, confusion, balanced or features
+    (clusters of a trained base CNN's confusions, or of the features of its classes), or file (given
+    by its content)."""
     trunk: str = "generalist"
     """Whose trunk it starts from: the generalist's, the base CNN's, or a fresh one (scratch),
     which begins with the backbone's pretrained weights where it has any."""
@@ -181,6 +185,8 @@ class NofEStage(Stage):
         train, names, K = self.dataset.train, self.dataset.class_names, self._K
         if self.config.specialties == "confusion":
             return confusion_clusters(predict(base, train).confusion, names, K, self.seed)
+        if self.config.specialties == "balanced":
+            return balanced_clusters(predict(base, train).confusion, names, K)
         features = ImageNetwork(base.preprocess, base.network.get_submodule("trunk"))
         return feature_clusters(class_means(features, train, len(names)), names, K, self.seed)
 

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from nofe_lab.config import InvalidInput
+from nofe_lab.config import InvalidInput, one_of
 from nofe_lab.data.preprocess import ImageNetwork
 from nofe_lab.evaluation import Predictions, conditional, per_class, per_specialty, predict
 from nofe_lab.files import user_path
@@ -35,19 +35,21 @@ TIMED_REPEATS = 9
 
 @dataclass(frozen=True, eq=False)
 class FinalReport:
-    """Trained networks on the test split of their data set.
+    """Trained networks on the test split of their data set, or on val to choose between them.
 
     table: one row a network: the fields of its `Arm`; test accuracy (of images; test_class_accuracy
     is the mean over the classes), top-5 accuracy, loss (nats) and calibration error; the training
     loss of the first and the last epoch; parameters, multiply-accumulates of one image; the budget
     (epochs, multiply-accumulates and seconds of its own training, and "total" of its training with
-    all the stages it builds on); and where these figures come from.
-    predictions: what each network said about the test images, in the rows' order.
+    all the stages it builds on, as are its steps); and where these figures come from.
+    predictions: what each network said about the images, in the rows' order.
+    split: test, or val, by which the columns are then called.
     """
 
     table: pd.DataFrame
     class_names: tuple[str, ...]
     predictions: tuple[Predictions, ...]
+    split: str = "test"
 
     def save(self, path: Path | str, command: str) -> Path:
         """Write the table as CSV; its first line is a comment, the command that made it."""
@@ -58,7 +60,7 @@ class FinalReport:
 
     @property
     def per_class(self) -> pd.DataFrame:
-        """One row a class: test images, and the accuracy of each network, in the rows' order."""
+        """One row a class: its images, and the accuracy of each network, in the rows' order."""
         first = per_class(self.predictions[0].confusion, self.class_names)
         found = first[["class", "images"]].copy()
         for name, answers in zip(self.table["network"], self.predictions, strict=True):
@@ -74,15 +76,16 @@ class FinalReport:
         columns = {
             "network": ("network", "{}"),
             "seed": ("seed", "{}"),
-            "test accuracy": ("test_accuracy", "{:.2%}"),
-            "mean of classes": ("test_class_accuracy", "{:.2%}"),
-            "top-5": ("test_top5", "{:.2%}"),
+            f"{self.split} accuracy": (f"{self.split}_accuracy", "{:.2%}"),
+            "mean of classes": (f"{self.split}_class_accuracy", "{:.2%}"),
+            "top-5": (f"{self.split}_top5", "{:.2%}"),
             "parameters": ("parameters", "{:,}"),
             "multiply-accumulates": ("macs", "{:,}"),
             "seconds": ("seconds", "{:.0f}"),
             "with its stages": ("total_seconds", "{:.0f}"),
         }
-        if np.allclose(self.table["test_class_accuracy"], self.table["test_accuracy"]):
+        accuracy = f"{self.split}_accuracy"
+        if np.allclose(self.table[f"{self.split}_class_accuracy"], self.table[accuracy]):
             del columns["mean of classes"]
         return pd.DataFrame(
             {title: self.table[name].map(form.format) for title, (name, form) in columns.items()}
@@ -92,8 +95,15 @@ class FinalReport:
         return self.shown.to_string(index=False)
 
 
-def final_report(runner: Runner, networks: Sequence[tuple[str, Stage]]) -> FinalReport:
-    """Load or train the runs of the named stages and test each network once."""
+def final_report(
+    runner: Runner, networks: Sequence[tuple[str, Stage]], split: str = "test"
+) -> FinalReport:
+    """Load or train the runs of the named stages and test each network once.
+
+    split: test, or val for a choice between networks.
+    Raises InvalidInput if the split is another one, or a data set has no images of it.
+    """
+    one_of("split", split, ("test", "val"))
     if not networks:
         raise InvalidInput("a report needs at least 1 network; got none.")
     for _, stage in networks:
@@ -102,25 +112,27 @@ def final_report(runner: Runner, networks: Sequence[tuple[str, Stage]]) -> Final
                 f"a report is of networks that answer with classes; got {stage.title}, which "
                 "answers with specialties."
             )
-        if not len(stage.dataset.test):
-            raise InvalidInput(f"a report needs test images; {stage.dataset.name} has none.")
+        if not len(getattr(stage.dataset, split)):
+            raise InvalidInput(f"a report needs {split} images; {stage.dataset.name} has none.")
     rows, predictions = [], []
     runs = runner.run([stage for _, stage in networks])
     for (name, stage), run in zip(networks, runs, strict=True):
         with runner.machine.enough_memory(f"the report of {stage.label}"):
             model = load_model(stage, run, runner.machine.device)
-            found = predict(model, stage.dataset.test)
+            found = predict(model, getattr(stage.dataset, split))
         predictions.append(found)
         figures = {
-            "test_accuracy": found.accuracy,
-            "test_class_accuracy": found.class_accuracy,
-            "test_top5": found.top5,
-            "test_loss": found.loss,
-            "test_calibration_error": found.calibration_error,
+            f"{split}_accuracy": found.accuracy,
+            f"{split}_class_accuracy": found.class_accuracy,
+            f"{split}_top5": found.top5,
+            f"{split}_loss": found.loss,
+            f"{split}_calibration_error": found.calibration_error,
         }
-        kept: dict[str, float | pd.DataFrame] = {**figures, "test_images": len(found.labels)}
-        if model.specialties is not None:
-            kept["per_specialty"] = per_specialty(found.confusion, model.specialties)
+        kept: dict[str, float | pd.DataFrame] = {**figures}
+        if split == "test":
+            kept["test_images"] = len(found.labels)
+            if model.specialties is not None:
+                kept["per_specialty"] = per_specialty(found.confusion, model.specialties)
         run.report(**kept)
         lineage = stage.lineage.values()
         rows.append(
@@ -131,6 +143,7 @@ def final_report(runner: Runner, networks: Sequence[tuple[str, Stage]]) -> Final
                 "K": stage.K,
                 "epochs": stage.recipe.epochs,
                 "total_epochs": sum(each.recipe.epochs for each in lineage),
+                "total_steps": sum(each.steps for each in lineage),
                 **figures,
                 "first_epoch_loss": run.history["train_loss"].iloc[0],
                 "last_epoch_loss": run.history["train_loss"].iloc[-1],
@@ -143,12 +156,13 @@ def final_report(runner: Runner, networks: Sequence[tuple[str, Stage]]) -> Final
             }
         )
     table = pd.DataFrame(rows).astype({"K": "Int64"})
-    for run, compared in zip(runs, _compared(table, predictions), strict=True):
+    pairs = zip(runs, _compared(table, predictions), strict=True) if split == "test" else ()
+    for run, compared in pairs:
         earlier = run.report_table("compared")
         if "run" in earlier:  # a smaller report does not undo a larger one
             compared = pd.concat([compared, earlier[~earlier["run"].isin(compared["run"])]])
         run.report(compared=compared)
-    return FinalReport(table, networks[0][1].dataset.class_names, tuple(predictions))
+    return FinalReport(table, networks[0][1].dataset.class_names, tuple(predictions), split)
 
 
 def _compared(table: pd.DataFrame, predictions: Sequence[Predictions]) -> Iterator[pd.DataFrame]:

@@ -29,6 +29,7 @@ from nofe_lab.training.events import (
     Event,
     Listener,
     Progress,
+    StageAwaited,
     StageBegun,
     StageEnded,
     StageLoaded,
@@ -175,8 +176,14 @@ class Runner:
         log.info(f"  together about {total / 60:.1f} min")
 
     def _train(self, stage: Stage, parents: Mapping[str, Run], watch: Listener | None) -> Run:
+        told = set()
+
         def wait(who: str) -> None:
-            log.info(f"{stage.label}: {who} is training it; waiting for the result.")
+            if who not in told:
+                log.info(f"{stage.label}: {who} is training it; waiting for the result.")
+            told.add(who)
+            if watch is not None:
+                watch(StageAwaited(stage.title, who))
 
         key = (self.store.folder, stage.id)
         with self.store.training(stage.run_name, stage.id, wait, self.seconds) as checkpoints:

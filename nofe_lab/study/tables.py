@@ -354,6 +354,71 @@ def upcycling_table() -> str:
     return _against("upcycling", "fresh experts", "fresh experts")
 
 
+EXPERTS, SAME_MACS, SAME_EPOCHS = (
+    "network of experts",
+    "base CNN, as much arithmetic",
+    "base CNN, as many epochs",
+)
+"""The networks of every candidate for `make run`."""
+
+
+def first_run_choice() -> str:
+    """The candidates on val images, best first: five seeds of the best of a pilot with one."""
+    chosen = read_result("first_run_val")
+    pilot = read_result("first_run_pilot")
+    table = pd.concat([chosen, pilot[~pilot["candidate"].isin(chosen["candidate"])]])
+    rows = []
+    for candidate, found in table.groupby("candidate", sort=False):
+        own = found[found["network"] == EXPERTS]
+        mean = over_seeds(own, "val_accuracy").iloc[0]
+        apart = [
+            points(differences_from(found, base, "val_accuracy", "network").loc[EXPERTS])
+            if base in set(found["network"])
+            else ""
+            for base in (SAME_MACS, SAME_EPOCHS)
+        ]
+        first = own.iloc[0]
+        before = int(first["total_epochs"] - first["epochs"])
+        spent = [f"{before} + {first['epochs']}", f"{first['total_training_macs'] / 1e12:.1f} T"]
+        cells = [str(candidate), f"{mean['seeds']}", percent(mean), *apart, *spent]
+        rows.append((mean["mean"], [*cells, f"{first['total_steps']}"]))
+    head = ["recipe", "seeds", "experts: val accuracy %, mean ± 95 %"]
+    head += [f"minus {base}, points {INTERVAL}" for base in (SAME_MACS, SAME_EPOCHS)]
+    head += ["epochs", "multiply-accumulates", "steps"]
+    return markdown(head, (cells for _, cells in sorted(rows, reverse=True)))
+
+
+def first_run_table() -> str:
+    """The networks of `make run` on test images, with seeds that no choice has seen."""
+    table = read_result("first_run_test")
+    apart = differences_from(table, SAME_MACS, "test_accuracy", "network")
+    first: Any = table.groupby("network").first()
+    rows = []
+    for _, found in over_seeds(table).iterrows():
+        name = found["network"]
+        row = first.loc[name]
+        spent = [f"{row['total_epochs']}", f"{row['total_training_macs'] / 1e12:.1f} T"]
+        rows.append(
+            [name, percent(found), *spent, points(apart.loc[name]) if name in apart.index else ""]
+        )
+    head = ["network", "test accuracy %, mean ± 95 %", "epochs", "multiply-accumulates of training"]
+    return markdown([*head, f"minus {SAME_MACS}, points {INTERVAL}"], rows)
+
+
+def times_table() -> str:
+    """How long `make run` and the first notebooks take with nothing trained before."""
+    table = read_result("first_run_times")
+    rows = [[f"`{row['what']}`", f"{row['seconds'] / 60:.1f}"] for _, row in table.iterrows()]
+    first = table.iloc[0]
+    about = (
+        f"One measurement each on {first['hardware']}, {first['threads']} threads, torch "
+        f"{first['torch']}, revision {first['revision']}."
+    )
+    return (
+        f"{markdown(['once installed, with nothing trained before', 'minutes'], rows)}\n\n{about}"
+    )
+
+
 def _against(file: str, reference: str, called: str) -> str:
     """The networks of a final report, and their differences from one of them."""
     table = read_result(file)

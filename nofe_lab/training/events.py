@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,15 @@ class StageLoaded:
 
 
 @dataclass(frozen=True)
+class StageAwaited:
+    """Another process or thread is training the stage; told each second until it has ended."""
+
+    title: str
+    holder: str
+    """Who it is, e.g. "process 7 on host"."""
+
+
+@dataclass(frozen=True)
 class StepDone:
     """One step of SGD is done."""
 
@@ -73,7 +83,7 @@ class MapUpdated:
     """The new specialty of each class."""
 
 
-Event = StageLoaded | StageBegun | StepDone | EpochDone | MapUpdated | StageEnded
+Event = StageLoaded | StageAwaited | StageBegun | StepDone | EpochDone | MapUpdated | StageEnded
 Listener = Callable[[Event], None]
 
 
@@ -152,4 +162,5 @@ def watched() -> bool:
     """Whether somebody sees more than a log: a notebook that is open, or a terminal."""
     # jupyter_server names the notebook's session in its kernels' environment; papermill does not
     in_kernel = "ipykernel" in sys.modules and "JPY_SESSION_NAME" in os.environ
-    return in_kernel or cast(bool, sys.stderr.isatty())
+    has_place = threading.current_thread() is threading.main_thread()  # which cell would it be in?
+    return has_place and (in_kernel or cast(bool, sys.stderr.isatty()))

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 STOPPING = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -33,7 +33,7 @@ def interruptible() -> Iterator[None]:
 
     The work must not change the task's state: it is done again when the training goes on.
     """
-    stop = StopRequests.listening
+    stop = listening()
     if stop is None:
         yield
         return
@@ -46,36 +46,53 @@ def interruptible() -> Iterator[None]:
         stop.may_raise = False
 
 
+_THREAD = threading.local()
+
+
+def listening() -> StopRequests | None:
+    """What takes note of requests to stop the training of this thread, if there is one."""
+    return getattr(_THREAD, "listening", None)
+
+
+def ask_to_stop() -> None:
+    """Stop the training of this thread after the current step, as SIGINT would.
+
+    For listeners, which are called between steps.
+    """
+    if (stop := listening()) is not None:
+        stop.requested = signal.SIGINT
+
+
 class StopRequests:
     """Takes note of SIGINT, SIGTERM and SIGHUP, so that training stops between steps.
 
     A second SIGINT is obeyed at once.  Outside the main thread, where Python delivers no signals,
-    it does nothing.
+    `ask_to_stop` alone is heard.
     """
 
-    listening: ClassVar[StopRequests | None] = None
-
     def __init__(self, listen: bool) -> None:
-        self.listens = listen and threading.current_thread() is threading.main_thread()
+        self.listens = listen
+        is_main = threading.current_thread() is threading.main_thread()
+        self.signals = STOPPING if listen and is_main else []
         self.requested: int | None = None
         self.may_raise = False
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequests:
-        for number in STOPPING if self.listens else ():
+        for number in self.signals:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self.before[number] = signal.signal(number, self._note)
         if self.listens:
-            StopRequests.listening = self
+            _THREAD.listening = self
         return self
 
     def __exit__(self, kind: object = None, *_: object) -> None:
         if self.listens:
-            StopRequests.listening = None
+            _THREAD.listening = None
         for number, handler in self.before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self.before = {}
-        if self.requested is not None and kind is None:  # it came after the last step
+        if self.signals and self.requested is not None and kind is None:  # came after the last step
             os.kill(os.getpid(), self.requested)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

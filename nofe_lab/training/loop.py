@@ -11,22 +11,20 @@ the seed and the step, and everything else that a step depends on is in the chec
 from __future__ import annotations
 
 import math
-import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from nofe_lab.config import derive_seed
 from nofe_lab.data import Batch, Batches
 from nofe_lab.log import log
+from nofe_lab.machine import seeded
 from nofe_lab.recipes import Recipe
 from nofe_lab.runs.checkpoint import MAX_SECONDS, Checkpoints, IncompatibleCheckpoint, State
 from nofe_lab.training.events import EpochDone, Listener, StepDone, tell
@@ -55,9 +53,9 @@ def fit(
     checkpoints it raises KeyboardInterrupt at once, as usual.
     Losses stay on the device until the epoch ends.  Random numbers, of dropout for example, come
     from the global generators of torch, NumPy and Python, which are seeded for every step and
-    restored afterwards.
+    restored after it.
     """
-    with _own_random_states(), StopRequests(listen=checkpoints is not None) as stop:
+    with StopRequests(listen=checkpoints is not None) as stop:
         training = _Training(model, groups, task, batches, recipe, checkpoints, listeners, stop)
         training.resume()
         training.run()
@@ -102,7 +100,8 @@ class _Training:
             tell(self.listeners, StepDone(self.step, self.steps))
             if self.is_step_open:
                 self.is_step_open = False
-                self._after_step()
+                with self._seeded(self.step - 1):
+                    self._after_step()
 
     def run(self) -> None:
         """Do the steps that are left."""
@@ -111,21 +110,25 @@ class _Training:
             started = time.perf_counter() - self.seconds
             self.model.train()
             for batch in batches.epoch(epoch, self.step % len(batches)):
-                self._do_step(batch)
-                epoch_ended = self.step % len(batches) == 0
-                if epoch_ended:
-                    self._end_epoch(epoch, started)
-                else:
-                    self.seconds = time.perf_counter() - started
-                self._after_step()  # after validation, so that both see one state of the task
+                with self._seeded(self.step):
+                    self._do_step(batch)
+                    epoch_ended = self.step % len(batches) == 0
+                    if epoch_ended:
+                        self._end_epoch(epoch, started)
+                    else:
+                        self.seconds = time.perf_counter() - started
+                    self._after_step()  # after validation, so that both see one state of the task
                 due = self.checkpoints is not None and self.checkpoints.due(epoch_ended)
                 if self.stop.requested or due:
                     saved = self._save()
                     if self.stop.requested:
                         self.stop.end(self.step, self.steps, saved)
 
+    def _seeded(self, step: int) -> AbstractContextManager[None]:
+        """For what a step may draw: dropout draws from torch, networks of one's own from any."""
+        return seeded(self.batches.seed, "step", step, device=self.batches.device)
+
     def _do_step(self, batch: Batch) -> None:
-        _seed(self.batches.device, derive_seed(self.batches.seed, "step", self.step))
         for group in self.optimiser.param_groups:
             group["lr"] = self.recipe.rate(self.step, self.steps) * group["rate_multiplier"]
         logits = self.model(batch.images, batch.drawn)
@@ -289,7 +292,7 @@ def seconds_per_step(
     model.train()
     optimiser = sgd(groups, recipe, batches.device)
     seconds = []
-    with _own_random_states():
+    with seeded(0, device=batches.device):
         for repeat, batch in enumerate(batches.epoch(0)):
             started = time.perf_counter()
             logits = model(batch.images, batch.drawn)
@@ -301,29 +304,6 @@ def seconds_per_step(
             if repeat == repeats:
                 break
     return statistics.median(seconds[1:] or seconds)  # the first step warms up
-
-
-def _seed(device: torch.device, seed: int) -> None:
-    """Seed what a step may draw from: dropout draws from torch, networks of one's own from any."""
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would look for all devices
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
-    elif device.type == "mps":
-        torch.mps.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
-
-
-@contextmanager
-def _own_random_states() -> Iterator[None]:
-    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
-            yield
-    finally:
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)  # noqa: NPY002
 
 
 def sgd(groups: ParameterGroups, recipe: Recipe, device: torch.device) -> torch.optim.SGD:

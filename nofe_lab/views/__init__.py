@@ -10,6 +10,7 @@ from nofe_lab.views.widgets import (
     EvolutionPlayer,
     LiveTraining,
     PredictionInspector,
+    RelabelList,
     SpecialtyBoard,
     SpecialtyExplorer,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "EvolutionPlayer",
     "LiveTraining",
     "PredictionInspector",
+    "RelabelList",
     "SpecialtyBoard",
     "SpecialtyExplorer",
     "plots",

@@ -22,6 +22,7 @@ from PIL import Image
 
 from nofe_lab.data import Dataset
 from nofe_lab.data.pictures import rgb
+from nofe_lab.evaluation import Formation
 from nofe_lab.log import log
 from nofe_lab.specialties import Specialties, maps_of
 from nofe_lab.views import plots
@@ -84,18 +85,21 @@ def film(
     specialties: Specialties,
     map_history: pd.DataFrame,
     map_updates: pd.DataFrame,
+    objective: str = "mean affinity\nof the classes for\ntheir specialties",
+    start: str = "random start",
     theme: Theme = LIGHT,
 ) -> Film:
     """How the classes found their specialties, with the objective below.
 
-    map_history: columns update, class, specialty; update 0 is the random start.  map_updates:
-    columns update, moved, objective_before, objective_after.  specialties: the final ones; the
-    frame of a thumbnail has the colour of the specialty that its class ends in.
+    map_history: columns update, class, specialty; update 0 is the start.  map_updates: columns
+    update, moved, objective_before, objective_after.  specialties: the final ones; the frame of a
+    thumbnail has the colour of the specialty that its class ends in.  objective: what the objective
+    is, in three short lines.  start: what the first map is, in a few words.
     Raises InvalidInput if the history does not end in the specialties.
     """
     specialties.check_classes(dataset.class_names)
     maps = maps_of(map_history, specialties)
-    scene = _Scene(dataset, specialties, maps, map_updates, theme)
+    scene = _Scene(dataset, specialties, maps, map_updates, objective, start, theme)
     frames, durations = [], []
     for before, update, share in moments(maps):
         frames.append(scene.at(before, update, share))
@@ -103,16 +107,11 @@ def film(
     return Film(tuple(frames), (*durations[:-1], END))
 
 
-def save_films(
-    folder: Path,
-    dataset: Dataset,
-    specialties: Specialties,
-    map_history: pd.DataFrame,
-    map_updates: pd.DataFrame,
-) -> None:
+def save_films(folder: Path, formation: Formation) -> None:
     """Write `film` as film.gif, for light pages, and as film_dark.gif."""
     for name, theme in (("film.gif", LIGHT), ("film_dark.gif", DARK)):
-        film(dataset, specialties, map_history, map_updates, theme).save(folder / name)
+        made = film(*formation, theme=theme)
+        made.save(folder / name)
         log.info(f"{folder / name}: {(folder / name).stat().st_size / 1e6:.2f} MB")
 
 
@@ -162,6 +161,8 @@ class _Scene:
         specialties: Specialties,
         maps: NDArray[np.int64],
         map_updates: pd.DataFrame,
+        objective: str,
+        start: str,
         theme: Theme,
     ) -> None:
         self.theme = theme
@@ -224,9 +225,9 @@ class _Scene:
         )
         title = f"How {specialties.C} classes find {K} specialties"
         axes.text(self.MARGIN, 0.22, title, fontsize=11, va="center", color=theme.text)
-        self._begin_curve()
+        self._begin_curve(objective, start)
 
-    def _begin_curve(self) -> None:
+    def _begin_curve(self, objective: str, start: str) -> None:
         theme = self.theme
         width = self.WIDTH - 2.6
         axes = plots.axes_inches(self.figure, (2.2, 0.5, width, self.BELOW - 0.62))
@@ -241,11 +242,11 @@ class _Scene:
             axes.spines[side].set_visible(False)
         for side in ("left", "bottom"):
             axes.spines[side].set_color(theme.faint)
-        axes.set_xlabel("update of the map (0: random start)", fontsize=8, color=theme.faint)
+        axes.set_xlabel(f"update of the map (0: {start})", fontsize=8, color=theme.faint)
         axes.text(
             -0.09,
             0.5,
-            "objective: mean affinity\nof the classes for\ntheir specialties",
+            f"objective: {objective}",
             transform=axes.transAxes,
             fontsize=8,
             ha="right",
@@ -268,7 +269,7 @@ class _Scene:
                 f"update {update} of {self.last}: {n} {'class' if n == 1 else 'classes'} moved"
             )
             done = self.updates[self.updates["update"] <= update]
-            heights = done[["objective_before", "objective_after"]].to_numpy().ravel()
+            heights = done[["objective_before", "objective_after"]].to_numpy(copy=True).ravel()
             heights[-1] = heights[-2] + eased * (heights[-1] - heights[-2])
             self.curve.set_data(np.repeat(done["update"], 2), heights)
             self.dot.set_data([update], heights[-1:])

@@ -8,12 +8,12 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from nofe_lab.config import InvalidInput, printable
+from nofe_lab.evaluation import coverage_table
 from nofe_lab.inference import (
     VAL,
     certainty_of,
@@ -80,7 +80,7 @@ def _sections(run: Run, title: str) -> Iterator[str]:
             "enough, and with the specialty otherwise. On val images, on which the threshold is "
             "fitted:</p>"
         )
-        yield _table(coverage_table(certainty_of(run, len(names)), specialties), kind="numbers")
+        yield _table(_coverage(certainty_of(run, len(names)), specialties), kind="numbers")
     yield "<h2>Use it</h2>"
     folder = html.escape(printable(run.location()))
     yield (
@@ -93,24 +93,22 @@ def _sections(run: Run, title: str) -> Iterator[str]:
         yield f"<h2>Make it again</h2>\n<pre>{html.escape(lines)}</pre>"
 
 
-def coverage_table(val: pd.DataFrame, specialties: Specialties) -> pd.DataFrame:
-    """What answering with the class only where it is certain gives on val images.
-
-    val: see `certainty_of`; the rows with all experts are used.  One row a coverage: the threshold,
-    how many of the classes answered are right, and how many of the others' specialties would be.
-    """
+def _coverage(val: pd.DataFrame, specialties: Specialties) -> pd.DataFrame:
+    """The table of coverage on val images, by all experts, as text."""
     whole = val[val["experts"] == val["experts"].max()]
-    of = np.array(specialties.of)
-    right = whole["label"] == whole["predicted"]
-    near = of[whole["label"]] == whole["specialty"]
-    rows = []
-    for coverage in COVERAGES:
-        threshold = float(np.quantile(whole["probability"], 1 - coverage))
-        sure = whole["probability"] >= threshold
-        unsure = f"{near[~sure].mean():.1%}" if (~sure).any() else ""
-        rows.append((f"{coverage:.0%}", f"{threshold:.3f}", f"{right[sure].mean():.1%}", unsure))
+    found = coverage_table(whole, specialties, COVERAGES)
+    columns = {
+        "coverage": ("coverage", "{:.0%}"),
+        "threshold": ("threshold", "{:.3f}"),
+        "class_right": ("classes right", "{:.1%}"),
+        "specialty_right": ("specialties right otherwise", "{:.1%}"),
+        "right": ("answers right", "{:.1%}"),
+    }
     return pd.DataFrame(
-        rows, columns=["coverage", "threshold", "classes right", "specialties right otherwise"]
+        {
+            title: found[name].map(form.format, na_action="ignore").fillna("")
+            for name, (title, form) in columns.items()
+        }
     )
 
 

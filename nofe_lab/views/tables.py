@@ -13,6 +13,13 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 
+class _Scrolled(Styler):
+    """A table that scrolls where it is wider than its place."""
+
+    def _repr_html_(self) -> str:
+        return f'<div style="overflow-x: auto">{self.to_html()}</div>'
+
+
 def shown(
     table: pd.DataFrame,
     formats: Mapping[Any, str] | str | None = None,
@@ -20,7 +27,7 @@ def shown(
     index: bool = False,
     **options: Any,
 ) -> Styler:
-    """A table for the end of a cell, with all of its text escaped.
+    """A table for the end of a cell, with all of its text escaped; it scrolls if it is too wide.
 
     formats: column -> format string, or one for all columns.  index: whether to show the index.
     options: those of ``Styler.format``, for example precision, thousands and na_rep.
@@ -28,6 +35,6 @@ def shown(
     >>> shown(pd.DataFrame({"class": ["<b>cat</b>"], "accuracy": [0.5]}), {"accuracy": "{:.1%}"})
     """
     plain = table.rename_axis(index=None, columns=None)
-    styled = plain.style.format(formats, escape="html", **options)  # type: ignore[arg-type]
+    styled = _Scrolled(plain).format(formats, escape="html", **options)  # type: ignore[arg-type]
     styled = styled.format_index(escape="html", axis="columns")
     return styled.format_index(escape="html", axis="index") if index else styled.hide()

@@ -5,6 +5,7 @@ Screenshots of what the tests saw are left in tests/browser/screenshots.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -13,10 +14,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import nbformat
 import pytest
@@ -26,6 +28,35 @@ SHOTS = Path(__file__).parent / "screenshots"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 TOKEN = "browser-test"
 NOTEBOOKS = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+Box = dict[str, float]
+
+
+def overlap(a: Box, b: Box) -> bool:
+    """Whether two boxes share more than a rounded edge."""
+    return all(
+        min(a[at] + a[size], b[at] + b[size]) - max(a[at], b[at]) > 0.6
+        for at, size in (("x", "width"), ("y", "height"))
+    )
+
+
+def overlaps(boxes: Iterable[Box]) -> list[tuple[Box, Box]]:
+    """The pairs of these boxes that overlap."""
+    return [(a, b) for a, b in combinations(boxes, 2) if overlap(a, b)]
+
+
+def within(box: Box, outer: Box) -> bool:
+    """Whether all of a box is inside another one, but for a rounded edge."""
+    return all(
+        outer[at] - 1 <= box[at] and box[at] + box[size] <= outer[at] + outer[size] + 1
+        for at, size in (("x", "width"), ("y", "height"))
+    )
+
+
+def in_window(page: Any, box: Box) -> bool:
+    """Whether all of a box is inside the page's window."""
+    return within(box, {"x": 0, "y": 0, **page.viewport_size})
+
 
 EXECUTE = """
 async ([path, code]) => {
@@ -46,13 +77,8 @@ async ([path, code]) => {
 
 
 @pytest.fixture(scope="session")
-def lab(
-    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[tuple[str, Path]]:
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """Address of a JupyterLab, and the folder of its notebooks: copies at toy size."""
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: apt-get install chromium")
-    pytest.importorskip("playwright")
     folder = tmp_path_factory.mktemp("lab")
     for name in NOTEBOOKS:
         notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
@@ -63,8 +89,7 @@ def lab(
             toy |= {"dataset": "glyphs:4"}
         own = {"n_seeds": 1, "updates": "1, 3"}
         toy |= {k: v for k, v in own.items() if f"{k}:" in cell.source}
-        if not request.config.getoption("--full-size"):
-            cell.source += "\n" + "\n".join(f"{k} = {v!r}" for k, v in toy.items())
+        cell.source += "\n" + "\n".join(f"{k} = {v!r}" for k, v in toy.items())
         nbformat.write(notebook, folder / name)
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"]
     command += ["--ip=127.0.0.1", f"--IdentityProvider.token={TOKEN}"]
@@ -195,33 +220,63 @@ class Page:
         self.page.wait_for_timeout(500)
         return found
 
+    def resize(self, width: int, height: int = 900, zoom: float = 1) -> None:
+        """A window of so many pixels in which the browser magnifies."""
+        self.page.set_viewport_size({"width": round(width / zoom), "height": round(height / zoom)})
+        self.page.wait_for_timeout(700)
+
+    def theme(self, name: str) -> None:
+        """JupyterLab's light or dark theme."""
+        change = (
+            "name => window.jupyterapp.commands.execute('apputils:change-theme', { theme: name })"
+        )
+        self.page.evaluate(change, f"JupyterLab {name.capitalize()}")
+        self.page.wait_for_timeout(700)
+
+    def without_sidebar(self) -> None:
+        self.page.evaluate(
+            "() => { if (window.jupyterapp.shell.leftCollapsed === false) "
+            "window.jupyterapp.commands.execute('application:toggle-left-area'); }"
+        )
+        self.page.wait_for_timeout(500)
+
     def shoot(self, widget: Any, name: str) -> None:
         SHOTS.mkdir(exist_ok=True)
         widget.scroll_into_view_if_needed()
         widget.screenshot(path=SHOTS / f"{name}.png")
 
 
-@pytest.fixture
-def open_notebook(lab: tuple[str, Path]) -> Iterator[Callable[..., Page]]:
-    """Opens notebooks by name; none may have complained in the browser's console at the end."""
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    pytest.importorskip("playwright")
     from playwright.sync_api import sync_playwright
 
-    address, folder = lab
-    pages: list[Page] = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
+        launched = playwright.chromium.launch(
             executable_path=CHROMIUM,
             args=["--no-sandbox", "--disable-background-networking", "--disable-sync"],
         )
+        yield launched
+        launched.close()
 
-        def open_one(name: str, kernel: bool = True) -> Page:
-            pages.append(Page(browser, address, folder / name, kernel))
-            return pages[-1]
 
-        yield open_one
-        complaints = [complaint for page in pages for complaint in page.complaints]
-        browser.close()
-    assert not complaints
+@pytest.fixture
+def open_notebook(browser: Any, lab: tuple[str, Path]) -> Iterator[Callable[..., Page]]:
+    """Opens notebooks by name; none may have complained in the browser's console at the end."""
+    address, folder = lab
+    pages: list[Page] = []
+
+    def open_one(name: str, kernel: bool = True) -> Page:
+        pages.append(Page(browser, address, folder / name, kernel))
+        return pages[-1]
+
+    yield open_one
+    for each in pages:
+        each.page.close()
+    assert not [complaint for page in pages for complaint in page.complaints]
 
 
 def write_notebook(folder: Path, name: str, *sources: str) -> None:
@@ -229,3 +284,132 @@ def write_notebook(folder: Path, name: str, *sources: str) -> None:
     notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
     notebook.cells = [nbformat.v4.new_code_cell(source.strip()) for source in sources]
     nbformat.write(notebook, folder / name)
+
+
+SHOWN = """<!DOCTYPE html><html><head><meta charset="utf-8"><style>{css}</style>
+<style>body {{ margin: 0; background: var(--jp-layout-color1); }}</style></head>
+<body data-jp-theme-light="true"><div id="cell"></div><div id="second"></div></body></html>"""
+
+HOST = (Path(__file__).parent / "host.js").read_text(encoding="utf-8")
+
+
+class Host:
+    """A widget of this process in a page of its own: what JupyterLab and a kernel would do for it.
+
+    theme: the colours that JupyterLab hands to widgets, "light" or "dark".
+    """
+
+    THEMES: ClassVar = {
+        "light": ("#212121", "#616161", "#ffffff", "#e0e0e0"),
+        "dark": ("#ffffff", "#e0e0e0", "#111111", "#616161"),
+    }
+
+    def __init__(self, browser: Any, widget: Any, size: tuple[int, int], zoom: float) -> None:
+        self.widget = widget
+        self.changed: dict[str, Any] = {}
+        self.messages: list[Any] = []
+        self.complaints: list[str] = []
+        widget.observe(lambda change: self.changed.update({change["name"]: change["new"]}))
+        widget.send = lambda message, buffers=None: self.messages.append(message)
+        width, height = (round(length / zoom) for length in size)
+        self.page = browser.new_page(
+            viewport={"width": width, "height": height}, device_scale_factor=zoom
+        )
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.expose_function("toKernel", self._take)
+        self.page.set_content(SHOWN.format(css=widget._css))
+        self.page.evaluate(HOST, [str(widget._esm), _json(self._synced(widget.get_state()))])
+
+    def theme(self, name: str) -> None:
+        ink, quiet, paper, edge = self.THEMES[name]
+        variables = {
+            "ui-font-color1": ink,
+            "ui-font-color2": quiet,
+            "layout-color1": paper,
+            "border-color2": edge,
+        }
+        for variable, colour in variables.items():
+            self.page.evaluate(
+                "([name, to]) => document.documentElement.style.setProperty(`--jp-${name}`, to)",
+                [variable, colour],
+            )
+        self.page.evaluate(f"document.body.dataset.jpThemeLight = {json.dumps(name == 'light')}")
+
+    def _synced(self, state: dict[str, Any]) -> dict[str, Any]:
+        inner = ("_esm", "_css", "_anywidget_id", "layout", "tabbable", "tooltip", "comm")
+        return {
+            name: value
+            for name, value in state.items()
+            if name in self.widget.keys and name not in inner
+        }
+
+    def _take(self, told: dict[str, Any]) -> dict[str, Any]:
+        if "content" in told:
+            self.widget._hear(self.widget, told["content"], [])
+        else:
+            self.widget.set_state(told["state"])
+            for name, value in told["state"].items():  # ipywidgets drops the echo of a value
+                if name in self.changed and self.changed[name] == value:
+                    del self.changed[name]
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        answer = {"state": _json(self._synced(self.changed)), "messages": self.messages}
+        self.changed, self.messages = {}, []
+        return answer
+
+    def set(self, **traits: Any) -> None:
+        """What a program does in the kernel."""
+        for name, value in traits.items():
+            setattr(self.widget, name, value)
+        self.page.evaluate("(told) => window.take(told)", self._answer())
+
+    def wait_for(self, trait: str, value: Any) -> None:
+        """Wait until a trait has a value, for at most five seconds."""
+        for _ in range(50):
+            if getattr(self.widget, trait) == value:
+                self.page.wait_for_timeout(50)  # until it is drawn
+                return
+            self.page.wait_for_timeout(100)
+        pytest.fail(f"{trait} is {getattr(self.widget, trait)!r}, not {value!r}")
+
+    def box(self, selector: str) -> Box:
+        found: Box = self.page.locator(selector).first.bounding_box()
+        return found
+
+    def inside(self, selector: str) -> bool:
+        """Whether all of the first such element is inside the window."""
+        return in_window(self.page, self.box(selector))
+
+    def is_narrow(self) -> bool:
+        """Whether nothing of the page is wider than its window."""
+        return bool(self.page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
+
+    def shoot(self, name: str) -> None:
+        SHOTS.mkdir(exist_ok=True)
+        self.page.screenshot(path=SHOTS / f"{name}.png")
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, (bytes, memoryview)):
+        return {"base64": base64.b64encode(bytes(value)).decode()}
+    if isinstance(value, dict):
+        return {name: _json(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json(each) for each in value]
+    return value
+
+
+@pytest.fixture
+def host(browser: Any) -> Iterator[Callable[..., Host]]:
+    """Shows widgets in pages of their own; none may have complained at the end."""
+    hosts: list[Host] = []
+
+    def show(widget: Any, width: int = 1400, height: int = 900, zoom: float = 1) -> Host:
+        hosts.append(Host(browser, widget, (width, height), zoom))
+        return hosts[-1]
+
+    yield show
+    for each in hosts:
+        each.page.close()
+    assert not [complaint for each in hosts for complaint in each.complaints]

@@ -1,8 +1,4 @@
-"""The notebooks in a real JupyterLab, in a headless Chromium (skipped where there is none).
-
-The screenshots of the README were made with ``pytest tests/browser --full-size -k "02 or 07"``,
-which does not shrink the notebooks.
-"""
+"""The notebooks in a real JupyterLab, in a headless Chromium (skipped where there is none)."""
 
 from __future__ import annotations
 
@@ -19,12 +15,12 @@ from typing import Any
 import nbformat
 import numpy as np
 import pytest
+from nbconvert import HTMLExporter
 from PIL import Image
 
 import nofe_lab
 from tests.browser.conftest import (
     CHROMIUM,
-    EXECUTE,
     NOTEBOOKS,
     ROOT,
     SHOTS,
@@ -33,129 +29,9 @@ from tests.browser.conftest import (
     serving,
     write_notebook,
 )
+from tests.browser.test_board import press_the_button, use_the_board
 
 pytestmark = pytest.mark.xdist_group("browser")  # one JupyterLab, and its runs, for all of them
-
-BOARD = """
-import nofe_lab
-from nofe_lab.views import SpecialtyBoard
-data = nofe_lab.load_dataset("glyphs:1", val_fraction=0.0, seed=0)
-board = SpecialtyBoard(data, nofe_lab.Specialties.random(data.class_names, 5, 0))
-board
-"""
-
-PICTURE = ".jp-OutputArea-output img[src^='data:image/png']"
-
-
-def test_the_board_in_a_browser(
-    open_notebook: Callable[..., Page], lab: tuple[str, Path], tmp_path: Path
-) -> None:
-    """The short one: what is seen of it and of its picture, with a kernel, a busy one, and none."""
-    write_notebook(lab[1], "board.ipynb", BOARD)
-    opened = open_notebook("board.ipynb")
-    opened.run_all()
-    opened.page.wait_for_selector(".nofe-board.nofe-live", timeout=60_000)
-    assert opened.page.locator(PICTURE).count() == 1
-    assert not opened.page.locator(PICTURE).is_visible()
-    use_the_board(opened)
-    accents_are_whole(opened)
-    ask_a_busy_kernel(opened)
-    opened.page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
-    opened.page.wait_for_timeout(1000)
-    ask_a_kernel_that_was_started_anew(opened)
-    look_at_the_exported_page(opened, tmp_path)
-
-
-def accents_are_whole(opened: Page) -> None:
-    """Nothing is cut off above a name: É and Ê read E where it was."""
-    name = opened.widget("board").locator("button.nofe-class[title='Ê'] > span").last
-    cut = name.evaluate(
-        """(span) => {
-          const style = getComputedStyle(span), box = span.getBoundingClientRect();
-          const context = document.createElement("canvas").getContext("2d");
-          context.font = style.font;
-          const { actualBoundingBoxAscent, actualBoundingBoxDescent } = context.measureText("Ê");
-          const inked = actualBoundingBoxAscent + actualBoundingBoxDescent;
-          return style.overflowY !== "visible" && box.height < inked + 2;
-        }"""
-    )
-    assert not cut
-
-
-def ask_a_busy_kernel(opened: Page) -> None:
-    """A class that is dragged while another cell runs stays, is said to, and is not moved later.
-
-    Kernels that answer widgets from a thread of their own answer also then, unless the cell keeps
-    Python from running that thread, as this one does.
-    """
-    widget = opened.widget("board")
-    before = opened.kernel("board.specialties.of")
-    opened.page.evaluate(
-        EXECUTE.replace("await future.done;", ""),
-        [opened.path.name, "import ctypes; ctypes.PyDLL(None).sleep(8)"],
-    )
-    opened.page.wait_for_timeout(1000)  # until it runs
-    cards = widget.locator(".nofe-card")
-    cards.nth(0).locator("button.nofe-class").nth(1).drag_to(cards.nth(1).locator("header"))
-    notice = widget.locator(".nofe-kernel")
-    notice.wait_for(state="visible", timeout=5000)
-    assert "busy" in notice.inner_text()
-    assert "nothing is done here" in notice.inner_text()
-    notice.wait_for(state="hidden", timeout=20_000)  # it is free, and answers
-    assert opened.kernel("board.specialties.of") == before
-
-
-def ask_a_kernel_that_was_started_anew(opened: Page) -> None:
-    opened.page.click("text=Kernel >> visible=true")
-    opened.page.click("text=Restart Kernel… >> visible=true")
-    opened.page.click(".jp-Dialog button.jp-mod-warn")
-    opened.page.wait_for_timeout(3000)
-    widget = opened.widget("board")
-    label = widget.locator("button.nofe-class[aria-pressed=true]").first.get_attribute("data-label")
-    widget.locator("button.nofe-class[aria-pressed=false]").nth(3).click()
-    notice = widget.locator(".nofe-kernel")
-    notice.wait_for(state="visible", timeout=10_000)
-    assert "was started anew" in notice.inner_text()
-    chosen = widget.locator("button.nofe-class[aria-pressed=true]").first
-    assert chosen.get_attribute("data-label") == label  # it does not pretend
-
-
-def look_at_the_exported_page(opened: Page, folder: Path) -> None:
-    from nbconvert import HTMLExporter
-
-    page, _ = HTMLExporter(template_name="lab").from_filename(str(opened.path))
-    (folder / "board.html").write_text(page, "utf-8")
-    exported = opened.page.context.browser.new_page()
-    exported.route("http*://**", lambda route: route.abort())
-    exported.goto(f"file://{folder}/board.html")
-    picture = exported.locator("img[src^='data:image/png']")
-    assert picture.count() == 1
-    assert picture.is_visible()
-    exported.close()
-
-
-def test_a_widget_of_saved_state_shows_its_picture_without_a_kernel(
-    open_notebook: Callable[..., Page], lab: tuple[str, Path]
-) -> None:
-    """Saved state draws the widget without a kernel too; dead handles are no use to anybody."""
-    from nbclient import NotebookClient
-
-    write_notebook(lab[1], "saved.ipynb", BOARD)
-    notebook = nbformat.read(lab[1] / "saved.ipynb", as_version=4)
-    NotebookClient(notebook, store_widget_state=True).execute()
-    assert "widgets" in notebook.metadata
-    notebook.metadata.kernelspec = {"name": "none-such", "display_name": "none such"}
-    # else JupyterLab may take another kernel of this language unasked
-    notebook.metadata.language_info = {"name": "none-such"}
-    nbformat.write(notebook, lab[1] / "saved.ipynb")
-    opened = open_notebook("saved.ipynb", kernel=False)
-    opened.page.locator(".jp-Dialog").get_by_role("button", name="No Kernel").click()
-    opened.page.wait_for_timeout(4000)
-    assert opened.page.locator(PICTURE).first.is_visible()
-    shown = opened.page.locator(".nofe-board")
-    assert shown.count() == 0 or not shown.first.is_visible()
-    SHOTS.mkdir(exist_ok=True)
-    opened.page.screenshot(path=SHOTS / "without_kernel.png")
 
 
 def use_the_page(page: Any) -> None:
@@ -181,13 +57,8 @@ def use_the_page(page: Any) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [900, 1400])
 def test_a_saved_look_works_without_a_kernel_and_a_network(
-    scheme: str, width: int, tmp_path: Path
+    browser: Any, scheme: str, width: int, tmp_path: Path
 ) -> None:
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: apt-get install chromium")
-    pytest.importorskip("playwright")
-    from playwright.sync_api import sync_playwright
-
     rng = np.random.default_rng(0)
     labels = rng.integers(12, size=400)
     probabilities = rng.dirichlet(np.ones(12), 400)
@@ -198,28 +69,95 @@ def test_a_saved_look_works_without_a_kernel_and_a_network(
     found = nofe_lab.look((labels, probabilities), images, class_names=names)
     path = found.save(tmp_path / "look.html")
     complaints: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(
-            viewport={"width": width, "height": 900},
-            color_scheme=scheme,  # type: ignore[arg-type]
-        )
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda asked: complaints.append(asked.url[:80]))
-        page.goto(path.as_uri())
-        use_the_page(page.locator("main"))
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.locator(".nofe-pair-card .nofe-image").count()
-        assert page.locator("main b").count() == 0
-        with page.expect_download() as downloaded:
-            page.click("a[download]")
-        groups = nofe_lab.Specialties.load(str(downloaded.value.path()), names)
-        assert groups.of == found.specialties(2).of
-        SHOTS.mkdir(exist_ok=True)
-        page.screenshot(path=SHOTS / f"look_{scheme}_{width}.png", full_page=True)
-        browser.close()
+    page = browser.new_page(
+        viewport={"width": width, "height": 900},
+        color_scheme=scheme,  # type: ignore[arg-type]
+    )
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda asked: complaints.append(asked.url[:80]))
+    page.goto(path.as_uri())
+    use_the_page(page.locator("main"))
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator(".nofe-pair-card .nofe-image").count()
+    assert page.locator("main b").count() == 0
+    with page.expect_download() as downloaded:
+        page.click("a[download]")
+    groups = nofe_lab.Specialties.load(str(downloaded.value.path()), names)
+    assert groups.of == found.specialties(2).of
+    SHOTS.mkdir(exist_ok=True)
+    page.screenshot(path=SHOTS / f"look_{scheme}_{width}.png", full_page=True)
+    page.close()
     own = ("file:", "blob:", "data:")
     assert not [each for each in complaints if not each.startswith(own)]
+
+
+WIDE = """
+import pandas as pd
+from nofe_lab.views import tables
+tables.shown(pd.DataFrame({f"a column with a long name, {n}": [1234567.0] for n in range(20)}))
+"""
+
+FIGURE = """
+import torch
+import nofe_lab
+from nofe_lab.views import plots
+plots.plot_samples(nofe_lab.load_dataset("glyphs:4"))
+"""
+
+CORNERS = """
+(image) => {
+  const { naturalWidth: width, naturalHeight: height } = image;
+  const canvas = Object.assign(document.createElement("canvas"), { width, height });
+  const context = canvas.getContext("2d");
+  context.drawImage(image, 0, 0);
+  const at = (x, y) => [...context.getImageData(x, y, 1, 1).data];
+  return [at(0, 0), at(width - 1, height - 1), at(width >> 1, 0)];
+}
+"""
+
+
+def test_tables_scroll_and_figures_lie_on_paper(
+    open_notebook: Callable[..., Page], lab: tuple[str, Path], browser: Any, tmp_path: Path
+) -> None:
+    """In JupyterLab, narrow and wide, light and dark, and in a page that was exported."""
+    write_notebook(lab[1], "shown.ipynb", WIDE, FIGURE)
+    opened = open_notebook("shown.ipynb")
+    opened.run_all()
+    opened.wait_until_executed()
+    for theme in ("Light", "Dark"):
+        opened.theme(theme)
+        for width in (600, 900, 1400):
+            opened.resize(width)
+            scrolls_in_its_place(opened.page, ".jp-OutputArea-output")
+            picture = opened.page.locator(".jp-RenderedImage img").first
+            box, place = (each.bounding_box() for each in (picture, picture.locator("..")))
+            assert box["x"] + box["width"] <= place["x"] + place["width"] + 1
+            assert picture.evaluate("image => getComputedStyle(image).backgroundColor") == CLEAR
+            corner, other, edge = picture.evaluate(CORNERS)
+            assert corner[3] == other[3] == 0
+            assert edge == [255, 255, 255, 255]
+            SHOTS.mkdir(exist_ok=True)
+            opened.page.screenshot(path=SHOTS / f"paper_{theme.lower()}_{width}.png")
+    page, _ = HTMLExporter().from_filename(str(opened.path))
+    (tmp_path / "shown.html").write_text(page, encoding="utf-8")
+    exported = browser.new_page(viewport={"width": 600, "height": 900})
+    exported.goto(f"file://{tmp_path}/shown.html", wait_until="domcontentloaded")
+    scrolls_in_its_place(exported, "body")
+    exported.close()
+
+
+CLEAR = "rgba(0, 0, 0, 0)"
+
+
+def scrolls_in_its_place(page: Any, around: str) -> None:
+    """The table is wider than its place, which is as wide as what is around it, and scrolls."""
+    place = page.locator("div:has(> table)").first
+    box, outer = place.bounding_box(), page.locator(around).first.bounding_box()
+    assert outer["x"] <= box["x"]
+    assert box["x"] + box["width"] <= outer["x"] + outer["width"] + 1
+    assert place.evaluate("each => each.scrollWidth > each.clientWidth + 100")
+    assert place.evaluate("each => { each.scrollLeft = 80; return each.scrollLeft; }") == 80
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
 @pytest.mark.slow
@@ -245,6 +183,9 @@ def test_a_notebook_runs_in_jupyterlab(open_notebook: Callable[..., Page], name:
         use_the_inspector(opened)
     if name.startswith("07"):
         use_the_board(opened)
+    if name.startswith("10"):
+        press_the_button(opened.widget("board"))
+        opened.shoot(opened.widget("board"), "lesson")
 
 
 @pytest.mark.slow
@@ -279,16 +220,16 @@ def test_a_training_that_is_interrupted_in_jupyterlab_is_kept_and_goes_on(
 
 
 @pytest.mark.slow
-def test_the_app_shows_the_board_and_no_code(lab: tuple[str, Path]) -> None:
-    from playwright.sync_api import sync_playwright
-
+@pytest.mark.parametrize("number", ["07", "10"])
+def test_the_app_shows_the_board_and_no_code(
+    number: str, browser: Any, lab: tuple[str, Path]
+) -> None:
     _, folder = lab
-    name = next(name for name in NOTEBOOKS if name.startswith("07"))
-    with serving_apps(folder) as address, sync_playwright() as playwright:
+    name = next(name for name in NOTEBOOKS if name.startswith(number))
+    with serving_apps(folder) as address:
         assert ask(f"{address}/voila/render/{name}") in (302, 403)  # to the login
         assert ask(f"{address}/voila/render/{name}?token={TOKEN}", Host="evil.example") == 403
         assert kernels(address) == []
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1300, "height": 1000})
         page.goto(f"{address}/voila/render/{name}?token={TOKEN}", timeout=240_000)
         page.wait_for_selector(".nofe-board.nofe-live", timeout=240_000)
@@ -300,7 +241,10 @@ def test_the_app_shows_the_board_and_no_code(lab: tuple[str, Path]) -> None:
         label = dragged.get_attribute("data-label")
         dragged.drag_to(cards.nth(1).locator("header"))
         page.wait_for_selector(f".nofe-card[data-k='1'] [data-label='{label}']")
-        browser.close()
+        press_the_button(page.locator(".nofe-board"))
+        SHOTS.mkdir(exist_ok=True)
+        page.locator(".nofe-board").screenshot(path=SHOTS / f"app_{number}.png")
+        page.close()
 
 
 def test_apps_want_the_token_and_start_few_kernels(tmp_path: Path) -> None:
@@ -449,7 +393,7 @@ def use_the_matrix(opened: Page) -> None:
     opened.wait_for("matrix.network", "NofE minus base CNN")
     opened.page.wait_for_timeout(500)
     assert canvas.evaluate("canvas => canvas.toDataURL()") != before
-    assert "purple" in widget.inner_text()
+    assert "Purple" in widget.inner_text()
     widget.get_by_label("Order by").select_option("superclasses")
     opened.wait_for("matrix.order_by", "superclasses")
     opened.shoot(widget, "matrix")
@@ -472,7 +416,7 @@ def use_the_player(opened: Page) -> None:
     label = int(path.get_attribute("data-label"))
     path.dispatch_event("click")
     opened.wait_for("player.label", label)
-    assert widget.locator(".nofe-followed").count() == 1
+    assert widget.locator(".nofe-way.nofe-followed").count() == 1
     widget.get_by_label("Follow a class").select_option("-1")
     opened.wait_for("player.label", -1)
     slider.press("Home")
@@ -542,48 +486,3 @@ def draw_for_the_inspector(opened: Page, widget: Any) -> None:
     opened.page.wait_for_timeout(1500)
     bar, stem, paper = opened.kernel(grey)
     assert bar < paper - 30 < stem
-
-
-def use_the_board(opened: Page) -> None:
-    widget = opened.widget("board")
-    start = opened.kernel("board.specialties.of")
-    cards = widget.locator(".nofe-card")
-    # drag
-    dragged = cards.nth(0).locator("button.nofe-class").nth(1)
-    label = int(dragged.get_attribute("data-label"))
-    dragged.drag_to(cards.nth(1).locator("header"))
-    opened.wait_for(f"board.specialties.of[{label}]", 1)
-    assert cards.nth(1).locator(f"[data-label='{label}']").count() == 1
-    # the keyboard
-    first = cards.nth(0).locator("button.nofe-class").first
-    second = int(first.get_attribute("data-label"))
-    first.focus()
-    opened.wait_for("board.label", second)
-    opened.page.keyboard.press("Shift+ArrowRight")
-    opened.wait_for(f"board.specialties.of[{second}]", 1)
-    opened.page.keyboard.press("l")
-    opened.wait_for("board.locked", [second])
-    opened.page.keyboard.press("Shift+ArrowRight")
-    opened.page.wait_for_timeout(500)
-    assert opened.kernel(f"board.specialties.of[{second}]") == 1
-    assert "is locked" in widget.locator(".nofe-words").inner_text()
-    opened.shoot(widget, f"board_{opened.path.stem}")
-    opened.page.keyboard.press("l")
-    opened.wait_for("board.locked", [])
-    # the tools
-    n = cards.count()
-    widget.get_by_text("Add a specialty").click()
-    opened.wait_for("board.specialties.K", n + 1)
-    widget.locator("button", has_text="remove").last.click()
-    opened.wait_for("board.specialties.K", n)
-    widget.get_by_label("Move the chosen class to").select_option("2")
-    opened.wait_for(f"board.specialties.of[{second}]", 2)
-    first = cards.nth(2).locator(f"[data-label='{second}']")
-    first.focus()
-    for _ in range(5):
-        opened.page.keyboard.press("Control+z")
-    opened.wait_for("board.specialties.of", start)
-    widget.get_by_text("Redo").click()
-    opened.wait_for(f"board.specialties.of[{label}]", 1)
-    widget.get_by_text("Undo").click()
-    opened.wait_for("board.specialties.of", start)

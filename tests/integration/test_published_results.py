@@ -32,12 +32,13 @@ from nofe_lab.study.questions import (
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "data" / "results"
+OTHERS = ("study", "study_again", "study_conditional", "bench", "widgets", "latency", "onnx")
+TIMES = RESULTS / "first_run_times.csv"
 STUDY, AGAIN, CONDITIONAL, BENCH, WIDGETS, LATENCY, ONNX = (
-    RESULTS / f"{name}.csv"
-    for name in ("study", "study_again", "study_conditional", "bench", "widgets", "latency", "onnx")
+    RESULTS / f"{name}.csv" for name in OTHERS
 )
 REPORTS = sorted(
-    set(RESULTS.glob("*.csv")) - {STUDY, AGAIN, CONDITIONAL, BENCH, WIDGETS, LATENCY, ONNX}
+    set(RESULTS.glob("*.csv")) - {TIMES, STUDY, AGAIN, CONDITIONAL, BENCH, WIDGETS, LATENCY, ONNX}
 )
 
 
@@ -47,12 +48,21 @@ def measured(path: Path) -> pd.DataFrame:
 
 @pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
 def test_a_result_says_where_it_comes_from(path: Path) -> None:
-    made_by = ("# papermill notebooks/", "# nofe-lab dev upcycling")
+    made_by = ("# papermill notebooks/", "# nofe-lab dev upcycling", "# nofe-lab dev first_run")
     assert path.read_text().startswith(made_by)
     table = measured(path)
     assert table[["network", "seed", "run", "device", "torch", "revision"]].notna().all().all()
     assert not table.revision.str.endswith("dirty").any()
-    assert table.test_accuracy.between(0.01, 1).all()
+    split = "val" if path.stem in ("first_run_pilot", "first_run_val") else "test"
+    assert table[f"{split}_accuracy"].between(0.01, 1).all()
+
+
+def test_the_first_steps_were_timed_from_nothing() -> None:
+    table = measured(TIMES)
+    notebooks = [path.stem for path in sorted((ROOT / "notebooks").glob("0[123]_*.ipynb"))]
+    assert list(table.what) == ["make run", *notebooks]
+    assert table.seconds.between(1, 300).all()
+    assert not table.revision.str.endswith("dirty").any()
 
 
 @pytest.mark.parametrize("path", [STUDY, AGAIN, CONDITIONAL], ids=lambda path: path.stem)

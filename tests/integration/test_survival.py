@@ -21,6 +21,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -34,12 +35,14 @@ from torch import Tensor, nn
 
 from nofe_lab import Experiment, InvalidInput, load_specialties, predict
 from nofe_lab.files import read_tensors, write_tensors
-from nofe_lab.machine import Machine, OutOfMemory
+from nofe_lab.machine import Machine, OutOfMemory, seeded
+from nofe_lab.networks import backbone
 from nofe_lab.runs import Run, RunStore
 from nofe_lab.runs.checkpoint import _digest
 from nofe_lab.stages import Stage, generalist
 from nofe_lab.training import loop
-from nofe_lab.training.interrupts import Interrupted
+from nofe_lab.training.events import Event, StepDone
+from nofe_lab.training.interrupts import Interrupted, ask_to_stop
 
 STAGES = ("base", "generalist", "nofe")
 
@@ -248,8 +251,8 @@ def test_an_interrupted_training_stops_after_its_step_and_goes_on_when_asked_aga
     start: Callable[..., BaseProcess],
     tmp_path: Path,
 ) -> None:
-    slow = "import time; from nofe_lab.training import loop; seed = loop._seed\n"
-    slow += "loop._seed = lambda *given: (time.sleep(0.05), seed(*given))\n"
+    slow = "import time; from nofe_lab.training import loop; seeded = loop.seeded\n"
+    slow += "loop.seeded = lambda *of, **on: time.sleep(0.05) or seeded(*of, **on)\n"
     process = subprocess.Popen(
         ask(runs_dir, prelude=slow), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -274,6 +277,67 @@ def test_an_interrupted_training_stops_after_its_step_and_goes_on_when_asked_aga
     assert run.provenance["interruptions"] == 1
 
 
+def test_a_training_in_a_thread_is_stopped_by_its_listener_and_two_threads_take_turns(
+    runs_dir: Path, undisturbed: tuple[Path, dict[str, float]], tmp_path: Path
+) -> None:
+    """As the board trains, while a cell trains something else."""
+    ended: list[BaseException | None] = []
+
+    def stop_once(event: Event) -> None:
+        if not ended and isinstance(event, StepDone) and event.step == 7:
+            ask_to_stop()
+
+    def in_a_thread() -> None:
+        torch.set_num_threads(1)
+        found = experiment(runs_dir)
+        try:
+            found.run(found.base(), watch=stop_once)
+        except BaseException as error:
+            ended.append(error)
+        else:
+            ended.append(None)
+
+    for seed in (1, 2):
+        thread = threading.Thread(target=in_a_thread)
+        thread.start()
+        train("base", tmp_path / "other", seed=seed)
+        thread.join()
+    stopped, finished = ended
+    assert isinstance(stopped, Interrupted)
+    assert "stopped after step 7 of 80; all of it is kept" in str(stopped)
+    assert finished is None
+    assert bits(only_run(runs_dir, "base")) == bits(only_run(undisturbed[0], "base"))
+    for seed in (1, 2):
+        train("base", tmp_path / "alone", seed=seed)
+    other, alone = (
+        {run.id: bits(run) for run in RunStore(tmp_path / name)} for name in ("other", "alone")
+    )
+    assert other == alone
+
+
+def test_a_network_can_be_taken_apart_while_another_thread_trains(runs_dir: Path) -> None:
+    """torch.fx, while it traces, takes the calls of all threads for its own."""
+    ended: list[BaseException | None] = []
+
+    def in_a_thread() -> None:
+        torch.set_num_threads(1)
+        try:
+            found = experiment(runs_dir)
+            found.run(found.base())
+        except BaseException as error:
+            ended.append(error)
+        else:
+            ended.append(None)
+
+    thread = threading.Thread(target=in_a_thread)
+    thread.start()
+    own = set()
+    while thread.is_alive():
+        own.add(backbone(Restless, split="drop").for_images((3, 32, 32)).identity["own"])
+    assert ended == [None]
+    assert len(own) == 1
+
+
 def test_an_interrupted_gate_learns_the_same_answers(
     runs_dir: Path,
     undisturbed: tuple[Path, dict[str, float]],
@@ -286,15 +350,15 @@ def test_an_interrupted_gate_learns_the_same_answers(
             parent = only_run(undisturbed[0], kind)
             shutil.copytree(parent.path, folder / parent.path.name)
     train("gate", tmp_path / "other")
-    seed, steps = loop._seed, []
+    seeded, steps = loop.seeded, []
 
-    def interrupt_once(*given: Any) -> None:
-        steps.append(given)
-        if len(steps) == 23:
+    def interrupt_once(*of: Any, **on: Any) -> AbstractContextManager[None]:
+        steps.extend(of[1:2])  # timing is seeded too, by 0 alone
+        if of[1:] and len(steps) == 23:
             signal.raise_signal(signal.SIGINT)
-        seed(*given)
+        return seeded(*of, **on)
 
-    monkeypatch.setattr(loop, "_seed", interrupt_once)
+    monkeypatch.setattr(loop, "seeded", interrupt_once)
     with pytest.raises(Interrupted, match="stopped after step 23 of 80"):
         train("gate", runs_dir)
     train("gate", runs_dir)
@@ -416,11 +480,12 @@ def fill():
         with place.open("ab", buffering=0) as file:
             while file.write(bytes(1000)): pass
     except OSError: pass
-def full(*given, seed=loop._seed):
-    if not place.exists() and list(place.parent.glob("*.unfinished/step-00000012*")):
+def full(*of, seeded=loop.seeded, **on):
+    timed = not of[1:]  # seeded by 0 alone
+    if not timed and not place.exists() and list(place.parent.glob("*.unfinished/step-00000012*")):
         fill()
-    seed(*given)
-loop._seed = full
+    return seeded(*of, **on)
+loop.seeded = full
 def make_room(self, make_room=checkpoint.Checkpoints.make_room):
     make_room(self)
     if {again}: fill()
@@ -620,14 +685,15 @@ def test_what_was_begun_on_other_specialties_is_not_gone_on_with(
 def test_too_little_memory_is_said_in_one_sentence_with_what_to_lower(
     error: Exception, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps: list[int] = []
+    steps: list[object] = []
 
-    def step(*_: object) -> None:
-        steps.append(1)
-        if len(steps) == 7:
+    def step(*of: object, device: torch.device) -> AbstractContextManager[None]:
+        steps.extend(of[1:2])  # timing is seeded too, by 0 alone
+        if of[1:] and len(steps) == 7:
             raise error
+        return seeded(*of, device=device)
 
-    monkeypatch.setattr("nofe_lab.training.loop._seed", step)
+    monkeypatch.setattr("nofe_lab.training.loop.seeded", step)
     with pytest.raises(OutOfMemory, match=r"lower batch_size \(it is 30\), image_size or branch_w"):
         train("base", runs_dir)
     assert list(runs_dir.glob("*.unfinished/step-00000006*"))  # what was done is kept
@@ -688,13 +754,16 @@ def test_a_folder_that_becomes_read_only_in_training_keeps_the_network_in_the_pr
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    def step(device: object, seed: int, steps: list[int] = []) -> None:  # noqa: B006
-        steps.append(seed)
-        if len(steps) == 9:
+    steps: list[object] = []
+
+    def step(*of: object, device: torch.device) -> AbstractContextManager[None]:
+        steps.extend(of[1:2])  # timing is seeded too, by 0 alone
+        if of[1:] and len(steps) == 9:
             for name in ("unlink", "rename", "replace"):
                 monkeypatch.setattr(Path, name, refuse)
+        return seeded(*of, device=device)
 
-    monkeypatch.setattr("nofe_lab.training.loop._seed", step)
+    monkeypatch.setattr("nofe_lab.training.loop.seeded", step)
     with pytest.raises(InvalidInput, match=r"trained, but cannot be saved in .*this cell again"):
         train("base", runs_dir)
     assert "cannot be saved ([Errno 13] Permission denied); training goes on" in (

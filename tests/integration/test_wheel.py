@@ -67,7 +67,7 @@ def test_the_wheel_has_the_notebooks_and_says_that_it_is_typed(wheel: Path) -> N
 
 
 def test_commands_that_need_a_checkout_say_so(wheel: Path, tmp_path: Path) -> None:
-    commands = ["bench", "latency", "onnx", "widgets", "study", "upcycling", "results"]
+    commands = ["bench", "latency", "onnx", "widgets", "study", "upcycling", "first_run", "results"]
     code = (
         # an editable install would find the checkout's
         "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'Editable' not in repr(f)]; "

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import random
+import threading
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from nofe_lab import Dataset, InvalidInput
-from nofe_lab.data import Resident
+from nofe_lab.data import Batch, Resident
 from nofe_lab.data.batches import Augmentation, Batches, Window
 from nofe_lab.data.preprocess import ImageNetwork, Preprocess
 from nofe_lab.networks import CNN, backbone
@@ -357,6 +361,33 @@ def test_training_with_dropout_leaves_torch_s_global_random_state_alone(tiny: Da
     before = torch.get_rng_state()
     train(model, tiny)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_is_drawn_while_a_thread_trains_stays_drawn(
+    tiny: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The states were set back when the training ended, so that a kernel drew the same again."""
+    began, drew = threading.Event(), threading.Event()
+    epochs = Batches.epoch
+
+    def between_steps(self: Batches, epoch: int, first: int = 0) -> Iterator[Batch]:
+        for batch in epochs(self, epoch, first):
+            began.set()
+            drew.wait(10)
+            yield batch
+
+    monkeypatch.setattr(Batches, "epoch", between_steps)
+    thread = threading.Thread(target=train, args=(with_dropout(tiny), tiny))
+    thread.start()
+    began.wait(10)
+    kernel = (torch.rand(2), random.random(), np.random.rand())  # noqa: NPY002
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]  # noqa: NPY002
+    drew.set()
+    thread.join()
+    assert kernel
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert np.array_equal(np.random.get_state()[1], states[2])  # noqa: NPY002
 
 
 # --- several processes

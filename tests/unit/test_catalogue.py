@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import nofe_lab
 from nofe_lab import Dataset, Experiment, InvalidInput, NofE, Specialties, backbone
 from nofe_lab.compat import import_torchvision
 from nofe_lab.networks import CNN, PAPER, Backbone, preset
@@ -650,3 +651,19 @@ def test_one_level_deeper_where_a_part_is_one_module(tiny: Dataset) -> None:
     table = layer_table(CNN(split("convnext_tiny"), 7, "published", 0), tiny.image_shape)
     trunk = table[table["part"] == "trunk"]["layers"].tolist()
     assert trunk == [f"features.{i}" for i in range(6)]
+
+
+def test_the_library_s_own_network_has_a_name_a_split_and_experts_that_begin_as_it_does(
+    tiny_experiment: Callable[..., Experiment],
+) -> None:
+    made = backbone("alexnet_quick_bn").for_images(SMALL)
+    assert isinstance(made, SplitNetwork)
+    assert made.plan.cut.module == "conv3"
+    assert backbone("alexnet_quick_bn", split="fc").for_images(SMALL).plan.cut.module == "fc"
+    for side in (8, 32, 48):  # of images
+        assert backbone("alexnet_quick_bn").for_images((3, side, side)).plan.classifier == "fc"
+    experiment = tiny_experiment(
+        backbone="alexnet_quick_bn", specialties="balanced", trunk="base", branch_start="upcycled"
+    )
+    (run,) = experiment.run(experiment.nofe())
+    assert nofe_lab.load(run.path).network.specialties == experiment.formation()[1]

@@ -273,7 +273,7 @@ def test_a_command_that_is_stopped_says_what_is_kept(
     def stop(*_: object, **__: object) -> None:
         raise Interrupted("stopped after step 3 of 5; all of it is kept.")
 
-    monkeypatch.setattr("nofe_lab.training.loop._seed", stop)
+    monkeypatch.setattr("nofe_lab.training.loop.seeded", stop)
     words = ["train", "glyphs:2", "--epochs", "1", "--batch-size", "90", "--trunk", "scratch"]
     words += ["--specialties", "random"]
     assert main([*words, "--device", "cpu", "--runs-dir", str(tmp_path / "runs")]) == 130
@@ -298,5 +298,5 @@ def test_init_copies_the_notebooks(tmp_path: Path, capsys: Captured) -> None:
     assert main(["init", str(tmp_path / "mine")]) == 0
     copied = sorted((tmp_path / "mine").iterdir())
     assert [path.name for path in copied] == [path.name for path in notebooks()]
-    assert [path.name[:2] for path in copied] == [f"0{n}" for n in range(10)]
-    assert "10 notebooks in" in capsys.readouterr().out
+    assert [path.name[:2] for path in copied] == [f"{n:02}" for n in range(11)]
+    assert "11 notebooks in" in capsys.readouterr().out

@@ -322,12 +322,26 @@ def test_a_fingerprint_can_be_taken_of_every_second_image() -> None:
         ("glyphs:", "dataset 'glyphs:' is unknown"),
         ("glyphs:many", "'glyphs:many' names no number of images from 1 to 10000; accepted"),
         ("glyphs:0", "dataset 'glyphs:0' names no number of images"),
+        ("glyphs::OQ", "dataset 'glyphs::OQ' names no number of images"),
+        ("glyphs:9:OQж", "class 'ж' is none of the 100 classes"),
+        ("glyphs:9:O", "must name two or more different characters; got 'O'"),
+        ("glyphs:9:OQO", "must name two or more different characters; got 'OQO'"),
+        ("glyphs:9:", "must name two or more different characters; got ''"),
         (None, "dataset None is unknown"),
     ],
 )
 def test_an_unknown_data_set_is_refused(name: Any, sentence: str) -> None:
     with pytest.raises(InvalidInput, match=sentence):
         load_dataset(name)
+
+
+def test_some_characters_of_glyphs_are_a_data_set() -> None:
+    whole, some = (load_dataset(name, val_fraction=0) for name in ("glyphs:4", "glyphs:4:Q[ä"))
+    assert some.class_names == ("Q", "[", "ä")
+    assert (len(some.train), len(some.test)) == (12, 3)
+    label = whole.class_names.index("[")
+    theirs = whole.train.images[whole.train.labels == label]
+    assert torch.equal(some.train.images[some.train.labels == 1], theirs)
 
 
 def test_a_bad_fraction_or_seed_is_refused_before_anything_is_loaded() -> None:

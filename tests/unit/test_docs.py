@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nofe_lab import views
+from nofe_lab.study.comparisons import CANDIDATES, FIRST_RUN, K
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     path
@@ -41,6 +44,15 @@ def test_the_readme_shows_what_to_type_within_a_screen() -> None:
     assert any("film.gif" in line for line in lines[:8])
 
 
+def test_make_run_has_the_recipe_that_was_chosen_wherever_it_is_told() -> None:
+    chosen = {"K": K, **CANDIDATES[FIRST_RUN]}
+    told = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\nFIRST := ")[2]
+    words = told.partition("\n")[0]
+    given = dict(re.findall(r"-p (\w+) (\S+)", words))
+    assert given == {name: str(value) for name, value in chosen.items()}
+    assert f"out.ipynb {words}\n" in (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+
+
 def test_no_paragraph_of_the_readme_is_longer_than_four_lines() -> None:
     for part in prose((ROOT / "README.md").read_text(encoding="utf-8")):
         assert len(part.splitlines()) <= 4, part
@@ -63,6 +75,18 @@ def test_every_link_leads_somewhere(path: Path) -> None:
         assert page.exists(), target
         if anchor:
             assert anchor in anchors(page), target
+
+
+def test_the_gallery_has_a_small_picture_of_every_widget() -> None:
+    page = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    shown = [part for part in page.split("**`")[1:] if "](../data/figures/widget_" in part]
+    assert len(shown) == page.count("**`")
+    for widget in (name for name in views.__all__ if name[0].isupper()):
+        assert any(part.startswith(f"{widget}`") for part in shown), widget
+    pictures = [path for path in LINK.findall(page) if path[0].endswith(".png")]
+    assert len(pictures) == len(shown)
+    for path, _ in pictures:
+        assert (ROOT / "docs" / path).stat().st_size <= 150_000, path
 
 
 def test_licence_and_version_are_the_same_wherever_they_are_said() -> None:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nofe_lab import Specialties, evaluation, predict
+from nofe_lab import InvalidInput, Specialties, evaluation, predict
 from nofe_lab.data import Dataset, Resident
 from nofe_lab.evaluation import (
     Predictions,
+    coverage_table,
     oracle,
     per_class,
     per_specialty,
@@ -189,3 +190,94 @@ def test_the_oracle_splits_an_answer_into_specialty_and_class() -> None:
     assert found.within_specialty == 0.5  # of the last two, the first alone
     assert found.right_specialty == 0.75
     assert found.crossing == pytest.approx(2 / 3)
+
+
+# --- temperature and coverage
+
+
+def drawn(n: int, size: int, sharper: float) -> Predictions:
+    """Labels that are drawn from the probabilities of logits, which are then made sharper."""
+    rng = np.random.default_rng(n)
+    logits = 1.5 * rng.normal(size=(size, n))
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = (probabilities.cumsum(axis=1) > rng.random((size, 1))).argmax(axis=1)
+    return Predictions((sharper * logits).astype(np.float32), labels)
+
+
+@pytest.mark.parametrize("n", [2, 5])
+@pytest.mark.parametrize("sharper", [0.5, 1, 3])
+def test_the_temperature_is_what_the_logits_were_multiplied_by(n: int, sharper: float) -> None:
+    found = drawn(n, 20_000, sharper)
+    assert found.temperature == pytest.approx(sharper, rel=0.05)
+    mended = found.at_temperature(found.temperature)
+    assert np.array_equal(mended.predicted, found.predicted)
+    assert mended.calibration_error < 0.01
+    for other in (0.8, 1.25):
+        assert mended.loss < found.at_temperature(other * found.temperature).loss
+
+
+def test_the_temperature_of_two_images_is_that_of_the_formula() -> None:
+    """Logits (a, 0), right in 3 of 4: the loss is smallest where the probability is 3 / 4."""
+    found = Predictions(np.array([[4.0, 0.0]] * 4, dtype=np.float32), np.array([0, 0, 0, 1]))
+    assert found.temperature == pytest.approx(4 / log(3), rel=1e-4)
+
+
+def test_the_temperature_is_that_of_scikit_learn() -> None:
+    from sklearn import __version__
+    from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.frozen import FrozenEstimator
+
+    if tuple(map(int, __version__.split(".")[:2])) < (1, 8):
+        pytest.skip("temperature scaling came with scikit-learn 1.8")
+
+    class Logits(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+        def fit(self, X: np.ndarray, y: np.ndarray) -> Logits:
+            self.classes_ = np.unique(y)
+            return self
+
+        def decision_function(self, X: np.ndarray) -> np.ndarray:
+            return X
+
+        def predict(self, X: np.ndarray) -> np.ndarray:
+            return X.argmax(axis=1)  # type: ignore[no-any-return]
+
+    found = drawn(5, 3000, 3)
+    logits = found.logits.astype(np.float64)
+    frozen = FrozenEstimator(Logits().fit(logits, found.labels))
+    theirs = CalibratedClassifierCV(frozen, method="temperature")
+    theirs.fit(logits, found.labels)
+    ours = found.at_temperature(found.temperature).probabilities
+    assert ours == pytest.approx(theirs.predict_proba(logits), abs=1e-4)
+
+
+def test_a_temperature_needs_images_but_not_of_every_class() -> None:
+    found = drawn(5, 4000, 2)
+    some = Predictions(found.logits[found.labels < 4], found.labels[found.labels < 4])
+    assert 1 < some.temperature < 4
+    none = Predictions(found.logits[:0], found.labels[:0])
+    with pytest.raises(InvalidInput, match="a temperature is fitted on val images; there are none"):
+        _ = none.temperature
+    right = saying([0, 1], [0, 1], 2)  # the surer, the better
+    assert 1 / evaluation.LARGEST_TEMPERATURE <= right.temperature < 0.05
+
+
+def test_the_coverage_table_counts_classes_and_specialties() -> None:
+    """Four images from the surest: right; wrong; wrong, and in the specialty; wrong in all."""
+    probabilities = np.array(
+        [
+            [0.9, 0.05, 0.03, 0.02],
+            [0.8, 0.1, 0.05, 0.05],
+            [0.6, 0.3, 0.05, 0.05],
+            [0.4, 0.3, 0.2, 0.1],
+        ]
+    )
+    said = Predictions(np.log(probabilities).astype(np.float32), np.array([0, 2, 1, 3]))
+    certainty = said.certainty(HALVES)
+    assert certainty["specialty"].tolist() == [0, 0, 0, 0]
+    table = coverage_table(certainty, HALVES, (0.25, 0.5, 1.0))
+    assert table["threshold"].tolist() == pytest.approx([0.825, 0.7, 0.4], abs=1e-6)
+    assert table["class_right"].tolist() == [1, 0.5, 0.25]
+    assert table["specialty_right"].tolist()[:2] == [pytest.approx(1 / 3), 0.5]
+    assert np.isnan(table["specialty_right"].iloc[2])
+    assert table["right"].tolist() == [0.5, 0.5, 0.25]

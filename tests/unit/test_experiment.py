@@ -32,7 +32,7 @@ from nofe_lab.networks import NofE, backbone
 from nofe_lab.networks.counting import count_macs, count_parameters
 from nofe_lab.networks.paper import AlexNetQuick
 from nofe_lab.runs.store import _digest
-from nofe_lab.specialties import confusion_clusters
+from nofe_lab.specialties import balanced_clusters, confusion_clusters, maps_of
 from nofe_lab.stages import FlatStage, GeneralistStage, NofEStage, Stage, load_model
 from nofe_lab.stages.gate import GateAlone
 from nofe_lab.stages.report import few_experts
@@ -493,7 +493,7 @@ def test_an_opponent_that_a_network_does_not_admit_is_left_out_and_said(
     assert "flat control, both budgets is left out: branch_width of 'fixed' cannot be" in said
 
 
-@pytest.mark.parametrize("specialties", ["confusion", "features"])
+@pytest.mark.parametrize("specialties", ["confusion", "balanced", "features"])
 def test_clustered_specialties_come_from_the_base_cnn(
     tiny_experiment: Make, specialties: str
 ) -> None:
@@ -506,6 +506,72 @@ def test_clustered_specialties_come_from_the_base_cnn(
     if specialties == "confusion":
         again = confusion_clusters(answers.confusion, found.class_names, 3, experiment.seed)
         assert again == found
+    if specialties == "balanced":
+        assert balanced_clusters(answers.confusion, found.class_names, 3) == found
+
+
+def test_the_network_that_the_trunk_comes_from_may_be_trained_for_longer(
+    tiny_experiment: Make,
+) -> None:
+    experiment = tiny_experiment(epochs=2, trunk_epochs=5, trunk="base", specialties="balanced")
+    (before, nofe) = sorted(experiment.nofe().lineage.values(), key=lambda each: each.kind)
+    assert (before.recipe.epochs, nofe.recipe.epochs) == (5, 2)
+    assert before.id == experiment.base("generalist").id
+    assert experiment.generalist().recipe.epochs == 5
+    assert experiment.base().recipe.epochs == 2
+    assert experiment.base("total").recipe.epochs == 7
+    same = tiny_experiment(epochs=2, trunk_epochs=2)
+    assert same.nofe().id == tiny_experiment(epochs=2).nofe().id
+
+
+def test_a_flat_network_of_equal_arithmetic_has_that_of_the_experiment_s_own_experts(
+    tiny_experiment: Make,
+) -> None:
+    experiment = tiny_experiment(epochs=20, trunk_epochs=60, trunk="base", specialties="balanced")
+    spent = sum(stage.training_macs for stage in experiment.nofe().lineage.values())
+    assert experiment.base("arithmetic").training_macs == pytest.approx(spent, rel=0.02)
+
+
+@pytest.mark.parametrize("specialties", ["learned", "confusion", "balanced"])
+def test_how_specialties_form_ends_in_those_of_the_network(
+    tiny_experiment: Make, specialties: str
+) -> None:
+    trunk = "generalist" if specialties == "learned" else "base"
+    experiment = tiny_experiment(specialties=specialties, trunk=trunk)
+    formation = experiment.formation()
+    assert formation is not None
+    _, found, history, updates, _, start = formation
+    (run,) = experiment.run(experiment.nofe())
+    assert found == load_specialties(run)
+    maps = maps_of(history, found)
+    assert len(maps) == len(updates) + 1
+    C, K = found.C, found.K
+    first = {
+        "random start": list(Specialties.random(found.class_names, K, experiment.seed).of),
+        "in the data's order": [c * K // C for c in range(C)],
+        "neighbours in a tree of confusions": maps[0].tolist(),
+    }
+    assert maps[0].tolist() == first[start]
+    assert updates["objective_after"].between(0, 1).all()
+
+
+def test_specialties_that_nothing_is_known_of_have_no_formation(tiny_experiment: Make) -> None:
+    assert tiny_experiment(specialties="random").formation() is None
+
+
+def test_networks_are_chosen_on_val_images_without_a_look_at_test(tiny_experiment: Make) -> None:
+    experiment = tiny_experiment()
+    report = experiment.comparison([0, 1], lambda each: {"base CNN": each.base()}, "val")
+    assert not any(name.startswith("test_") for name in report.table.columns)
+    assert "val accuracy" in report.shown
+    assert f"{report.table['val_accuracy'][0]:.2%}" in str(report)
+    with pytest.raises(InvalidInput, match="split 'train' is unknown; accepted: 'test', 'val'"):
+        experiment.comparison([0], lambda each: {"base CNN": each.base()}, "train")
+    for row, answers in zip(report.table.itertuples(), report.predictions, strict=True):
+        again = predict(
+            experiment.model(experiment.with_seed(row.seed).base()), experiment.data.val
+        )
+        assert row.val_accuracy == answers.accuracy == again.accuracy
 
 
 def test_more_clusters_than_classes_are_refused(tiny_experiment: Make) -> None:
@@ -1005,13 +1071,30 @@ def test_a_comparison_has_every_opponent_with_every_seed(
 ) -> None:
     asked: list[tuple[str, int]] = []
 
-    def note(workshop: object, networks: list[tuple[str, Stage]]) -> None:
+    def note(runner: object, networks: list[tuple[str, Stage]], split: str) -> None:
+        assert split == "test"
         asked.extend((name, stage.seed) for name, stage in networks)
 
     monkeypatch.setattr("nofe_lab.stages.experiment.final_report", note)
     experiment = tiny_experiment(seed=4)
     experiment.comparison(experiment.seeds(2))
     assert asked == [(name, seed) for name in experiment.opponents() for seed in (4, 5)]
+
+
+def test_scores_are_the_accuracies_on_val_of_every_arm_with_every_seed(
+    tiny_experiment: Make,
+) -> None:
+    experiment = tiny_experiment(val_fraction=0.4)
+    arms = [Arm("nofe", trunk="base"), Arm("base")]
+    begun: list[str] = []
+    found = experiment.scores(arms, (0, 1), lambda event: begun.append(getattr(event, "title", "")))
+    assert found["network"].tolist() == [arm.name for arm in arms] * 2
+    assert found["seed"].tolist() == [0, 0, 1, 1]
+    (base,) = experiment.run(experiment.base())
+    assert found["val_accuracy"][1] == base.history["val_accuracy"].iloc[-1]
+    assert "base CNN" in begun
+    with pytest.raises(InvalidInput, match="scores need val images; tiny has none"):
+        tiny_experiment(val_fraction=0.0).scores(arms, (0,))
 
 
 def test_specialties_that_collapsed_into_one_make_no_network_of_experts(

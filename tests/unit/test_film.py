@@ -24,7 +24,8 @@ def drawn(tiny: Dataset, maps: list[tuple[int, ...]], theme=LIGHT) -> Film:
     )
     updates = pd.DataFrame({"update": range(1, len(maps))})
     updates = updates.assign(objective_before=0.2, objective_after=0.4, moved=4)
-    return film(tiny, Specialties(tiny.class_names, maps[-1], 3), history, updates, theme)
+    specialties = Specialties(tiny.class_names, maps[-1], 3)
+    return film(tiny, specialties, history, updates, theme=theme)
 
 
 def pixels(frame: Image.Image) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ import pytest
 from nofe_lab import Experiment, InvalidInput, notebook
 from nofe_lab.__main__ import main
 from nofe_lab.knobs import KNOBS, understood
+from nofe_lab.stages.experiment import OF_FILES
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
@@ -126,6 +127,7 @@ OTHERS: dict[str, Any] = {
     "rule": "greedy",
     "preset": "paper",
     "epochs": 2,
+    "trunk_epochs": 2,
     "batch_size": 50,
     "learning_rate": 0.01,
     "trunk_rate": 0.5,
@@ -159,7 +161,7 @@ def test_every_knob_of_an_experiment_makes_another_run_unless_it_cannot() -> Non
         return {stage.id for stage in (made.base(), made.generalist(), made.nofe())}
 
     idle = {"device", "precision", "runs_dir", "checkpoint_seconds"}  # of the machine
-    idle |= {"weights", "image_size", "groups", "skip_unreadable"}  # of files: tested there
+    idle |= {"weights", *OF_FILES}  # of files: tested there
     known = {each.name for each in fields(Experiment) if each.init}
     assert known == {*OTHERS, *ELSEWHERE, *idle}
     usual = ids()
@@ -264,7 +266,10 @@ def test_a_runs_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path)
 # --- what is made of the declarations
 
 
-OWN_DEFAULTS = {"05_your_own_pictures": {"dataset": "lookalikes"}}
+OWN_DEFAULTS = {
+    "05_your_own_pictures": {"dataset": "lookalikes"},
+    "10_beat_the_machine": {"dataset": "glyphs:160:OQ0CG6S58B3E", "val_fraction": 0.4},
+}
 """Of notebooks whose story begins elsewhere."""
 
 

@@ -7,12 +7,13 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import TextIO
 
 import pytest
 
-from nofe_lab.log import log, write_line
+from nofe_lab.log import log, quiet, write_line
 
 TRAIN = """
 import sys, nofe_lab
@@ -66,6 +67,21 @@ def closed() -> TextIO:
 @pytest.mark.parametrize("stream", [None, Full(), closed()])
 def test_what_cannot_be_written_is_dropped(stream: TextIO | None) -> None:
     write_line("lost", stream)
+
+
+def test_a_thread_can_be_quiet_and_still_warns(capsys: pytest.CaptureFixture[str]) -> None:
+    def other() -> None:
+        log.info("of another thread")
+
+    with quiet():
+        log.info("unheard")
+        log.warning("a warning")
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    log.info("heard again")
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["a warning", "of another thread", "heard again"]
 
 
 @pytest.mark.parametrize("output", ["full", "pipe", "closed"])

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,13 @@ from nofe_lab import Dataset, InvalidInput, Specialties
 from nofe_lab.data import Resident
 from nofe_lab.data.thumbnails import Thumbnails
 from nofe_lab.diagnosis import Look
-from nofe_lab.specialties import balanced_clusters, leaf_order
+from nofe_lab.specialties import (
+    balanced_clusters,
+    balanced_maps,
+    clusters_history,
+    leaf_order,
+    maps_of,
+)
 from nofe_lab.statistics import errors_inside
 
 COUNTS = np.array([[5, 3, 0, 0], [1, 7, 0, 0], [0, 0, 6, 2], [0, 1, 1, 6]])
@@ -191,6 +198,19 @@ def test_balanced_clusters_find_groups_that_are_there() -> None:
     names = [f"c{i}" for i in range(60)]
     found = balanced_clusters(counts, names, 10)
     assert found.agreement(Specialties(tuple(names), tuple(of), 10))["ari"] == pytest.approx(1)
+
+
+def test_the_history_of_balanced_clusters_never_loses_and_ends_in_them() -> None:
+    rng = np.random.default_rng(0)
+    counts, names = rng.integers(0, 9, (30, 30)), [f"class {c}" for c in range(30)]
+    history, updates = clusters_history(counts, balanced_maps(counts, 5))
+    maps = maps_of(history, balanced_clusters(counts, names, 5))
+    assert (np.sort(maps) == np.arange(30) // 6).all()
+    assert len(updates)
+    assert (updates["objective_after"] > updates["objective_before"]).all()
+    last = errors_inside(counts, Specialties(tuple(names), tuple(maps[-1].tolist()), 5))
+    assert updates["objective_after"].iloc[-1] == pytest.approx(last)
+    assert list(updates["moved"]) == [int((a != b).sum()) for a, b in pairwise(maps)]
 
 
 @pytest.mark.parametrize("K", [2, 3, 7, 11])
@@ -626,9 +646,9 @@ def test_a_page_is_one_file_with_everything_on_it(digits: Any, tmp_path: Path) -
     for each in found["partitions"]:
         assert each["of"] == list(page.specialties(each["K"]).of)
         assert each["sentence"] == str(page.ceiling(each["K"]))
-    rows, columns, counts = found["errors"]
+    rows, columns, counts = found["counts"]
     assert np.array_equal(page.confusion[rows, columns], counts)
-    assert sum(counts) == (labels != probabilities.argmax(1)).sum()
+    assert sum(counts) == len(labels)
     assert [pair["errors"] for pair in found["pairs"]] == page.worst_pairs()["errors"].tolist()
     assert found["sheet"]["data"]
 

@@ -385,6 +385,23 @@ def test_a_network_that_cutting_would_change_is_refused_every_time(
         assert "\n" not in str(refused.value)
 
 
+def test_following_a_network_that_draws_leaves_the_random_states_alone() -> None:
+    class Noise(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.rand_like(x) + random.random()
+
+    class Noised(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.fc(self.features(self.noise(x)))
+            return logits
+
+    network = Noised(noise=Noise())
+    states = torch.get_rng_state(), random.getstate()
+    made(network)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+
+
 def test_a_pruned_module_that_cannot_be_copied_is_refused() -> None:
     network = pruned("two")()
     network(IMAGES)

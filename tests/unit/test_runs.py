@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -155,6 +156,23 @@ def test_figures_are_kept_in_the_run_s_folder(store: RunStore) -> None:
     assert path.read_bytes().startswith(b"\x89PNG")
     assert "<svg" in path.with_suffix(".svg").read_text()
     assert store.find(run.id) is not None
+
+
+def test_a_page_is_kept_in_the_run_s_folder_or_its_lack_is_said(
+    store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = save(store)
+    path = run.keep("report.html", lambda path: path.write_text("a page"))
+    assert path == run.path / "figures" / "report.html"
+    assert path.read_text() == "a page"
+
+    def refuse(path: Path) -> None:
+        raise InvalidInput(f"{path.name} cannot be written")
+
+    assert run.keep("report.html", refuse) is None
+    assert "report.html of" in "".join(capsys.readouterr())
+    with pytest.raises(InvalidInput, match="is not the name of a file"):
+        run.keep("../report.html", refuse)
 
 
 def test_a_location_is_seen_from_the_working_folder(
@@ -370,6 +388,22 @@ def test_a_run_that_is_being_trained_is_not_removed(store: RunStore) -> None:
         with pytest.raises(InvalidInput, match=r"process \d+ on .* is training the run 012"):
             store.remove("0123")
     assert store.remove("0123") == checkpoints.folder
+
+
+def test_who_waits_for_a_run_is_told_so_again_and_can_stop(store: RunStore) -> None:
+    told: list[str] = []
+
+    def wait(who: str) -> None:
+        told.append(who)
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    with store.training("a", "0123456789ab"):
+        with pytest.raises(KeyboardInterrupt), store.training("a", "0123456789ab", wait):
+            pass
+        assert told == [f"process {os.getpid()} on {socket.gethostname()}"] * 2
+    with store.training("a", "0123456789ab", wait):
+        assert len(told) == 2
 
 
 def test_an_unfinished_run_is_found_by_its_id_alone(store: RunStore) -> None:

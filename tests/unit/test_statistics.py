@@ -20,6 +20,8 @@ from nofe_lab.statistics import (
     inside_share,
     over_seeds,
     paired_differences,
+    standings,
+    standings_in_words,
     verdict,
 )
 
@@ -93,6 +95,29 @@ def test_shares_become_percentage_points_in_tables_and_in_rows() -> None:
     for name in ("mean", "low", "high", "detectable"):
         assert row[name] == in_points(of)[name] == 100 * of[name]
     assert "detectable" not in in_points(over_seeds(SEEDS))
+
+
+def test_standings_tell_apart_only_what_the_seeds_tell_apart() -> None:
+    accuracies = {"own": [0.5, 0.6, 0.7], "low": [0.4, 0.51, 0.6], "tie": [0.49, 0.63, 0.69]}
+    accuracies["high"] = [0.6, 0.7, 0.81]
+    rows = [
+        {"network": name, "seed": seed, "test_accuracy": value}
+        for name, values in accuracies.items()
+        for seed, value in enumerate(values)
+    ]
+    rows.append({"network": "once", "seed": 0, "test_accuracy": 0.1})
+    found = standings(pd.DataFrame(rows), "own")
+    assert found["standing"].tolist() == ["", "ahead", "tie", "behind", "one seed"]
+    assert found["lead"].tolist()[1:4] == pytest.approx([0.29 / 3, -0.01 / 3, -0.31 / 3])
+    assert (found["lead_low"] < found["lead"])[1:4].all()
+    assert (found["lead"] < found["lead_high"])[1:4].all()
+    assert standings_in_words(found) == (
+        "own: ahead of low; behind high; not told apart from tie; one seed says nothing about "
+        "chance."
+    )
+    assert standings_in_words(found[:3]) == (
+        "own: ahead of low; not told apart from tie; over 3 seeds."
+    )
 
 
 def test_inside_by_chance_is_what_random_partitions_hold_in_the_mean() -> None:

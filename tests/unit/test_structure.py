@@ -114,16 +114,18 @@ def test_only_the_command_line_imports_what_the_wheel_lacks_and_only_when_asked(
     assert not any(f"nofe_lab.{part}" in done.stdout for part in lacking)
 
 
-def test_only_the_widgets_import_ipywidgets() -> None:
-    importers = {
-        module
-        for module, path in FILES.items()
-        if any(
-            name.split(".")[0] in ("anywidget", "ipywidgets", "IPython") for name in imports(path)
-        )
+def test_only_widgets_and_figures_know_how_a_notebook_shows_things() -> None:
+    roots = {
+        module: {name.split(".")[0] for name in imports(path)} for module, path in FILES.items()
     }
-    assert importers
-    assert all(name.startswith("nofe_lab.views.widgets") for name in importers)
+    widgets = {module for module in roots if module.startswith("nofe_lab.views.widgets")}
+    for known, rooms in (
+        ({"anywidget", "ipywidgets"}, widgets),
+        ({"IPython"}, {*widgets, "nofe_lab.views.plots.style"}),
+    ):
+        importers = {module for module, names in roots.items() if names & known}
+        assert importers
+        assert importers <= rooms
 
 
 def test_nothing_in_the_library_imports_a_notebook_or_a_test() -> None:
@@ -177,3 +179,16 @@ def test_constraints_are_plain_pins() -> None:
 
 def test_no_local_build_of_a_wheel_is_pinned() -> None:
     assert not [line for line in CONSTRAINTS if "+" in line or "://" in line or " @ " in line]
+
+
+def test_scripts_that_are_joined_share_no_name() -> None:
+    """A page whose parts declare one name twice stays blank."""
+    own = ("render", "drawPage")  # what a widget and a page offer: one in each
+    names = [
+        name
+        for path in (ROOT / "nofe_lab" / "views").rglob("static/*.js")
+        for name in re.findall(r"^(?:async )?(?:function|const|let) (\w+)", path.read_text(), re.M)
+        if name not in own
+    ]
+    assert len(names) > 50
+    assert not {name for name in names if names.count(name) > 1}

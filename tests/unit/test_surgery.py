@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nofe_lab import InvalidInput, NofE, Specialties, backbone
+from nofe_lab.machine import seeded
 from nofe_lab.networks import CNN, Backbone
-from nofe_lab.networks.backbone import seeded
 from nofe_lab.networks.surgery import SplitNetwork
 from nofe_lab.networks.tracing import assemble, trace
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 
 from nofe_lab.views import tables
@@ -23,6 +25,11 @@ def test_the_index_is_hidden_unless_it_is_asked_for() -> None:
     page = tables.shown(pd.DataFrame({"n": [1234]}, index=["row"]), thousands=",").to_html()
     assert "row" not in page.replace("row0", "").replace("row_heading", "")
     assert "1,234" in page
+
+
+def test_a_table_scrolls_in_its_place() -> None:
+    page = tables.shown(pd.DataFrame({"n": [1]}), thousands=",")._repr_html_()
+    assert re.fullmatch(r'<div style="overflow-x: auto">.*</table>\s*</div>', page, re.DOTALL)
 
 
 def test_formats_of_all_columns_leave_texts_escaped() -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from nofe_lab import Experiment, InvalidInput
+from nofe_lab.machine import seeded
 from nofe_lab.networks import CNN, PAPER, Backbone, NofE, backbone
-from nofe_lab.networks.backbone import seeded
 from nofe_lab.specialties import Specialties
 from tests.unit.test_experiment_networks import Own, OwnBackbone
 

@@ -1,13 +1,18 @@
+import asyncio
 import base64
 import io
 import json
 import re
+import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+import nofe_lab
 from nofe_lab.bench.tables import noise
 from nofe_lab.bench.widgets import response
 from nofe_lab.config import InvalidInput
@@ -27,16 +33,18 @@ from nofe_lab.evaluation import Predictions, per_specialty
 from nofe_lab.inference import load_specialties
 from nofe_lab.inspection import Inspector
 from nofe_lab.networks import CNN, NofE, backbone
-from nofe_lab.specialties import Specialties, best_objective
+from nofe_lab.specialties import Specialties, best_objective, leaf_order
 from nofe_lab.statistics import inside_share
 from nofe_lab.training.events import (
     EpochDone,
     MapUpdated,
+    StageAwaited,
     StageBegun,
     StageEnded,
     StageLoaded,
     StepDone,
 )
+from nofe_lab.training.interrupts import Interrupted
 from nofe_lab.views import (
     ConfusionExplorer,
     EvolutionPlayer,
@@ -46,6 +54,7 @@ from nofe_lab.views import (
     SpecialtyExplorer,
     plots,
 )
+from nofe_lab.views.widgets.board import Judgement
 
 NAMES = ("$x^2$", "_under", "<b>bold</b>", "Ж", "two  words", "W" * 60, "tiger", "Ω 100%")
 C, K = len(NAMES), 4
@@ -305,6 +314,22 @@ def test_a_class_that_is_never_mistaken(world):
     assert "n\nright: 1 of 1 images (100%)\nnever mistaken" in render(figure)
 
 
+def test_a_notebook_shows_a_figure_on_paper_with_round_corners(world, monkeypatch, tmp_path):
+    shown: list[dict[str, str]] = []
+    monkeypatch.setattr(
+        "nofe_lab.views.plots.style.display", lambda data, **options: shown.append(data)
+    )
+    figure = plots.plot_samples(world.data)
+    figure._ipython_display_()
+    paper = Image.open(io.BytesIO(base64.b64decode(shown[0]["image/png"])))
+    right, bottom = paper.width - 1, paper.height - 1
+    corners = {(x, y): paper.getpixel((x, y))[3] for x in (0, right) for y in (0, bottom)}
+    assert set(corners.values()) == {0}
+    assert paper.getpixel((right // 2, 0)) == (255, 255, 255, 255)
+    figure.savefig(tmp_path / "saved.png")
+    assert Image.open(tmp_path / "saved.png").getpixel((0, 0)) == (255, 255, 255, 255)
+
+
 def study_rows() -> pd.DataFrame:
     """Six networks with two seeds each."""
     names = ["base CNN", "flat control, both budgets", *(f"NofE {'x' * n}" for n in (1, 9, 40, 80))]
@@ -560,18 +585,51 @@ def test_matrix_shows_the_images_behind_a_cell(matrix, world):
 
 
 def test_matrix_hands_counts_order_and_blocks_to_the_browser(matrix, world):
-    counts = np.frombuffer(matrix.counts, dtype="<i4").reshape(C, C)
-    assert np.array_equal(counts, world.base.confusion)
+    def counts(table: bytes) -> np.ndarray:
+        rows, columns, found = np.frombuffer(table, dtype="<i4").reshape(3, -1)
+        dense = np.zeros((C, C), dtype=np.int64)
+        dense[rows, columns] = found
+        return dense
+
+    (base,) = matrix.matrix["tables"]
+    assert np.array_equal(counts(base), world.base.confusion)
     assert matrix.matrix["order"] == list(world.specialties.order)
-    assert [(g["first"], g["size"]) for g in matrix.matrix["groups"]] == [(0, 3), (3, 4), (7, 1)]
+    assert [g["size"] for g in matrix.matrix["groups"]] == [3, 4, 1]
     matrix.network = "NofE minus base"
-    both = np.frombuffer(matrix.counts, dtype="<i4").reshape(2, C, C)
-    assert np.array_equal(both[0], world.nofe.confusion)
-    assert matrix.matrix["signed"]
+    nofe, base = matrix.matrix["tables"]
+    assert np.array_equal(counts(nofe), world.nofe.confusion)
+    assert np.array_equal(counts(base), world.base.confusion)
+    assert matrix.matrix["networks"] == ["NofE", "base"]
     matrix.order_by = "pairs"
     assert len(matrix.matrix["groups"]) == 4
     assert "ordered by pairs" in matrix.words
     assert set(matrix.figures()) == {"matrix", "images"}
+
+
+def test_matrix_orders_classes_by_the_confusions_of_the_network_that_is_shown(matrix, world):
+    matrix.order_by = "the confusions themselves"
+    assert matrix.matrix["order"] == leaf_order(world.base.confusion).tolist()
+    assert matrix.matrix["groups"] == []
+    assert "inside a block" not in matrix.words
+    matrix.network = "NofE"
+    assert matrix.matrix["order"] == leaf_order(world.nofe.confusion).tolist()
+    outlines = [patch for patch in matrix.figures()["matrix"].axes[0].patches if patch.get_width()]
+    assert outlines == []  # one class alone is no block
+    partition = {"the confusions themselves": world.specialties}
+    with pytest.raises(InvalidInput, match="'the confusions themselves' is an order of its own"):
+        ConfusionExplorer(world.data.test, {"n": world.base}, partition)
+
+
+@pytest.mark.parametrize(("scale", "whole"), [("row", 1), ("column", 0), ("count", None)])
+def test_the_picture_of_the_matrix_has_its_scale(matrix, world, scale, whole):
+    matrix.scale = scale
+    counts = world.base.confusion
+    shares = counts if whole is None else counts / np.maximum(counts.sum(whole, keepdims=True), 1)
+    order = list(world.specialties.order)
+    axes = matrix.figures()["matrix"].axes[0]
+    drawn = np.ma.filled(axes.images[0].get_array().astype(float), np.nan)
+    off = ~np.eye(C, dtype=bool)
+    assert np.allclose(drawn[off], shares[np.ix_(order, order)][off])
 
 
 def test_matrix_refuses_what_is_not_there(matrix, world):
@@ -580,6 +638,7 @@ def test_matrix_refuses_what_is_not_there(matrix, world):
         ("column", -1, "column must be from 0 to 7; got -1"),
         ("network", "NofEs", "did you mean 'NofE'"),
         ("order_by", "pair", "did you mean 'pairs'"),
+        ("scale", "rows", "did you mean 'row'"),
     ):
         with pytest.raises(InvalidInput, match=message):
             setattr(matrix, trait, value)
@@ -663,15 +722,30 @@ def test_board_refuses_what_is_no_class_and_two_of_one_name(board):
         board.move(0, 1.7)
 
 
-def test_board_does_not_undo_over_a_lock(board):
+def test_board_undoes_locks_and_what_was_done_before_them(board, world):
     board.move("tiger", 0)
     board.lock("tiger")
-    with pytest.raises(InvalidInput, match="class 'tiger' is locked"):
+    board.move(0, 1)
+    states = [(board.specialties, board.locked)]
+    for locked, of in (([6], 0), ([], 0), ([], 1)):
         board.undo()
-    assert (board.specialties.of[6], board.can_undo, board.can_redo) == (0, True, False)
-    board.lock("tiger")
+        assert (board.locked, board.specialties.of[6]) == (locked, of)
+        states.append((board.specialties, board.locked))
+    assert board.specialties == world.specialties
+    assert (board.can_undo, board.can_redo) == (False, True)
+    board.lock(3)  # a lock too ends what could be redone
+    assert not board.can_redo
     board.undo()
-    assert (board.specialties.of[6], board.can_undo, board.can_redo) == (1, False, True)
+    board.move("tiger", 0)
+    board.lock("tiger")
+    board.reset()
+    assert (board.specialties, board.locked) == (world.specialties, [])
+    board.undo()  # one step
+    assert (board.specialties.of[6], board.locked) == (0, [6])
+    with pytest.raises(InvalidInput, match="class 'tiger' is locked"):
+        board.move("tiger", 1)
+    board.redo()
+    assert (board.specialties, board.locked) == (world.specialties, [])
 
 
 def test_board_keeps_the_colours_of_the_others(board):
@@ -688,40 +762,219 @@ def test_board_shifts_a_class_and_stops_at_the_ends(board):
         assert board.specialties.of[0] == k
 
 
-def test_board_judges_and_warns(board, world):
+def test_board_says_what_is_better_and_what_is_worse(board, world):
     first = board.judge(world.specialties)
     assert first.objective == best_objective(world.affinity, np.array(world.specialties.of), K)
+    objective = 0.725
+    before = Judgement(objective, 0.41, 0.10, (4, 4))
+    now = replace(before, objective=0.722, inside=0.48, chance=0.11)
+    assert now.since(before) == (
+        "Better than at first: the confusions inside, beyond chance (+6.0 points). "
+        "Worse than at first: the objective (-0.3 points)."
+    )
+    assert replace(before, objective=0.7254).since(before) == ""
+    assert replace(before, objective=None, inside=None).since(before) == ""
     moves = [(c, k) for c in range(C) for k in range(K)]
     after = [board.judge(world.specialties.moved(*move)).objective for move in moves]
     board.move(*moves[int(np.argmin(after))])
     judged = board.judge(board.specialties)
-    worse = judged.worse_than(first)
-    assert bool(worse) == bool(board.judgement["warning"])
-    assert worse
-    assert all(reason in board.judgement["warning"] for reason in worse)
+    assert "Worse than at first: the objective (-" in board.judgement["said"]
+    row = board.judgement["rows"][0]["values"]
+    assert row[1] == f"{judged.objective:.1%}"
+    assert row[2] == f"{100 * (judged.objective - first.objective):+.1f} points"
     board.undo()
-    assert board.judgement["warning"] == ""
+    assert board.judgement["said"] == ""
+    assert [row["values"][2] for row in board.judgement["rows"]] == [""] * 4
+
+
+def rows_of(**accuracies: list[float]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"network": name, "seed": seed, "val_accuracy": value}
+        for name, values in accuracies.items()
+        for seed, value in enumerate(values)
+    )
+
+
+def test_board_trains_experts_and_shows_where_they_stand(world):
+    asked: list[Specialties] = []
+
+    def train(partition, watch):
+        asked.append(partition)
+        watch(StageBegun("network of experts", 8, 1))
+        watch(StepDone(8, 8))
+        watch(StageEnded("network of experts", True))
+        return rows_of(mine=[0.5, 0.6, 0.7], learned=[0.4, 0.51, 0.6], base=[0.49, 0.63, 0.69])
+
+    board = SpecialtyBoard(world.data, world.specialties, train=train)
+    assert board.can_train
+    assert (board.scores, board.standing, asked) == (None, {}, [])
+    board.obey({"do": "train"}, [])  # no event loop runs: it waits
+    assert asked == [world.specialties] == [board.trained]
+    assert (board.training, board.progress, board.stage) == ("", [8, 8], "")
+    assert [row["name"] for row in board.standing["rows"]] == ["mine", "learned", "base"]
+    assert [row["values"][2] for row in board.standing["rows"]] == ["", "ahead", "tie"]
+    assert board.standing["rows"][0]["values"][:2] == ["60.0 ± 24.8 %", ""]
+    said = "mine: ahead of learned; not told apart from base; over 3 seeds."
+    assert board.standing["said"] == said
+    assert not board.outdated
+    board.move(0, 1)
+    assert board.outdated
+    board.undo()
+    assert not board.outdated
+
+
+def test_board_says_for_whom_it_waits_and_stops_waiting(world):
+    stages = []
+
+    def train(partition, watch):
+        watch(StageBegun("base CNN", 8, 1))
+        watch(StepDone(3, 8))
+        watch(StageEnded("base CNN", True))
+        for _ in range(3):
+            watch(StageAwaited("network of experts", "process 7 on host"))
+            stages.append((board.stage, board.progress))
+            board.stop()
+        return rows_of(mine=[0.5])
+
+    board = SpecialtyBoard(world.data, world.specialties, train=train)
+    board.train()
+    assert stages == [("network of experts: waiting for process 7 on host", [0, 0])]
+    assert board.standing["said"].startswith("Stopped; ")
+    assert (board.training, board.stage, board.trained) == ("", "", None)
+
+
+def test_board_can_train_again_after_an_interrupt_of_the_kernel(world):
+    def train(partition, watch):
+        raise KeyboardInterrupt
+
+    board = SpecialtyBoard(world.data, world.specialties, train=train)
+    with pytest.raises(KeyboardInterrupt):
+        board.train()
+    assert board.training == ""
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_lesson_10_asks_the_test_images_only_about_one_s_own_partition(world, is_trained, capsys):
+    """Run All asked them about the rivals, before the reader had chosen."""
+    path = Path(__file__).parents[2] / "notebooks" / "10_beat_the_machine.ipynb"
+    cells = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    asked = []
+
+    class Asked(Exception):
+        pass
+
+    def comparison(seeds, networks):
+        asked.append(seeds)
+        raise Asked
+
+    names = {
+        **{name: getattr(nofe_lab.views, name) for name in ("plots", "tables")},
+        "Arm": nofe_lab.Arm,
+        "board": SimpleNamespace(trained=world.specialties if is_trained else None),
+        "experiment": SimpleNamespace(comparison=comparison),
+        "rivals": [],
+        "seeds": (0,),
+    }
+    with pytest.raises(Asked) if is_trained else nullcontext():
+        for cell in cells[-3:]:
+            exec(cell, names)
+    assert asked == [(0,)] * is_trained
+    assert ("Nothing was tested yet" in capsys.readouterr().out) is not is_trained
+
+
+def test_what_goes_wrong_at_the_browser_s_command_is_shown(board, monkeypatch):
+    """Only invalid input was; anything else was a traceback in the kernel's log."""
+    board._hear(board, {"do": "move", "label": 99, "k": 0}, [])
+    assert board.words == "label must be a whole number from 0 to 7; got 99."
+    monkeypatch.setattr(board, "lock", lambda label: 1 / 0)
+    board._hear(board, {"do": "lock", "label": 0}, [])
+    assert board.words == "ZeroDivisionError: division by zero"
+
+    def unreadable(change):
+        raise OSError("the picture is gone")
+
+    board.observe(unreadable, "label")
+    board.set_state({"label": 3})
+    assert board.words == "OSError: the picture is gone"
+
+
+def test_board_says_what_is_wrong_with_what_was_returned(world):
+    board = SpecialtyBoard(
+        world.data, world.specialties, train=lambda *_: pd.DataFrame({"accuracy": [0.5]})
+    )
+    board.train()
+    assert board.standing["said"] == "KeyError: 'network'"
+    assert (board.training, board.trained, board.scores) == ("", None, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (InvalidInput("no val images."), "no val images."),
+        (RuntimeError("of torch"), "RuntimeError: of torch"),
+        (Interrupted("stopped"), "Stopped; what was trained is kept: press the button again"),
+    ],
+)
+def test_board_says_why_nothing_was_trained(world, error, said):
+    def train(partition, watch):
+        raise error
+
+    board = SpecialtyBoard(world.data, world.specialties, train=train)
+    board.train()
+    assert board.standing["said"].startswith(said)
+    assert (board.training, board.trained, board.scores) == ("", None, None)
+    with pytest.raises(InvalidInput, match="this board trains nothing"):
+        SpecialtyBoard(world.data, world.specialties).train()
+
+
+def test_board_can_be_used_while_experts_are_trained_and_stops_them(world):
+    stopped, went_on = [], threading.Event()
+
+    def train(partition, watch):
+        went_on.wait(10)
+        watch(StepDone(1, 8))
+        raise Interrupted("stopped")
+
+    board = SpecialtyBoard(world.data, world.specialties, train=train)
+
+    async def use() -> None:
+        board.train()
+        with pytest.raises(InvalidInput, match="experts are being trained"):
+            board.train()
+        board.move("tiger", 0)
+        assert board.specialties.of[6] == 0
+        board.stop()
+        assert board.training == "stopping"
+        went_on.set()
+        while board.training:
+            await asyncio.sleep(0.01)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nofe_lab.views.widgets.board.ask_to_stop", lambda: stopped.append(True))
+        asyncio.run(use())
+    assert stopped == [True]
+    assert board.standing["said"].startswith("Stopped; what was trained is kept")
 
 
 def test_board_obeys_the_browser_and_says_what_it_refuses(board):
-    board.obey({"do": "move", "label": 6, "k": 0}, [])
+    board._hear(board, {"do": "move", "label": 6, "k": 0}, [])
     assert board.specialties.of[6] == 0
-    board.obey({"do": "lock", "label": 6}, [])
+    board._hear(board, {"do": "lock", "label": 6}, [])
     assert board.locked == [6]
-    board.obey({"do": "move", "label": 6, "k": 1}, [])
+    board._hear(board, {"do": "move", "label": 6, "k": 1}, [])
     assert board.words == "class 'tiger' is locked; unlock it first."
-    board.obey({"do": "remove", "k": 0}, [])
+    board._hear(board, {"do": "remove", "k": 0}, [])
     assert "accepted: one without classes" in board.words
     for deed in ("undo", "redo", "add", "reset"):
-        board.obey({"do": deed}, [])
+        board._hear(board, {"do": deed}, [])
     assert board.specialties.of[6] == 1
 
 
 def test_board_without_anything_to_judge_by(world):
     board = SpecialtyBoard(world.data, world.specialties)
     board.move(0, 1)
-    assert board.judgement["warning"] == ""
-    assert board.judgement["rows"][0]["values"] == ["–", "–"]
+    assert board.judgement["said"] == ""
+    assert board.judgement["rows"][0]["values"] == ["–", "–", ""]
 
 
 @pytest.fixture(scope="module")
@@ -1035,3 +1288,37 @@ def test_the_picture_behind_a_widget_asks_for_a_light_background() -> None:
         renamed(tuple("abcdef")), Specialties(tuple("abcdef"), (0, 0, 1, 1, 2, 2), 3)
     )
     assert board._picture()[1] == {"needs_background": "light"}
+
+
+# --- calibration
+
+
+def test_the_diagram_shows_what_a_temperature_mends(world) -> None:
+    networks = {"base CNN": world.base, "NofE $a$": world.nofe}
+    figure = plots.plot_calibration(networks, networks)
+    said = render(figure)
+    assert inside_canvas(figure)
+    for name, found in networks.items():
+        mended = found.at_temperature(found.temperature)
+        errors = f"{found.calibration_error:.1%} → {mended.calibration_error:.1%}"
+        (title,) = [text for text in said if text.startswith(name)]
+        assert f"calibration error {errors}, loss {found.loss:.3f} → {mended.loss:.3f}" in title
+        assert f", temperature {found.temperature:.2f}\n" in title
+
+
+def test_the_diagram_without_val_images_says_what_there_is(world) -> None:
+    none = {"base CNN": Predictions(world.base.logits[:0], world.base.labels[:0])}
+    said = " ".join(render(plots.plot_calibration({"base CNN": world.base}, none)))
+    assert f"calibration error {world.base.calibration_error:.1%}" in said
+    assert "temperature" not in said
+
+
+def test_the_curves_of_coverage_end_with_the_accuracy(world) -> None:
+    networks = {"base CNN": world.base, "NofE": world.nofe}
+    figure = plots.plot_coverage(networks, world.specialties)
+    assert {"base CNN", "NofE", "answered with the class"} <= set(render(figure))
+    assert inside_canvas(figure)
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    for name, found in networks.items():
+        assert lines[name].get_xdata()[-1] == 1
+        assert lines[name].get_ydata()[-1] == pytest.approx(found.accuracy)

@@ -12,15 +12,19 @@ names that are too long are cut in the middle.  The font in matplotlib's setting
 characters that no installed font has are reported once.
 """
 
-from nofe_lab.views.plots.calibration import plot_reliability
+from nofe_lab.views.plots.calibration import (
+    plot_calibration,
+    plot_coverage,
+    plot_reliability,
+)
 from nofe_lab.views.plots.comparison import plot_comparison, plot_gained_lost, plot_per_specialty
 from nofe_lab.views.plots.confusion import (
+    SCALES,
     mistake_shares,
     plot_class,
     plot_confusion,
     plot_images,
     plot_inside_share,
-    top_share,
 )
 from nofe_lab.views.plots.cost import plot_conditional, plot_front, plot_speed
 from nofe_lab.views.plots.inspection import inspected_maps, plot_inspection
@@ -46,6 +50,7 @@ from nofe_lab.views.plots.training import (
 )
 
 __all__ = [
+    "SCALES",
     "Colour",
     "alluvial",
     "axes_inches",
@@ -54,10 +59,12 @@ __all__ = [
     "inspected_maps",
     "mistake_shares",
     "plot_affinity",
+    "plot_calibration",
     "plot_class",
     "plot_comparison",
     "plot_conditional",
     "plot_confusion",
+    "plot_coverage",
     "plot_crosstab",
     "plot_evolution",
     "plot_front",
@@ -74,5 +81,4 @@ __all__ = [
     "plot_words",
     "shown_maps",
     "specialty_colours",
-    "top_share",
 ]

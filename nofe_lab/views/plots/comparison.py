@@ -32,20 +32,20 @@ CHANGED_CLASSES, CHANGED_IMAGES = 5, 5
 
 
 @styled
-def plot_comparison(table: pd.DataFrame) -> Figure:
-    """The test accuracy of each network: a point for each seed, the mean and its 95 % interval.
+def plot_comparison(table: pd.DataFrame, value: str = "test_accuracy") -> Figure:
+    """The accuracy of each network: a point for each seed, the mean and its 95 % interval.
 
-    table: long, with the columns network, seed and test_accuracy (0 to 1).  Networks are drawn in
+    table: long, with the columns network, seed and `value` (0 to 1).  Networks are drawn in
     the order of their first rows.  The interval (see `over_seeds`) needs two seeds.
     """
-    means = over_seeds(table)
+    means = over_seeds(table, value)
     n = len(means)
     figure = new_figure(8.5, 1.3 + 0.42 * n)
     axes = figure.subplots()
     colour = ACCENT
     rows = dict(zip(means["network"], range(n), strict=True))
     axes.scatter(
-        table["test_accuracy"],
+        table[value],
         table["network"].map(rows),
         22,
         facecolors="none",
@@ -68,7 +68,7 @@ def plot_comparison(table: pd.DataFrame) -> Figure:
             fontsize=8,
         )
     axes.set_yticks(means.index, [fitted(name, 2.6, 8) for name in means["network"]])
-    axes.set(ylim=(n - 0.4, -0.6), xlabel="test accuracy")
+    axes.set(ylim=(n - 0.4, -0.6), xlabel=value.replace("_", " "))
     axes.margins(x=0.08)
     left, right = axes.get_xlim()  # intervals of two seeds may be wider than any accuracy
     axes.set_xlim(max(left, -0.02), min(right, 1.02))

@@ -47,6 +47,12 @@ CLASS_IMAGES = 12
 """Training images in the figure of a class, in two rows."""
 RIVALS = 8
 """Bars in the figure of a class: the classes it is most often mistaken for."""
+SCALES = {
+    "row": "share of the images of a class",
+    "column": "share of the answers with a class",
+    "count": "number of images",
+}
+"""What the colours of a confusion matrix can say."""
 
 
 @styled
@@ -55,24 +61,27 @@ def plot_confusion(
     specialties: Specialties,
     title: str | None = None,
     minus: NDArray[np.int64] | None = None,
+    scale: str = "row",
 ) -> Figure:
     """The confusion matrix, with the classes in the order of the specialties.
 
-    confusion: counts [C, C], row = label, column = prediction.  Colours are shares of a row.  The
-    diagonal (right predictions) is blank, so that the colour scale covers mistakes only.  Mistakes
-    inside a specialty lie inside its outline.  Class names are drawn for up to 200 classes.
-    minus: counts of another network, whose shares are subtracted.
+    confusion: counts [C, C], row = label, column = prediction.  The diagonal (right predictions) is
+    blank, so that the colour scale covers mistakes only.  Mistakes inside a specialty lie inside
+    its outline, which one class alone has not.  Class names are drawn for up to 200 classes.
+    minus: counts of another network, which are subtracted, on the same scale.
+    scale: what colours are: shares of a row or of a column, or the count.
     """
     C, K = specialties.C, specialties.K
     order = list(specialties.order)
-    share = mistake_shares(confusion, C)
+    share = mistake_shares(confusion, C, scale)
     if minus is not None:
-        share = share - mistake_shares(minus, C)
+        share = share - mistake_shares(minus, C, scale)
     share = share[np.ix_(order, order)]
     top = top_share(share)
     side = max(0.92 * LINE * C if C <= 200 else WIDTH, 3.5)
     names = fitted_names(specialties, order) if C <= 200 else []
-    groups = [fitted(name, 1.0) for name in specialties.names]
+    outlined = specialties.nonempty if len(specialties.nonempty) < C else ()
+    groups = [fitted(name, 1.0) if outlined else "" for name in specialties.names]
     left = max([text_width(name, SMALL) for name in names], default=0) + 0.5
     right = max(text_width(name, SMALL) for name in [*groups, "specialty"]) + 0.04 * side
     figure = new_figure(side + left + right + 0.1, side + left + 1.0)
@@ -91,7 +100,7 @@ def plot_confusion(
     axes.tick_params(length=0, pad=2)
     axes.set(xlabel="predicted class", ylabel="class")
     colours = specialty_colours(K)
-    for k, first, size in blocks_of(specialties, specialties.nonempty):
+    for k, first, size in blocks_of(specialties, outlined):
         corner = (first - 0.5, first - 0.5)
         outline = Rectangle(corner, size, size, fill=False, edgecolor=colours[k], linewidth=2)
         outline.set_clip_on(False)
@@ -100,7 +109,8 @@ def plot_confusion(
         axes.add_patch(Rectangle(*strip, color=colours[k], clip_on=False, linewidth=0))
         middle = first + size / 2 - 0.5
         axes.text(C - 0.5 + 0.025 * C, middle, groups[k], fontsize=SMALL, va="center")
-    axes.text(C - 0.5 + 0.006 * C, -0.6, "specialty", fontsize=SMALL, va="bottom", color=GREY)
+    if outlined:
+        axes.text(C - 0.5 + 0.006 * C, -0.6, "specialty", fontsize=SMALL, va="bottom", color=GREY)
     sns.despine(ax=axes, left=True, bottom=True)
     axes.set_title(fitted(title, side, 10) if title else _confusion_title(confusion, specialties))
     bar = figure.colorbar(
@@ -113,9 +123,9 @@ def plot_confusion(
         extend=("neither", "max", "both")[
             int((np.abs(share) > top).any()) * (1 if minus is None else 2)
         ],
-        format=FuncFormatter(percent),
+        format="%g" if scale == "count" else FuncFormatter(percent),
     )
-    what = "share of the images of a class" if minus is None else "difference of the shares"
+    what = SCALES[scale] if minus is None else f"difference: {SCALES[scale]}"
     bar.set_label(f"{what} (right predictions left blank)", fontsize=8)
     bar.outline.set_visible(False)  # type: ignore[operator]
     return figure
@@ -131,10 +141,12 @@ def _confusion_title(confusion: NDArray[np.int64], specialties: Specialties) -> 
     return title
 
 
-def mistake_shares(confusion: NDArray[np.int64], C: int) -> NDArray[np.float64]:
-    """Counts [C, C] as shares of their rows, with NaN on the diagonal."""
+def mistake_shares(confusion: NDArray[np.int64], C: int, scale: str = "row") -> NDArray[np.float64]:
+    """Counts [C, C] as shares of their rows or columns, or counts; with NaN on the diagonal."""
     _check_confusion(confusion, C)
-    shares: NDArray[np.float64] = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    along = {"row": 1, "column": 0}.get(scale)
+    whole = 1 if along is None else np.maximum(confusion.sum(axis=along, keepdims=True), 1)
+    shares: NDArray[np.float64] = confusion / whole
     np.fill_diagonal(shares, np.nan)
     return shares
 

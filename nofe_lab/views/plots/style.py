@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any, Literal, ParamSpec
@@ -9,10 +11,12 @@ from typing import Any, Literal, ParamSpec
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import seaborn as sns
+from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
+from PIL import Image, ImageDraw
 
 from nofe_lab.config import whole_number
 from nofe_lab.views.plots.text import font_families, missing_characters_reported, text_width
@@ -23,6 +27,8 @@ P = ParamSpec("P")
 
 WIDTH = 10.0
 """Width of a full-width figure, in inches."""
+MARGIN, CORNER = 0.2, 10
+"""Of the paper that a notebook shows a figure on: in inches, and the radius in pixels."""
 DARK, GREY, LIGHT, BLANK = "#262626", "#8c8c8c", "#e4e4e4", "#d3e4f3"
 ACCENT, RIGHT, WRONG = "#3d348b", "#00735c", "#b84a00"
 
@@ -55,11 +61,29 @@ def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 class _Figure(Figure):
-    """A figure that reports characters without a font once."""
+    """A figure that reports characters without a font once, and lies on paper in a notebook."""
 
     def draw(self, renderer: Any) -> None:
         with missing_characters_reported():
             super().draw(renderer)
+
+    def _ipython_display_(self) -> None:
+        """Show it in a notebook on white paper with round corners, in light and dark themes.
+
+        Its images and colours are made for white.  A file that is saved has straight corners.
+        """
+        packed = io.BytesIO()
+        self.savefig(packed, format="png", bbox_inches="tight", pad_inches=MARGIN)
+        paper = Image.open(packed)
+        width, height = paper.size
+        shape = Image.new("L", (4 * width, 4 * height))
+        whole = (0, 0, 4 * width - 1, 4 * height - 1)
+        ImageDraw.Draw(shape).rounded_rectangle(whole, 4 * CORNER, fill=255)
+        paper.putalpha(shape.reduce(4))
+        packed = io.BytesIO()
+        paper.save(packed, format="png")
+        picture = base64.b64encode(packed.getvalue()).decode()
+        display({"text/plain": repr(self), "image/png": picture}, raw=True)
 
 
 def specialty_colours(K: int) -> list[Colour]:

@@ -10,12 +10,14 @@ from nofe_lab.views.widgets.evolution import EvolutionPlayer
 from nofe_lab.views.widgets.explorer import SpecialtyExplorer
 from nofe_lab.views.widgets.inspector import PredictionInspector
 from nofe_lab.views.widgets.live import LiveTraining
+from nofe_lab.views.widgets.relabel import RelabelList
 
 __all__ = [
     "ConfusionExplorer",
     "EvolutionPlayer",
     "LiveTraining",
     "PredictionInspector",
+    "RelabelList",
     "SpecialtyBoard",
     "SpecialtyExplorer",
 ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import io
 import textwrap
+import time
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
@@ -25,11 +26,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from nofe_lab.config import InvalidInput, one_of
+from nofe_lab.config import InvalidInput, first_line, one_of
 from nofe_lab.data import Dataset
 from nofe_lab.data.pictures import rgb
 from nofe_lab.runs import Run
 from nofe_lab.specialties import Specialties, class_number
+from nofe_lab.training.events import Event, StageAwaited, StageBegun, StageEnded, StepDone
 from nofe_lab.views import plots
 from nofe_lab.views.page import STATIC
 
@@ -37,6 +39,8 @@ DPI = 100
 """Resolution of the picture that is shown where no kernel runs."""
 MOST_PIXELS = 6_000_000
 """Most pixels of that picture; larger ones are drawn at a lower resolution."""
+PERIOD = 0.5
+"""Least seconds between two messages about the steps of a training."""
 
 DRAWN = 32
 """Longest side of images that can be drawn by hand, in pixels."""
@@ -95,8 +99,15 @@ class View(anywidget.AnyWidget):  # type: ignore[misc]
         """Answer a message from the browser: a ping or a command."""
         if what.get("do") == "ping":
             self.send({"pong": what.get("token")})
-        else:
+            return
+        try:
             self.obey(what, buffers)
+        except Exception as error:  # ipywidgets would write it where nobody looks
+            self._refuse(error)
+
+    def _refuse(self, error: Exception) -> None:
+        """Show why what the reader asked for was not done."""
+        self.words = sentence(error)
 
     def obey(self, what: dict[str, Any], buffers: list[Any]) -> None:
         """Carry out a command of the browser, in widgets that have some."""
@@ -105,8 +116,8 @@ class View(anywidget.AnyWidget):  # type: ignore[misc]
         """Take values from the browser; reject invalid ones and send the current values back."""
         try:
             super().set_state(sync_data)
-        except InvalidTrait as error:
-            self.words = str(error)
+        except Exception as error:
+            self._refuse(error)
             self.send_state(list(sync_data))
 
     def figures(self) -> dict[str, Figure]:
@@ -188,6 +199,36 @@ class ClassView(View):
     def _choose_by_label(self, change: Any) -> None:
         label = change["new"]
         self.class_name = self.class_names[label] if label >= 0 else ""
+
+
+class TrainingView(View):
+    """A widget that listens to a training, and shows how far it is."""
+
+    stage = traitlets.Unicode(help="What is being trained; '' between stages.").tag(sync=True)
+    progress = traitlets.List(traitlets.Int(), [0, 0], help="Steps done, and in all.").tag(
+        sync=True
+    )
+    _told = 0.0
+
+    def __call__(self, event: Event) -> None:
+        """Update the state from an event of the training loop."""
+        match event:
+            case StageBegun():
+                self.stage, self.progress = event.title, [0, event.steps]
+            case StepDone():
+                if time.monotonic() - self._told > PERIOD or event.step == event.steps:
+                    self.progress = [event.step, event.steps]
+                    self._told = time.monotonic()
+            case StageEnded():
+                self.stage = ""
+            case StageAwaited():
+                self.stage, self.progress = f"{event.title}: waiting for {event.holder}", [0, 0]
+
+
+def sentence(error: BaseException) -> str:
+    """An error as its widget shows it: with its type, unless it is a sentence for the reader."""
+    said = first_line(error)
+    return said if isinstance(error, InvalidInput) else f"{type(error).__name__}: {said}"
 
 
 def check_choice(proposal: Any, accepted: Sequence[str]) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import traitlets
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -15,21 +19,37 @@ from numpy.typing import NDArray
 
 from nofe_lab.config import InvalidInput, whole_number
 from nofe_lab.data import Dataset
+from nofe_lab.log import quiet
 from nofe_lab.specialties import Specialties, best_objective, class_number
-from nofe_lab.statistics import errors_inside, inside_by_chance
+from nofe_lab.statistics import (
+    errors_inside,
+    inside_by_chance,
+    standings,
+    standings_in_words,
+)
+from nofe_lab.training.events import Event, Listener, StageAwaited
+from nofe_lab.training.interrupts import Interrupted, ask_to_stop
 from nofe_lab.views import plots
 from nofe_lab.views.widgets.base import (
     ClassView,
+    TrainingView,
     cards,
     check,
     check_table,
     hex_colours,
     script,
+    sentence,
     thumbnails,
 )
 
 VISIBLE = 0.0005
 """Differences of shares below this are not visible in print."""
+
+State = tuple[Specialties, tuple[int, ...]]
+"""What can be undone: the partition, and the classes that are locked."""
+Train = Callable[[Specialties, Listener], pd.DataFrame]
+"""Trains experts for a partition, telling the listener the events of it.  Returns the accuracies on
+val of their network, first, and of others beside it, as rows of network, seed and val_accuracy."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +64,26 @@ class Judgement:
     """The same for random partitions of these sizes."""
     sizes: tuple[int, ...]
 
-    def worse_than(self, other: Judgement) -> list[str]:
-        """What is worse here than in `other`, a clause for each reason."""
+    @property
+    def beyond(self) -> float | None:
+        """Share of the confusions inside, minus that by chance."""
+        return None if self.inside is None else self.inside - self.chance
+
+    def since(self, before: Judgement) -> str:
+        """What is better here than before, and what is worse, in words; "" if neither."""
+        changes = {
+            "the objective": _change(self.objective, before.objective),
+            "the confusions inside, beyond chance": _change(self.beyond, before.beyond),
+        }
         found = []
-        if (self.objective or 0) < (other.objective or 0) - VISIBLE:
-            found.append(f"the objective is {self.objective:.1%} (was {other.objective:.1%})")
-        if self.inside is not None and other.inside is not None:
-            gain, before = self.inside - self.chance, other.inside - other.chance
-            if gain < before - VISIBLE:
-                found.append(
-                    f"it holds {100 * gain:.1f} points more of the confusions than chance "
-                    f"(was {100 * before:.1f})"
-                )
-        return found
+        for word, sign in (("Better", 1), ("Worse", -1)):
+            those = [f"{name} ({_points(by)})" for name, by in changes.items() if sign * by > 0]
+            if those:
+                found.append(f"{word} than at first: {', '.join(those)}.")
+        return " ".join(found)
 
 
-class SpecialtyBoard(ClassView):
+class SpecialtyBoard(TrainingView, ClassView):
     """Edit specialties by hand: drag classes, or move them with the keyboard.
 
     >>> board = SpecialtyBoard(dataset, specialties, affinity=affinity, confusion=counts)
@@ -68,7 +92,9 @@ class SpecialtyBoard(ClassView):
 
     affinity: A[C, K] of the generalist, for the objective.  confusion: counts [C, C] of a base
     CNN, for the share of confusions inside.  `specialties` and `locked` (labels) can be read and
-    set; every change of the specialties can be undone, except over a locked class.
+    set; every change of either can be undone.
+    train: what the button that trains experts for the partition calls, in a thread of its own (see
+    `Train`).  `scores` then holds what it returned, and `trained` the partition that it was for.
     Raises InvalidInput if a class or specialty is unknown, two specialties would have one name, a
     locked class is moved, or a specialty with classes is removed; the board stays as it was.
     """
@@ -87,6 +113,10 @@ class SpecialtyBoard(ClassView):
         sync=True
     )
     judgement = traitlets.Dict(help="The learned map and the current one, judged.").tag(sync=True)
+    can_train = traitlets.Bool(False).tag(sync=True)
+    training = traitlets.Unicode(help="'training', 'stopping', or '' while neither.").tag(sync=True)
+    standing = traitlets.Dict(help="Experts for a partition beside other networks.").tag(sync=True)
+    outdated = traitlets.Bool(help="Whether the partition has changed since.").tag(sync=True)
     can_undo = traitlets.Bool(False).tag(sync=True)
     can_redo = traitlets.Bool(False).tag(sync=True)
 
@@ -97,6 +127,7 @@ class SpecialtyBoard(ClassView):
         *,
         affinity: NDArray[np.floating] | None = None,
         confusion: NDArray[np.int64] | None = None,
+        train: Train | None = None,
     ) -> None:
         specialties.check_classes(dataset.class_names)
         if affinity is not None:
@@ -107,10 +138,15 @@ class SpecialtyBoard(ClassView):
         self.start = specialties
         self.affinity = affinity
         self.confusion = confusion
+        self.trained: Specialties | None = None
+        self.scores: pd.DataFrame | None = None
+        self._train = train
         self._before = self.judge(specialties)
-        self._past: list[Specialties] = []
-        self._future: list[Specialties] = []
+        self._now = specialties, tuple[int, ...]()
+        self._past: list[State] = []
+        self._future: list[State] = []
         super().__init__(
+            can_train=train is not None,
             class_names=list(specialties.class_names),
             thumbnails=thumbnails(dataset),
             specialties=specialties,
@@ -162,38 +198,91 @@ class SpecialtyBoard(ClassView):
         self.locked = rest if label in self.locked else sorted([*rest, label])
 
     def undo(self) -> None:
-        """Undo the last change."""
-        self._travel(self._past, self._future)
+        """Undo the last change, of the specialties or of what is locked."""
+        if self._past:
+            self._future.append(self._now)
+            self._become(self._past.pop())
 
     def redo(self) -> None:
         """Redo the last change that was undone."""
-        self._travel(self._future, self._past)
+        if self._future:
+            self._past.append(self._now)
+            self._become(self._future.pop())
 
     def reset(self) -> None:
         """Back to the specialties that the board began with, nothing locked."""
-        self.locked = []
-        if self.specialties != self.start:
-            self.specialties = self.start
+        if self._now != (self.start, ()):
+            self._past.append(self._now)
+            self._future.clear()
+            self._become((self.start, ()))
+
+    def train(self) -> None:
+        """Train experts for the partition as it is now.
+
+        In a notebook this returns at once, and the board can be used meanwhile; where no event loop
+        runs, it waits for the result.
+        """
+        if self._train is None:
+            raise InvalidInput("this board trains nothing; make it with SpecialtyBoard(train=...).")
+        if self.training:
+            raise InvalidInput("experts are being trained; accepted: stop, or wait for them.")
+        self.training, self.standing = "training", {}
+        try:
+            in_loop = asyncio.get_running_loop().call_soon_threadsafe
+        except RuntimeError:
+            self._work(self._train, self.specialties, lambda call, *given: call(*given))
+        else:
+            given = self._train, self.specialties, in_loop
+            threading.Thread(target=self._work, args=given, daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop the training after its step; what was trained is kept."""
+        if self.training:
+            self.training = "stopping"
 
     # --- how it is done
+
+    def _work(self, train: Train, partition: Specialties, tell: Callable[..., object]) -> None:
+        """Train; `tell` calls what changes the board where its other messages are handled."""
+
+        def listen(event: Event) -> None:
+            if self.training == "stopping":
+                ask_to_stop()
+            tell(self, event)
+            if self.training == "stopping" and isinstance(event, StageAwaited):
+                raise Interrupted("nothing of it was trained here")
+
+        scores, standing = None, {"columns": [], "rows": [], "said": ""}
+        try:
+            with quiet():
+                found = train(partition, listen)
+            standing, scores = _scoreboard(found), found
+        except Interrupted:
+            standing["said"] = "Stopped; what was trained is kept: press the button again to go on."
+        except Exception as error:
+            standing["said"] = sentence(error)
+        finally:  # also of a KeyboardInterrupt, which goes on
+            with suppress(RuntimeError):  # the kernel's loop has ended
+                tell(self._have_trained, partition, scores, standing)
+
+    def _have_trained(
+        self, partition: Specialties, scores: pd.DataFrame | None, standing: dict[str, Any]
+    ) -> None:
+        self.training = self.stage = ""
+        if scores is not None:
+            self.trained, self.scores = partition, scores
+            self.outdated = self.specialties != partition
+        self.standing = standing
 
     def _label_of(self, class_: str | int) -> int:
         if isinstance(class_, str):
             return class_number(class_, self.class_names)
         return whole_number("label", _plain(class_), 0, len(self.class_names) - 1)
 
-    def _travel(self, here: list[Specialties], there: list[Specialties]) -> None:
-        if here:
-            now, self._travelling = self.specialties, True
-            try:
-                self.specialties = here[-1]
-            finally:
-                self._travelling = False
-            here.pop()
-            there.append(now)
-            self.can_undo, self.can_redo = bool(self._past), bool(self._future)
-
-    _travelling = False
+    def _become(self, state: State) -> None:
+        """Take up a state that the board was in, whatever is locked now."""
+        self._now = state
+        self.specialties, self.locked = state[0], list(state[1])
 
     @check("specialties")
     def _check_specialties(self, proposal: Any) -> Specialties:
@@ -204,7 +293,7 @@ class SpecialtyBoard(ClassView):
             raise InvalidInput(
                 f"a board's specialties need different names; got {twice[0]!r} twice."
             )
-        locked = set(self.locked)
+        locked = set(self.locked) if found != self._now[0] else set()
         for label in locked.intersection(_moved(self.specialties, found) if locked else ()):
             raise InvalidInput(f"class {self.class_names[label]!r} is locked; unlock it first.")
         return found
@@ -213,35 +302,40 @@ class SpecialtyBoard(ClassView):
     def _check_locked(self, proposal: Any) -> list[int]:
         return sorted({self._label_of(label) for label in proposal["value"]})
 
-    @traitlets.observe("specialties")
+    @traitlets.observe("specialties", "locked")
     def _changed(self, change: Any) -> None:
-        if isinstance(change["old"], Specialties) and not self._travelling:
-            self._past.append(change["old"])
+        now = self.specialties, tuple(self.locked)
+        part = 0 if change["name"] == "specialties" else 1
+        if now[part] != self._now[part]:  # no undo or redo, which is there already
+            self._past.append(self._now)
             self._future.clear()
-        self._tell()
+            self._now = now
+        if part == 0:
+            self._tell()
+        self.can_undo, self.can_redo = bool(self._past), bool(self._future)
+        self.words = self._in_words()
 
-    @traitlets.observe("label", "locked")
+    @traitlets.observe("label")
     def _chosen(self, change: Any) -> None:
         self.words = self._in_words()
 
     def _tell(self) -> None:
         """Send everything that depends on the partition to the browser."""
         now, start = self.specialties, self.start
-        judged = self.judge(now)
-        worse = judged.worse_than(self._before)
+        judged, before = self.judge(now), self._before
         with self.hold_sync():
             self.changed = _moved(start, now)
             self.cards = cards(now, self._colours())
             self.judgement = {
-                "columns": ["at first", "now"],
+                "columns": ["at first", "now", "change"],
                 "rows": [
-                    {"name": name, "values": [tell(self._before), tell(judged)]}
-                    for name, tell in ROWS.items()
+                    {"name": name, "values": [*map(_share, pair), _points(_change(*pair[::-1]))]}
+                    for name, share in ROWS.items()
+                    for pair in [(share(before), share(judged))]
                 ],
-                "warning": f"Worse than at first: {' and '.join(worse)}." if worse else "",
+                "said": judged.since(before),
             }
-            self.can_undo, self.can_redo = bool(self._past), bool(self._future)
-            self.words = self._in_words()
+            self.outdated = self.trained not in (None, now)
 
     def _colours(self) -> list[str]:
         """A colour for each specialty, which it keeps when others are added or removed."""
@@ -259,8 +353,8 @@ class SpecialtyBoard(ClassView):
         return (
             f"Class {self.class_name}{locked} is in {now.title(k)}. "
             f"{len(self.changed)} of {now.C} classes were moved; {now.K} specialties have "
-            f"{min(now.sizes)} to {max(now.sizes)} classes. {self.judgement['warning']}"
-        ).strip()
+            f"{min(now.sizes)} to {max(now.sizes)} classes."
+        )
 
     def obey(self, what: dict[str, Any], buffers: list[Any]) -> None:
         deeds: dict[str, Callable[[], None]] = {
@@ -272,15 +366,30 @@ class SpecialtyBoard(ClassView):
             "undo": self.undo,
             "redo": self.redo,
             "reset": self.reset,
+            "train": self.train,
+            "stop": self.stop,
         }
-        try:
-            deeds[what["do"]]()
-        except InvalidInput as error:
-            self.words = str(error)
+        deeds[what["do"]]()
 
     def figures(self) -> dict[str, Figure]:
         colours = [to_rgb(colour) for colour in self._colours()]
         return {"board": plots.plot_specialties(self.dataset, self.specialties, colours=colours)}
+
+
+def _scoreboard(scores: pd.DataFrame) -> dict[str, Any]:
+    """The standings of the first network of `scores` beside the others, for the browser."""
+    own = scores["network"].iloc[0]
+    found = standings(scores, own, "val_accuracy")
+    rows = []
+    for row in found.to_dict("records"):
+        half = "" if np.isnan(row["high"]) else f" ± {100 * (row['high'] - row['mean']):.1f}"
+        lead = "" if row["network"] == own else f"{100 * row['lead']:+.1f}"
+        if row["standing"] in ("ahead", "behind", "tie"):
+            lead += f" [{100 * row['lead_low']:+.1f}, {100 * row['lead_high']:+.1f}]"
+        shown = [f"{100 * row['mean']:.1f}{half} %", lead, row["standing"]]
+        rows.append({"name": row["network"], "values": shown})
+    columns = ["accuracy on val", "lead of the first, in points", ""]
+    return {"columns": columns, "rows": rows, "said": standings_in_words(found)}
 
 
 def _moved(before: Specialties, after: Specialties) -> list[int]:
@@ -298,10 +407,20 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
 
 
-ROWS: dict[str, Callable[[Judgement], str]] = {
-    "objective: affinity of the classes for their specialties": lambda j: _share(j.objective),
-    "confusions of the base CNN inside a specialty": lambda j: _share(j.inside),
-    "the same by chance, for these sizes": lambda j: _share(j.chance),
-    "classes of the smallest and the largest": lambda j: f"{min(j.sizes)} and {max(j.sizes)}",
+def _change(now: float | None, before: float | None) -> float:
+    """By how much a share changed; 0 where that would not be seen in print."""
+    change = 0.0 if now is None or before is None else now - before
+    return change if abs(change) >= VISIBLE else 0.0
+
+
+def _points(change: float) -> str:
+    return f"{100 * change:+.1f} points" if change else ""
+
+
+ROWS: dict[str, Callable[[Judgement], float | None]] = {
+    "objective: affinity of the classes for their specialties": lambda j: j.objective,
+    "confusions of the base CNN inside a specialty": lambda j: j.inside,
+    "the same by chance, for these sizes": lambda j: j.chance,
+    "inside, beyond chance": lambda j: j.beyond,
 }
-"""The rows of the board's table: name -> text for a partition."""
+"""The rows of the board's table: name -> share for a partition."""

@@ -13,12 +13,16 @@ from numpy.typing import NDArray
 from nofe_lab.config import InvalidInput
 from nofe_lab.data import Source
 from nofe_lab.evaluation import Predictions
-from nofe_lab.specialties import Specialties
+from nofe_lab.specialties import Specialties, leaf_order
 from nofe_lab.statistics import errors_inside, inside_by_chance
 from nofe_lab.views import plots
 from nofe_lab.views.widgets.base import View, check, check_choice, hex_colours, script, sprite
 
 IMAGES = 24
+LEAVES = "the confusions themselves"
+"""The order in which classes that are confused are neighbours; it has no blocks."""
+MOST_OPTIMAL = 300
+"""Most classes whose leaf order is optimal here: a click is answered in milliseconds."""
 
 
 class ConfusionExplorer(View):
@@ -30,23 +34,23 @@ class ConfusionExplorer(View):
 
     split: the images.  predictions: network -> its predictions for them [N, C]; with two networks,
     their difference can be shown too.  orders: name -> a partition of the classes whose groups are
-    the blocks: specialties, superclasses, clusters.
+    the blocks: specialties, superclasses, clusters.  One more order is made of the confusions of
+    the network that is shown (see `leaf_order`).
     Raises InvalidInput if the arguments do not fit together or a trait is set to an invalid value.
     """
 
-    _esm = script("confusion")
+    _esm = script("matrix", "confusion")
     what = "confusions"
 
     network = traitlets.Unicode(help="Whose confusions are shown.").tag(sync=True)
     order_by = traitlets.Unicode(help="The partition that orders the classes.").tag(sync=True)
+    scale = traitlets.Unicode("row", help="What a count is a share of.").tag(sync=True)
     row = traitlets.Int(0, help="The label of the chosen cell, from 0 to C - 1.").tag(sync=True)
     column = traitlets.Int(0, help="Its answer, from 0 to C - 1.").tag(sync=True)
     class_names = traitlets.List(traitlets.Unicode()).tag(sync=True)
     networks = traitlets.List(traitlets.Unicode()).tag(sync=True)
     orders = traitlets.List(traitlets.Unicode()).tag(sync=True)
-    counts = traitlets.Bytes(help="int32 [C, C] of each network that is shown.").tag(sync=True)
-    shown_networks = traitlets.List(traitlets.Unicode()).tag(sync=True)
-    matrix = traitlets.Dict(help="The order of the classes, its groups, the scale.").tag(sync=True)
+    matrix = traitlets.Dict(help="The order of the classes, its blocks, counts.").tag(sync=True)
     examples = traitlets.Dict().tag(sync=True)
     detail = traitlets.Dict(help="The chosen cell.").tag(sync=True)
 
@@ -60,6 +64,8 @@ class ConfusionExplorer(View):
             raise InvalidInput("a confusion explorer needs a network and a partition or more.")
         if not len(split):
             raise InvalidInput("the split must have images; got one without.")
+        if LEAVES in orders:
+            raise InvalidInput(f"{LEAVES!r} is an order of its own; call the partition otherwise.")
         first = next(iter(orders.values()))
         for partition in orders.values():
             first.check_classes(partition.class_names)
@@ -74,6 +80,7 @@ class ConfusionExplorer(View):
         self.split = split
         self.predictions = dict(predictions)
         self.partitions = dict(orders)
+        self._leaves: dict[str, Specialties] = {}
         self.confusions = {name: found.confusion for name, found in predictions.items()}
         names = list(predictions)
         self._pairs: dict[str, tuple[str, ...]] = {name: (name,) for name in names}
@@ -82,7 +89,7 @@ class ConfusionExplorer(View):
         super().__init__(
             class_names=list(first.class_names),
             networks=list(self._pairs),
-            orders=list(orders),
+            orders=[*orders, LEAVES],
             network=names[0],
             order_by=next(iter(orders)),
         )
@@ -97,7 +104,11 @@ class ConfusionExplorer(View):
 
     @check("order_by")
     def _check_order(self, proposal: Any) -> str:
-        return check_choice(proposal, list(self.partitions))
+        return check_choice(proposal, self.orders)
+
+    @check("scale")
+    def _check_scale(self, proposal: Any) -> str:
+        return check_choice(proposal, list(plots.SCALES))
 
     @check("row", "column")
     def _check_class(self, proposal: Any) -> int:
@@ -111,8 +122,15 @@ class ConfusionExplorer(View):
 
     @property
     def specialties(self) -> Specialties:
-        """The partition that orders the classes."""
-        return self.partitions[self.order_by]
+        """The partition that orders the classes; a class each in the order of the confusions."""
+        if self.order_by != LEAVES:
+            return self.partitions[self.order_by]
+        network = self._pairs[self.network][0]
+        if network not in self._leaves:
+            C = len(self.class_names)
+            of = leaf_order(self.confusions[network], optimal=C <= MOST_OPTIMAL).argsort()
+            self._leaves[network] = Specialties(tuple(self.class_names), tuple(of.tolist()), C)
+        return self._leaves[network]
 
     def _pair(self) -> list[NDArray[np.int64]]:
         return [self.confusions[name] for name in self._pairs[self.network]]
@@ -121,54 +139,46 @@ class ConfusionExplorer(View):
     def _show_matrix(self, change: Any) -> None:
         if not self.order_by:
             return
-        partition, pair = self.specialties, self._pair()
-        shares = [plots.mistake_shares(counts, partition.C) for counts in pair]
-        drawn = shares[0] - shares[1] if len(shares) > 1 else shares[0]
-        colours = hex_colours(partition.K)
-        groups, first = [], 0
-        for k in partition.nonempty:
-            groups.append(
-                {
-                    "name": partition.names[k],
-                    "first": first,
-                    "size": partition.sizes[k],
-                    "colour": colours[k],
-                }
-            )
-            first += partition.sizes[k]
-        with self.hold_sync():  # the browser draws them together
-            self.shown_networks = list(self._pairs[self.network])
-            self.counts = b"".join(counts.astype("<i4").tobytes() for counts in pair)
-            self.matrix = {
-                "order": list(partition.order),
-                "groups": groups,
-                "top": plots.top_share(drawn),
-                "signed": len(shares) > 1,
-            }
+        partition = self.specialties
+        blocks = [] if self.order_by == LEAVES else partition.nonempty
+        colours = hex_colours(partition.K) if blocks else []
+        tables = []
+        for counts in self._pair():
+            cells = np.nonzero(counts)
+            tables.append(np.stack([*cells, counts[cells]]).astype("<i4").tobytes())
+        self.matrix = {
+            "order": list(partition.order),
+            "groups": [
+                {"name": partition.title(k), "size": partition.sizes[k], "colour": colours[k]}
+                for k in blocks
+            ],
+            "networks": list(self._pairs[self.network]),
+            "tables": tables,  # int32 [3, n] each: labels, answers, counts
+        }
 
     @traitlets.observe("network", "order_by", "row", "column")
     def _show_cell(self, change: Any = None) -> None:
         if not self.order_by:
             return
-        found = self.predictions[self._pairs[self.network][0]]
-        chosen = self._behind()
+        chosen, sureness = self._behind()
         shown = chosen[:IMAGES]
         with self.hold_sync():
             self.examples = sprite(list(self.split.sample(shown.tolist())), 64)
             self.detail = {
                 "title": f"{self.class_names[self.row]} → {self.class_names[self.column]}",
                 "where": self._cell_in_words(len(chosen), len(shown)),
-                "captions": [f"{found.probabilities[i, self.column]:.0%} sure" for i in shown],
+                "captions": [f"{share:.0%} sure" for share in sureness[:IMAGES]],
             }
             self.words = self._in_words()
 
-    def _behind(self) -> NDArray[np.int64]:
-        """The images of the chosen cell, the surest answers first."""
+    def _behind(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The images of the chosen cell, and how sure the network is of them: the surest first."""
         found = self.predictions[self._pairs[self.network][0]]
         cell = np.flatnonzero((found.labels == self.row) & (found.predicted == self.column))
-        sureness = found.probabilities[cell, self.column]
-        chosen: NDArray[np.int64] = cell[np.argsort(-sureness, kind="stable")]
-        return chosen
+        of_cell = Predictions(found.logits[cell], found.labels[cell])  # not of all N images
+        sureness = of_cell.probabilities[:, self.column]
+        order = np.argsort(-sureness, kind="stable")
+        return cell[order], sureness[order]
 
     def _cell_in_words(self, n: int, shown: int) -> str:
         said = [
@@ -181,6 +191,8 @@ class ConfusionExplorer(View):
 
     def _in_words(self) -> str:
         parts = [f"{self.network}, ordered by {self.order_by}."]
+        if self.order_by == LEAVES:
+            return f"{parts[0]} Classes that are confused are neighbours."
         for name, counts in zip(self._pairs[self.network], self._pair(), strict=True):
             share = errors_inside(counts, self.specialties)
             right = np.trace(counts) / max(counts.sum(), 1)
@@ -196,8 +208,9 @@ class ConfusionExplorer(View):
             self.specialties,
             f"{self.network}, ordered by {self.order_by}",
             minus=pair[1] if len(pair) > 1 else None,
+            scale=self.scale,
         )
         title = f"{self.detail['title']}: {self.detail['where']}"
-        shown = self._behind()[:IMAGES].tolist()
+        shown = self._behind()[0][:IMAGES].tolist()
         images = plots.plot_images(self.split, shown, self.detail["captions"], title)
         return {"matrix": matrix, "images": images}

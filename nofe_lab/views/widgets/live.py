@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pandas as pd
 import traitlets
 from matplotlib.figure import Figure
@@ -17,17 +15,13 @@ from nofe_lab.training.events import (
     StageBegun,
     StageEnded,
     StageLoaded,
-    StepDone,
     watched,
 )
 from nofe_lab.views import plots
-from nofe_lab.views.widgets.base import View, cards, hex_colours, script, thumbnails
-
-PERIOD = 0.5
-"""Least seconds between two messages about steps."""
+from nofe_lab.views.widgets.base import TrainingView, cards, hex_colours, script, thumbnails
 
 
-class LiveTraining(View):
+class LiveTraining(TrainingView):
     """Curves, progress and specialties, drawn from the events of the training loop.
 
     >>> live = LiveTraining(experiment.data, K=10)
@@ -41,11 +35,7 @@ class LiveTraining(View):
     _esm = script("cards", "live")
     what = "training"
 
-    stage = traitlets.Unicode(help="What is being trained; '' between stages.").tag(sync=True)
     loaded = traitlets.List(traitlets.Unicode(), help="What was trained before.").tag(sync=True)
-    progress = traitlets.List(traitlets.Int(), [0, 0], help="Steps done, and in all.").tag(
-        sync=True
-    )
     histories = traitlets.Dict(help="What was trained -> one row an epoch.").tag(sync=True)
     colours = traitlets.List(traitlets.Unicode()).tag(sync=True)
     class_names = traitlets.List(traitlets.Unicode()).tag(sync=True)
@@ -59,7 +49,6 @@ class LiveTraining(View):
         self.dataset = dataset
         self.K = K
         self.specialties: Specialties | None = None
-        self._told = 0.0
         super().__init__(
             class_names=list(dataset.class_names),
             colours=hex_colours(10),
@@ -67,18 +56,13 @@ class LiveTraining(View):
         )
 
     def __call__(self, event: Event) -> None:
-        """Update the state from an event of the training loop."""
+        super().__call__(event)
         match event:
             case StageLoaded():
                 self.loaded = [*self.loaded, event.title]
                 self.words = f"{event.title} was trained before: its run is loaded."
             case StageBegun():
-                self.stage, self.progress = event.title, [0, event.steps]
                 self.words = f"{event.title}: {event.epochs} epochs."
-            case StepDone():
-                if time.monotonic() - self._told > PERIOD or event.step == event.steps:
-                    self.progress = [event.step, event.steps]
-                    self._told = time.monotonic()
             case EpochDone():
                 # a stage of this title may have been trained before, or broken off
                 earlier = self.histories.get(self.stage, [])
@@ -92,7 +76,6 @@ class LiveTraining(View):
             case MapUpdated():
                 self._show_map(event)
             case StageEnded():
-                self.stage = ""
                 if not event.finished:
                     self.words = f"{event.title} was broken off. {self.words}"
                 self.refresh()

@@ -29,7 +29,7 @@ class LookPage(View):
     the slider offers.  Raises InvalidInput if K is set to another.
     """
 
-    _esm = script("look")
+    _esm = script("matrix", "look")
     what = "page"
 
     K = traitlets.Int(help="The number of groups.").tag(sync=True)
@@ -93,7 +93,7 @@ def page_html(page: dict[str, Any]) -> str:
     return html_page(
         found["title"],
         f"<noscript>{words}</noscript>",
-        code=f'{script("look")}\ndrawPage(document.querySelector("main"), {data});',
+        code=f'{script("matrix", "look")}\ndrawPage(document.querySelector("main"), {data});',
     )
 
 
@@ -122,8 +122,7 @@ def _drawn(page: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
             {**each, "file": printable(each.get("file", "")), "piece": piece(each["row"])}
             for each in suspects.to_dict("records")
         ]
-    errors = page["confusion"] - np.diag(np.diag(page["confusion"]))
-    labels, said = np.nonzero(errors)
+    labels, said = np.nonzero(page["confusion"])
     images = page["images"]
     sheet = sprite(list(images.sample(rows)) if rows else [], SIDE)
     notes = [*page["notes"], *_unreadable(images)]
@@ -133,9 +132,7 @@ def _drawn(page: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         "summary": page["summary"],
         "notes": [printable(note) for note in notes],
         "names": list(page["class_names"]),
-        "images": page["confusion"].sum(axis=1).tolist(),
-        "errors": [labels.tolist(), said.tolist(), errors[labels, said].tolist()],
-        "top": plots.top_share(plots.mistake_shares(page["confusion"], len(errors))),
+        "counts": [each.tolist() for each in (labels, said, page["confusion"][labels, said])],
         "order": page["order"].tolist(),
         "K": page["K"],
         "partitions": [

@@ -7,7 +7,9 @@ function render({ model, el }) {
   const chosen = () => model.get("label");
   const tool = (text, what, title) => h("button", { class: "nofe-tool", type: "button", title, onclick: () => tell(model, what) }, text);
   const undo = tool("Undo", { do: "undo" }, "Ctrl+Z"), redo = tool("Redo", { do: "redo" }, "Ctrl+Y");
-  const add = tool("Add a specialty", { do: "add" }, "an empty one, behind the others");
+  const add = h("button", {
+    class: "nofe-tool", type: "button", title: "an empty one, behind the others", onclick: () => { adding = true; tell(model, { do: "add" }); },
+  }, "Add a specialty");
   const reset = tool("Start again", { do: "reset" }, "back to the specialties that the board began with");
   const moveTo = h("select", {
     "aria-label": "Move the chosen class to",
@@ -16,14 +18,18 @@ function render({ model, el }) {
   const lock = h("button", { class: "nofe-tool", type: "button", title: "L", onclick: () => tell(model, { do: "lock", label: chosen() }) });
   root.append(h("div", { class: "nofe-toolbar" }, searchBox(model), h("label", { class: "nofe-menu" }, h("span", {}, "Move to"), moveTo), lock, undo, redo, add, reset));
   const judged = h("div", { class: "nofe-judged" });
-  const warning = h("p", { class: "nofe-warning", role: "alert" });
+  const train = h("button", { class: "nofe-tool", type: "button", onclick: () => tell(model, { do: model.get("training") ? "stop" : "train" }) });
+  const how = howFar(model, () => "");
+  const progress = h("div", { class: "nofe-toolbar" }, how.parts);
+  const standing = h("div", { role: "status", "aria-live": "polite" });
   const cardsBox = h("div", { class: "nofe-cards-box" });
   const words = spoken(model);
-  root.append(judged, warning, cardsBox,
+  const experts = h("section", { hidden: !model.get("can_train") }, h("h5", {}, "Experts for this partition"), train, progress, standing);
+  root.append(h("div", { class: "nofe-columns" }, h("div", { class: "nofe-beside" }, judged, experts), cardsBox),
     h("p", { class: "nofe-note" }, "Drag a class to another specialty. By keyboard: arrow keys move between classes, " +
       "Shift with ← or → moves the class, L locks it (a dashed frame), Ctrl+Z takes back."), words);
 
-  let dragged = null;
+  let dragged = null, adding = false, shown = 0;
   const locked = (label) => model.get("locked").includes(label);
   const drawCards = () => {
     const list = model.get("cards");
@@ -70,6 +76,11 @@ function render({ model, el }) {
       return element;
     })));
     cardsBox.scrollTop = scrolled;
+    if (adding && list.length > shown) {
+      adding = false;
+      cardsBox.querySelector(".nofe-card:last-child").scrollIntoView({ block: "nearest" });
+    }
+    shown = list.length;
     moveTo.replaceChildren(h("option", { value: "" }, "…"), ...list.map((specialty) => h("option", { value: specialty.k }, specialty.name)));
     highlight();
     if (held) cardsBox.querySelector(`button.nofe-class[data-label="${chosen()}"]`)?.focus();
@@ -81,15 +92,19 @@ function render({ model, el }) {
   };
   const judge = () => {
     const found = model.get("judgement");
-    judged.replaceChildren(h("table", {},
-      h("thead", {}, h("tr", {}, h("th", {}, ""), found.columns.map((name) => h("th", { scope: "col" }, name)))),
-      h("tbody", {}, found.rows.map((row) => h("tr", {}, h("th", { scope: "row" }, row.name),
-        row.values.map((value) => h("td", {}, value)))))));
-    warning.textContent = found.warning;
-    warning.hidden = !found.warning;
+    judged.replaceChildren(h("h5", {}, "Before any training"), table(found), h("p", { role: "status" }, found.said));
     // a button that is disabled while it has the focus would lose it, and the keys with it
     undo.setAttribute("aria-disabled", !model.get("can_undo"));
     redo.setAttribute("aria-disabled", !model.get("can_redo"));
+  };
+  const drawTraining = () => {
+    const state = model.get("training"), found = model.get("standing");
+    train.textContent = { training: "Stop", stopping: "Stopping …" }[state] || "Train experts for this partition";
+    train.setAttribute("aria-disabled", state === "stopping");
+    how.draw();
+    progress.hidden = !state;
+    standing.replaceChildren(...(found.said ? [
+      found.rows.length ? table(found) : "", h("p", {}, found.said, found.rows.length && model.get("outdated") ? " The partition has changed since." : "")] : []));
   };
   roam(root, () => [...cardsBox.querySelectorAll(".nofe-card")]);
   root.addEventListener("keydown", (event) => {
@@ -112,6 +127,7 @@ function render({ model, el }) {
     follow(model, ["cards", "locked"], drawCards),
     follow(model, ["label", "search"], highlight),
     follow(model, ["judgement", "can_undo", "can_redo"], judge),
+    follow(model, ["training", "progress", "stage", "standing", "outdated"], drawTraining),
     words.stop,
   ];
   return () => { stops.forEach((stop) => stop()); pictures.free(); };

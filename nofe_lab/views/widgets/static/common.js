@@ -8,9 +8,7 @@ const FOCUSABLE = new Set(["button", "canvas", "input", "select"]);
 
 /** An element with attributes, listeners (onclick: ...), and children (elements or texts). */
 function h(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  if (FOCUSABLE.has(tag)) element.setAttribute("data-lm-suppress-shortcuts", "true");
-  return fill(element, attributes, children);
+  return fill(document.createElement(tag), attributes, children);
 }
 
 /** The same for SVG. */
@@ -19,6 +17,7 @@ function s(tag, attributes = {}, ...children) {
 }
 
 function fill(element, attributes, children) {
+  if (FOCUSABLE.has(element.localName) || "tabindex" in attributes) element.setAttribute("data-lm-suppress-shortcuts", "true");
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (name === "style") for (const [key, to] of Object.entries(value)) element.style.setProperty(key, to);
@@ -118,6 +117,34 @@ function short(name, most) {
   return `${letters.slice(0, most - 1 - tail).join("")}…${letters.slice(-tail).join("")}`;
 }
 
+/** A name cut in its middle until it is at most so many pixels wide in the pen's font. */
+function fitted(pen, name, width) {
+  let text = name;
+  for (let most = [...name].length - 1; most > 2 && pen.measureText(text).width > width; most--) text = short(name, most);
+  return text;
+}
+
+/** Call `draw` whenever the root's width, the window or the theme changes; returns what ends that. */
+function redrawn(root, draw) {
+  let width = 0;
+  const sized = new ResizeObserver(() => {
+    if (Math.abs(root.clientWidth - width) > 1) { width = root.clientWidth; draw(); }
+  });
+  sized.observe(root);
+  const theme = new MutationObserver(() => draw()); // JupyterLab's
+  theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name"] });
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const again = () => draw();
+  dark.addEventListener("change", again);
+  window.addEventListener("resize", again);
+  return () => {
+    sized.disconnect();
+    theme.disconnect();
+    dark.removeEventListener("change", again);
+    window.removeEventListener("resize", again);
+  };
+}
+
 /** Call `draw` now and whenever one of the traits changes; returns what ends that. */
 function follow(model, traits, draw) {
   const event = traits.map((name) => `change:${name}`).join(" ");
@@ -135,7 +162,7 @@ function menu(model, trait, label, options, number = false) {
       if (!done) select.value = String(model.get(trait));
     },
   });
-  select.replaceChildren(...options.map(([value, text]) => h("option", { value }, text)));
+  select.replaceChildren(...options.map(([value, text]) => h("option", { value, title: text }, short(text, 40))));
   select.value = String(model.get(trait));
   model.on(`change:${trait}`, () => { select.value = String(model.get(trait)); });
   return h("label", { class: "nofe-menu" }, h("span", {}, label), select);
@@ -177,6 +204,26 @@ function bars(rows) {
          "border-color": row.colour,
        } }),
        h("span", { class: "nofe-bar-text" }, row.text))]));
+}
+
+/** How far a training is.  idle(step, steps): what stands for its title between stages. */
+function howFar(model, idle) {
+  const title = h("strong", {}), bar = h("progress", { "aria-label": "steps" }), said = h("output", {});
+  const draw = () => {
+    const [step, steps] = model.get("progress");
+    title.textContent = model.get("stage") || idle(step, steps);
+    bar.max = Math.max(steps, 1);
+    bar.value = step;
+    said.textContent = steps ? `step ${step.toLocaleString()} of ${steps.toLocaleString()}` : "";
+  };
+  return { parts: [title, bar, said], draw };
+}
+
+/** A table of {columns, rows: [{name, values}]}. */
+function table({ columns, rows }) {
+  return h("table", { class: "nofe-table" },
+    h("thead", {}, h("tr", {}, h("th", {}, ""), columns.map((name) => h("th", { scope: "col" }, name)))),
+    h("tbody", {}, rows.map((row) => h("tr", {}, h("th", { scope: "row" }, row.name), row.values.map((value) => h("td", {}, value))))));
 }
 
 /** Words that a screen reader speaks when they change. */

@@ -26,7 +26,7 @@ function render({ model, el }) {
   const about = model.get("drawing");
   const drawing = about && h("details", { class: "nofe-drawing" }, h("summary", {}, "Draw one"), sketch(about, drawn));
   const problem = h("p", { class: "nofe-problem", role: "alert" });
-  const shown = h("div", { class: "nofe-maps" });
+  const shown = h("div", { class: "nofe-maps", tabindex: 0, role: "group", "aria-label": "the image; ← and → step to the one before and the next" });
   const said = h("div", {});
   const words = spoken(model);
   root.append(
@@ -39,10 +39,10 @@ function render({ model, el }) {
     pictures.load(model.get("pictures"));
     const { title, captions, experts, networks } = model.get("detail");
     shown.replaceChildren(h("h4", {}, title), h("div", { class: "nofe-examples" }, captions.map((caption, i) =>
-      h("figure", {}, pictures.piece(i, 160), h("figcaption", { title: caption }, caption)))),
+      h("figure", {}, pictures.piece(i, 160), h("figcaption", { title: caption }, caption)))));
+    said.replaceChildren(...expertTable(experts, "common softmax"),
       h("div", { class: "nofe-pair" }, networks.map((network) => h("div", { class: "nofe-partition" },
         h("h5", {}, network.name), bars(network.best)))));
-    said.replaceChildren(...expertTable(experts, "common softmax"));
   };
   const drawPlace = () => {
     const place = model.get("place"), index = model.get("index"), listed = model.get("in_step");
@@ -54,7 +54,7 @@ function render({ model, el }) {
     problem.hidden = !model.get("problem");
   };
   root.addEventListener("keydown", (event) => {
-    if (event.target.matches("input, select")) return;
+    if (event.target.matches("input, select") || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (!by) return;
     event.preventDefault();

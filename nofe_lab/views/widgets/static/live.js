@@ -3,23 +3,13 @@
 function render({ model, el }) {
   const root = frame(el, "live", model);
   const pictures = sprites();
-  const title = h("strong", {});
-  const bar = h("progress", { "aria-label": "steps" });
-  const said = h("output", {});
+  const how = howFar(model, (step, steps) => !steps ? (model.get("loaded").length ? "loaded" : "nothing trained yet")
+    : step < steps ? "broken off" : "trained");
   const curves = h("div", { class: "nofe-curves" });
   const cardsBox = h("div", { class: "nofe-cards-box" });
   const words = spoken(model);
-  root.append(h("div", { class: "nofe-toolbar" }, title, bar, said), curves, cardsBox, words);
+  root.append(h("div", { class: "nofe-toolbar" }, how.parts), curves, cardsBox, words);
 
-  const drawProgress = () => {
-    const [step, steps] = model.get("progress");
-    const stage = model.get("stage");
-    const idle = model.get("loaded").length ? "loaded" : "nothing trained yet";
-    title.textContent = stage || (!steps ? idle : step < steps ? "broken off" : "trained");
-    bar.max = Math.max(steps, 1);
-    bar.value = step;
-    said.textContent = steps ? `step ${step.toLocaleString()} of ${steps.toLocaleString()}` : "";
-  };
   const drawCurves = () => {
     const histories = Object.entries(model.get("histories"));
     const colours = model.get("colours");
@@ -38,7 +28,7 @@ function render({ model, el }) {
       }))));
   };
   const stops = [
-    follow(model, ["progress", "stage", "loaded"], drawProgress),
+    follow(model, ["progress", "stage", "loaded"], how.draw),
     follow(model, ["histories"], drawCurves),
     follow(model, ["cards", "thumbnails"], drawCards),
     words.stop,

@@ -1,8 +1,5 @@
 // The page of nofe_lab.look: drawn in a notebook by the widget, and in a saved page by itself.
 
-const WIDEST = 640; // of the matrix, in pixels of the page
-const NAMED = 50; // most classes whose names stand beside the matrix
-
 function render({ model, el }) {
   const root = frame(el, "look", model);
   const page = h("div");
@@ -40,12 +37,9 @@ function section(title, explained, ...children) {
 }
 
 function drawBlocks(main, found, chosen) {
-  const { names, partitions, images } = found;
-  const C = names.length;
+  const { names, partitions, counts } = found;
   let at = Math.max(partitions.findIndex(({ K }) => K === found.K), 0);
-  const canvas = h("canvas", { role: "img" });
-  const tip = h("div", { class: "nofe-tip", hidden: true, role: "tooltip" });
-  const beside = h("div", { class: "nofe-row-names" }), below = h("div", { class: "nofe-column-names" });
+  const matrix = confusionMatrix(main, names, null);
   const groups = h("ol", { class: "nofe-groups" });
   const sentence = h("p", { class: "nofe-ceiling", role: "status" });
   const crossed = h("span", {}), line = h("code", {});
@@ -58,32 +52,22 @@ function drawBlocks(main, found, chosen) {
   const by = h("select", { "aria-label": "order of the classes", onchange: () => show() },
     h("option", { value: "groups" }, "groups"), h("option", { value: "leaves" }, "leaf order"));
 
-  let order = [], grid = new Map(), side = WIDEST;
-  const position = new Int32Array(C);
   const show = () => {
     const { K, of, colours, sentence: words, line: code } = partitions[at];
     slider.value = at;
     said.textContent = `K = ${K}`;
     slider.setAttribute("aria-valuetext", `${K} groups`);
-    const rank = new Int32Array(C);
-    found.order.forEach((c, n) => { rank[c] = n; });
-    const inGroups = by.value === "groups";
-    order = inGroups ? [...found.order].sort((a, b) => of[a] - of[b] || rank[a] - rank[b]) : found.order;
-    order.forEach((c, n) => { position[c] = n; });
-    for (const list of [beside, below]) {
-      list.hidden = C > NAMED;
-      if (C <= NAMED) list.replaceChildren(...order.map((c) => h("span", { title: names[c] }, short(names[c], 18))));
-    }
     sentence.textContent = words.replaceAll("->", "→");
     crossed.textContent = partitions[at].crossed.replace("->", "→");
     line.textContent = code;
     const members = Array.from({ length: K }, () => []);
-    order.forEach((c) => members[of[c]].push(c));
+    found.order.forEach((c) => members[of[c]].push(c));
     const inside = new Array(K).fill(0), all = new Array(K).fill(0);
-    const [rows, columns, counts] = found.errors;
-    rows.forEach((row, i) => {
-      all[of[row]] += counts[i];
-      if (of[row] === of[columns[i]]) inside[of[row]] += counts[i];
+    counts[0].forEach((label, i) => {
+      const [, answer, n] = counts.map((each) => each[i]);
+      if (label === answer) return;
+      all[of[label]] += n;
+      if (of[label] === of[answer]) inside[of[label]] += n;
     });
     const parts = members.map((part, k) => ({ k, part, colour: colours[k], inside: inside[k], all: all[k] }));
     groups.replaceChildren(...parts.map(({ part, colour, inside: held, all: errors }) => {
@@ -98,78 +82,15 @@ function drawBlocks(main, found, chosen) {
       specialties: parts.map(({ k, part }) => ({ name: String(k + 1), classes: [...part].sort((a, b) => a - b).map((c) => names[c]) })),
     };
     file.href = `data:application/json;charset=utf-8,${encodeURIComponent(JSON.stringify(json))}`;
-    draw(inGroups ? parts : []);
+    const blocks = by.value === "groups" ? parts.map(({ k, part, colour }) => ({ name: `group ${k + 1}`, size: part.length, colour })) : [];
+    matrix.show({ order: blocks.length ? members.flat() : found.order, groups: blocks, tables: [counts], scale: "row" });
   };
-  const draw = (parts) => {
-    side = Math.max(Math.min(WIDEST, holder.clientWidth - (C > NAMED ? 0 : beside.clientWidth + 4) - 2, window.innerWidth - 40) || WIDEST, 200);
-    holder.style.setProperty("--pitch", `${side / C}px`);
-    holder.style.setProperty("--size", `${Math.min(Math.max(side / C - 1, 7), 11)}px`);
-    const ratio = window.devicePixelRatio || 1;
-    const pixels = Math.round(side * ratio);
-    const cells = Math.min(C, pixels); // of more classes than pixels, the darkest of several is seen
-    canvas.width = canvas.height = pixels;
-    canvas.style.width = canvas.style.height = `${side}px`;
-    canvas.setAttribute("aria-label", `Confusions of ${C} classes, rows: labels, columns: predictions; the worst pairs are listed below.`);
-    grid = new Map();
-    const [rows, columns, counts] = found.errors;
-    rows.forEach((row, i) => {
-      const y = Math.floor(position[row] * cells / C), x = Math.floor(position[columns[i]] * cells / C);
-      const share = counts[i] / images[row];
-      const best = grid.get(y * cells + x);
-      if (!best || best.share < share) grid.set(y * cells + x, { share, row, column: columns[i], n: counts[i] });
-    });
-    const pen = canvas.getContext("2d");
-    const ink = getComputedStyle(main).color;
-    const edge = (cell) => Math.round(cell * pixels / cells);
-    pen.clearRect(0, 0, pixels, pixels);
-    let first = 0;
-    for (const { part, colour } of parts) {
-      const from = first * pixels / C, size = part.length * pixels / C;
-      pen.globalAlpha = 0.16;
-      pen.fillStyle = colour;
-      pen.fillRect(from, from, size, size);
-      first += part.length;
-    }
-    pen.fillStyle = ink;
-    for (const [cell, { share }] of grid) {
-      const y = Math.floor(cell / cells), x = cell % cells;
-      pen.globalAlpha = Math.max(Math.sqrt(Math.min(share / found.top, 1)), 0.06);
-      pen.fillRect(edge(x), edge(y), Math.max(edge(x + 1) - edge(x), 1), Math.max(edge(y + 1) - edge(y), 1));
-    }
-    first = 0;
-    pen.globalAlpha = 1;
-    pen.lineWidth = Math.max(1.5 * ratio, 1);
-    for (const { part, colour } of parts) {
-      const from = first * pixels / C, size = part.length * pixels / C;
-      pen.strokeStyle = colour;
-      pen.strokeRect(from + 0.75, from + 0.75, Math.max(size - 1.5, 1), Math.max(size - 1.5, 1));
-      first += part.length;
-    }
-  };
-  canvas.addEventListener("mousemove", (event) => {
-    const cells = Math.min(C, canvas.width);
-    const cell = (offset) => Math.min(Math.max(Math.floor(offset * cells / side), 0), cells - 1);
-    const x = cell(event.offsetX), y = cell(event.offsetY);
-    const best = grid.get(y * cells + x);
-    const row = best?.row ?? order[Math.floor(y * C / cells)], column = best?.column ?? order[Math.floor(x * C / cells)];
-    tip.textContent = row === column
-      ? `${names[row]}: ${images[row]} images`
-      : `${names[row]} → ${names[column]}: ${best?.n ?? 0} of ${images[row]} images`;
-    tip.hidden = false;
-    tip.style.left = `${Math.min(event.offsetX + 12, side - 180)}px`;
-    tip.style.top = `${event.offsetY + 14}px`;
-  });
-  canvas.addEventListener("mouseleave", () => { tip.hidden = true; });
-  const holder = h("div", { class: "nofe-holder" }, beside, h("div", {}, h("div", { class: "nofe-canvas" }, canvas, tip), below, h("p", { class: "nofe-quiet nofe-axis" },
-    `predicted class (full strength: ${Number((100 * found.top).toPrecision(2))}% of a class's images${found.top < 0.995 ? " or more" : ""})`)));
-  const element = section("What is confused", [
-    "Rows are labels, columns predictions; the stronger a cell, the larger its share of the row. Right ",
-    "predictions, on the diagonal, are left out. Groups of one size are made of the confusions themselves.",
-  ].join(""),
-  h("div", { class: "nofe-toolbar" },
-    h("label", { class: "nofe-menu" }, h("span", {}, "Groups"), slider, said),
-    h("label", { class: "nofe-menu" }, h("span", {}, "Order by"), by)),
-  h("div", { class: "nofe-columns" }, h("div", {}, holder),
+  const element = section("What is confused",
+    "Rows are labels, columns predictions. Groups of one size are made of the confusions themselves.",
+    h("div", { class: "nofe-toolbar" },
+      h("label", { class: "nofe-menu" }, h("span", {}, "Groups"), slider, said),
+      h("label", { class: "nofe-menu" }, h("span", {}, "Order by"), by), matrix.tools),
+    h("div", { class: "nofe-columns" }, matrix.element,
     h("div", { class: "nofe-beside" }, sentence,
       h("p", { class: "nofe-quiet" }, "A ceiling, not a forecast: experts make errors of their own, and these groups were made of these very errors. Groups made of one half of the images, counted on the other: ", crossed, "."),
       groups,
@@ -178,17 +99,8 @@ function drawBlocks(main, found, chosen) {
     const wanted = partitions.findIndex((each) => each.K === K);
     if (wanted >= 0 && wanted !== at) { at = wanted; show(); }
   };
-  const again = () => show();
-  const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  dark.addEventListener("change", again);
-  const theme = new MutationObserver(again); // JupyterLab's
-  theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name"] });
-  let width = 0;
-  const resized = new ResizeObserver(() => {
-    if (Math.abs(element.clientWidth - width) > 1) { width = element.clientWidth; show(); }
-  });
-  resized.observe(element);
-  return [element, () => { dark.removeEventListener("change", again); theme.disconnect(); resized.disconnect(); }];
+  show();
+  return [element, matrix.stop];
 }
 
 function drawPairs(found, images, hasImages) {

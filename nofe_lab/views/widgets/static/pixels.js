@@ -32,7 +32,7 @@ async function decoded(file, name, bitDepth) {
  * width], channels 1 or 3; transparent parts become white.  This is Pillow's ImageOps.fit with
  * BILINEAR: a triangle as wide as the reduction, first along rows, then along columns.  Pillow 13 turns
  * that round where it is faster, and some values then differ by 1. */
-async function fitted(picture, [channels, height, width]) {
+async function toSize(picture, [channels, height, width]) {
   const { width: W, height: H } = picture, ratio = width / height;
   const w = W / H > ratio ? ratio * H : W, h = W / H < ratio ? W / ratio : H;
   const across = triangles((W - w) / 2, (W - w) / 2 + w, W, width);

@@ -48,7 +48,7 @@ async function drawPage(main) {
     ask(title, async () => {
       const picture = await decoded(found, title, about.bit_depth);
       show(URL.createObjectURL(found));
-      const pixels = await fitted(picture, shape);
+      const pixels = await toSize(picture, shape);
       picture.close();
       return pixels;
     });
@@ -73,7 +73,7 @@ async function drawPage(main) {
     const x = label % columns * side + Math.floor((side - w) / 2), y = Math.floor(label / columns) * side + Math.floor((side - h) / 2);
     ask(`the thumbnail of ${about.class_names[label]}`, async () => {
       show(null);
-      return fitted(await createImageBitmap(sheet, x, y, w, h), shape);
+      return toSize(await createImageBitmap(sheet, x, y, w, h), shape);
     });
   };
 
@@ -141,7 +141,7 @@ async function drawPage(main) {
 
   const drawing = about.canvas && sketch({ shape, ...about.canvas }, (canvas, done, stroked) => {
     if (!stroked && asked.textContent !== "your drawing") return; // another picture is shown
-    if (canvas) ask("your drawing", () => { show(null); return fitted(canvas, shape); });
+    if (canvas) ask("your drawing", () => { show(null); return toSize(canvas, shape); });
     else ask("", null);
   });
   main.append(
