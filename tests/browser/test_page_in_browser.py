@@ -271,7 +271,7 @@ def test_any_picture_becomes_the_pixels_of_python() -> None:
     rng = np.random.default_rng(0)
     fit = """async ([packed, shape]) => {
       const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
-      return [...await fitted(await decoded(new Blob([bytes]), "a picture", 16), shape)];
+      return [...await toSize(await decoded(new Blob([bytes]), "a picture", 16), shape)];
     }"""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
