@@ -138,6 +138,7 @@ def seeded(*parts: object, device: torch.device | None = None) -> Iterator[None]
     seed = derive_seed(*parts)
     kind = "cpu" if device is None else device.type
     with _DRAWING, torch.random.fork_rng([device] if kind == "cuda" else []):
+        of_mps = torch.mps.get_rng_state() if kind == "mps" else None
         of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would look for all devices
         if kind == "cuda":
@@ -152,6 +153,8 @@ def seeded(*parts: object, device: torch.device | None = None) -> Iterator[None]
         finally:
             random.setstate(of_python)
             np.random.set_state(of_numpy)  # noqa: NPY002
+            if of_mps is not None:
+                torch.mps.set_rng_state(of_mps)
 
 
 def exact_float32() -> None:

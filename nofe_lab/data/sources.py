@@ -64,9 +64,11 @@ def without_folders(path: str) -> str:
     'folder:flowers'
     """
     kind, colon, place = path.partition(":")
-    if colon and (known := kind.strip().lower()) in (*_READERS, *READY_MADE):
-        named = Path(place.strip()).name or "data"
-        return path if known in READY_MADE else f"{kind.strip()}:{named}"
+    source = kind.strip().lower()
+    if colon and source in READY_MADE:  # characters of glyphs may be slashes
+        return path
+    if colon and source in _READERS:
+        return f"{kind.strip()}:{Path(place.strip()).name or 'data'}"
     return Path(path).name if "/" in path or "\\" in path else path
 
 

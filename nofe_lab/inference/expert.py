@@ -98,9 +98,8 @@ class Expert(ImageNetwork):
         assert found is not None  # checked
         whole = self._whole().network
         assert isinstance(whole, NofE)
-        gate = (
-            0 if whole.gate is None else count_parameters(whole.gate)
-        )  # the whole runs without it
+        # the whole network runs without its gate
+        gate = 0 if whole.gate is None else count_parameters(whole.gate)
         networks = (
             (f"expert of {self.title}", "", self.network, count_parameters(self.network)),
             ("whole network", "whole_", whole, count_parameters(whole) - gate),

@@ -90,9 +90,9 @@ def balanced_clusters(
     The leaf order is cut into K pieces, whose sizes differ by at most one.  Then pairs of classes
     in different groups swap places, the best swap of each group first, until no swap brings more
     errors inside (after B. Kernighan and S. Lin, "An Efficient Heuristic Procedure for Partitioning
-    Graphs", Bell System Technical Journal 1970).  That is a local optimum, without any draw, and a
-    better one than classes find that are assigned, all at once and exactly, to the groups that
-    they err with, again and again.
+    Graphs", Bell System Technical Journal 1970).  That is a local optimum, without any draw.
+    (Assigning all classes anew, exactly, to the groups that they err with mostly ends in a worse
+    one.)
     order: the `leaf_order` to cut, if it is known already.
     """
     whole_number("K", K, 2, len(class_names))

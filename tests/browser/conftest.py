@@ -29,6 +29,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 TOKEN = "browser-test"
 NOTEBOOKS = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
 
+PLACES = [(600, 1), (1400, 1.5)]
+"""Widths of a window, in pixels, and zooms at which widgets must fit."""
+PLACES += [pytest.param(width, 1, marks=pytest.mark.slow) for width in (900, 1400, 2000)]
+
 Box = dict[str, float]
 
 
@@ -413,3 +417,24 @@ def host(browser: Any) -> Iterator[Callable[..., Host]]:
     for each in hosts:
         each.page.close()
     assert not [complaint for each in hosts for complaint in each.complaints]
+
+
+@pytest.fixture(params=["light", "dark"])
+def theme(request: Any) -> str:
+    """Each of JupyterLab's themes."""
+    return str(request.param)
+
+
+@pytest.fixture
+def placed(theme: str, host: Callable[..., Host]) -> Callable[..., Host]:
+    """Shows a widget in a place of `PLACES`, in both themes, and leaves a screenshot."""
+
+    def show(widget: Any, name: str, width: int, zoom: float) -> Host:
+        shown = host(widget, width, 900, zoom)
+        shown.theme(theme)
+        shown.page.wait_for_timeout(200)
+        shown.shoot(f"{name}_{width}_{zoom}_{theme}")
+        assert shown.is_narrow()
+        return shown
+
+    return show

@@ -19,6 +19,7 @@ from nofe_lab.evaluation import Predictions
 from nofe_lab.views import ConfusionExplorer, EvolutionPlayer, SpecialtyExplorer
 from nofe_lab.views.widgets.confusion import LEAVES
 from tests.browser.conftest import (
+    PLACES,
     SHOTS,
     Host,
     Page,
@@ -30,10 +31,6 @@ from tests.browser.conftest import (
 
 pytestmark = pytest.mark.xdist_group("browser")
 
-slow = pytest.mark.slow
-PLACES = [(600, 1), (1400, 1.5)]
-PLACES += [pytest.param(width, 1, marks=slow) for width in (900, 1400, 2000)]
-"""Widths of the window, and the browser's zoom."""
 LONG = "clusters of the base CNN's confusions"
 Show = Callable[..., Host]
 CUT = "e => e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1"
@@ -95,15 +92,10 @@ def luminance(host: Host, selector: str) -> np.ndarray:
     return np.array(Image.open(io.BytesIO(shot)).convert("L"), dtype=float)
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "zoom"), PLACES)
-def test_the_matrix_fits_its_place(host: Show, width: int, zoom: float, theme: str) -> None:
-    shown = host(explorer(), width, 900, zoom)
-    shown.theme(theme)
-    shown.page.wait_for_timeout(200)
-    shown.shoot(f"confusion_{width}_{zoom}_{theme}")
+def test_the_matrix_fits_its_place(placed: Show, width: int, zoom: float, theme: str) -> None:
+    shown = placed(explorer(), "confusion", width, zoom)
     window = shown.page.viewport_size
-    assert shown.is_narrow()
     parts = [".nofe-toolbar", ".nofe-upright", ".nofe-row-names", "canvas", ".nofe-blocks"]
     parts += [".nofe-column-names", ".nofe-axis:not(.nofe-upright)", ".nofe-matrix > .nofe-note"]
     for part in [*parts, ".nofe-detail", ".nofe-detail figure"]:

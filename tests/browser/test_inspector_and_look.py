@@ -13,9 +13,8 @@ from nofe_lab.data.preprocess import ImageNetwork, Preprocess
 from nofe_lab.networks import CNN, NofE, backbone
 from nofe_lab.views import PredictionInspector, SpecialtyBoard
 from nofe_lab.views.widgets.look import LookPage
-from tests.browser.conftest import Host, in_window, overlaps
+from tests.browser.conftest import PLACES, Host, in_window, overlaps
 from tests.browser.test_confusion_explorer import (
-    PLACES,
     answers,
     blocks_of,
     class_names,
@@ -65,14 +64,9 @@ def tab_to(shown: Host, selector: str) -> None:
     assert wanted.evaluate("(e) => getComputedStyle(e).outlineStyle") != "none"
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "zoom"), PLACES)
-def test_the_inspector_fits_its_place(host: Show, width: int, zoom: float, theme: str) -> None:
-    shown = host(inspector(), width, 900, zoom)
-    shown.theme(theme)
-    shown.page.wait_for_timeout(200)
-    shown.shoot(f"inspector_{width}_{zoom}_{theme}")
-    assert shown.is_narrow()
+def test_the_inspector_fits_its_place(placed: Show, width: int, zoom: float) -> None:
+    shown = placed(inspector(), "inspector", width, zoom)
     parts = [
         ".nofe-toolbar",
         ".nofe-maps",
@@ -144,14 +138,9 @@ def test_two_views_of_an_inspector(host: Show) -> None:
     assert not shown.page.locator("#cell .nofe-sketch").is_visible()
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "zoom"), PLACES)
-def test_the_page_fits_its_place(host: Show, width: int, zoom: float, theme: str) -> None:
-    shown = host(look(), width, 900, zoom)
-    shown.theme(theme)
-    shown.page.wait_for_timeout(200)
-    shown.shoot(f"look_widget_{width}_{zoom}_{theme}")
-    assert shown.is_narrow()
+def test_the_page_fits_its_place(placed: Show, width: int, zoom: float) -> None:
+    shown = placed(look(), "look_widget", width, zoom)
     assert overlaps(each.bounding_box() for each in shown.page.locator("section").all()) == []
     parts = [".nofe-toolbar", ".nofe-matrix", ".nofe-beside"]
     assert overlaps(shown.box(part) for part in parts) == []

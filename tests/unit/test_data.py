@@ -27,6 +27,7 @@ from nofe_lab.data import Resident
 from nofe_lab.data.batches import Augmentation, Batches
 from nofe_lab.data.dataset import stratified_fraction
 from nofe_lab.data.preprocess import Preprocess
+from nofe_lab.data.sources import without_folders
 from nofe_lab.recipes import Recipe
 
 CPU = torch.device("cpu")
@@ -954,3 +955,17 @@ def test_a_clearest_image_that_is_gone_is_refused(tiny: Dataset) -> None:
     last = torch.tensor([int(tiny.train.of_class(c)[-1]) for c in range(tiny.C)])
     with pytest.raises(InvalidInput, match="clearest must hold a training image of each of the 6"):
         replace(tiny, clearest=last, train=tiny.train[:-1])
+
+
+@pytest.mark.parametrize(
+    ("path", "public"),
+    [
+        ("folder:~/jane/flowers", "folder:flowers"),
+        (" Parquet:/data/jane/", "Parquet:jane"),
+        ("glyphs:160:+/-", "glyphs:160:+/-"),
+        ("/home/jane/specialties.json", "specialties.json"),
+        ("cifar100", "cifar100"),
+    ],
+)
+def test_folders_of_the_maker_are_left_out_and_nothing_else(path: str, public: str) -> None:
+    assert without_folders(path) == public
