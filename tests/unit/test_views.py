@@ -215,6 +215,19 @@ def test_a_hundred_class_names_do_not_overlap(plot, name):
         assert not any(box.overlaps(strip) for box in boxes for strip in strips)
 
 
+@pytest.mark.parametrize("C", [3, 12, 40])
+def test_the_title_of_a_small_confusion_matrix_lies_on_nothing(C):
+    own = Specialties(tuple(f"class {c}" for c in range(C)), tuple(c * 3 // C for c in range(C)), 3)
+    figure = plots.plot_confusion(np.ones((C, C), dtype=np.int64), own)
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    title = axes.title.get_window_extent()
+    others = [text.get_window_extent() for text in axes.texts if text.get_text()]
+    assert "by chance" in axes.get_title()
+    assert len(others) >= 3
+    assert not [box for box in others if box.overlaps(title)]
+
+
 def test_confusion_blanks_the_diagonal_and_shows_shares_of_rows(world):
     confusion = np.zeros((C, C), dtype=np.int64)
     confusion[0, 0], confusion[0, 1] = 3, 1

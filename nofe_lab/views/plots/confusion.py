@@ -112,7 +112,9 @@ def plot_confusion(
     if outlined:
         axes.text(C - 0.5 + 0.006 * C, -0.6, "specialty", fontsize=SMALL, va="bottom", color=GREY)
     sns.despine(ax=axes, left=True, bottom=True)
-    axes.set_title(fitted(title, side, 10) if title else _confusion_title(confusion, specialties))
+    # above the word "specialty", which a long title of few classes reaches
+    title = fitted(title, side, 10) if title else _confusion_title(confusion, specialties)
+    axes.set_title(title, pad=16)
     bar = figure.colorbar(
         image,
         ax=axes,
