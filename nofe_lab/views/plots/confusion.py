@@ -110,7 +110,16 @@ def plot_confusion(
         middle = first + size / 2 - 0.5
         axes.text(C - 0.5 + 0.025 * C, middle, groups[k], fontsize=SMALL, va="center")
     if outlined:
-        axes.text(C - 0.5 + 0.006 * C, -0.6, "specialty", fontsize=SMALL, va="bottom", color=GREY)
+        axes.annotate(
+            "specialty",
+            (C - 0.5 + 0.006 * C, -0.5),
+            annotation_clip=False,
+            xytext=(0, 3),
+            textcoords="offset points",
+            fontsize=SMALL,
+            va="bottom",
+            color=GREY,
+        )
     sns.despine(ax=axes, left=True, bottom=True)
     # above the word "specialty", which a long title of few classes reaches
     title = fitted(title, side, 10) if title else _confusion_title(confusion, specialties)
