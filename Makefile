@@ -18,7 +18,7 @@ help:  ## show the targets
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nofe_lab needs Python 3.11 or newer; name one: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,browser,timm,export,app]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,browser,timm,export,app,cluster,hub]'
 	touch $(READY)
 
 # chosen by measurement among others: docs/results.md, "The first run"

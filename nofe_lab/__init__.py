@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nofe_lab.runs import Run
     from nofe_lab.specialties import Specialties, assign
     from nofe_lab.stages import Arm, Experiment, superclass_specialties
+    from nofe_lab.sweeps import Sweep, sweep
 
 __all__ = [
     "Answers",
@@ -34,6 +35,7 @@ __all__ = [
     "Resident",
     "Run",
     "Specialties",
+    "Sweep",
     "assign",
     "backbone",
     "load",
@@ -43,6 +45,7 @@ __all__ = [
     "predict",
     "relabel",
     "superclass_specialties",
+    "sweep",
 ]
 
 _HOMES = {
@@ -55,6 +58,7 @@ _HOMES = {
     "specialties": ("Specialties", "assign"),
     "inference": ("Answers", "Classifier", "load", "load_specialties"),
     "stages": ("Arm", "Experiment", "superclass_specialties"),
+    "sweeps": ("Sweep", "sweep"),
 }
 
 

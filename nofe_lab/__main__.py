@@ -12,6 +12,7 @@ import shutil
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
 from datetime import datetime
 from importlib import metadata
 from itertools import permutations
@@ -28,8 +29,10 @@ from nofe_lab.inference.export import exported_path
 from nofe_lab.knobs import FROM_1, KNOBS, Real, understood
 from nofe_lab.log import log, redirect_to_devnull, write_line
 from nofe_lab.machine import Machine
+from nofe_lab.ranks import FROM_RANK_0, in_turn, own_rank
 from nofe_lab.runs import Run, RunStore, default_runs_dir, new_folder, open_run
-from nofe_lab.stages import Experiment
+from nofe_lab.stages import Experiment, Stage, launch
+from nofe_lab.sweeps import Sweep
 
 Command = Callable[[Namespace], None]
 
@@ -49,9 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     options.line = shlex.join(["nofe-lab", *words])
     try:
-        options.run(options)
+        with redirect_stdout(None) if own_rank() else nullcontext():  # rank 0 says it
+            options.run(options)
     except InvalidInput as error:
-        write_line(str(error), sys.stderr)
+        if FROM_RANK_0 not in getattr(error, "__notes__", ()):
+            write_line(str(error), sys.stderr)
         return 2
     except OSError as error:  # a full disk, above all
         said = error.strerror or first_line(error)
@@ -59,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_line(f"{said}{where}: mend that and give the command again.", sys.stderr)
         return 2
     except KeyboardInterrupt as stop:  # what was kept of a training, it says
-        write_line(str(stop) or "stopped.", sys.stderr)
+        if not own_rank():
+            write_line(str(stop) or "stopped.", sys.stderr)
         return 130
     except ModuleNotFoundError as error:
         if error.name not in ("nofe_lab.bench", "nofe_lab.study"):
@@ -128,12 +134,22 @@ def train(parser: ArgumentParser) -> Command:
 
     nofe-lab train folder:~/flowers --backbone resnet18 --branch-width 0.25
     nofe-lab train glyphs --K 10
+    torchrun --nproc-per-node 2 -m nofe_lab train glyphs
     """
     names = [name for name in Experiment.__dataclass_fields__ if name in KNOBS]
     parser.add_argument("dataset", help=KNOBS["dataset"].help)
     add_knobs(parser, *names[1:])
 
     def run(options: Namespace) -> None:
+        experiment, stages = in_turn(lambda: asked(options))
+        write_line(repr(experiment.data), sys.stdout)
+        runs = dict(zip(stages, experiment.run(*stages.values()), strict=True))
+        if len(experiment.data.test):
+            write_line(str(experiment.final_report(stages)), sys.stdout)
+        for name, found in runs.items():
+            log.info(f"{name}: nofe-lab predict {shlex.quote(found.location())} photo.jpg")
+
+    def asked(options: Namespace) -> tuple[Experiment, dict[str, Stage]]:
         given = {name: getattr(options, name) for name in names}
         is_name = options.dataset in READY_MADE or ":" in options.dataset
         if options.dataset.strip() and not is_name:
@@ -144,13 +160,39 @@ def train(parser: ArgumentParser) -> Command:
                 )
             given["dataset"] = f"folder:{options.dataset}"
         experiment = Experiment(**understood(given))
-        write_line(repr(experiment.data), sys.stdout)
-        stages = {"base CNN": experiment.base(), "network of experts": experiment.nofe()}
-        runs = dict(zip(stages, experiment.run(*stages.values()), strict=True))
-        if len(experiment.data.test):
-            write_line(str(experiment.final_report(stages)), sys.stdout)
-        for name, found in runs.items():
-            log.info(f"{name}: nofe-lab predict {shlex.quote(found.location())} photo.jpg")
+        return experiment, {"base CNN": experiment.base(), "network of experts": experiment.nofe()}
+
+    return run
+
+
+def sweep(parser: ArgumentParser) -> Command:
+    """Train the networks of a grid, several at once; the same command goes on.
+
+    nofe-lab sweep grid.yaml --output table.csv
+
+    The file has entries such as
+    experiment: {dataset: glyphs, epochs: 10}
+    arms: [nofe, base, {kind: nofe, partition: random}]
+    changes: {K: [5, 10]}
+    seeds: [0, 1, 2]
+    at_once: 2
+    """
+    parser.add_argument("grid", help="a YAML or JSON file; docs/scale.md has all its entries")
+    parser.add_argument("--output", default=None, help="a CSV file for the table")
+
+    def run(options: Namespace) -> None:
+        target = None if options.output is None else writable_path("output", options.output)
+        planned, how = Sweep.of_file(options.grid)
+        try:
+            planned.run(**how)
+        finally:
+            table = planned.table
+            accuracy = {"val_accuracy": lambda value: f"{value:.1%}" if value == value else ""}
+            write_line(table.to_string(index=False, formatters=accuracy), sys.stdout)
+            if target is not None:
+                write_file(target, table.to_csv(index=False))
+        if missing := int((table["state"] != "done").sum()):
+            raise InvalidInput(f"{missing} of {len(table)} networks have no run; see their state.")
 
     return run
 
@@ -389,6 +431,34 @@ def widgets(parser: ArgumentParser) -> Command:
     return run
 
 
+def streaming(parser: ArgumentParser) -> Command:
+    """Measure how fast images are streamed from a large folder, beside torchvision."""
+    parser.add_argument("--output", default=None, help="write the table to this CSV file")
+    parser.add_argument("--images", type=int, default=100_000, help="files of the folder")
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode")
+    parser.add_argument("--repeats", type=int, default=7, help="of the comparison")
+
+    def run(options: Namespace) -> None:
+        from nofe_lab.bench.streaming import measure
+
+        measure(options.images, options.workers, options.repeats, options.output, options.line)
+
+    return run
+
+
+def sweeps(parser: ArgumentParser) -> Command:
+    """Measure how long a sweep takes, beside its trainings without one."""
+    parser.add_argument("--output", default=None, help="write the table to this CSV file")
+    parser.add_argument("--repeats", type=int, default=3, help="of every way")
+
+    def run(options: Namespace) -> None:
+        from nofe_lab.bench.sweeps import measure
+
+        measure(options.repeats, options.output, options.line)
+
+    return run
+
+
 def film(parser: ArgumentParser) -> Command:
     """Draw how learned or clustered specialties form; train what they come from if necessary."""
     parser.add_argument("--output", default=".", help="folder for film.gif and film_dark.gif")
@@ -423,6 +493,8 @@ def study(parser: ArgumentParser) -> Command:
     parser.add_argument("--conditional", default=None, help="the table of a few experts")
     add_knobs(parser, "runs_dir")
     parser.add_argument("--commit", action="store_true", help="commit the tables after each row")
+    parser.add_argument("--workers", type=int, default=None, help="train so many at once")
+    parser.add_argument("--executor", default=None, help="where: a Dask scheduler's address")
 
     def run(options: Namespace) -> None:
         from nofe_lab.study.queue import CONDITIONAL, RESULTS, Queue
@@ -438,7 +510,7 @@ def study(parser: ArgumentParser) -> Command:
         if options.list:
             queue.show()
         else:
-            queue.run(options.rows, options.commit)
+            queue.run(options.rows, options.commit, options.executor, options.workers)
 
     return run
 
@@ -498,6 +570,57 @@ def first_run(parser: ArgumentParser) -> Command:
     return run
 
 
+def pays(parser: ArgumentParser) -> Command:
+    """Choose on val where experts may pay: candidates beside flat networks of equal arithmetic.
+
+    nofe-lab dev pays "late cut" "early cut" --results pilot.csv
+    """
+    parser.add_argument("candidates", nargs="*", help="by name (default: all)")
+    parser.add_argument("--results", default=None, help="a CSV file for the table")
+    add_knobs(parser, "seed", "runs_dir")
+
+    def run(options: Namespace) -> None:
+        from nofe_lab.study.pays import pilot
+
+        seed = KNOBS["seed"].parse(options.seed)
+        pilot(options.candidates, seed, options.runs_dir, options.results, options.line)
+
+    return run
+
+
+def uses(parser: ArgumentParser) -> Command:
+    """Compare what experts are for beside accuracy.
+
+    nofe-lab dev uses added_classes --dataset glyphs
+    """
+    parser.add_argument("use", help="added_classes, one_expert or twins")
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--results", default=None, help="a CSV file for the table")
+    knobs = [name for name in Experiment.__dataclass_fields__ if name in KNOBS]
+    add_knobs(parser, *knobs)
+    parser.set_defaults(dataset="parquet:$NOFE_DATA/cifar100", val_fraction=0.0)
+    parser.set_defaults(specialties="balanced", trunk="base")
+
+    def run(options: Namespace) -> None:
+        from nofe_lab.study.uses import compare
+
+        experiment = Experiment(**understood({name: getattr(options, name) for name in knobs}))
+        seeds = experiment.seeds(options.seeds)
+        compare(options.use, experiment, seeds, options.results, options.line)
+
+    return run
+
+
+def rank(parser: ArgumentParser) -> Command:
+    """Be one of the ranks that a notebook has started."""
+    parser.add_argument("stages", help="a file that it has written")
+
+    def run(options: Namespace) -> None:
+        launch.carry_out(Path(options.stages))
+
+    return run
+
+
 def results(parser: ArgumentParser) -> Command:
     """Rebuild the tables and figures of README and docs."""
 
@@ -509,8 +632,11 @@ def results(parser: ArgumentParser) -> Command:
     return run
 
 
-COMMANDS = (look, train, predict, show, export, runs, init)
-MAINTENANCE = (bench, latency, onnx, widgets, film, study, upcycling, first_run, results)
+COMMANDS = (look, train, sweep, predict, show, export, runs, init)
+MAINTENANCE = (
+    *(bench, latency, onnx, widgets, streaming, sweeps),
+    *(film, study, upcycling, first_run, pays, uses, rank, results),
+)
 
 
 def add_knobs(parser: ArgumentParser, *names: str) -> None:

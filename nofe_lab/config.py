@@ -37,6 +37,12 @@ BRANCH_STARTS = ("fresh", "tail", "upcycled")
 """Initial weights of a branch: as the backbone makes it, those behind the trunk that it is taken
 from, or those with the classifier's rows of its classes as well."""
 
+TEACHERS = ("base", "control")
+"""Flat networks whose answers another one may learn: the base CNN, and the flat control."""
+
+INITIALISATIONS = ("published", "kaiming", "fan_in")
+"""How new weights begin (see `NetworkConfig`)."""
+
 INPUTS = ("standardised", "mean_image", "pretrained")
 """How pixels become a network's inputs (see `NetworkConfig`)."""
 

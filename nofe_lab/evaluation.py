@@ -6,7 +6,7 @@ they are slow to import.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
@@ -21,6 +21,7 @@ from torch import nn
 from nofe_lab.config import InvalidInput, shown
 from nofe_lab.data import Dataset, Source
 from nofe_lab.data.dataset import clearest, label_margins
+from nofe_lab.data.streaming import dead_workers_said
 from nofe_lab.specialties import Specialties
 
 EVALUATION_PIXELS = 1000 * 32 * 32
@@ -224,7 +225,8 @@ def predict(
 
     model: raw images uint8 [B, c, h, w] -> logits [B, n], on any device.
     target_of_class: int64 [C], the correct output for each class; None: the class itself.
-    experts: how many experts a network of experts with a gate runs for each image; None: all.
+    experts: how many experts a network of experts with a gate runs for each image; None: all, or
+        the usual ones (see `NofE.logits`).
     Raises InvalidInput if `split` is no `Source`.
     """
     if not isinstance(split, Source):
@@ -283,8 +285,9 @@ def _outputs(
     forward = model if experts is None else partial(cast(Any, model).logits, experts=experts)
     size = images_at_once(split.image_shape)
     for images, labels in zip(split.parts(size), split.labels.split(size), strict=True):
-        with torch.inference_mode():
-            yield forward(images.to(device)).float().cpu(), labels
+        with dead_workers_said(), torch.inference_mode():
+            outputs = forward(images.to(device)).float().cpu()
+        yield outputs, labels
 
 
 def class_means(model: nn.Module, split: Source, C: int) -> NDArray[np.float64]:
@@ -455,10 +458,18 @@ def oracle(predictions: Predictions, specialties: Specialties) -> Oracle:
     )
 
 
-def conditional(experts: Predictions, gate: Predictions, specialties: Specialties) -> pd.DataFrame:
+def conditional(
+    experts: Predictions,
+    gate: Predictions,
+    specialties: Specialties,
+    watch: Callable[[int, Predictions], object] | None = None,
+    together: bool = False,
+) -> pd.DataFrame:
     """Evaluate `NofE.logits` with 1, 2, ... and all experts for each image.
 
     experts: the predictions with all experts [N, C].  gate: those of the gate.
+    watch: called with each number of experts and the predictions with so many.
+    together: whether gate and experts learned together, so that both answer.
     Returns a row for each number of experts: experts; top1, top5 and nll; found, the share of
     images whose own expert runs; shares, for each expert, the share of images for which it runs.
     """
@@ -477,7 +488,12 @@ def conditional(experts: Predictions, gate: Predictions, specialties: Specialtie
             for logits in (experts.logits, gate.logits)
         )
         logits = np.where(ran, experts.logits, gate.logits + total - gate_total)
+        if together:
+            both = (each - logsumexp(each, 1, keepdims=True) for each in (logits, gate.logits))
+            logits = sum(both) / 2
         found = Predictions(logits.astype(np.float32), experts.labels)
+        if watch is not None:
+            watch(m, found)
         rows.append(
             {
                 "experts": m,

@@ -15,8 +15,9 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,16 @@ class UnreadableFile(InvalidInput):
     """A file is missing, irregular, too large, or not in the expected format."""
 
 
-def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file atomically, text as UTF-8.  Raises OSError."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a scratch file to write, which takes the place of `path` once it is whole.
+
+    If writing ends with an exception, `path` stays as it was.  Raises OSError.
+    """
     scratch = _scratch_path(path)
     try:
-        with scratch.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield scratch
+        _flush(scratch)
         scratch.replace(path)
     except BaseException:
         scratch.unlink(missing_ok=True)
@@ -53,13 +56,18 @@ def write_file(path: Path, content: str | bytes) -> None:
     flush_folder(path.parent)
 
 
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file atomically, text as UTF-8.  Raises OSError."""
+    with replacing(path) as scratch:
+        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write named tensors, and texts as metadata, to a file atomically.  Raises OSError."""
-    scratch = _scratch_path(path)
     plain = _unshared(tensors)
-    try:
+    with replacing(path) as scratch:
         scratch.touch()
         mode = stat.S_IMODE(scratch.stat().st_mode)  # safetensors would make it private
         try:
@@ -67,12 +75,6 @@ def write_tensors(
         except SafetensorError as error:
             raise OSError(str(error)) from error
         scratch.chmod(mode)
-        _flush(scratch)
-        scratch.replace(path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
-    flush_folder(path.parent)
 
 
 def flush_folder(folder: Path) -> None:
@@ -198,6 +200,12 @@ def check_regular(path: Path, limit: int, *, links: bool = False) -> None:
     open_regular(path, limit, links=links).close()
 
 
+def check_no_link(folder: Path) -> None:
+    """Raise InvalidInput if a folder is a link, through which files would go elsewhere."""
+    if folder.is_symlink():
+        raise InvalidInput(f"{folder.name!r} is a link; accepted: a folder of its own.")
+
+
 def sha256(path: Path, *, links: bool = False) -> str:
     """Hexadecimal checksum of a regular file.  Raises UnreadableFile."""
     try:
@@ -216,6 +224,7 @@ def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
+@cache
 def memory() -> int:
     """Bytes of memory that this process may use: the machine's, or its container's if less."""
     try:
@@ -229,26 +238,52 @@ def memory() -> int:
     return min(*limits, *_container_limits(), 2**62)
 
 
+def available_memory() -> int:
+    """Bytes of memory that can be used now without swapping: the machine's, or its container's."""
+    import psutil
+
+    return max(min(psutil.virtual_memory().available, *_container_rooms(), memory()), 0)
+
+
 def _container_limits(root: Path = Path("/")) -> list[int]:
     """Memory limits of this process's control groups and their parents (Linux, v1 and v2)."""
     found = []
+    for folder, file in _control_groups(root):
+        with suppress(OSError, ValueError):  # "max" means no limit
+            found.append(int((folder / file).read_text()))
+    return [limit for limit in found if limit > 0]
+
+
+def _container_rooms(root: Path = Path("/")) -> list[int]:
+    """How much of each of these limits is left; files that are cached can give way."""
+    found = []
+    for folder, file in _control_groups(root):
+        used = "memory.current" if file == "memory.max" else "memory.usage_in_bytes"
+        with suppress(OSError, ValueError):
+            limit, taken = (int((folder / name).read_text()) for name in (file, used))
+            lines = (folder / "memory.stat").read_text().splitlines()
+            stat = dict(line.split(maxsplit=1) for line in lines if " " in line)
+            cached = stat.get("total_inactive_file", stat.get("inactive_file", "0"))
+            found.append(limit - taken + int(cached))
+    return found
+
+
+def _control_groups(root: Path) -> Iterator[tuple[Path, str]]:
+    """The folders of this process's control groups and their parents, with the limit's file."""
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
     except (OSError, UnicodeDecodeError):
-        return []
+        return
     for line in groups:
         _, controllers, place = [*line.split(":", 2), "", ""][:3]
         if controllers not in ("", "memory"):
             continue
         mount = root / "sys/fs/cgroup" / controllers
-        file = "memory.limit_in_bytes" if controllers else "memory.max"
         inside = mount / place.strip("/")
         for folder in (inside, *inside.parents):
-            with suppress(OSError, ValueError):  # "max" means no limit
-                found.append(int((folder / file).read_text()))
+            yield folder, "memory.limit_in_bytes" if controllers else "memory.max"
             if folder == mount:
                 break
-    return [limit for limit in found if limit > 0]
 
 
 def user_path(text: str | Path) -> Path:

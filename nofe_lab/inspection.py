@@ -76,11 +76,12 @@ class Inspector:
             self.nofe.eval()
             x = self.nofe.preprocess(batch, None)
             features = network.features(x)
-            logits = network.experts(features)[0][network.to_class_order].double().cpu().numpy()
+            logits = network.in_class_order(network.experts(features))[0].double().cpu().numpy()
+            answered = network(x)[0].double().cpu().numpy()  # a gate may have its part in it
             gate_logits = network.gate(features)[0] if network.gate is not None else None
         with torch.no_grad(), modes_kept(self.base):
             base = torch.softmax(self.base.eval()(batch)[0].double(), 0).cpu().numpy()
-        probabilities = _softmax(logits)
+        probabilities = _softmax(answered)
         mass = np.bincount(self.expert_of, probabilities, n).astype(np.float64)
         alone = np.empty_like(probabilities)
         for k in range(n):

@@ -17,6 +17,7 @@ from typing import Any
 from nofe_lab.config import (
     ABOVE_0,
     BRANCH_STARTS,
+    INITIALISATIONS,
     MAX_BRANCH_WIDTH,
     MAX_EPOCHS,
     MAX_IMAGE_SIZE,
@@ -26,6 +27,7 @@ from nofe_lab.config import (
     PRESETS,
     RULES,
     SPECIALTIES,
+    TEACHERS,
     TRUNKS,
     one_of,
     real_number,
@@ -218,6 +220,18 @@ _DECLARED = {
         Knob("val_fraction", None, Real(0, MAX_VAL_FRACTION), "share of train set aside as val"),
         Knob("data_seed", 0, FROM_0, "draws val, and the pixels of glyphs"),
         Knob("skip_unreadable", False, Flag(), "go on without images that cannot be decoded"),
+        Knob(
+            "streaming",
+            None,
+            Flag(),
+            "decode images while training; None: if they do not fit into memory",
+        ),
+        Knob(
+            "loader_workers",
+            None,
+            Whole(0, 256),
+            "processes that decode them; None: one a core, up to 8",
+        ),
         Knob("groups", None, TEXT, "folder, or a CSV of file and group: images to keep together"),
         Knob(
             "corrections", None, TEXT, "a CSV of nofe_lab.relabel: mended labels, images left out"
@@ -228,8 +242,18 @@ _DECLARED = {
         Knob("split", None, TEXT, "the module of a cut network where branches begin"),
         Knob("stem", "auto", TEXT, "first layers of a cut network: original, or small"),
         Knob("weights", None, TEXT, "pretrained: a file, or a name of torchvision or timm"),
+        Knob(
+            "initialisation",
+            None,
+            Choice(INITIALISATIONS),
+            "of new weights: published, fan_in (scaled to wide layers), kaiming",
+        ),
         Knob("branch_width", 1.0, WIDTH, "factor on the experts' hidden channels"),
         Knob("branch_start", "fresh", Choice(BRANCH_STARTS), "fresh, the trunk's tail, upcycled"),
+        Knob("overlap", 1, FROM_1, "experts that have an output for a class; K: all"),
+        Knob(
+            "sparse", None, Whole(1), "experts an image trains beside its own, by a gate; None: all"
+        ),
         Knob(
             "trunk",
             "generalist",
@@ -246,6 +270,7 @@ _DECLARED = {
         Knob("affinity_images", None, FROM_0, "training images that affinity uses; 0: all"),
         Knob("affinity_from", "evaluation", AFFINITY, "by a pass of its own, or in training"),
         Knob("elastic_lambda", 1000.0, Real(0, MAX_LAMBDA), "the elastic rule's size penalty"),
+        Knob("fine_head", False, Flag(), "the generalist learns the classes too"),
     ),
     "training": (
         Knob("preset", "quick", Choice(PRESETS), "quick: minutes; paper: as published; strong"),
@@ -263,13 +288,17 @@ _DECLARED = {
         ),
         Knob("batch_size", None, FROM_1, "images a step"),
         Knob("learning_rate", None, Real(ABOVE_0), "base or peak learning rate"),
+        Knob("nofe_rate", None, Real(ABOVE_0), "learning rate of the NofE; None: as the others"),
+        Knob("teacher", None, Choice(TEACHERS), "whose answers the NofE learns: base, control"),
         Knob("trunk_rate", None, Real(0, 1), "of a trained trunk, of the learning rate; 0: frozen"),
         Knob("flips", None, Flag(), "mirror training images at random"),
+        Knob("random_crops", False, Flag(), "train on random parts of pictures that are streamed"),
         Knob("seed", 0, FROM_0, "of weights, order, augmentation and random partitions"),
     ),
     "machine": (
         Knob("device", "auto", TEXT, "auto, cpu, cuda, cuda:1 or mps"),
         Knob("precision", "auto", TEXT, "of training: bf16, fp32, or auto"),
+        Knob("ranks", 1, FROM_1, "processes that share each batch: one a GPU, or on one CPU"),
         Knob("runs_dir", None, TEXT, "folder of the runs; None: data/runs"),
         Knob("checkpoint_seconds", 60.0, Real(0), "the longest time between two checkpoints"),
     ),
@@ -284,6 +313,8 @@ _DECLARED = {
         Knob("Ks", "5, 20", Many(Whole(2)), "other numbers of specialties"),
         Knob("rules", "greedy, elastic, random", Many(Choice(RULES)), "other rules"),
         Knob("updates", "1, 15", Many(UPDATES), "other numbers of updates of the specialties"),
+        Knob("at_once", None, FROM_1, "trainings at once; None: one for each core"),
+        Knob("executor", None, TEXT, "where: a Dask scheduler, tcp://host:8786; None: here"),
         Knob("trunks", "base, scratch", Many(Choice(TRUNKS)), "other trunks"),
     ),
 }

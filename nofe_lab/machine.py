@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from nofe_lab.config import InvalidInput, derive_seed, first_line, one_of
+from nofe_lab.ranks import own_device
 
 PRECISIONS = ("bf16", "fp32")
 """bf16: convolutions and matrix products in bfloat16, everything else in float32 (autocast);
@@ -46,7 +47,7 @@ class Machine:
         """Choose a device and a precision.  Raises InvalidInput if the device is not available.
 
         device ``auto``: CUDA, else Apple's GPU, else the CPU.  precision ``auto``: bf16 if the
-        device supports it natively, else fp32.
+        device supports it natively, else fp32.  On several ranks, CUDA is a GPU for each.
         """
         available = ["cpu"]
         if torch.backends.mps.is_available():
@@ -55,7 +56,7 @@ class Machine:
             available[:0] = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         named = re.sub(r"^gpu(?=$|:)", "cuda", str(device))  # a common alias
         device = named if named in available else one_of("device", device, ["auto", *available])
-        found = torch.device(available[0] if device == "auto" else device)
+        found = own_device(torch.device(available[0] if device == "auto" else device))
         if one_of("precision", precision, ["auto", *PRECISIONS]) == "auto":
             precision = "bf16" if _has_bf16(found) else "fp32"
         return cls(found, precision)
@@ -110,6 +111,15 @@ class Machine:
 
     def __str__(self) -> str:
         return f"{self.device} in {self.precision}"
+
+
+def cores() -> int:
+    """How many cores this process may use, of the machine's or its container's."""
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # "max 100000" where there is no limit
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        n = min(n, max(int(quota) // int(period), 1))
+    return n
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

@@ -35,6 +35,8 @@ class Recipe:
     """Fractions of the stage's length after which the learning rate is divided by 10."""
     flips: bool = False
     """Random horizontal flips of the training images."""
+    random_crops: bool = False
+    """Training images are random parts of the pictures, resized (see `box_within`)."""
     padding: int = 0
     """Pixels of zeros around a training image before a random window is cut out of it."""
     multipliers: bool = False
@@ -80,15 +82,15 @@ class NetworkConfig:
     Which network it is belongs to a stage's backbone, which has an identity of its own.
     """
 
-    initialisation: Literal["kaiming", "published"] = "kaiming"
-    """kaiming: Gaussian on fan-in; published: what the network's authors used."""
+    initialisation: Literal["kaiming", "published", "fan_in"] = "kaiming"
+    """kaiming: Gaussian on fan-in; published: what the network's authors used; fan_in: the same,
+    but for the wide layers of a `FlatControl`."""
     inputs: Literal["standardised", "mean_image", "pretrained"] = "standardised"
     """standardised: per channel, mean 0, deviation 1; mean_image: 0..255 minus the mean image;
     pretrained: as the weights that the backbone begins with were made."""
 
     def __post_init__(self) -> None:
-        initialisation = Choice(("kaiming", "published"))
-        check_fields(self, initialisation=initialisation, inputs=Choice(INPUTS))
+        check_fields(self, inputs=Choice(INPUTS))
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -63,6 +65,13 @@ def _draw(per_class: int, rng: np.random.Generator) -> Resident:
         image[label // 2] += 120 * patterns[label % 2]
     pixels = torch.from_numpy(images.clip(0, 255).astype(np.uint8))
     return Resident(pixels, torch.from_numpy(labels))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hears_interrupts() -> None:
+    """Processes that tests start hear SIGINT, also where these tests run in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -137,3 +146,26 @@ def nofe_data() -> Path:
     if not folder:
         pytest.skip("NOFE_DATA is not set: it names the folder that holds cifar100 in parquet")
     return Path(folder)
+
+
+class MissingFlock(FileLock):
+    """That of a file system without any, such as most of Lustre."""
+
+    def _acquire(self) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+
+class DeafFlock(FileLock):
+    """Granted to everyone, as between the hosts of some network file systems."""
+
+    def __init__(self, path: Path, **settings: object) -> None:
+        super().__init__(path.with_name(f"{path.name}.{os.urandom(8).hex()}"), **settings)
+
+
+FLOCKS = {"works": FileLock, "missing": MissingFlock, "deaf": DeafFlock}
+
+
+@pytest.fixture(params=FLOCKS)
+def flock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Does what it does on three kinds of file systems, here and in processes forked from here."""
+    monkeypatch.setattr("nofe_lab.runs.locks.FileLock", FLOCKS[request.param])

@@ -16,12 +16,19 @@ from nofe_lab.machine import Machine
 from nofe_lab.runs.provenance import provenance
 
 
-def save_table(found: pd.DataFrame, target: Path | None, command: str, **also: Any) -> None:
+def save_table(
+    found: pd.DataFrame,
+    target: Path | None,
+    command: str,
+    machine: Machine | None = None,
+    **also: Any,
+) -> None:
     """Print a table with the machine and the revision of its measurements, and save it as CSV.
 
-    also: further columns.  target: the file, whose first line is `command`; None: none.
+    target: the file, whose first line is `command`; None: none.  machine: None: the CPU in fp32.
+    also: further columns.
     """
-    about = provenance(Machine.pick("cpu", "fp32"), 0.0)
+    about = provenance(machine or Machine.pick("cpu", "fp32"), 0.0)
     found = found.assign(
         **also,
         hardware=about["device"],

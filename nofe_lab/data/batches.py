@@ -53,11 +53,14 @@ def steps_per_epoch(source: Source, recipe: Recipe) -> int:
             f"batch_size must be at most the {len(source)} training images; got "
             f"{recipe.batch_size}."
         )
-    if torch.uint8 not in source.dtypes and (recipe.flips or recipe.padding):
+    if torch.uint8 not in source.dtypes and (recipe.flips or recipe.padding or recipe.random_crops):
         raise InvalidInput(
-            "flips and padding need images; got features of a frozen trunk, which were made "
-            "without them: accepted are flips=False and a preset without padding."
+            "flips, random_crops and padding need images; got features of a frozen trunk, which "
+            "were made without them: accepted are flips=False, random_crops=False and a preset "
+            "without padding."
         )
+    if recipe.random_crops:
+        source.with_boxes(torch.empty(0, 4))  # refuses where pictures are not kept
     return len(source) // recipe.batch_size
 
 
@@ -90,6 +93,7 @@ class Batches:
         self.labels = source.labels.to(device)
         self.batch_size = recipe.batch_size
         self.flips = recipe.flips
+        self.crops = recipe.random_crops
         self.padding = recipe.padding
         size = source.image_shape[1:]
         self.positions = [
@@ -109,9 +113,13 @@ class Batches:
         order = self._draw("order", epoch).argsort().to(self.device)
         flips = (self._draw("flips", epoch) < 0.5).to(self.device) if self.flips else None
         corners = self._corners(epoch)
+        source = self.source
+        if self.crops:
+            boxes = [self._draw(use, epoch) for use in ("area", "shape", "top", "left")]
+            source = source.with_boxes(torch.stack(boxes, dim=1))
         rest = order[first * self.batch_size : len(self) * self.batch_size]
         indices = [index[self.rank :: self.world] for index in rest.split(self.batch_size)]
-        for index, images in zip(indices, self.source.stream(indices), strict=True):
+        for index, images in zip(indices, source.stream(indices), strict=True):
             drawn = Augmentation(
                 None if flips is None else flips[index],
                 None if corners is None else corners[index],

@@ -41,8 +41,7 @@ def stratified_draw(labels: Tensor, size_of: Callable[[int], int], seed: int) ->
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label in range(int(labels.max()) + 1):
-        indices = (labels == label).nonzero().flatten()
+    for indices in labels.argsort(stable=True).split(labels.bincount().tolist()):
         order = torch.randperm(len(indices), generator=generator)
         chosen[indices[order[: size_of(len(indices))]]] = True
     return chosen

@@ -34,8 +34,11 @@ from nofe_lab.data.dataset import (
     stratified_sample,
     stratified_test_split,
 )
+from nofe_lab.data.imagenet import SYNSETS, classes_of_flat
+from nofe_lab.data.listing import Encoded, Files, examined
 from nofe_lab.data.pictures import ENDINGS, ImageReader
-from nofe_lab.data.source import Resident, short_digest, stack_keys
+from nofe_lab.data.source import Resident, Source, short_digest, stack_keys
+from nofe_lab.data.streaming import Decoder, Pictures, Streaming, is_streamed
 from nofe_lab.files import UnreadableFile, read_text, redact_path, sha256, user_path
 
 IMAGE_SIZE = 32
@@ -60,6 +63,9 @@ SYSTEM_NAMES = (
 BY_FOLDER = "folder"
 """Value of `groups`: each folder inside a class folder holds the pictures of one object."""
 
+NAMES_FILE = "class_names.tsv"
+"""Readable class names: lines of id, tab, names separated by ", "; without a header."""
+
 _LAYOUT = (
     "DIR/<class>/<image files>, or DIR/train/<class>/<image files> beside "
     "DIR/test/<class>/<image files>"
@@ -76,6 +82,15 @@ class ReadOptions:
     skip_unreadable: bool = False
     groups: str | None = None
     corrections: Corrections | None = None
+    streaming: bool | None = None
+    workers: int | None = None
+
+    def count(self, images: Mapping[str, int], C: int) -> int:
+        """How many images are kept, at most, of as many in each split."""
+        counts = dict(images)
+        if self.train_per_class is not None:
+            counts["train"] = min(counts["train"], C * self.train_per_class)
+        return sum(counts.values())
 
 
 @dataclass(frozen=True)
@@ -92,13 +107,17 @@ class ImageList:
     """int64 [N], see `Source`."""
     rows: Sequence[str] | None = None
     """Where each image is, for images that are no files of their own (see `Dataset.files`)."""
+    staying: Encoded | None = None
+    """The images if they are streamed; `encoded` is empty then."""
 
     def __getitem__(self, mask: Tensor) -> ImageList:
         chosen = mask.nonzero().flatten().tolist()
-        encoded, names = [self.encoded[i] for i in chosen], [self.names[i] for i in chosen]
+        names = [self.names[i] for i in chosen]
+        encoded = self.encoded and [self.encoded[i] for i in chosen]
+        staying = self.staying and self.staying.some(chosen)
         groups = None if self.groups is None else self.groups[mask]
         rows = None if self.rows is None else [self.rows[i] for i in chosen]
-        return ImageList(encoded, names, self.labels[mask], groups, rows)
+        return ImageList(encoded, names, self.labels[mask], groups, rows, staying)
 
     @property
     def places(self) -> list[str]:
@@ -258,26 +277,61 @@ def decode_splits(
     few = listed["train"].sample(options.train_per_class, options.seed)
     listed = {**listed, "train": few}
     reader = ImageReader(name, options.image_size, options.skip_unreadable)
-    contents = {split: part.contents for split, part in listed.items()}
+    staying = {split: part.staying for split, part in listed.items() if part.staying is not None}
+    whole = options.skip_unreadable  # else damage is found when it is too late to leave it out
+    seen = {split: examined(each, whole) for split, each in staying.items()}
+    contents = {
+        split: [image.digest for image in seen[split]] if split in seen else part.contents
+        for split, part in listed.items()
+    }
     for split, chosen in listed.items():
         for place, content in zip(chosen.places, contents[split], strict=True):
             files[place] = files[place]._replace(checksum=content.hex())
     if options.corrections is not None:
         options.corrections.check(name, class_names, files)
-    splits = {}
+    pixels: dict[str, Tensor] = {}
+    about: dict[str, tuple[Tensor, Tensor | None, Tensor]] = {}
+    kept: dict[str, Tensor] = {}
     for split in ("train", "val", "test"):  # train first: its images determine the bit depth
-        if (part := listed.get(split)) is not None:
-            images, kept = reader.read(part.encoded, part.names)
-            groups = None if part.groups is None else part.groups[kept]
-            keys = part.keys(f"{options.image_size} {reader.bit_depth}", contents[split])
-            for place, key in zip(part.places, keys.numpy(), strict=True):
-                files[place] = files[place]._replace(key=key.tobytes())
-            splits[split] = Resident(images, part.labels[kept], groups, keys[kept])
+        if (part := listed.get(split)) is None:
+            continue
+        if split in seen:
+            decoded = reader.examined(seen[split], part.names)
+        else:
+            pixels[split], decoded = reader.read(part.encoded, part.names)
+        keys = part.keys(f"{options.image_size} {reader.bit_depth}", contents[split])
+        for place, key in zip(part.places, keys.numpy(), strict=True):
+            files[place] = files[place]._replace(key=key.tobytes())
+        groups = None if part.groups is None else part.groups[decoded]
+        kept[split], about[split] = decoded, (part.labels[decoded], groups, keys[decoded])
+    splits: dict[str, Source] = {split: Resident(pixels[split], *about[split]) for split in pixels}
+    if staying:
+        splits = _streamed(staying, kept, about, reader, options.workers)
     train, test = splits["train"], splits["test"]
     val = splits.get("val", train[:0])
     notes = (*notes, *_case_notes(class_names), *_duplicate_notes(contents), *reader.notes)
     depth = reader.bit_depth or 16
     return Dataset(name, class_names, train, val, test, notes=notes, bit_depth=depth, files=files)
+
+
+def _streamed(
+    encoded: Mapping[str, Encoded],
+    kept: Mapping[str, Tensor],
+    about: Mapping[str, tuple[Tensor, Tensor | None, Tensor]],
+    reader: ImageReader,
+    workers: int | None,
+) -> dict[str, Source]:
+    """The splits of images that stay where they are.  about: labels, groups and keys of each."""
+    depth = reader.bit_depth or 16
+    decoder = Decoder(list(encoded.values()), reader.image_shape, reader.image_size, depth)
+    pictures = Pictures(decoder, workers)
+    splits: dict[str, Source] = {}
+    first = 0
+    for split, each in encoded.items():
+        rows = first + kept[split].nonzero().flatten()
+        splits[split] = Streaming(pictures, rows, *about[split])
+        first += len(each)
+    return splits
 
 
 def _case_notes(class_names: Sequence[str]) -> list[str]:
@@ -332,7 +386,19 @@ def read_image_folder(name: str, directory: str, options: ReadOptions) -> Datase
         listed["test"], train = train[in_test], train[~in_test]
     listed["train"] = train
     size = options.image_size or IMAGE_SIZE
-    return decode_splits(name, class_names, listed, replace(options, image_size=size), notes)
+    count = options.count(
+        {split: len(part.labels) for split, part in listed.items()}, len(class_names)
+    )
+    if is_streamed(name, count, (size, size), options.streaming):
+        listed = {
+            split: replace(part, encoded=[], staying=Files(layout.root, part.names))
+            for split, part in listed.items()
+        }
+    try:
+        names = readable_names(layout.root, class_names)
+    except InvalidInput as error:
+        raise InvalidInput(f"dataset {name!r}: {error}") from error
+    return decode_splits(name, names, listed, replace(options, image_size=size), notes)
 
 
 def list_image_folder(
@@ -343,7 +409,11 @@ def list_image_folder(
     Layouts and errors are those of `read_image_folder`; without folders of splits, all is train.
     """
     layout, listed = _listed_layout(name, directory, False)
-    return layout.class_names, listed, (*layout.notes, *layout.skipped.notes)
+    try:
+        names = readable_names(layout.root, layout.class_names)
+    except InvalidInput as error:
+        raise InvalidInput(f"dataset {name!r}: {error}") from error
+    return names, listed, (*layout.notes, *layout.skipped.notes)
 
 
 def _listed_layout(
@@ -355,6 +425,43 @@ def _listed_layout(
         return layout, layout.listed()
     except InvalidInput as error:
         raise InvalidInput(f"dataset {name!r}: {error}") from error
+
+
+def readable_names(folder: Path, ids: Sequence[str]) -> tuple[str, ...]:
+    """Replace ids by the first name of each that no other class has, or by all its names.
+
+    An id that neither `NAMES_FILE` nor ImageNet's own list in the folder names, or whose names are
+    all another class's too, stays.
+    """
+    texts = _names_by_id(folder / SYNSETS, " ") | _names_by_id(folder / NAMES_FILE, "\t")
+    full_names = [texts.get(each, each) for each in ids]
+    first_names = [texts[each].split(", ")[0] if each in texts else each for each in ids]
+    uses_of_first, uses_of_full = Counter(first_names), Counter(full_names)
+    return tuple(
+        first if uses_of_first[first] == 1 else full if uses_of_full[full] == 1 else each
+        for each, first, full in zip(ids, first_names, full_names, strict=True)
+    )
+
+
+def _names_by_id(path: Path, separator: str) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    try:
+        lines = read_text(path, links=True).removeprefix("\ufeff").split("\n")
+    except UnreadableFile as error:
+        raise InvalidInput(f"{path} cannot be read: {error}") from error
+    texts: dict[str, str] = {}
+    between = "tab" if separator == "\t" else "blank"
+    for number, line in enumerate(lines, 1):
+        each, _, text = (part.strip() for part in line.partition(separator))
+        if each and text and text.split(", ")[0].strip() and texts.get(each, text) == text:
+            texts[each] = text
+        elif line.strip():
+            raise InvalidInput(
+                f"line {number} of {path.name} must be an id, a {between} and its names, once; got "
+                f"{shown(line)}."
+            )
+    return texts
 
 
 def split_of(name: str) -> str | None:
@@ -404,27 +511,52 @@ class _Layout:
         self._inside: dict[Path, tuple[list[str], bool]] = {}
         top = self._unwrapped(root)
         places = self._splits(top)
-        for folder in dict.fromkeys((root, top, *places.values())):
+        self.flat = self._flat(places)
+        own = {split: place for split, place in places.items() if split not in self.flat}
+        for folder in dict.fromkeys((root, top, *own.values())):
             self.skipped.outside += self._images_in(folder)
-        self.folders = {split: self._classes(place) for split, place in places.items()}
+        self.folders = {split: self._classes(place) for split, place in own.items()}
         if set(self.folders) == {"train"}:
             self.folders = self._splits_of_classes(self.folders["train"])
         for classes in self.folders.values():
             self._check_inside(classes)
         self.class_names = tuple(sorted(self.folders["train"]))
         self._check_classes(places)
-        if "test" not in self.folders:
-            if "val" in self.folders:
-                self.folders["test"] = self.folders.pop("val")
+        found = {**self.folders, **self.flat}
+        if "test" not in found:
+            if "val" in found:
+                home = self.flat if "val" in self.flat else self.folders
+                home["test"] = home.pop("val")  # type: ignore[assignment]
                 called = self._split_label(places.get("val"), "val")
                 self.notes.append(f"No test folder: {called} is the test split.")
             else:
                 self.notes.append(f"No test folder: {TEST_SPLIT_NOTE}")
-        elif "val" in self.folders:
+        elif "val" in found:
             called = self._split_label(places.get("val"), "val")
             self.notes.append(
                 f"{called[0].upper()}{called[1:]} is the val split: val_fraction is not applied."
             )
+
+    def _flat(self, places: dict[str, Path]) -> dict[str, list[Path]]:
+        """The images of splits that lie in no class folders: ImageNet's val.
+
+        Such a test split has no labels: it is taken out of `places` if there is a val.
+        """
+        found = {}
+        for split in ("test", "val"):
+            place = places.get(split)
+            if place is None or self._scan(place)[0] or not self._scan(place)[1]:
+                continue
+            if split == "test" and "val" in places:
+                self.notes.append(
+                    f"The folder {self._relative(place)} is not read: its images have no classes."
+                )
+                del places[split]
+            else:
+                skipped = Skipped()
+                found[split] = files_in(place, ENDINGS, skipped)
+                self.skipped.endings.update(skipped.endings)
+        return found
 
     @staticmethod
     def _split_label(place: Path | None, split: str) -> str:
@@ -647,7 +779,24 @@ class _Layout:
         """List the images of all splits."""
         found = {split: self._listed(classes) for split, classes in self.folders.items()}
         self._check_links(found)
-        return found
+        flat = {split: self._listed_flat(files) for split, files in self.flat.items()}
+        return found | flat
+
+    def _listed_flat(self, files: list[Path]) -> ImageList:
+        """List images that lie in one folder, without those of classes that train does not have."""
+        number = {name: c for c, name in enumerate(self.class_names)}
+        classes = classes_of_flat(self.root, files[0].parent, files)
+        known = [(f, number[c]) for f, c in zip(files, classes, strict=True) if c in number]
+        if not known:
+            raise InvalidInput(
+                f"the images of {files[0].parent} are of other classes than those of train: "
+                f"{shown(classes[0])} is not among {some_of(self.class_names)}."
+            )
+        if other := len(files) - len(known):
+            where = self._relative(files[0].parent)
+            self.notes.append(f"{other:,} images of {where} are of classes that train lacks.")
+        names = [self._relative(file) for file, _ in known]
+        return ImageList([file for file, _ in known], names, torch.tensor([c for _, c in known]))
 
     def _check_links(self, listed: Mapping[str, ImageList]) -> None:
         """Reject links that put a folder or an image into several classes."""
@@ -712,7 +861,8 @@ def _with_groups(
     numbers: dict[str, int] = {}
     for split, part in listed.items():
         if groups == BY_FOLDER:
-            own = [_object_of(file, layout.folders[split]) for file in part.encoded]
+            classes = layout.folders.get(split, {})
+            own = [_object_of(file, classes) for file in part.encoded]
         else:
             own = [group_of.get(each.replace(os.sep, "/"), "") for each in part.names]
             if "" in own:
@@ -738,7 +888,7 @@ def _object_of(file: Path | bytes | None, classes: Mapping[str, list[Path]]) -> 
             if isinstance(file, Path) and file.is_relative_to(path):
                 inside = file.relative_to(path).parts
                 return f"{class_name}/{inside[0]}"
-    raise AssertionError("a listed file lies in a class folder")
+    return str(file)  # in no class folder
 
 
 def _read_groups(path: str) -> dict[str, str]:

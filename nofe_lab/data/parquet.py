@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nofe_lab.config import InvalidInput, composed, first_line, shown, some_of
+from nofe_lab.config import InvalidInput, composed, first_line, some_of
 from nofe_lab.data.dataset import Dataset, superclass_of
 from nofe_lab.data.folders import (
     ImageList,
@@ -26,12 +25,13 @@ from nofe_lab.data.folders import (
     dataset_folder,
     decode_splits,
     files_in,
+    readable_names,
     split_of,
 )
-from nofe_lab.files import UnreadableFile, check_regular, memory, parse_json, read_text
-
-NAMES_FILE = "class_names.tsv"
-"""Readable class names: lines of id, tab, names separated by ", "; without a header."""
+from nofe_lab.data.listing import Rows, unpacked
+from nofe_lab.data.pictures import examine
+from nofe_lab.data.streaming import is_streamed
+from nofe_lab.files import check_regular, memory, parse_json
 
 FINE, COARSE = ("fine_label", "label"), "coarse_label"
 """Preferred columns of the classes, and the column of the superclasses."""
@@ -46,7 +46,7 @@ _UNKNOWN = (-1, None)
 
 
 @dataclass(frozen=True)
-class _Columns:
+class Columns:
     """The columns that are read, and the names of their labels."""
 
     image: str
@@ -83,8 +83,26 @@ def read_parquet(name: str, directory: str, options: ReadOptions) -> Dataset:
                 f"{folder} must hold train-*.parquet and test-*.parquet (or valid-*, "
                 f"validation-*) in the Hub's layout; found the splits {sorted(shards)}."
             )
-        columns = _columns(folder, shards["train"][0])
-        splits = {split: _Table(folder, paths, columns) for split, paths in shards.items()}
+        columns = chosen_columns(
+            _features(shards["train"][0]), _relative(folder, shards["train"][0])
+        )
+        splits = {split: Table(folder, paths, columns) for split, paths in shards.items()}
+        names = readable_names(folder, columns.class_names)
+    except InvalidInput as error:
+        raise InvalidInput(f"dataset {name!r}: {error}") from error
+    return assembled(name, names, splits, options, notes)
+
+
+def assembled(
+    name: str,
+    class_names: tuple[str, ...],
+    splits: dict[str, Table],
+    options: ReadOptions,
+    notes: list[str],
+) -> Dataset:
+    """The data set of the splits train, test, val or both.  Errors as of `read_parquet`."""
+    columns = splits["train"].columns
+    try:
         if {"test", "val"} <= set(splits) and splits["test"].has_no_labels:
             secret = splits.pop("test")
             notes.append(
@@ -97,7 +115,13 @@ def read_parquet(name: str, directory: str, options: ReadOptions) -> Dataset:
             notes.append(
                 f"The split {splits['val'].name} is the val split: val_fraction is not applied."
             )
-        listed = {split: table.listed() for split, table in splits.items()}
+        side = options.image_size
+        size = splits["train"].size if side is None else (side, side)
+        counts = {split: len(table) for split, table in splits.items()}
+        packed = sum(table.packed for table in splits.values())
+        count = options.count(counts, len(class_names))
+        streamed = is_streamed(name, count, size, options.streaming, packed)
+        listed = {split: table.listed(streamed) for split, table in splits.items()}
         parents: tuple[int, ...] = ()
         if columns.coarse:
             fine, coarse = listed["train"].labels.numpy(), splits["train"].labels(columns.coarse)
@@ -107,10 +131,9 @@ def read_parquet(name: str, directory: str, options: ReadOptions) -> Dataset:
                     f"The superclasses of the column {columns.coarse!r} are left out: images of "
                     "one class have several."
                 )
-        names = _readable_names(folder, columns.class_names)
     except InvalidInput as error:
         raise InvalidInput(f"dataset {name!r}: {error}") from error
-    dataset = decode_splits(name, names, listed, options, (*columns.notes, *notes))
+    dataset = decode_splits(name, class_names, listed, options, (*columns.notes, *notes))
     if not parents:
         return dataset
     superclass_names = columns.names[str(columns.coarse)]
@@ -227,7 +250,7 @@ def _unreadable(path: Path, error: Exception) -> InvalidInput:
     )
 
 
-def _label_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def label_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """Get the names of the labels in each ClassLabel column."""
     return {
         column: tuple(composed(each) for each in feature["names"])
@@ -238,16 +261,15 @@ def _label_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _columns(folder: Path, path: Path) -> _Columns:
-    """Choose the columns to read by the first file's metadata; notes name the alternatives."""
-    features = _features(path)
-    labels = _label_names(features)
+def chosen_columns(features: Mapping[str, Any], where: str) -> Columns:
+    """Choose the columns to read by a file's metadata; notes name the alternatives."""
+    labels = label_names(features)
     images = [column for column, feature in features.items() if feature.get("_type") == "Image"]
     label = next((c for c in FINE if c in labels), next(iter(labels), None))
     if label is None or not images:
         raise InvalidInput(
             "its 'huggingface' metadata must name an Image column and a ClassLabel column; found "
-            f"{sorted(features) or 'none'} in {_relative(folder, path)}."
+            f"{sorted(features) or 'none'} in {where}."
         )
     coarse = COARSE if COARSE in labels and label != COARSE else None
     notes = []
@@ -258,16 +280,16 @@ def _columns(folder: Path, path: Path) -> _Columns:
             f"The images are those of the column {images[0]!r}, not {some_of(images[1:])}."
         )
     names = {column: labels[column] for column in (label, coarse) if column is not None}
-    return _Columns(images[0], label, coarse, names, tuple(notes))
+    return Columns(images[0], label, coarse, names, tuple(notes))
 
 
-class _Table:
-    """The rows of one split: encoded images, and labels file by file.
+class Table:
+    """The rows of one split: labels, file by file, and images, which are read last.
 
     Raises InvalidInput if a file cannot be read or a column has the wrong type.
     """
 
-    def __init__(self, folder: Path, paths: Sequence[Path], columns: _Columns) -> None:
+    def __init__(self, folder: Path, paths: Sequence[Path], columns: Columns) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -275,25 +297,57 @@ class _Table:
         self.columns = columns
         self.name = _split_name(paths[0])
         self.paths = paths
-        self.own_names = [_label_names(_features(path)) for path in paths]
-        wanted = [columns.image, *columns.names]
+        self.own_names = [label_names(_features(path)) for path in paths]
         self.tables = []
-        unpacked = 0
+        self.packed = 0
+        """Bytes of the images, before they are decoded."""
         for path in paths:
             try:
                 with pq.ParquetFile(path) as file:
                     self._check_columns(path, file.schema_arrow)
-                    rows = []
-                    for batch in file.iter_batches(_ROWS, columns=wanted):
-                        rows.append(batch)
-                        unpacked += batch.nbytes
-                        _check_memory(path, unpacked)
-                    table = pa.Table.from_batches(rows) if rows else file.schema_arrow.empty_table()
-                    self.tables.append(table.select(wanted))
+                    self.packed += _bytes_of(file, columns.image)
+                    self.tables.append(file.read(list(columns.names)))
             except (pa.ArrowException, OSError, OverflowError) as error:
                 raise _unreadable(path, error) from error
-        if not sum(map(len, self.tables)):
+        if not len(self):
             raise InvalidInput(f"the split {self.name!r} holds no images.")
+
+    def __len__(self) -> int:
+        return sum(map(len, self.tables))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the first image that can be decoded; (0, 0) if there is none."""
+        contents = (content for path in self.paths for content, _ in self.images(path))
+        sizes = (examine(content).size for content in contents)
+        return next((size for size in sizes if all(size)), (0, 0))
+
+    def images(self, path: Path) -> Iterator[tuple[bytes | None, str]]:
+        """Yield the content and the path of each image of a file."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        unpacked = 0
+        try:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(_ROWS, columns=[self.columns.image]):
+                    unpacked += batch.nbytes
+                    _check_memory(path, unpacked)
+                    for row in batch.column(0).to_pylist():
+                        yield (row or {}).get("bytes"), str((row or {}).get("path") or "")
+        except (pa.ArrowException, OSError, OverflowError) as error:
+            raise _unreadable(path, error) from error
+
+    def paths_inside(self, path: Path) -> list[str]:
+        """The paths of the images of a file, without the images."""
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(path) as file:
+            column = f"{self.columns.image}.path"
+            if column not in {c.path for c in map(file.schema.column, range(len(file.schema)))}:
+                return [""] * file.metadata.num_rows
+            rows = file.read([column]).column(0).to_pylist()
+        return [str((row or {}).get("path") or "") for row in rows]
 
     def _check_columns(self, path: Path, schema: Any) -> None:
         import pyarrow as pa
@@ -370,31 +424,48 @@ class _Table:
                 f"from 0 to {count - 1}; got {listed}{more}."
             )
 
-    def listed(self) -> ImageList:
-        """List the images and their labels."""
-        import pyarrow.compute as pc
+    def staying(self) -> Rows:
+        """The images where each of them can be reached."""
+        return unpacked(self.paths, self.columns.image, self.name, _ROWS)
 
-        labels = self.labels(self.columns.label)
+    def listed(self, streamed: bool) -> ImageList:
+        """List the images and their labels.  streamed: whether the images stay where they are."""
+        labels = torch.from_numpy(self.labels(self.columns.label))
         encoded: list[bytes | None] = []
         names: list[str] = []
         rows: list[str] = []
-        for file, table in zip(self.paths, self.tables, strict=True):
-            column = table[self.columns.image]
-            fields = [field.name for field in column.type]
-            contents = pc.struct_field(column, "bytes").to_pylist()
-            paths = pc.struct_field(column, "path").to_pylist() if "path" in fields else []
-            for i, content in enumerate(contents):
-                path = f" ({str(paths[i])[:80]})" if paths and paths[i] else ""
-                names.append(f"image {len(encoded)} of {self.name}{path}")
-                encoded.append(content)
-                rows.append(f"{file.relative_to(self.folder).as_posix()}:{i}")
-        if not any(encoded):
+        for file in self.paths:
+            if streamed:
+                paths = self.paths_inside(file)
+            else:
+                images = list(self.images(file))
+                encoded += [content for content, _ in images]
+                paths = [path for _, path in images]
+            names += [
+                f"image {i} of {self.name}{path and f' ({path[:80]})'}"
+                for i, path in enumerate(paths, len(names))
+            ]
+            place = file.relative_to(self.folder).as_posix()
+            rows += [f"{place}:{i}" for i in range(len(paths))]
+        staying = self.staying() if streamed else None
+        if not any(encoded) and (staying is None or staying.is_empty):
             raise InvalidInput(
                 f"images of the split {self.name!r} are stored by path alone; accepted: images "
                 "whose contents are in the file (datasets: cast to Image(), then push_to_hub or "
                 "to_parquet, embeds them)."
             )
-        return ImageList(encoded, names, torch.from_numpy(labels), rows=rows)
+        return ImageList(encoded, names, labels, rows=rows, staying=staying)
+
+
+def _bytes_of(file: Any, column: str) -> int:
+    """Bytes that a column of a parquet file unpacks to."""
+    groups = (file.metadata.row_group(i) for i in range(file.metadata.num_row_groups))
+    parts = (group.column(j) for group in groups for j in range(group.num_columns))
+    return sum(
+        part.total_uncompressed_size
+        for part in parts
+        if part.path_in_schema.split(".")[0] == column
+    )
 
 
 def _check_memory(path: Path, unpacked: int) -> None:
@@ -403,38 +474,3 @@ def _check_memory(path: Path, unpacked: int) -> None:
         raise InvalidInput(
             f"{path} does not fit into memory: it unpacks to more than {memory():,} bytes."
         )
-
-
-def _readable_names(folder: Path, ids: Sequence[str]) -> tuple[str, ...]:
-    """Replace ids by the first name of each that no other class has, or by all its names.
-
-    An id that `NAMES_FILE` does not list, or whose names are all another class's too, stays.
-    """
-    texts = _names_by_id(folder / NAMES_FILE)
-    full_names = [texts.get(each, each) for each in ids]
-    first_names = [texts[each].split(", ")[0] if each in texts else each for each in ids]
-    uses_of_first, uses_of_full = Counter(first_names), Counter(full_names)
-    return tuple(
-        first if uses_of_first[first] == 1 else full if uses_of_full[full] == 1 else each
-        for each, first, full in zip(ids, first_names, full_names, strict=True)
-    )
-
-
-def _names_by_id(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        return {}
-    try:
-        lines = read_text(path, links=True).removeprefix("\ufeff").split("\n")
-    except UnreadableFile as error:
-        raise InvalidInput(f"{path} cannot be read: {error}") from error
-    texts: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        each, _, text = (part.strip() for part in line.partition("\t"))
-        if each and text and text.split(", ")[0].strip() and texts.get(each, text) == text:
-            texts[each] = text
-        elif line.strip():
-            raise InvalidInput(
-                f"line {number} of {path.name} must be an id, a tab and its names, once; got "
-                f"{shown(line)}."
-            )
-    return texts

@@ -6,11 +6,12 @@ images, for example, may surprise a network for colour photographs.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from nofe_lab.config import InvalidInput, first_line, some_of
+from nofe_lab.data.source import short_digest
 from nofe_lab.files import memory, open_regular
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -36,6 +38,8 @@ ENDINGS = (
 MAX_PIXELS_AT_ONCE = 2**26
 """Pixels that all threads together decode at once; a larger image is decoded alone."""
 
+_TURNING = (b"eXIf", b"Raw profile", b"xmp")  # where a PNG file may say how it is turned
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _KINDS = {"1": "grey", "L": "grey", "LA": "grey", "P": "palette", "PA": "palette"}
 _ON_WHITE = " (transparent parts on white)"
 _CHUNK = 64  # images per task: few, so that an error stops decoding early
@@ -54,6 +58,23 @@ class Picture(NamedTuple):
     """Largest value of a 16-bit image; for a colour image with the lowest 8 bits set to 0."""
     has_more: bool = False
     """Whether the file holds more images than this one."""
+
+
+class Examined(NamedTuple):
+    """What is known of an image file whose pixels are not kept (see `examine`)."""
+
+    digest: bytes
+    """Of its size and content; empty if it is missing."""
+    size: tuple[int, int]
+    """(width, height), upright."""
+    kind: str
+    """As in `Picture`."""
+    peak: int
+    """As in `Picture`."""
+    has_more: bool
+    """As in `Picture`."""
+    error: str
+    """Why it cannot be decoded; "" if it can."""
 
 
 class UnreadableImage(Exception):
@@ -81,6 +102,12 @@ class ImageReader:
         self.unreadable: list[str] = []
         self._first: tuple[str, tuple[int, ...]] | None = None
         self._budget = PixelBudget()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images that were read, in pixels."""
+        assert self._first is not None, "an image has been read"
+        return 3, *self._first[1][:2]  # type: ignore[return-value]
 
     def read(
         self, encoded: Sequence[Path | bytes | None], names: Sequence[str]
@@ -124,24 +151,56 @@ class ImageReader:
                     list(pool.map(fill, chunks))
 
             fill_all(range(len(encoded)))
-            if self.bit_depth is None and (deep := [i for i in sorted(found) if found[i].peak]):
-                self.bit_depth = self._bit_depth(found, names, deep)
-                if self.bit_depth < 16:
-                    fill_all(deep)
+            before = self.bit_depth
+            deep = self._set_bit_depth(found, names)
+            if before is None and (self.bit_depth or 16) < 16:
+                fill_all(deep)
+        kept = self._counted(found, failed, names)
+        images = torch.from_numpy(pixels)
+        return images[kept] if failed else images, kept
+
+    def examined(self, images: Sequence[Examined], names: Sequence[str]) -> Tensor:
+        """Do as if N images were read: which of them would be, bool [N].  Errors as of `read`."""
+        failed = {i: image.error for i, image in enumerate(images) if image.error}
+        found = {}
+        for i, image in enumerate(images):
+            if not image.error:
+                shape = self.image_size or image.size[1], self.image_size or image.size[0], 3
+                self._check_size(shape, names[i])
+                resized = shape[1::-1] != image.size
+                found[i] = Picture(_NO_PIXELS, image.kind, resized, image.peak, image.has_more)
+        if not found:
+            raise self._decoding_error(failed, names)
+        self._set_bit_depth(found, names)
+        return self._counted(found, failed, names)
+
+    def _counted(
+        self, found: Mapping[int, Picture], failed: Mapping[int, str], names: Sequence[str]
+    ) -> Tensor:
+        """Count how images were converted; which of them could be decoded, bool [N]."""
         if failed and not self.skip_unreadable:
             raise self._decoding_error(failed, names)
         self.unreadable += [names[index] for index in sorted(failed)]
         self.total += len(found)
         self.resized += sum(picture.resized for picture in found.values())
         self.several += sum(picture.has_more for picture in found.values())
-        self.converted.update(picture.kind for picture in found.values() if picture.kind)
+        # in their order, not in that in which threads have come to them
+        self.converted.update(found[i].kind for i in sorted(found) if found[i].kind)
         self.clipped += sum(p.peak >= 2 ** (self.bit_depth or 16) for p in found.values())
-        kept = torch.ones(len(encoded), dtype=torch.bool)
+        kept = torch.ones(len(names), dtype=torch.bool)
         kept[list(failed)] = False
-        images = torch.from_numpy(pixels)
-        return images[kept] if failed else images, kept
+        return kept
 
-    def _bit_depth(self, found: dict[int, Picture], names: Sequence[str], deep: list[int]) -> int:
+    def _set_bit_depth(self, found: Mapping[int, Picture], names: Sequence[str]) -> list[int]:
+        """Set the bit depth by the first 16-bit images; which of these there are."""
+        deep = [index for index in sorted(found) if found[index].peak]
+        if self.bit_depth is None and deep:
+            self.bit_depth = self._bit_depth(found, names, deep)
+        return deep
+
+    def _bit_depth(
+        self, found: Mapping[int, Picture], names: Sequence[str], deep: list[int]
+    ) -> int:
         """Find the smallest bit depth that holds the values of all deep images."""
         depth = max(8, max(found[index].peak for index in deep).bit_length())
         in_colour = next((i for i in deep if found[i].kind.startswith(DEEP_COLOUR)), None)
@@ -199,10 +258,11 @@ class ImageReader:
         except MemoryError as error:
             raise InvalidInput(
                 f"dataset {self.dataset_name!r}: {n:,} images of {width} x {height} pixels do not "
-                "fit into memory; a smaller image_size or train_per_class needs less."
+                "fit into memory; streaming=True decodes them while networks train, and a smaller "
+                "image_size or train_per_class needs less."
             ) from error
 
-    def _decoding_error(self, failed: dict[int, str], names: Sequence[str]) -> InvalidInput:
+    def _decoding_error(self, failed: Mapping[int, str], names: Sequence[str]) -> InvalidInput:
         listed = [f"{names[index]} cannot be decoded ({failed[index]})" for index in sorted(failed)]
         several = f" {len(listed)} images are unreadable:" if len(listed) > 1 else ""
         hint = ""
@@ -270,23 +330,93 @@ def decode(
     image_size: int | None = None,
     bit_depth: int = 16,
     budget: PixelBudget | None = None,
+    box: Sequence[float] | None = None,
 ) -> Picture:
     """Decode an image file, or its contents, to RGB, and apply its EXIF orientation.
 
     encoded: the path of a regular file, or an image's contents.  image_size: the shorter side is
     resized to this many pixels and the centre square cropped; None: as stored.  bit_depth: of the
     values in 16-bit images; larger values are clipped.  budget: bounds the pixels that threads
-    decode at once.  Raises UnreadableImage if the image is missing, damaged or truncated.
+    decode at once.  box: drawn numbers, for which a part of the picture takes the place of the
+    centre square (see `box_within`).
+    Raises UnreadableImage if the image is missing, damaged or truncated.
     """
     try:
-        if isinstance(encoded, Path):
-            with open_regular(encoded, memory(), links=True) as file:
-                return _decode(file, image_size, bit_depth, budget or PixelBudget())
-        if not isinstance(encoded, bytes):  # text, above all, would be opened as a path
-            raise ValueError("nothing is stored" if encoded is None else "no image is stored")
-        return _decode(io.BytesIO(encoded), image_size, bit_depth, budget or PixelBudget())
+        with _opened(encoded) as file:
+            return _decode(file, image_size, bit_depth, budget or PixelBudget(), box)
     except Exception as error:  # damaged files make Pillow raise almost anything
         raise UnreadableImage(_reason(error)) from error
+
+
+def box_within(size: tuple[int, int], drawn: Sequence[float]) -> tuple[float, float, float, float]:
+    """The part of a picture (width, height) that a random resized crop shows, in pixels.
+
+    drawn: four numbers in [0, 1), for its area (a share from .08 to 1), its shape (width by height
+    from 3/4 to 4/3, evenly on a log scale), row and column.  A part that is longer than the picture
+    is cut to it.  After C. Szegedy et al., "Going Deeper with Convolutions", 2015.
+    """
+    area, shape, row, column = drawn
+    area = (0.08 + 0.92 * area) * size[0] * size[1]
+    ratio = (3 / 4) ** (1 - 2 * shape)
+    width, height = min((area * ratio) ** 0.5, size[0]), min((area / ratio) ** 0.5, size[1])
+    left, top = column * (size[0] - width), row * (size[1] - height)
+    return left, top, left + width, top + height
+
+
+def examine(
+    encoded: Path | bytes | None, whole: bool = False, budget: PixelBudget | None = None
+) -> Examined:
+    """What can be known of an image file by reading it once.  Never raises.
+
+    whole: decode all of it, so that any damage is found.  Otherwise the header is enough of JPEG
+    and PNG files in RGB or grey whose end is there.  budget: see `decode`.
+    """
+    digest = b""
+    try:
+        with _opened(encoded) as file:
+            content = file.read()
+        if isinstance(encoded, Path):
+            digest = short_digest(str(len(content)), hashlib.sha256(content).digest())
+        elif content:
+            digest = short_digest(str(len(content)), content)
+        header = _header(content)
+        if header is not None and not whole:
+            return Examined(digest, *header, "")
+        picture = decode(content, None, 16, budget)
+        height, width = picture.pixels.shape[:2]
+        return Examined(digest, (width, height), picture.kind, picture.peak, picture.has_more, "")
+    except UnreadableImage as error:
+        return Examined(digest, (0, 0), "", 0, False, str(error))
+    except Exception as error:  # as in `decode`
+        return Examined(digest, (0, 0), "", 0, False, _reason(error))
+
+
+def _header(content: bytes) -> tuple[tuple[int, int], str, int, bool] | None:
+    """Upright (width, height), kind, peak and whether there are more images, from the header.
+
+    None if it tells too little.  Raises what Pillow raises.
+    """
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:  # type: ignore[arg-type]
+        end = _ENDS.get(str(image.format))
+        is_plain = image.mode in ("RGB", "L") and not image.has_transparency_data
+        is_deep = any("16" in _raw_mode(tile.args) for tile in image.tile)
+        if end is None or not content.endswith(end) or not is_plain or is_deep:
+            return None
+        turned = False
+        if image.format == "JPEG":
+            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        elif any(word in content for word in _TURNING):  # Pillow would have to decode it
+            return None
+        size = image.size[::-1] if turned else image.size
+        return size, _KINDS.get(image.mode, ""), 0, getattr(image, "n_frames", 1) > 1
+
+
+def _opened(encoded: Path | bytes | None) -> io.BufferedIOBase:
+    if isinstance(encoded, Path):
+        return open_regular(encoded, memory(), links=True)
+    if not isinstance(encoded, bytes):  # text, above all, would be opened as a path
+        raise ValueError("nothing is stored" if encoded is None else "no image is stored")
+    return io.BytesIO(encoded)
 
 
 def image_tensor(
@@ -350,7 +480,11 @@ def rgb(image: Tensor) -> np.ndarray:
 
 
 def _decode(
-    file: io.BufferedIOBase, image_size: int | None, bit_depth: int, budget: PixelBudget
+    file: io.BufferedIOBase,
+    image_size: int | None,
+    bit_depth: int,
+    budget: PixelBudget,
+    box: Sequence[float] | None = None,
 ) -> Picture:
     with (
         Image.open(file, formats=FORMATS) as image,  # type: ignore[arg-type]
@@ -365,7 +499,11 @@ def _decode(
             kind = f"16-bit {kind or 'RGB'}"
             peak = 256 * max(high for _, high in picture.getextrema())  # type: ignore[misc]
         resized = image_size is not None and picture.size != (image_size, image_size)
-        if image_size is not None and resized:
+        if box is not None:
+            size = picture.size if image_size is None else (image_size, image_size)
+            part = box_within(picture.size, box)
+            picture = picture.resize(size, Image.Resampling.BILINEAR, box=part)
+        elif image_size is not None and resized:
             square = (image_size, image_size)
             picture = ImageOps.fit(picture, square, Image.Resampling.BILINEAR)
         return Picture(np.asarray(picture), kind, resized, peak, has_more)

@@ -80,12 +80,18 @@ class Preprocess(nn.Module):
                 )
             scaled = (255 * mean).float(), (1 / (255 * deviation)).float()
             return cls(*scaled, window, (channels, height, width))
-        total = torch.zeros(train.image_shape, dtype=torch.float64)
-        squares = torch.zeros_like(total)
-        for images in train.parts(max(MEASURED_VALUES // total.numel(), 1)):
-            pixels = images.double()  # sums of whole numbers are exact in any order
-            total += pixels.sum(0)
-            squares += pixels.square().sum(0)
+
+        def sums() -> dict[str, Tensor]:
+            total = torch.zeros(train.image_shape, dtype=torch.float64)
+            squares = torch.zeros_like(total)
+            for images in train.parts(max(MEASURED_VALUES // total.numel(), 1)):
+                pixels = images.double()  # sums of whole numbers are exact in any order
+                total += pixels.sum(0)
+                squares += pixels.square().sum(0)
+            return {"total": total, "squares": squares}
+
+        measured = train.measured("pixels", sums)
+        total, squares = measured["total"], measured["squares"]
         mean = total / len(train)
         scale = torch.ones(1, 1, 1, dtype=torch.float64)
         if inputs == "standardised":

@@ -1,8 +1,8 @@
 """Sources: labelled images by index, wherever they are stored.
 
 Order, splits and resuming are lists of indices, so they work alike for every source.  `Resident`
-keeps decoded images in memory; a source that reads files during training sets `labels` and `groups`
-and overrides the same five members.
+keeps decoded images in memory; `nofe_lab.data.streaming.Streaming` decodes them when they are asked
+for.  Another source sets `labels` and `groups` and overrides the members that `Resident` does.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import ClassVar
 
@@ -77,6 +77,33 @@ class Source(ABC):
 
         Images and indices are on the source's device.
         """
+
+    def joined(self, others: Sequence[Source]) -> Source:
+        """These images and those of other splits of the data set; groups, of no use then, go."""
+        parts = [self, *others]
+        return Resident(
+            torch.cat([part.sample(range(len(part))) for part in parts]),
+            torch.cat([part.labels for part in parts]),
+            keys=torch.cat([part.keys for part in parts]),
+        )
+
+    def with_boxes(self, drawn: Tensor) -> Source:
+        """The same images as random resized crops: drawn, float64 [N, 4], see `box_within`.
+
+        Subsets of them are whole again.  Raises InvalidInput where pictures are not kept as they
+        were.
+        """
+        raise InvalidInput(
+            "random_crops cuts boxes out of pictures as they were before they were resized; "
+            "accepted: images that are streamed, which streaming=True asks for."
+        )
+
+    def measured(self, name: str, measure: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """What `measure` finds in a pass over all images; a source that is slow to pass keeps it.
+
+        name: of what is measured.
+        """
+        return dict(measure())
 
     def with_labels(self, labels: Tensor) -> Source:
         """The same images with other labels, int64 [N]."""

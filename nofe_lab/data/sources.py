@@ -25,12 +25,15 @@ from nofe_lab.data.corrections import Corrections
 from nofe_lab.data.dataset import TEST_SPLIT_NOTE, Dataset, stratified_test_split, superclass_of
 from nofe_lab.data.folders import (
     BY_FOLDER,
+    NAMES_FILE,
     ReadOptions,
     dataset_folder,
     files_in,
     read_image_folder,
 )
-from nofe_lab.data.parquet import NAMES_FILE, read_parquet
+from nofe_lab.data.hub import read_hub
+from nofe_lab.data.imagenet import META, SOLUTION, SYNSETS, TRUTH
+from nofe_lab.data.parquet import read_parquet
 from nofe_lab.data.pictures import ENDINGS
 from nofe_lab.data.source import Resident
 from nofe_lab.files import read_text, redact_path, user_path
@@ -42,8 +45,10 @@ READY_MADE = ("glyphs", "lookalikes", "cifar100", "cifar10", "digits")
 
 ACCEPTED = (
     "'glyphs', 'glyphs:N' (N training images a class), 'glyphs:N:CHARACTERS' (two or more of its "
-    "characters), 'lookalikes', 'cifar100', 'cifar10', 'digits', 'folder:DIR' or 'parquet:DIR'"
+    "characters), 'lookalikes', 'cifar100', 'cifar10', 'digits', 'folder:DIR', 'parquet:DIR' or "
+    "'hub:NAME'"
 )
+FROM_FILES = "'folder:DIR', 'parquet:DIR' and 'hub:NAME'"
 GLYPHS_PER_CLASS = 160
 
 LOOKALIKES = "60:OQ0Θ58SBaáäå"
@@ -52,8 +57,12 @@ LOOKALIKES = "60:OQ0Θ58SBaáäå"
 MAX_GLYPHS = 10_000
 """Most training images per class: a million in all, which take three gigabytes."""
 
-_READERS = {"folder": read_image_folder, "parquet": read_parquet}
-_FILE_ENDINGS = {"folder": ENDINGS, "parquet": (".parquet", NAMES_FILE)}
+_READERS = {"folder": read_image_folder, "parquet": read_parquet, "hub": read_hub}
+_FILE_ENDINGS = {
+    "folder": (*ENDINGS, NAMES_FILE, SYNSETS, SOLUTION, TRUTH, META),
+    "parquet": (".parquet", NAMES_FILE),
+    "hub": (".parquet", ".arrow"),
+}
 _CIFAR_FOLDERS = {"cifar100": "cifar-100-python", "cifar10": "cifar-10-batches-py"}
 
 
@@ -66,6 +75,8 @@ def without_folders(path: str) -> str:
     kind, colon, place = path.partition(":")
     source = kind.strip().lower()
     if colon and source in READY_MADE:  # characters of glyphs may be slashes
+        return path
+    if source == "hub" and not os.path.exists(os.path.expanduser(place.strip())):
         return path
     if colon and source in _READERS:
         return f"{kind.strip()}:{Path(place.strip()).name or 'data'}"
@@ -82,6 +93,8 @@ def load_dataset(
     skip_unreadable: bool = False,
     groups: str | None = None,
     corrections: str | None = None,
+    streaming: bool | None = None,
+    loader_workers: int | None = None,
     download_dir: Path | str | None = None,
 ) -> Dataset:
     """Load a data set by name and carve its val split from train.
@@ -97,24 +110,31 @@ def load_dataset(
     * ``folder:DIR``, image files in ``DIR/<class>/`` (a fifth becomes test), or in
       ``DIR/train/<class>/``, ``DIR/test/<class>/`` and optionally ``DIR/val/<class>/``, which
       overrides `val_fraction`;
-    * ``parquet:DIR``, a folder in the Hugging Face Hub's parquet layout.
+    * ``parquet:DIR``, a folder in the Hugging Face Hub's parquet layout;
+    * ``hub:NAME``, a data set of the Hugging Face Hub (or ``hub:NAME:CONFIGURATION``), which the
+      package datasets downloads.
 
     ``~`` and environment variables in DIR are expanded.  Images are uint8 [N, 3, height, width];
     the data set's `notes` say how they were converted.
 
     val_fraction: share of every class's training images that becomes val; 0 leaves val empty.
     seed: draws val, a missing test split, `train_per_class`, and the pixels of glyphs.
-    image_size: side in pixels, at most 1024, of the square that images of ``folder:DIR`` and
-    ``parquet:DIR`` are resized to (shorter side, then centre crop); None: 32 for a folder; as
-    stored for parquet, where all images must then have one size.
+    image_size: side in pixels, at most 1024, of the square that images from files are resized to
+    (shorter side, then centre crop); None: 32 for a folder; elsewhere as stored, where all images
+    must then have one size.
     train_per_class: the most training images of every class, for a quick look at a large data set;
     drawn before val is carved from them.  The test split stays whole.
     skip_unreadable: skip images that cannot be decoded; the notes name them.
     groups: keeps pictures of one object on one side when val or test is drawn from train:
     ``folder`` if each folder inside a class folder of ``folder:DIR`` holds one object's pictures,
     or the path of a CSV with the columns file (relative to DIR) and group.
-    corrections: the path of a CSV of decisions about images of ``folder:DIR`` or ``parquet:DIR``,
+    corrections: the path of a CSV of decisions about images from files,
     as `nofe_lab.relabel` writes it: applied after all splits are drawn.
+    streaming: whether images from files are decoded while networks train
+    (see `Streaming`) instead of being kept in memory; None: if they would take more than a third of
+    the memory that is available.  Either way networks see the same pixels, and runs are the same.
+    loader_workers: processes that decode them, 0 for this one; None: as many as there are cores, at
+    most 8.
 
     >>> load_dataset("glyphs:20").train
     1,800 images
@@ -127,12 +147,15 @@ def load_dataset(
     KNOBS["image_size"].check(image_size)
     KNOBS["train_per_class"].check(train_per_class)
     KNOBS["skip_unreadable"].check(skip_unreadable)
+    KNOBS["streaming"].check(streaming)
+    KNOBS["loader_workers"].check(loader_workers)
     if isinstance(name, Path):
         name = str(name)
     source, argument = _parse_name(name)
     if source in _READERS and argument:
         decided = None if corrections is None else Corrections.read(corrections)
-        options = ReadOptions(image_size, train_per_class, seed, skip_unreadable, groups, decided)
+        chosen = image_size, train_per_class, seed, skip_unreadable, groups, decided
+        options = ReadOptions(*chosen, streaming, loader_workers)
         with _redacted_errors(argument):
             dataset = _READERS[source](f"{source}:{argument}", argument, options)
         dataset = prepared(dataset, val_fraction, seed, train_per_class)
@@ -144,14 +167,20 @@ def load_dataset(
         )
     if corrections is not None:
         raise InvalidInput(
-            "corrections is for 'folder:DIR' and 'parquet:DIR', where images come from files; got "
+            f"corrections is for {FROM_FILES}, where images come from files; got "
             f"{str(corrections)!r} for dataset {name!r}."
         )
     if not (source == "glyphs" and argument):
         _check_ready_made(name)
+    for what, value in {"streaming": streaming or None, "loader_workers": loader_workers}.items():
+        if value is not None:
+            raise InvalidInput(
+                f"{what} is for {FROM_FILES}, where images come from files; got {what}={value} for "
+                f"dataset {name!r}, which is kept in memory."
+            )
     if image_size is not None:
         raise InvalidInput(
-            f"image_size is for 'folder:DIR' and 'parquet:DIR'; got image_size={image_size} "
+            f"image_size is for {FROM_FILES}; got image_size={image_size} "
             f"for dataset {name!r}, whose images are 32 x 32."
         )
     dataset = _ready_made(name, argument, seed, download_dir)
@@ -187,7 +216,9 @@ def _check_ready_made(name: object) -> None:
             f"dataset {name!r} is a path; a folder of class folders is written as 'folder:{name}', "
             f"one of parquet files as 'parquet:{name}'."
         )
-    one_of("dataset", name, READY_MADE, also="'glyphs:N', 'folder:DIR' or 'parquet:DIR'")
+    one_of(
+        "dataset", name, READY_MADE, also="'glyphs:N', 'folder:DIR', 'parquet:DIR' or 'hub:NAME'"
+    )
 
 
 @contextmanager
@@ -207,7 +238,7 @@ def _redacted_errors(directory: str) -> Iterator[None]:
 
 
 def source_state(name: str, groups: str | None = None, corrections: str | None = None) -> str:
-    """A short digest that changes with the files of ``folder:DIR`` or ``parquet:DIR``.
+    """A short digest that changes with a data set's files.
 
     It covers the files' relative paths, sizes and modification times, and the contents of the files
     `groups` and `corrections`; "" for other data sets and missing folders.  Never raises.

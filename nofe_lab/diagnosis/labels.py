@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from nofe_lab.config import InvalidInput, one_of, printable
-from nofe_lab.data import Dataset, Resident
+from nofe_lab.data import Dataset, Source
 from nofe_lab.data.corrections import Corrections
 from nofe_lab.diagnosis.report import Look
 from nofe_lab.evaluation import predict
@@ -32,7 +32,7 @@ AT_ONCE = 1000
 class _Judged:
     """Images that at least two networks have not trained on, and what these say."""
 
-    images: Resident
+    images: Source
     may_judge: NDArray[np.bool_]
     """[networks, N]."""
     looks: tuple[Look, ...]
@@ -53,7 +53,7 @@ def relabel(
     `Look.mislabelled`), and those of the worst confusions.  A network judges only images on which
     it has not trained, and an image needs two judges: with one data_seed these are val images,
     networks with other ones judge each other's.
-    data: from ``folder:DIR`` or ``parquet:DIR``, without corrections.  path: the CSV to which each
+    data: from files, without corrections.  path: the CSV to which each
     decision is written at once, for the knob `corrections`; one that exists is gone on with.
     splits: of train, val and test.  Test images that are corrected by a network's doubts flatter
     this network, so they must be asked for.
@@ -63,7 +63,7 @@ def relabel(
 
     if not data.files:
         raise InvalidInput(
-            "relabelling is for data sets of files, 'folder:DIR' and 'parquet:DIR'; got "
+            "relabelling is for data sets of files, such as 'folder:DIR'; got "
             f"{printable(data.name)}."
         )
     known = Corrections(path, {})
@@ -145,11 +145,7 @@ def _judged(data: Dataset, networks: Sequence[Classifier], splits: Sequence[str]
         part[torch.from_numpy(mask)]
         for part, mask in zip(parts, np.split(chosen, ends), strict=True)
     ]
-    images = Resident(
-        torch.cat([part.sample(range(len(part))) for part in parts]),
-        torch.cat([part.labels for part in parts]),
-        keys=torch.cat([part.keys for part in parts]),
-    )
+    images = parts[0].joined(parts[1:])
     looks = []
     for model, mask in zip(networks, may_judge[:, chosen], strict=True):
         answers = predict(model, images[torch.from_numpy(mask)])

@@ -32,7 +32,7 @@ from nofe_lab.training.events import watched
 Prepare = Callable[[Any], Any]
 
 SPLITS = ("train", "val", "test")
-KNOWN = (*READY_MADE, "folder", "parquet")
+KNOWN = (*READY_MADE, "folder", "parquet", "hub")
 """How names of data sets begin."""
 
 ACCEPTED = "a Dataset, a Source, the name of a data set such as 'folder:DIR', or a folder"

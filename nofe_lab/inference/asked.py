@@ -21,7 +21,7 @@ from nofe_lab.data.pictures import ENDINGS, PixelBudget, UnreadableImage, image_
 from nofe_lab.data.preprocess import ImageNetwork
 from nofe_lab.evaluation import images_at_once
 from nofe_lab.files import user_path
-from nofe_lab.inference.kept import Description
+from nofe_lab.inference.kept import PARTS, Description
 from nofe_lab.log import log
 from nofe_lab.networks.tracing import modes_kept
 from nofe_lab.training.events import watched
@@ -143,7 +143,9 @@ def _files(written: str | Path, before: str = "") -> Iterator[tuple[str, Any]]:
 def _pixels(what: object, number: Iterator[int]) -> Iterator[tuple[str, Any]]:
     """An image, or several; `number` names them."""
     if isinstance(what, Source):
-        what = what.sample(torch.arange(len(what)))
+        for part in what.parts(PARTS):
+            yield from _pixels(part, number)
+        return
     if isinstance(what, (np.ndarray, Tensor)) and what.ndim == 4:
         if not len(what):
             raise InvalidInput("predict needs at least 1 image; got none.")

@@ -76,7 +76,8 @@ def _card(run: Run) -> Iterator[str]:
     yield _front_matter(run, about.kind, data)
     data = _plain(data)
     yield f"# {_plain(run.about['title'])}\n"
-    kind = KINDS[about.kind].format(C=len(names), K=len(specialties.nonempty) if specialties else 0)
+    kind = KINDS["gate" if about.gate_width is not None else about.kind]
+    kind = kind.format(C=len(names), K=len(specialties.nonempty) if specialties else 0)
     yield f"{kind}.  Backbone {_plain(run.about['backbone'])}, trained on {data}.\n"
     yield "## Use it\n"
     yield "```python\nimport nofe_lab\n\n" + _loading(about)

@@ -109,7 +109,7 @@ class Classifier(ImageNetwork):
     def export(self, path: Path | str, experts: int | None = None) -> Exported:
         """Write it as an .onnx or a .pt2 file, which is checked (see `nofe_lab.inference.export`).
 
-        experts: how many experts answer for each image, by the gate; None: all.
+        experts: how many experts answer for each image, by the gate; None: all, or the usual ones.
         """
         check_takes_pictures(self.run, self.description)
         if experts is None:
@@ -180,7 +180,8 @@ class Classifier(ImageNetwork):
         what: the path of an image or of a folder of images; a PIL image; pixels uint8, as an array
         [height, width] or [height, width, 1, 3 or 4], or N of the latter, or as a tensor [channels,
         height, width] or [N, channels, height, width]; a `Source`; or a list of these.
-        experts: how many experts a network of experts with a gate runs for each image; None: all.
+        experts: how many experts a network of experts with a gate runs for each image; None: all,
+            or the usual ones (see `NofE.logits`).
         coverage: answer with the class for this share of the val images, those that the network is
         most certain of, and with the specialty otherwise; None: always with the class.
         Images that cannot be read are named in a warning and in `Answers.unreadable`; the others
@@ -190,6 +191,8 @@ class Classifier(ImageNetwork):
         """
         if experts is not None:
             self.check_experts(experts)
+        elif isinstance(self.network, NofE):
+            experts = self.network.usual_experts
         threshold = None if coverage is None else self._threshold(coverage, experts)
         asked = ask(self, self.description, what, lambda images: self._routed(images, experts))
         logits, *ran = asked.outputs
@@ -305,10 +308,11 @@ def _built(
     """The network without its weights."""
     if partition is None or about.kind == "generalist":
         return CNN(backbone, len(class_names) if partition is None else partition.K, "published", 0)
-    network = NofE(backbone, partition, "published", 0, about.branch_width)
+    network = NofE(backbone, partition, "published", 0, about.branch_width, about.overlap)
     if about.gate_width is not None:
         with seeded(0):
             network.gate = backbone.make_branch(len(class_names), about.gate_width)
+        network.usual_experts = about.sparse
     return network
 
 

@@ -38,11 +38,10 @@ SEEN_BY_CHANCE = 0.01
 class Expert(ImageNetwork):
     """One specialty of a network of experts: pictures -> one of its classes, or none of them.
 
-    As a torch module it takes raw images, uint8 [N, c, h, w], and gives the logits [N, n] that the
-    whole network gives to the specialty's n classes.  Its score of an image is the gate's log-odds
-    of its classes or, without a gate, the log-sum-exp of its logits; where the score is below
-    `threshold` it answers "none of mine".  Trunk, branch and gate are those of the whole network,
-    not copies.
+    As a torch module it takes raw images, uint8 [N, c, h, w], and gives the logits [N, n] of its
+    branch, for the specialty's n classes.  Its score of an image is the gate's log-odds of its
+    classes or, without a gate, the log-sum-exp of its logits; where the score is below `threshold`
+    it answers "none of mine".  Trunk, branch and gate are those of the whole network, not copies.
     """
 
     def __init__(
@@ -98,8 +97,8 @@ class Expert(ImageNetwork):
         assert found is not None  # checked
         whole = self._whole().network
         assert isinstance(whole, NofE)
-        # the whole network runs without its gate
-        gate = 0 if whole.gate is None else count_parameters(whole.gate)
+        unused = whole.gate is not None and whole.usual_experts is None
+        gate = count_parameters(whole.gate) if unused else 0  # type: ignore[arg-type]
         networks = (
             (f"expert of {self.title}", "", self.network, count_parameters(self.network)),
             ("whole network", "whole_", whole, count_parameters(whole) - gate),

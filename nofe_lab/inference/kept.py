@@ -34,7 +34,7 @@ from nofe_lab.evaluation import Predictions, best_threshold, on_specialty, predi
 from nofe_lab.files import parse_json
 from nofe_lab.knobs import KNOBS
 from nofe_lab.networks import NofE
-from nofe_lab.networks.nofe import log_odds
+from nofe_lab.networks.nofe import ExpertsAlone, log_odds
 from nofe_lab.networks.tracing import modes_kept
 from nofe_lab.runs import DamagedRun, Run
 from nofe_lab.specialties import Specialties
@@ -83,8 +83,12 @@ class Description:
     """See `Dataset`."""
     branch_width: float = 1.0
     """Of the experts."""
+    overlap: int = 1
+    """How many experts have an output for a class."""
     gate_width: float | None = None
     """None without a gate."""
+    sparse: int | None = None
+    """How many experts answer, where a gate has learned together with them (see `NofE`)."""
     answers: tuple[tuple[float, ...], ...] = ()
     """The logits of two test cards (see `logits_of_cards`), by which a network that was built again
     is compared with the trained one."""
@@ -102,9 +106,13 @@ class Description:
         true_or_false("of_features", self.of_features)
         width = KNOBS["branch_width"].kind
         width.check("branch_width", self.branch_width)
+        whole_number("overlap", self.overlap, 1, MAX_EXPERTS)
         if self.gate_width is not None:
             width.check("gate_width", self.gate_width)
-        if (self.kind == "gate") != (self.gate_width is not None):
+        if self.sparse is not None:
+            whole_number("sparse", self.sparse, 1, MAX_EXPERTS)
+        has_gate = self.kind == "gate" or (self.kind == "nofe" and self.sparse is not None)
+        if has_gate != (self.gate_width is not None):
             raise InvalidInput(f"gate_width of the kind {self.kind!r} is {self.gate_width}.")
         for name in ("name", "split", "stem"):
             if name in self.network and not isinstance(self.network[name], str):
@@ -176,26 +184,32 @@ def kept_files(
         files[SEEN] = np.unique(hashes_in(dataset.train)).astype("<u4").tobytes()
         if isinstance(network, NofE) and len(dataset.val):
             n = len(network.branches)
+            usual = network.usual_experts or n
             few = [m for m in FEW if m < n] if network.gate is not None else []
-            parts = []
-            for m in (*few, None):
-                found = predict(exact, dataset.val, experts=m)
-                certainty = found.certainty(network.specialties)
-                certainty.insert(0, "experts", m or n)
-                parts.append(certainty)
-            files[VAL] = pd.concat(parts).to_csv(index=False)
-            files[EXPERTS] = _experts_alone(exact, found, dataset.val).to_csv(index=False)
+            found = {
+                m: predict(exact, dataset.val, experts=None if m == usual else m)
+                for m in sorted({*few, usual, n})
+            }
+            certain = {m: each.certainty(network.specialties) for m, each in found.items()}
+            table = pd.concat(certain, names=["experts"]).reset_index(level=0)
+            files[VAL] = table.to_csv(index=False)
+            if network.overlap == 1:  # no expert is alone in knowing its classes
+                alone = _experts_alone(exact, found[usual], dataset.val)
+                files[EXPERTS] = alone.to_csv(index=False)
     return files
 
 
 def _experts_alone(model: ImageNetwork, whole: Predictions, val: Source) -> pd.DataFrame:
     """Each expert alone on val images, on which its threshold is fitted (see `Expert`).
 
-    whole: the predictions of all experts together.
+    whole: the predictions of the whole network.
     """
     network = model.network
     assert isinstance(network, NofE)
-    logits, gate_logits = torch.from_numpy(whole.logits), None
+    experts = whole
+    if network.usual_experts is not None:  # of which the gate's answers are a part
+        experts = predict(ImageNetwork(model.preprocess, ExpertsAlone(network)), val)
+    logits, gate_logits = torch.from_numpy(experts.logits), None
     if network.gate is not None:
         gate = nn.Sequential(network.trunk, network.shared, network.gate)
         gate_logits = torch.from_numpy(predict(ImageNetwork(model.preprocess, gate), val).logits)
@@ -243,7 +257,12 @@ def hashes_of(images: Tensor) -> NDArray[np.uint32]:
 
 def hashes_in(images: Source) -> NDArray[np.uint32]:
     """The hashes of all images of a split: [N]."""
-    return np.concatenate([hashes_of(part) for part in images.parts(PARTS)])
+
+    def hashes() -> dict[str, Tensor]:
+        found = np.concatenate([hashes_of(part) for part in images.parts(PARTS)])
+        return {"hashes": torch.from_numpy(found.astype(np.int64))}
+
+    return images.measured("hashes", hashes)["hashes"].numpy().astype(np.uint32)
 
 
 def seen_by(run: Run) -> NDArray[np.uint32]:

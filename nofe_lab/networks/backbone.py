@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nofe_lab.config import MAX_BRANCH_WIDTH, InvalidInput, one_of
+from nofe_lab.config import INITIALISATIONS, MAX_BRANCH_WIDTH, InvalidInput, one_of
 from nofe_lab.log import log
 from nofe_lab.machine import seeded
 from nofe_lab.networks.counting import count_macs, size_in_words
@@ -139,12 +139,19 @@ class Backbone(ABC):
         head, wider = ({k: t.shape for k, t in p.state_dict().items()} for p in parts)
         return tuple(name for name in head if head[name] == wider[name])
 
+    fixed_deviations: bool = False
+    """Whether published weights are drawn with one deviation however many inputs a layer has."""
+
     def initialise(self, part: nn.Module, scheme: str) -> None:
         """Initialise the weights of a new part.
 
-        published: as made.  kaiming: Gaussian on fan-in, with ReLU's gain for convolutions only.
+        published: as made.  fan_in: the same, but for the wide layers of a `FlatControl`.  kaiming:
+        Gaussian on fan-in, with ReLU's gain for convolutions only.
         """
-        if one_of("initialisation", scheme, ("kaiming", "published")) == "published":
+        if one_of("initialisation", scheme, INITIALISATIONS) == "published":
+            return
+        if scheme == "fan_in":
+            self.initialise(part, "published")
             return
         for module in part.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -255,17 +262,23 @@ def matching_width(
     The n classes are divided among the branches; one branch is the flat control of K experts.
     """
     with seeded(0):
+        wanted = K * _branch_cost(backbone)(-(-n // K), width)
+    most = max(K / branches, 1) * width
+    return width_of_cost(backbone, -(-n // branches), wanted / branches, most)
+
+
+def width_of_cost(backbone: Backbone, n: int, wanted: float, most: float) -> float:
+    """The width, in 64ths and at most `most`, at which a branch of n outputs costs nearest to it.
+
+    wanted: multiply-accumulates of one image.
+    """
+    with seeded(0):
         cost = _branch_cost(backbone)
-
-        def macs(step: int) -> int:
-            return branches * cost(-(-n // branches), step / 64)
-
-        wanted = K * cost(-(-n // K), width)
-        low, high = 1, round(64 * min(max(K / branches, 1) * width, MAX_BRANCH_WIDTH))
+        low, high = 1, round(64 * min(most, MAX_BRANCH_WIDTH))
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if macs(middle) < wanted else (low, middle)
-        return min((low, high), key=lambda step: abs(macs(step) - wanted)) / 64
+            low, high = (middle, high) if cost(n, middle / 64) < wanted else (low, middle)
+        return min((low, high), key=lambda step: abs(cost(n, step / 64) - wanted)) / 64
 
 
 def _branch_cost(backbone: Backbone) -> Callable[[int, float], int]:

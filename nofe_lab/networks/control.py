@@ -33,6 +33,7 @@ class Around(Backbone):
         self.input_statistics = backbone.input_statistics
         self.usual_side = backbone.usual_side
         self.added = backbone.added
+        self.fixed_deviations = backbone.fixed_deviations
 
     def make_trunk(self) -> nn.Module:
         return self.original.make_trunk()
@@ -77,6 +78,19 @@ class FlatControl(Around):
     def make_head(self, n: int) -> nn.Module:
         control = self.original.make_control(n, self.K, self.width)
         return nn.Sequential(self.original.make_shared(), control)
+
+    def initialise(self, part: nn.Module, scheme: str) -> None:
+        """fan_in: as published; fixed deviations of layers with r times the inputs of a branch's
+        are divided by the root of r.
+        """
+        super().initialise(part, scheme)
+        if scheme == "fan_in" and self.fixed_deviations:
+            with torch.device("meta"):
+                branch = self.original.make_branch(2)
+            narrow = nn.Sequential(nn.Identity(), branch).state_dict()  # named as in the head
+            for name, tensor in part.state_dict().items():
+                if name in narrow and name.endswith("weight"):
+                    tensor /= (tensor[0].numel() / narrow[name][0].numel()) ** 0.5
 
     def make_branch(self, n: int, width: float = 1.0) -> nn.Module:
         raise InvalidInput(f"backbone {self.name!r} is flat: it has no experts.")

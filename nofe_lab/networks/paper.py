@@ -110,6 +110,7 @@ class AlexNetQuick(_PublishedBackbone):
     """AlexNet-Quick-C100: three convolutions, made for 32x32 images and quick experiments."""
 
     name = "alexnet_quick"
+    fixed_deviations = True
     hidden = (64, 64)
 
     def make_trunk(self) -> nn.Module:
@@ -167,6 +168,7 @@ class AlexNetC100(_PublishedBackbone):
     """AlexNet-C100: AlexNet-Quick's convolutions, with response normalisation, and one fc layer."""
 
     name = "alexnet_c100"
+    fixed_deviations = True
     hidden = (64,)
 
     def make_trunk(self) -> nn.Module:
@@ -309,6 +311,7 @@ class NINC100(_PublishedBackbone):
     """NIN-C100, Network in Network: every convolution is followed by 1x1 ones (cccp)."""
 
     name = "nin_c100"
+    fixed_deviations = True
     hidden = (192, 192)
     added = ("conv4", "cccp6")
     input_shape = (3, 26, 26)
@@ -459,6 +462,7 @@ class AlexNetImageNet(_PublishedBackbone):
     """AlexNet as in Caffe, with its grouped convolutions; for 227x227 windows of ImageNet."""
 
     name = "alexnet_imagenet"
+    fixed_deviations = True
     hidden = (256, 1024, 1024)
     multiple = 2
     input_shape = (3, 227, 227)

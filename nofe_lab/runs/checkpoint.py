@@ -81,6 +81,8 @@ class Checkpoints:
     conditions: versions and machine, as text; a new item is added whenever they change.
     origin: what the training starts from beside its identity: digests of the runs it builds on and
     of what was derived from them.  A checkpoint with another origin is not used.
+    check: called before a checkpoint is written; raises LockLost if another process has taken over
+    the run.
     seconds: longest time between two checkpoints; more are saved at the ends of epochs, as long as
     these take at most MAX_TIME_SHARE of the time.  If a checkpoint cannot be saved (full disk,
     read-only folder), a warning is logged and training continues.
@@ -96,6 +98,7 @@ class Checkpoints:
         self.interruptions = 0
         self.conditions: list[str] = []
         self.origin: list[str] = []
+        self.check: Callable[[], None] = lambda: None
         self.cost = 0.0
         self._failed = False
         self.used: list[Path] = []
@@ -157,6 +160,7 @@ class Checkpoints:
         text = json.dumps(record)
         path = self.folder / f"step-{step:08}.safetensors"
         try:
+            self.check()
             self.folder.mkdir(exist_ok=True)
             texts = {"nofe_lab": text, "digest": _digest(state.tensors, text)}
             write_tensors(path, state.tensors, texts)

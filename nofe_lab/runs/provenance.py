@@ -15,6 +15,7 @@ import safetensors
 import torch
 
 from nofe_lab.machine import Machine
+from nofe_lab.ranks import world_size
 
 LIBRARY = Path(__file__).resolve().parents[1]
 
@@ -55,6 +56,7 @@ def provenance(machine: Machine, seconds: float) -> dict[str, Any]:
         "precision": machine.precision,
         "device": machine.name,
         "threads": torch.get_num_threads(),
+        "ranks": world_size(),
         "platform": f"{platform.system()} {platform.machine()}",
         "versions": {
             "python": platform.python_version(),

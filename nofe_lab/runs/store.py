@@ -33,10 +33,9 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, partial
@@ -45,7 +44,6 @@ from types import NoneType
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from nofe_lab.config import (
@@ -62,6 +60,7 @@ from nofe_lab.config import (
 from nofe_lab.files import (
     UnreadableFile,
     all_finite,
+    check_no_link,
     check_regular,
     flush_folder,
     is_scratch,
@@ -77,6 +76,7 @@ from nofe_lab.files import (
 )
 from nofe_lab.log import log
 from nofe_lab.runs.checkpoint import MAX_SECONDS, SECONDS, Checkpoints, OtherFormat
+from nofe_lab.runs.locks import Held, Lock, locked
 
 FORMAT = 3
 """Version of the layout of a run.  Format 2, whose ids are of identity format 1, is still read."""
@@ -293,7 +293,7 @@ class Run:
         Returns its path; logs a warning and returns None if the run is read-only.
         """
         path = self.path / "figures" / _check_file_name(name)
-        _check_no_link(path.parent)
+        check_no_link(path.parent)
         try:
             path.parent.mkdir(exist_ok=True)
             path.unlink(missing_ok=True)  # the old file could be a link
@@ -328,6 +328,7 @@ class RunStore:
             os.scandir(self.folder).close()
         except (OSError, RuntimeError, ValueError) as error:
             raise _not_writable(folder, error) from error
+        self._held: dict[str, Lock] = {}
 
     def __iter__(self) -> Iterator[Run]:
         """The intact runs, oldest first."""
@@ -379,42 +380,23 @@ class RunStore:
         """Lock a run for training and give its checkpoints.
 
         While another process holds the lock, calls `wait` with its name each second; raises
-        InvalidInput instead if `wait` is None.  The operating system releases the lock when the
-        process ends in any way.
+        InvalidInput instead if `wait` is None.  See `locked` for locks of processes that died.
         seconds: longest time between two checkpoints.
         Raises InvalidInput if the folder cannot be written.
         """
         self.check_writable()
-        locks = self.folder / LOCKS
-        holder = locks / f"{run_id}.holder"
-        try:
-            locks.mkdir(exist_ok=True)
-            _check_no_link(locks)
-            # a soft lock would outlive a dead process: fail where the system has no real ones
-            lock = FileLock(
-                locks / f"{run_id}.lock", mode=0o666, poll_interval=0.2, fallback_to_soft=False
-            )
-            timeout = 0
-            while not lock.is_locked:
-                try:
-                    lock.acquire(timeout=timeout)
-                except Timeout as error:
-                    if wait is None:
-                        raise InvalidInput(
-                            f"{_lock_holder(holder)} is training the run {run_id}."
-                        ) from error
-                    wait(_lock_holder(holder))
-                    timeout = 1
-        except (OSError, NotImplementedError) as error:
-            raise _not_writable(self.folder, error) from error
-        try:
-            with suppress(OSError):
-                write_file(holder, f"process {os.getpid()} on {socket.gethostname()}")
-            yield self._tidy_checkpoints(name, run_id, seconds)
-        finally:
-            with suppress(OSError):
-                holder.unlink(missing_ok=True)
-            lock.release()
+        with ExitStack() as stack:
+            try:
+                lock = stack.enter_context(locked(self.folder / LOCKS / run_id, wait))
+            except Held as who:
+                raise InvalidInput(f"{who} is training the run {run_id}.") from who
+            except (OSError, NotImplementedError) as error:
+                raise _not_writable(self.folder, error) from error
+            self._held[run_id] = lock
+            stack.callback(self._held.pop, run_id)
+            checkpoints = self._tidy_checkpoints(name, run_id, seconds)
+            checkpoints.check = lock.check
+            yield checkpoints
 
     def checkpoints(self, name: str, run_id: str, seconds: float = SECONDS) -> Checkpoints:
         """The checkpoints of an unfinished run; change them only while holding its lock."""
@@ -441,7 +423,8 @@ class RunStore:
         """Write a run atomically.
 
         about, result, provenance: see `Run`.  files: further files by name.  If another process has
-        saved the same run meanwhile, returns that one.  Raises OSError if it cannot be written.
+        saved the same run meanwhile, returns that one.  Raises OSError if it cannot be written, and
+        LockLost if it is in `training` and another process has taken it over.
         """
         run_id = identity_hash(identity)
         folder = Path(tempfile.mkdtemp(prefix=_scratch_prefix(name, run_id), dir=self.folder))
@@ -463,6 +446,8 @@ class RunStore:
             folder.chmod(0o755)
             if (other := self.find(run_id)) is not None:
                 return other
+            if run_id in self._held:
+                self._held[run_id].check()
             try:
                 run = self._open(folder.rename(self.folder / f"{name}-{run_id}"))
                 flush_folder(self.folder)
@@ -529,7 +514,7 @@ class RunStore:
         for path in self.folder.glob(f"{_scratch_prefix(name, run_id)}*"):
             shutil.rmtree(path, ignore_errors=True)
         found = self.checkpoints(name, run_id, seconds)
-        _check_no_link(found.folder)
+        check_no_link(found.folder)
         found.tidy()
         return found
 
@@ -826,25 +811,12 @@ def _check_file_name(file: str) -> str:
     return file
 
 
-def _check_no_link(folder: Path) -> None:
-    """Raise InvalidInput if a folder is a link, through which files would go elsewhere."""
-    if folder.is_symlink():
-        raise InvalidInput(f"{folder.name!r} is a link; accepted: a folder of its own.")
-
-
 def _not_writable(folder: Path | str, error: BaseException) -> InvalidInput:
     why = getattr(error, "strerror", None) or str(error)
     return InvalidInput(
         f"runs_dir {str(folder)!r} cannot be written ({redact_path(why, folder)}); accepted: a "
         "folder that exists or can be made, and that you may write to."
     )
-
-
-def _lock_holder(holder: Path) -> str:
-    try:
-        return printable(read_text(holder, 200))
-    except UnreadableFile:
-        return "another process"
 
 
 def _scratch_prefix(name: str, run_id: str) -> str:

@@ -98,6 +98,23 @@ class Specialties:
         ends = np.cumsum(self.sizes)[:-1]
         return tuple(tuple(part.tolist()) for part in np.split(np.array(self.order), ends))
 
+    def overlapping(self, overlap: int) -> tuple[tuple[int, ...], ...]:
+        """The classes of K experts that share them: each class is in `overlap` of them.
+
+        Those of specialty k first, in class order, then others.  A specialty's classes are spread
+        evenly over the other specialties that have classes; with as many experts as there are,
+        every expert has all classes.  Raises InvalidInput if there are fewer specialties.
+        """
+        experts = self.nonempty
+        whole_number("overlap", overlap, 1, len(experts))
+        found = [list(self.members(k)) for k in range(self.K)]
+        for place, k in enumerate(experts):
+            others = experts[place + 1 :] + experts[:place]
+            for i, c in enumerate(self.members(k)):
+                for j in range(overlap - 1):
+                    found[others[(i + j) % len(others)]].append(c)
+        return tuple(map(tuple, found))
+
     def class_names_of(self, k: int) -> tuple[str, ...]:
         """The names of the classes of specialty k, in class order."""
         return tuple(self.class_names[c] for c in self.members(k))

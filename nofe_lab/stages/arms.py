@@ -18,15 +18,16 @@ from nofe_lab.config import (
     BUDGETS,
     RULES,
     SPECIALTIES,
+    TEACHERS,
     TRUNKS,
     InvalidInput,
     check_branch_start,
     one_of,
     real_number,
     text,
-    true_or_false,
     whole_number,
 )
+from nofe_lab.knobs import KNOBS
 from nofe_lab.specialties import Specialties
 
 KINDS = ("base", "control", "nofe")
@@ -34,8 +35,11 @@ TWO_AND_GATE = 3
 """Experts that a small flat control is as expensive as: the two that are run, and the gate."""
 THESE = "THE FOLDER OF THE RUN/specialties.json"
 """What a command says for a partition that was given."""
-CHANGES = ("epochs", "batch_size", "learning_rate", "flips")
-"""What of the recipes an arm may change."""
+CHANGES = (
+    *("epochs", "batch_size", "learning_rate", "flips"),
+    *("initialisation", "elastic_lambda", "fine_head"),
+)
+"""What of the recipes, and of the generalist, an arm may change."""
 _ENDS = {
     "nofe": "",
     "generalist": ", generalist's budget",
@@ -77,6 +81,14 @@ class Arm:
     """Factor on the width of the experiment's experts, or of those that a control stands for."""
     branch_start: str = ""
     """Of a network of experts: fresh, tail or upcycled."""
+    overlap: int = 1
+    """Of a network of experts: how many experts have an output for a class."""
+    teacher: str = ""
+    """Whose answers it learns in place of the classes: base (the base CNN's whose trunk others
+    take) or control (those of the flat control of all experts, trained for as many epochs)."""
+    sparse: int | None = None
+    """Of a network of experts: how many of its gate's best experts an image trains beside its own;
+    None: all experts see all images, and there is no gate."""
     changes: str = ""
     """Changes of the recipes as JSON, such as '{"flips": true}'."""
     label: str = ""
@@ -84,6 +96,9 @@ class Arm:
 
     def __post_init__(self) -> None:
         one_of("kind", self.kind, KINDS)
+        for name, usual in (("teacher", ""), ("overlap", 1)):  # None is a knob's word for it
+            if getattr(self, name) is None:
+                self._set(**{name: usual})
         if not isinstance(self.partition, Specialties):
             text("partition", self.partition)
             self._set(partition=str(self.partition))
@@ -112,10 +127,13 @@ class Arm:
             "recipe": is_control and from_scratch,
             "experts": is_control,
             "branch_start": is_nofe,
+            "sparse": is_nofe,
+            "overlap": is_nofe,
             "label": is_nofe and self._is_given,
         }
+        default = {each.name: each.default for each in fields(self)}
         for name, may in belongs.items():
-            if not may and getattr(self, name) not in ("", None):
+            if not may and getattr(self, name) not in ("", None, default[name]):
                 raise InvalidInput(f"{self._what} has no {name}; got {getattr(self, name)!r}.")
         if is_nofe:
             if not self._is_given:
@@ -138,6 +156,8 @@ class Arm:
                     "recipe 'nofe' has no budget 'generalist', which is trained by the "
                     "generalist's own recipe; accepted: 'nofe', 'total' or 'arithmetic'."
                 )
+        if self.teacher:
+            one_of("teacher", self.teacher, TEACHERS)
         for name in ("rule", "trunk_rule"):
             if getattr(self, name):
                 one_of(name, getattr(self, name), RULES)
@@ -145,8 +165,9 @@ class Arm:
             self._set(partition="random")
         if self.partition == "random" and self.rule not in ("", "random"):
             raise InvalidInput(f"a random partition is learned by no rule; got {self.rule!r}.")
-        if self.experts is not None:
-            self._set(experts=whole_number("experts", self.experts, 1))
+        for name in ("experts", "sparse", "overlap"):
+            if (number := getattr(self, name)) is not None:
+                self._set(**{name: whole_number(name, number, 1)})
         self._set(width=real_number("width", self.width, ABOVE_0), changes=_checked(self.changes))
 
     def _set(self, **values: Any) -> None:
@@ -181,10 +202,15 @@ class Arm:
             name = "base CNN" if self.kind == "base" else "flat control"
             if self.experts == TWO_AND_GATE:
                 name = f"small {name}"
+            elif self.experts == 1:
+                name += f", {self.width:.3g} times as wide as an expert"
             elif self.experts is not None:
                 name += f" of {self.experts} experts"
             name += _ENDS[self.budget] if self.trunk == "scratch" else f", {self._trunk_name}"
             name += ", NofE recipe" if self.recipe == "nofe" else ""
+        name += f", overlap {self.overlap}" if self.overlap > 1 else ""
+        name += f", sparse {self.sparse}" if self.sparse is not None else ""
+        name += f", taught by {self.teacher}" if self.teacher else ""
         for key, value in self.changed.items():
             name += f", {key}" if value is True else f", {key} = {value}"
         return name
@@ -239,8 +265,8 @@ class Arm:
             for name, value in given.items()
             if value is not None and value == value and value != ""
         }
-        if "experts" in known:
-            known["experts"] = int(known["experts"])
+        for name in {"experts", "sparse", "overlap"} & set(known):
+            known[name] = int(known[name])
         return cls(**known)
 
     def with_changes(self, **values: Any) -> Arm:
@@ -259,7 +285,7 @@ def _checked(changes: str) -> str:
     if not isinstance(found, dict):
         raise InvalidInput(f"changes must be JSON such as '{{\"flips\": true}}'; got {changes!r}.")
     for name, value in found.items():
-        one_of("change", name, CHANGES)
-        if name == "flips":
-            true_or_false(name, value)
+        value = KNOBS[one_of("change", name, CHANGES)].kind.check(name, value)
+        is_whole = isinstance(value, float) and value.is_integer()  # 30.0 is called 30
+        found[name] = int(value) if is_whole else value
     return json.dumps(found, sort_keys=True)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from nofe_lab.config import (
     CLUSTERED,
@@ -57,7 +58,13 @@ from nofe_lab.training.events import Listener
 GATE_EPOCHS = 10
 """The longest training of a gate."""
 
-OF_FILES = ("image_size", "groups", "corrections", "skip_unreadable")
+OF_GENERALIST = ("elastic_lambda", "fine_head")
+"""Changes of an arm that only a generalist reads."""
+
+OF_FILES = (
+    *("image_size", "groups", "corrections", "skip_unreadable"),
+    *("streaming", "loader_workers"),
+)
 """Knobs of images that are read from files."""
 
 
@@ -87,6 +94,7 @@ class Experiment:
     seed: int = default("seed")
     device: str = default("device")
     precision: str = default("precision")
+    ranks: int = default("ranks")
     runs_dir: str | None = default("runs_dir")
     checkpoint_seconds: float = default("checkpoint_seconds")
     specialties: str = default("specialties")
@@ -95,13 +103,21 @@ class Experiment:
     split: str | None = default("split")
     stem: str = default("stem")
     weights: str | None = default("weights")
+    initialisation: str | None = default("initialisation")
     branch_width: float = default("branch_width")
     branch_start: str = default("branch_start")
+    overlap: int = default("overlap")
+    sparse: int | None = default("sparse")
+    teacher: str | None = default("teacher")
     trunk_rate: float | None = default("trunk_rate")
+    nofe_rate: float | None = default("nofe_rate")
     flips: bool | None = default("flips")
+    random_crops: bool = default("random_crops")
     image_size: int | None = default("image_size")
     train_per_class: int | None = default("train_per_class")
     skip_unreadable: bool = default("skip_unreadable")
+    streaming: bool | None = default("streaming")
+    loader_workers: int | None = default("loader_workers")
     groups: str | None = default("groups")
     corrections: str | None = default("corrections")
     data_seed: int = default("data_seed")
@@ -110,6 +126,7 @@ class Experiment:
     affinity_images: int | None = default("affinity_images")
     affinity_from: str = default("affinity_from")
     elastic_lambda: float = default("elastic_lambda")
+    fine_head: bool = default("fine_head")
     _backbone: Backbone = field(init=False, repr=False, compare=False)
     _recipes: Preset = field(init=False, repr=False, compare=False)
 
@@ -125,14 +142,25 @@ class Experiment:
             learning_rate=self.learning_rate,
             trunk_rate=self.trunk_rate,
             flips=self.flips,
+            random_crops=self.random_crops,
         )
+        if self.random_crops and not self.streaming and not isinstance(self.dataset, Dataset):
+            raise InvalidInput(
+                "random_crops=True needs streaming=True, so that no run depends on how much memory "
+                f"there happens to be; got streaming={self.streaming}."
+            )
         if self.val_fraction is not None:
             recipes = replace(recipes, val_fraction=self.val_fraction)
+        if self.initialisation is not None:
+            network.initialise(nn.Sequential(), self.initialisation)  # or refuses: it has weights
+            begun = replace(recipes.network, initialisation=self.initialisation)  # type: ignore[arg-type]
+            recipes = replace(recipes, network=begun)
         object.__setattr__(self, "_recipes", recipes)
         K = self.K or 2
         self._generalist_config(recipes, K, self.rule)
-        start = self.branch_start
-        self._nofe_config(recipes, K, self.specialties, self.trunk, self.branch_width, start)
+        own = ("trunk", "branch_width", "branch_start", "overlap", "sparse")
+        named = {name: getattr(self, name) for name in own}
+        self._nofe_config(recipes, K, self.specialties, **named)
         self.runner  # noqa: B018  refuses devices and precisions that the machine does not have
 
     @cached_property
@@ -153,6 +181,9 @@ class Experiment:
         if self.trunk_epochs is not None:
             first = replace(recipes.generalist, epochs=self.trunk_epochs)
             recipes = replace(recipes, generalist=first)
+        if self.nofe_rate is not None:
+            then = replace(recipes.nofe, learning_rate=self.nofe_rate)
+            recipes = replace(recipes, nofe=then)
         return recipes, said
 
     @cached_property
@@ -207,7 +238,9 @@ class Experiment:
     def runner(self) -> Runner:
         """Carries the stages out."""
         runs_dir = default_runs_dir() if self.runs_dir is None else self.runs_dir
-        return Runner(runs_dir, self.device, self.precision, self.checkpoint_seconds)
+        return Runner(
+            runs_dir, self.device, self.precision, self.checkpoint_seconds, ranks=self.ranks
+        )
 
     @cached_property
     def data(self) -> Dataset:
@@ -248,7 +281,7 @@ class Experiment:
         stage: whose trunk it is, trained or loaded here; None: the pretrained weights'.  Its images
         are seen once, without augmentation, and their features kept in memory, as `stored` (see
         `features_of`).  Its stages are those of a trunk_rate of 0, with runs of their own.
-        Raises InvalidInput without weights or stage, and for recipes with flips or padding.
+        Raises InvalidInput without weights or stage, and for recipes with flips, crops or padding.
         """
         if stage is None and not self._backbone.pretrained:
             raise InvalidInput(
@@ -284,8 +317,16 @@ class Experiment:
 
         Raises InvalidInput if this experiment's network or data do not allow it.
         """
-        there = replace(self, **arm.changed) if arm.changes else self
+        changed = arm.changed
+        if "learning_rate" in changed:  # of this arm too
+            changed["nofe_rate"] = None
+        there = replace(self, **changed) if changed else self
         stage = there._nofe_stage(arm) if arm.kind == "nofe" else there._flat_stage(arm)
+        generalists = [each for each in stage.parents.values() if isinstance(each, GeneralistStage)]
+        for name in OF_GENERALIST:
+            value = arm.changed.get(name)
+            if value is not None and all(getattr(g.config, name) != value for g in generalists):
+                raise InvalidInput(f"{arm.name!r} has no generalist that {name} would change.")
         stage.arm, stage.choices = arm, there._choices
         self._tell(stage, f"stage({arm.code})")
         return stage
@@ -315,13 +356,31 @@ class Experiment:
         def made(recipe: Recipe) -> FlatStage:
             config = FlatConfig(recipes.network, recipe, self.seed, arm.trunk)
             origin = self._origin(arm.trunk, arm.trunk_rule)
-            return FlatStage(self.data, backbone, config, origin)
+            return FlatStage(self.data, backbone, config, origin, self._teacher(arm))
 
         if arm.budget == "arithmetic":
-            spent = sum(each.training_macs for each in self.nofe().lineage.values())
-            epochs = max(round(spent * recipe.epochs / made(recipe).training_macs), 1)
-            recipe = replace(recipe, epochs=epochs)
+            left = sum(each.training_macs for each in self.nofe().lineage.values())
+            stage = made(recipe)
+            teaching = stage.teacher_macs
+            for parent in stage.parents.values():
+                teaching += sum(each.training_macs for each in parent.lineage.values())
+            epoch = (stage.training_macs - stage.teacher_macs) / recipe.epochs
+            if left - teaching < epoch / 2 and arm.teacher:
+                raise InvalidInput(
+                    f"{arm.name!r} has no arithmetic left to learn with: its teacher takes "
+                    f"{teaching / 1e12:.2f} of {left / 1e12:.2f} T multiply-accumulates; a network "
+                    "of experts with the same teacher would have more."
+                )
+            recipe = replace(recipe, epochs=max(round((left - teaching) / epoch), 1))
         return made(recipe)
+
+    def _teacher(self, arm: Arm) -> FlatStage | None:
+        """The stage whose answers an arm learns, trained as long as what trunks are taken from."""
+        if not arm.teacher:
+            return None
+        stage = self.stage(Arm(arm.teacher, budget="generalist"))
+        assert isinstance(stage, FlatStage)
+        return stage
 
     def _origin(self, trunk: str, rule: str) -> GeneralistStage | FlatStage | None:
         """The stage whose trunk another one starts from."""
@@ -367,6 +426,9 @@ class Experiment:
             trunk,
             (trunk_rule or rule) if trunk == "generalist" else "",
             branch_start=self.branch_start,
+            teacher=self.teacher or "",
+            sparse=self.sparse,
+            overlap=self.overlap,
         )
         stage = self.stage(arm)
         assert isinstance(stage, NofEStage)
@@ -376,9 +438,15 @@ class Experiment:
 
     def _nofe_stage(self, arm: Arm) -> NofEStage:
         wanted = "learned" if arm.rule else arm.partition
-        width = self.branch_width * arm.width
         config = self._nofe_config(
-            self.recipes, self.usual_K, wanted, arm.trunk, width, arm.branch_start
+            self.recipes,
+            self.usual_K,
+            wanted,
+            trunk=arm.trunk,
+            branch_width=self.branch_width * arm.width,
+            branch_start=arm.branch_start,
+            overlap=arm.overlap,
+            sparse=arm.sparse,
         )
         if isinstance(wanted, Specialties):
             partition: Specialties | GeneralistStage | FlatStage = wanted
@@ -395,14 +463,19 @@ class Experiment:
         else:
             partition = Specialties.load(wanted, self.data.class_names)
         origin = self._origin(arm.trunk, arm.trunk_rule)
-        return NofEStage(self.data, self._backbone, config, partition, origin)
+        teacher = self._teacher(arm)
+        return NofEStage(self.data, self._backbone, config, partition, origin, teacher)
 
-    def gate(self, nofe: NofEStage | None = None) -> GateStage:
+    def gate(self, nofe: NofEStage | None = None) -> GateStage | NofEStage:
         """A network of experts, by default the experiment's own, with a gate (see `GateStage`).
 
-        It is trained by the quick recipe, as long as the network of experts but not longer than
+        One that was trained sparsely has its gate, and is returned as it is.  Any other gate is
+        trained by the quick recipe, as long as the network of experts but not longer than
         GATE_EPOCHS, whatever the preset: nothing was published.
         """
+        wanted = nofe or self.nofe()
+        if wanted.config.sparse is not None:
+            return wanted
         quick, nofe_recipe = self._backbone.quick_preset(), self.recipes.nofe
         recipe = replace(
             quick.nofe,
@@ -411,9 +484,10 @@ class Experiment:
             learning_rate=self.learning_rate or quick.nofe.learning_rate,
             flips=quick.nofe.flips if self.flips is None else self.flips,
         )
-        network = replace(quick.network, inputs=self.recipes.network.inputs)
+        begun = (quick if self.initialisation is None else self.recipes).network.initialisation
+        network = replace(self.recipes.network, initialisation=begun)
         config = GateConfig(network, recipe, self.seed, self.branch_width)
-        stage = GateStage(nofe or self.nofe(), config)
+        stage = GateStage(wanted, config)
         of = ""
         if nofe is not None:  # which may be another experiment's
             is_own = nofe.arm is not None and self.stage(nofe.arm).id == nofe.id
@@ -434,7 +508,8 @@ class Experiment:
         Superclasses are more than K, or fewer, and so may one's own specialties be: their experts
         are then narrower, or wider, so that all together cost the same.  Where flat networks train
         with flips and the network of experts does not, as AlexNet-Quick's published recipe has it,
-        one with flips is there too.
+        one with flips is there too.  All learn from the experiment's teacher, and all networks of
+        experts are trained as sparsely, with as much overlap, as its own.
         Raises InvalidInput for the rule `random`, which would make some of them the same.
         """
         rule = self._rule
@@ -447,12 +522,14 @@ class Experiment:
         start = self.branch_start
         if start == "upcycled":
             start = "tail" if self.branch_width == 1 else "fresh"
-        nofe = partial(Arm, "nofe", branch_start=start)
-        on_base = partial(Arm, "nofe", trunk="base", branch_start=self.branch_start)
+        teacher = self.teacher or ""
+        experts = partial(Arm, "nofe", overlap=self.overlap, sparse=self.sparse, teacher=teacher)
+        nofe = partial(experts, branch_start=start)
+        on_base = partial(experts, trunk="base", branch_start=self.branch_start)
         on_trunk = partial(nofe, trunk="generalist", trunk_rule=rule)
-        control = partial(Arm, "control")
+        control = partial(Arm, "control", teacher=teacher)
         control_on_trunk = partial(control, trunk="generalist", trunk_rule=rule)
-        found = [Arm("base", budget=each) for each in budgets]
+        found = [Arm("base", budget=each, teacher=teacher) for each in budgets]
         found += [*(control(budget=each) for each in budgets), control_on_trunk()]
         found.append(control(trunk="base"))
         if self.usual_K > TWO_AND_GATE:
@@ -482,7 +559,7 @@ class Experiment:
                 log.warning(f"experts for {what} specialties are left out: {reason}")
         found.append(nofe(rule=rule, trunk_rule="random"))
         found += [on_base(rule=rule), on_base("random")]
-        scratch = partial(Arm, "nofe", trunk="scratch")  # without a trained tail to start from
+        scratch = partial(experts, trunk="scratch")  # without a trained tail to start from
         return [*found, scratch(rule=rule), scratch("random")]
 
     def opponents(self, own: str | Specialties | None = None) -> dict[str, Stage]:
@@ -670,7 +747,7 @@ class Experiment:
     @property
     def _asked(self) -> dict[str, Any]:
         """The parameters that differ from their defaults, and none that belong to the machine."""
-        machine = ("runs_dir", "device", "precision", "checkpoint_seconds")
+        machine = ("runs_dir", "device", "precision", "ranks", "checkpoint_seconds")
         own = [each for each in fields(self) if each.init and each.name not in machine]
         return {f.name: value for f in own if (value := getattr(self, f.name)) != f.default}
 
@@ -721,6 +798,7 @@ class Experiment:
             affinity_images=images or None,
             affinity_from=self.affinity_from,  # type: ignore[arg-type]
             elastic_lambda=self.elastic_lambda,
+            fine_head=self.fine_head,
             seed=self.seed,
         )
 
@@ -729,10 +807,9 @@ class Experiment:
         recipes: Preset,
         K: int,
         specialties: str | Specialties,
-        trunk: str,
-        width: float,
-        start: str,
+        **named: Any,
     ) -> NofEConfig:
+        """named: further fields of the config."""
         # a partition from a file is known by its content: where it lies makes no other run
         origin = "file"
         if not isinstance(specialties, Specialties) and not str(specialties).endswith(".json"):
@@ -742,10 +819,8 @@ class Experiment:
             recipes.nofe,
             self.seed,
             origin,
-            trunk,
-            width,
-            start,
-            K if origin in CLUSTERED else None,
+            clusters=K if origin in CLUSTERED else None,
+            **named,
         )
 
 

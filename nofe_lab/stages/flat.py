@@ -14,7 +14,6 @@ from nofe_lab.data import Dataset
 from nofe_lab.networks import CNN, Backbone, FlatControl
 from nofe_lab.specialties import Specialties
 from nofe_lab.stages.stage import Stage, StageConfig, Trained, Work, load_model
-from nofe_lab.training.tasks import Classification
 
 
 @dataclass(frozen=True)
@@ -26,14 +25,25 @@ class FlatConfig(StageConfig):
 
 
 class FlatStage(Stage):
-    """The base CNN, or the flat control.  trunk: the stage whose trunk it starts from."""
+    """The base CNN, or the flat control.
+
+    trunk: the stage whose trunk it starts from.  teacher: the stage whose answers it learns, in
+    place of the classes.
+    """
 
     kind = "flat"
 
     def __init__(
-        self, dataset: Dataset, backbone: Backbone, config: FlatConfig, trunk: Stage | None = None
+        self,
+        dataset: Dataset,
+        backbone: Backbone,
+        config: FlatConfig,
+        trunk: Stage | None = None,
+        teacher: Stage | None = None,
     ) -> None:
-        super().__init__(dataset, backbone, config, {} if trunk is None else {"trunk": trunk})
+        parents = {"trunk": trunk, "teacher": teacher}
+        given = {role: stage for role, stage in parents.items() if stage is not None}
+        super().__init__(dataset, backbone, config, given)
 
     @property
     def title(self) -> str:
@@ -42,6 +52,8 @@ class FlatStage(Stage):
             title = f"flat control of {self.backbone.K} experts"
         if "trunk" in self.parents:
             title += f" (trunk: {self.parents['trunk'].title})"
+        if "teacher" in self.parents:
+            title += f", taught by {self.parents['teacher'].title}"
         return title
 
     def network(self, specialties: Specialties | None = None) -> nn.Module:
@@ -54,6 +66,5 @@ class FlatStage(Stage):
             trunk = origin.get_submodule("trunk").state_dict()
             network.get_submodule("trunk").load_state_dict(trunk)
         model = self.image_network(network, work.machine)
-        task = Classification(self.recipe, self.dataset.val)
-        history = self.fit(model, task, work)
+        history = self.fit(model, self.task(work), work)
         return Trained(model, history)

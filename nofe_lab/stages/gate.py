@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from nofe_lab.data.preprocess import ImageNetwork
@@ -20,9 +19,8 @@ from nofe_lab.evaluation import predict
 from nofe_lab.knobs import KNOBS, check_fields
 from nofe_lab.machine import Machine
 from nofe_lab.networks import NofE
-from nofe_lab.networks.backbone import fresh
 from nofe_lab.specialties import Specialties
-from nofe_lab.stages.nofe import NofEStage
+from nofe_lab.stages.nofe import NofEStage, fresh_gate
 from nofe_lab.stages.stage import Stage, StageConfig, Trained, Work, load_model, specialties_of
 from nofe_lab.training.loop import ParameterGroups
 from nofe_lab.training.tasks import Distillation
@@ -56,8 +54,9 @@ class GateStage(Stage):
     @property
     def description(self) -> dict[str, Any]:
         about = super().description
-        width = self.nofe.config.branch_width
-        return {**about, "branch_width": width, "gate_width": self.config.width}
+        made = self.nofe.description
+        also = {name: made[name] for name in ("branch_width", "overlap")}
+        return {**about, **also, "gate_width": self.config.width}
 
     @property
     def K(self) -> int:
@@ -77,12 +76,12 @@ class GateStage(Stage):
     def network(self, specialties: Specialties | None = None) -> nn.Module:
         network = self.nofe.network(specialties)
         assert isinstance(network, NofE)
-        network.gate = fresh(
+        network.gate = fresh_gate(
             self.backbone,
-            lambda: self.backbone.make_branch(self.dataset.C, self.config.width),
+            self.dataset.C,
+            self.config.width,
             self.config.network.initialisation,
             self.seed,
-            "gate",
         )
         return network
 
@@ -96,9 +95,9 @@ class GateStage(Stage):
 
     def train(self, work: Work) -> Trained:
         specialties = specialties_of(self.nofe, work.parents["nofe"])
-        teacher = load_model(self.nofe, work.parents["nofe"], work.machine.device)
-        logits = torch.from_numpy(predict(teacher, self.dataset.train).logits)
+        logits = self.answers("nofe", work)
         answers = logits.softmax(1).to(work.machine.device)
+        teacher = load_model(self.nofe, work.parents["nofe"], work.machine.device)
         network = self.network(specialties)
         assert isinstance(network, NofE)
         network.load_state_dict(teacher.network.state_dict(), strict=False)  # all but the gate

@@ -11,6 +11,9 @@ specialties learn what it can tell apart, in turn:
 
 Classes that the network confuses lean to the same specialty, so they meet there.  There is no
 update after the last interval: the final partition is one that the generalist has trained on.
+
+With a fine head it learns the classes too, all the while, so that its trunk is one that tells
+classes apart, as a base CNN's does.
 """
 
 from __future__ import annotations
@@ -24,16 +27,18 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
+from torch.nn.functional import cross_entropy, one_hot
 
 from nofe_lab.config import ABOVE_0, InvalidInput, derive_seed
 from nofe_lab.data import Batch, Dataset
+from nofe_lab.data.preprocess import ImageNetwork
 from nofe_lab.knobs import Real, Whole, check_fields
 from nofe_lab.machine import Machine
 from nofe_lab.networks import CNN, Backbone
+from nofe_lab.ranks import from_first
 from nofe_lab.runs.checkpoint import IncompatibleCheckpoint
 from nofe_lab.specialties import Specialties, affinity_matrix, assign, objective
-from nofe_lab.specialties.assignment import Affinity
+from nofe_lab.specialties.assignment import Affinity, Map
 from nofe_lab.stages.stage import Stage, StageConfig, Trained, Work
 from nofe_lab.training.events import Listener, MapUpdated
 from nofe_lab.training.interrupts import interruptible
@@ -73,6 +78,8 @@ class GeneralistConfig(StageConfig):
     predictions of the steps since the last update, which costs no pass."""
     elastic_lambda: float = 1000.0
     """Weight of the size penalty of the elastic rule, for counts rescaled to 100 a class."""
+    fine_head: bool = False
+    """Whether it learns the classes beside the specialties (see `CoarseAndFine`)."""
 
     def __post_init__(self) -> None:
         check_fields(self, update_every=Real(ABOVE_0), affinity_images=Whole(1))
@@ -109,10 +116,13 @@ class GeneralistStage(Stage):
                 f"update_every must leave room for an update within {self.recipe.epochs} epochs; "
                 f"got {config.update_every:g} epochs."
             )
+        if config.fine_head:
+            self._specialties_alone(self.untrained_network())  # refuses heads it cannot divide
 
     @property
     def title(self) -> str:
-        return f"generalist ({self.config.rule}, K = {self.K})"
+        also = ", fine head" if self.config.fine_head else ""
+        return f"generalist ({self.config.rule}, K = {self.K}{also})"
 
     @property
     def K(self) -> int:
@@ -120,6 +130,33 @@ class GeneralistStage(Stage):
 
     def network(self, specialties: Specialties | None = None) -> nn.Module:
         return CNN(self.backbone, self.K, self.config.network.initialisation, self.seed)
+
+    def untrained_network(self) -> nn.Module:
+        """The network that is trained: with the outputs of its fine head, if it has one."""
+        if not self.config.fine_head:
+            return self.network()
+        scheme = self.config.network.initialisation
+        return CoarseAndFine(self.backbone, self.K, self.dataset.C, scheme, self.seed)
+
+    def _specialties_alone(self, trained: nn.Module) -> nn.Module:
+        """What is kept of a `CoarseAndFine`: a generalist with the first K rows of its classifier.
+
+        Raises InvalidInput if its head cannot be divided so.
+        """
+        generalist = self.network()
+        own = generalist.state_dict()
+        kept = {
+            name: tensor if tensor.shape == own.get(name, tensor).shape else tensor[: self.K]
+            for name, tensor in trained.state_dict().items()
+        }
+        try:
+            generalist.load_state_dict(kept)
+        except RuntimeError as error:
+            raise InvalidInput(
+                f"fine_head needs a head whose classifier has one row of weights an output; that "
+                f"of {self.backbone.name!r} has others."
+            ) from error
+        return generalist
 
     @cached_property
     def updates(self) -> list[int]:
@@ -147,10 +184,13 @@ class GeneralistStage(Stage):
         return super().images_evaluated + (len(self.updates) + 1) * each
 
     def train(self, work: Work) -> Trained:
-        model = self.image_network(self.network(), work.machine)
+        model = self.image_network(self.untrained_network(), work.machine)
         learning = SpecialtyLearning(self, model, work.machine, work.listeners)
         history = self.fit(model, learning, work)
-        final = learning.affinity()
+        final = from_first(learning.affinity)
+        if self.config.fine_head:
+            kept = self._specialties_alone(model.network)
+            model = ImageNetwork(model.preprocess, kept, model.precision).to(work.machine.device)
         return Trained(
             model,
             history,
@@ -171,8 +211,27 @@ class GeneralistStage(Stage):
         )
 
 
+class CoarseAndFine(CNN):
+    """trunk + one head over K specialties and C classes: images [N, c, h, w] -> logits [N, K + C].
+
+    In evaluation the logits are those of the specialties alone, [N, K].
+    """
+
+    def __init__(self, backbone: Backbone, K: int, C: int, scheme: str, seed: int) -> None:
+        super().__init__(backbone, K + C, scheme, seed)
+        self.K = K
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits if self.training else logits[:, : self.K]
+
+
 class SpecialtyLearning(Task):
-    """Specialties as targets, and the map of classes to specialties learned on the way."""
+    """Specialties as targets, and the map of classes to specialties learned on the way.
+
+    With a fine head the logits are [B, K + C], and the loss adds the cross-entropy of the classes;
+    all other figures are of the specialties.
+    """
 
     def __init__(
         self,
@@ -213,10 +272,16 @@ class SpecialtyLearning(Task):
     def targets(self, batch: Batch) -> Tensor:
         return self.map[batch.labels]
 
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        coarse, fine = logits.tensor_split([self.stage.K], dim=1)
+        loss = super().loss(coarse, batch)
+        return loss + cross_entropy(fine, batch.labels) if self.stage.config.fine_head else loss
+
     def metrics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        coarse = logits[:, : self.stage.K]
         if self.seen is not None:
-            self.seen.add(logits, batch.labels)
-        return super().metrics(logits, batch)
+            self.seen.add(coarse, batch.labels)
+        return super().metrics(coarse, batch)
 
     def affinity(self) -> Affinity:
         """A[C, K] for the next update, or after the last.
@@ -238,15 +303,20 @@ class SpecialtyLearning(Task):
         if step not in stage.updates:
             return
         number, old = len(self.maps), self.maps[-1]
-        with interruptible():
-            affinity = self.affinity()
-            new = assign(
-                config.rule,
-                affinity,
-                old,
-                seed=derive_seed(stage.seed, "update", number),
-                elastic_lambda=config.elastic_lambda,
-            )
+
+        def found() -> tuple[Affinity, Map]:
+            with interruptible():
+                affinity = self.affinity()
+                new = assign(
+                    config.rule,
+                    affinity,
+                    old,
+                    seed=derive_seed(stage.seed, "update", number),
+                    elastic_lambda=config.elastic_lambda,
+                )
+            return affinity, new
+
+        affinity, new = from_first(found)
         if self.seen is not None:
             self.seen.begin_anew()
         self.maps.append(new)

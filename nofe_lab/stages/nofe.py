@@ -15,14 +15,22 @@ from typing import Any
 
 from torch import nn
 
-from nofe_lab.config import CLUSTERED, SPECIALTIES, InvalidInput, check_branch_start
+from nofe_lab.config import (
+    CLUSTERED,
+    SPECIALTIES,
+    InvalidInput,
+    check_branch_start,
+    whole_number,
+)
 from nofe_lab.data import Dataset
 from nofe_lab.data.preprocess import ImageNetwork
 from nofe_lab.evaluation import class_means, predict
 from nofe_lab.knobs import KNOBS, Choice, check_fields
 from nofe_lab.machine import Machine, seeded
 from nofe_lab.networks import CNN, Backbone, NofE
+from nofe_lab.networks.backbone import fresh
 from nofe_lab.networks.counting import count_macs
+from nofe_lab.ranks import from_first
 from nofe_lab.runs import Run
 from nofe_lab.specialties import (
     Specialties,
@@ -33,7 +41,7 @@ from nofe_lab.specialties import (
 from nofe_lab.stages.flat import FlatStage
 from nofe_lab.stages.generalist import GeneralistStage
 from nofe_lab.stages.stage import Stage, StageConfig, Trained, Work, load_model, specialties_of
-from nofe_lab.training.tasks import Classification
+from nofe_lab.training.tasks import SparseTraining
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,17 @@ class NofEConfig(StageConfig):
     so that the network of experts begins with the base CNN's logits (at branch_width 1)."""
     clusters: int | None = None
     """How many specialties confusion and features make; None for all others, which know it."""
+    overlap: int = 1
+    """How many experts have an output for a class, whose logit is their mean; as many as there are:
+    every expert knows all classes, which makes an ensemble on one trunk (a TreeNet)."""
+    sparse: int | None = None
+    """How many of its gate's best experts an image trains beside its own; None: all see all images,
+    and there is no gate."""
+
+    @property
+    def gate_width(self) -> float:
+        """Of the gate in sparse training: the base CNN's whole tail, or as wide as an expert."""
+        return 1.0 if self.branch_start == "upcycled" else self.branch_width
 
     def __post_init__(self) -> None:
         check_fields(self, specialties=Choice((*SPECIALTIES, "file")), clusters=KNOBS["K"].kind)
@@ -66,7 +85,7 @@ class NofEStage(Stage):
 
     specialties: a partition, or the stage it comes from: the generalist that learns it, or the base
     CNN of which it is made of clusters.  trunk: the stage whose trunk it starts from, or None for
-    fresh weights.
+    fresh weights.  teacher: the stage whose answers it learns, in place of the classes.
     Raises InvalidInput if the partition's classes are not the data set's, or if the backbone's
     branches cannot have the width or the start that the config asks for.
     """
@@ -81,8 +100,9 @@ class NofEStage(Stage):
         config: NofEConfig,
         specialties: Specialties | GeneralistStage | FlatStage,
         trunk: GeneralistStage | FlatStage | None,
+        teacher: Stage | None = None,
     ) -> None:
-        parents: dict[str, Stage] = {}
+        parents: dict[str, Stage] = {} if teacher is None else {"teacher": teacher}
         self.given: Specialties | None = None
         if isinstance(specialties, Specialties):
             specialties.check_classes(dataset.class_names)
@@ -100,6 +120,9 @@ class NofEStage(Stage):
         if trunk is not None:
             parents["trunk"] = trunk
         super().__init__(dataset, backbone, config, parents)
+        for name in ("sparse", "overlap"):
+            if (number := getattr(config, name)) is not None:
+                whole_number(name, number, 1, self._K)
         if config.branch_width != 1:
             with seeded(0):
                 self.backbone.make_branch(1, config.branch_width)  # refuses a width it cannot have
@@ -116,7 +139,18 @@ class NofEStage(Stage):
 
     @cached_property
     def training_macs(self) -> int:
+        """As for every stage; in sparse training an image runs `sparse` experts, and its own.
+
+        Where its own is one of these, less is spent than is counted.
+        """
         spent = super().training_macs
+        if self.config.sparse is not None:
+            network = self.untrained_network()
+            assert isinstance(network, NofE)
+            branches = network.macs(self.backbone.input_shape).branches
+            if self.config.sparse < len(branches):
+                own = round(sum(branches) / len(branches))
+                spent += 3 * self.steps * self.recipe.batch_size * own
         if self.config.specialties in CLUSTERED:  # the base CNN looks at all training images
             base = self.parents["specialties"]
             forward = count_macs(base.untrained_network(), base.backbone.input_shape)
@@ -135,6 +169,12 @@ class NofEStage(Stage):
             trunk = f"generalist ({learner.config.rule})"
         start = self.config.branch_start
         branches = f"; branches: {start}" if start != "fresh" else ""
+        if self.config.overlap > 1:
+            branches += f"; overlap: {self.config.overlap}"
+        if self.config.sparse is not None:
+            branches += f"; sparse: own + {self.config.sparse}"
+        if "teacher" in self.parents:
+            branches += f"; taught by {self.parents['teacher'].title}"
         return f"NofE ({origin} specialties, K = {self.K}; trunk: {trunk}{branches})"
 
     @property
@@ -143,7 +183,12 @@ class NofEStage(Stage):
 
     @property
     def description(self) -> dict[str, Any]:
-        return {**super().description, "branch_width": self.config.branch_width}
+        width = self.config.branch_width
+        gate = {}
+        if self.config.sparse is not None:
+            gate = {"gate_width": self.config.gate_width, "sparse": self.config.sparse}
+        overlap = self.config.overlap
+        return {**super().description, "branch_width": width, "overlap": overlap, **gate}
 
     @property
     def partition(self) -> Specialties | None:
@@ -155,7 +200,12 @@ class NofEStage(Stage):
             raise ValueError("this network's specialties are learned: pass them")
         _check_experts(found)
         scheme, width = self.config.network.initialisation, self.config.branch_width
-        return NofE(self.backbone, found, scheme, self.seed, width)
+        network = NofE(self.backbone, found, scheme, self.seed, width, self.config.overlap)
+        if (sparse := self.config.sparse) is not None:
+            width = self.config.gate_width
+            gate = fresh_gate(self.backbone, self.dataset.C, width, scheme, self.seed)
+            network.begin_with_gate(gate, sparse)
+        return network
 
     def image_network(self, network: nn.Module, machine: Machine) -> ImageNetwork:
         """With experts that run in groups, as suits training; hooks on their layers see nothing."""
@@ -164,14 +214,17 @@ class NofEStage(Stage):
         return super().image_network(network, machine)
 
     def train(self, work: Work) -> Trained:
-        specialties = self._partition(work.parents, work.machine)
+        specialties = from_first(lambda: self._partition(work.parents, work.machine))
         network = self.network(specialties)
         if "trunk" in work.parents:
             self.start_from(work.parents["trunk"], network)
         model = self.image_network(network, work.machine)
         if work.checkpoints is not None:
             work.checkpoints.origin.append(specialties.digest)
-        task = Classification(self.recipe, self.dataset.val)
+        task = self.task(work)
+        if self.config.sparse is not None:
+            assert isinstance(network, NofE)
+            task = SparseTraining(network, task)
         history = self.fit(model, task, work)
         return Trained(model, history, files={"specialties.json": specialties.to_json()})
 
@@ -196,6 +249,11 @@ class NofEStage(Stage):
         assert isinstance(network, NofE)
         assert isinstance(origin, CNN)
         network.begin_as(origin, self.backbone, self.config.branch_start, self.config.branch_width)
+
+
+def fresh_gate(backbone: Backbone, C: int, width: float, scheme: str, seed: int) -> nn.Module:
+    """The untrained gate of a network of experts: a branch with an output for each class."""
+    return fresh(backbone, lambda: backbone.make_branch(C, width), scheme, seed, "gate")
 
 
 def _check_experts(specialties: Specialties) -> None:

@@ -19,9 +19,12 @@ from nofe_lab.files import user_path
 from nofe_lab.machine import median_seconds
 from nofe_lab.networks import NofE
 from nofe_lab.networks.counting import count_macs, count_parameters
+from nofe_lab.networks.nofe import ExpertsAlone
+from nofe_lab.ranks import from_first
 from nofe_lab.runs import Run, code_revision
 from nofe_lab.stages.gate import GateAlone, GateStage
 from nofe_lab.stages.generalist import GeneralistStage
+from nofe_lab.stages.nofe import NofEStage
 from nofe_lab.stages.runner import Runner
 from nofe_lab.stages.stage import Stage, load_model
 from nofe_lab.statistics import paired_interval
@@ -114,8 +117,14 @@ def final_report(
             )
         if not len(getattr(stage.dataset, split)):
             raise InvalidInput(f"a report needs {split} images; {stage.dataset.name} has none.")
-    rows, predictions = [], []
     runs = runner.run([stage for _, stage in networks])
+    return from_first(lambda: _report(runner, networks, runs, split))
+
+
+def _report(
+    runner: Runner, networks: Sequence[tuple[str, Stage]], runs: Sequence[Run], split: str
+) -> FinalReport:
+    rows, predictions = [], []
     for (name, stage), run in zip(networks, runs, strict=True):
         with runner.machine.enough_memory(f"the report of {stage.label}"):
             model = load_model(stage, run, runner.machine.device)
@@ -200,24 +209,39 @@ def _origin(stage: Stage, run: Run) -> dict[str, object]:
     }
 
 
-def few_experts(runner: Runner, stage: GateStage) -> pd.DataFrame:
+def few_experts(
+    runner: Runner,
+    stage: GateStage | NofEStage,
+    watch: Callable[[int, Predictions], object] | None = None,
+    split: str = "test",
+) -> pd.DataFrame:
     """Test accuracy and cost when a gate runs only some experts for each image.
 
-    stage: the network of experts with its gate, which is trained if it is missing.
+    stage: the network of experts with its gate (see `Experiment.gate`), trained if it is missing.
+    watch: see `conditional`.  split: test, or val to choose between networks.
     One row for each number of experts, with top1, top5, nll and found (see `conditional`).
     macs: multiply-accumulates of one image, with trunk and gate.  ms_N: milliseconds an image of
     `logits` at batch N; ms_N_all: the same without a gate, all experts run; ms_N_trunk: the layers
     before the experts alone.  gate_top1, macs_gate_alone: the gate's own answers, no expert run.
-    gate_epochs, gate_training_macs, gate_seconds: the gate's training, on top of the network's.
+    gate_epochs, gate_training_macs, gate_seconds: the gate's training, on top of the network's; 0
+    where they learned together.
     """
+    if (overlap := stage.description["overlap"]) > 1:
+        raise InvalidInput(
+            f"few experts are counted where each class has one; here a class has {overlap} "
+            "(overlap)."
+        )
     (run,) = runner.run([stage])
     machine = runner.machine
     model = load_model(stage, run, machine.device)
     network = model.network
     assert isinstance(network, NofE)
-    test = stage.dataset.test
+    test = getattr(stage.dataset, one_of("split", split, ("test", "val")))
     gate = predict(ImageNetwork(model.preprocess, GateAlone(network)), test)
-    table = conditional(predict(model, test), gate, network.specialties)
+    every = ImageNetwork(model.preprocess, ExpertsAlone(network)).eval()
+    experts = predict(every, test)
+    together = network.usual_experts is not None
+    table = conditional(experts, gate, network.specialties, watch, together)
     cost = network.macs(stage.backbone.input_shape)
     branches = np.array(cost.branches)
     table["macs"] = [
@@ -227,24 +251,30 @@ def few_experts(runner: Runner, stage: GateStage) -> pd.DataFrame:
     for batch in TIMED_BATCHES:
         images = test.sample(range(min(batch, len(test)))).to(machine.device)
 
-        def side(m: int | None, images: torch.Tensor = images) -> Callable[[], object]:
+        def side(m: int, images: torch.Tensor = images) -> Callable[[], object]:
             return lambda: model.logits(images, m)
 
         with torch.inference_mode():
-            sides = [side(m) for m in (*table["experts"], None)]
-            seconds = median_seconds(machine, TIMED_REPEATS, [*sides, partial(trunk, images)])
+            sides = [side(m) for m in table["experts"]]
+            sides += [partial(each, images) for each in (every, trunk)]
+            seconds = median_seconds(machine, TIMED_REPEATS, sides)
         *few, everything, before = (1000 * each / len(images) for each in seconds)
         table[f"ms_{batch}"] = few
         table[f"ms_{batch}_all"], table[f"ms_{batch}_trunk"] = everything, before
+    if isinstance(stage, GateStage):
+        width, epochs, spent = stage.config.width, stage.recipe.epochs, stage.training_macs
+        training = run.seconds
+    else:
+        width, epochs, spent, training = stage.config.gate_width, 0, 0, 0.0
     return table.assign(
         macs_all=cost.trunk + sum(branches),
         macs_gate_alone=cost.trunk + cost.gate,
         gate_top1=gate.accuracy,
-        gate_width=stage.config.width,
+        gate_width=width,
         gate_macs=cost.gate,
-        gate_epochs=stage.recipe.epochs,
-        gate_training_macs=stage.training_macs,
-        gate_seconds=run.seconds,
+        gate_epochs=epochs,
+        gate_training_macs=spent,
+        gate_seconds=training,
         hardware=machine.name,
         threads=torch.get_num_threads(),
         precision=model.precision,

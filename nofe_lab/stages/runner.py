@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from nofe_lab.config import InvalidInput, first_line, shown
+from nofe_lab.data.streaming import dead_workers_said
 from nofe_lab.inference import THUMBNAILS, Description, kept_files
 from nofe_lab.knobs import KNOBS
-from nofe_lab.log import log
+from nofe_lab.log import log, quiet
 from nofe_lab.machine import Machine, exact_float32
+from nofe_lab.ranks import from_first, own_rank, together, world_size
 from nofe_lab.runs import Checkpoints, Run, RunStore, code_digest, code_revision
 from nofe_lab.runs.checkpoint import SECONDS
 from nofe_lab.runs.provenance import provenance
+from nofe_lab.stages import launch
 from nofe_lab.stages.stage import Stage, Trained, Work
 from nofe_lab.training.events import (
     Event,
@@ -71,6 +74,8 @@ class Runner:
     """Carries stages out in one runs folder, on one machine.
 
     checkpoint_seconds: the longest time between two checkpoints of a training.
+    ranks: how many processes share each batch, with a GPU each or on one CPU; above 1 they are
+    started, with torchrun, for what has to be trained.
     Raises InvalidInput if the device is not available or the time is negative.
     """
 
@@ -80,8 +85,11 @@ class Runner:
         device: str = "auto",
         precision: str = "auto",
         checkpoint_seconds: float = SECONDS,
+        ranks: int = 1,
     ) -> None:
         self.machine = Machine.pick(device, precision)
+        self.ranks = KNOBS["ranks"].check(ranks)
+        launch.check(self.machine.device, self.ranks)
         if self.machine.device.type == "cuda":
             exact_float32()
         self.seconds = KNOBS["checkpoint_seconds"].check(checkpoint_seconds)
@@ -101,6 +109,31 @@ class Runner:
             raise InvalidInput(
                 f"a runner runs stages, such as experiment.nofe(); got {shown(strange[0])}."
             )
+        listeners = [_Guarded(each) for each in (Progress(), watch) if each is not None]
+        if self.ranks > 1 and any(self.store.find(stage.id) is None for stage in stages):
+            device, precision = self.machine.device.type, self.machine.precision
+            make = partial(type(self), self.store.folder, device, precision, self.seconds)
+            launch.train(self.ranks, make, stages, listeners)
+            with quiet():  # listeners and log have heard it
+                return self.carry_out(stages, [])
+        return self.carry_out(stages, listeners)
+
+    def carry_out(self, stages: Sequence[Stage], listeners: Sequence[Listener]) -> list[Run]:
+        """The same in this process, which may be one of several ranks."""
+        known = {run_id: each for stage in stages for run_id, each in stage.lineage.items()}
+        order, runs = from_first(lambda: self._begin(stages, listeners))
+        for run_id in order:
+            if run_id not in runs:
+                stage = known[run_id]
+                parents = {role: runs[parent.id] for role, parent in stage.parents.items()}
+                with together():
+                    runs[run_id] = self._train(stage, parents, () if own_rank() else listeners)
+        return [runs[stage.id] for stage in stages]
+
+    def _begin(
+        self, stages: Sequence[Stage], listeners: Sequence[Listener]
+    ) -> tuple[list[str], dict[str, Run]]:
+        """The ids of all that is asked for, parents first, and the runs that there are."""
         ordered: dict[str, Stage] = {}
         runs: dict[str, Run] = {}
 
@@ -117,16 +150,14 @@ class Runner:
 
         for stage in stages:
             visit(stage)
-        watch = _Guarded(watch) if watch is not None else None
-        self._announce(ordered, runs, watch)
-        for run_id, stage in ordered.items():
-            if run_id not in runs:
-                parents = {role: runs[parent.id] for role, parent in stage.parents.items()}
-                runs[run_id] = self._train(stage, parents, watch)
-        return [runs[stage.id] for stage in stages]
+        self._announce(ordered, runs, listeners)
+        return list(ordered), runs
 
     def _announce(
-        self, ordered: Mapping[str, Stage], runs: Mapping[str, Run], watch: Listener | None
+        self,
+        ordered: Mapping[str, Stage],
+        runs: Mapping[str, Run],
+        listeners: Sequence[Listener],
     ) -> None:
         for run_id, stage in ordered.items():
             if run_id in runs:
@@ -142,8 +173,7 @@ class Runner:
                 note = f" (trained under {'; '.join(other)})" if other else ""
                 name = runs[run_id].path.name
                 log.info(f"{stage.label}: loaded {name}{note}")
-                if watch is not None:
-                    watch(StageLoaded(stage.title))
+                tell(listeners, StageLoaded(stage.title))
         missing = [stage for run_id, stage in ordered.items() if run_id not in runs]
         if not missing:
             return
@@ -154,7 +184,8 @@ class Runner:
         notes = (note for each in missing for note in (*each.choices, *each.backbone.notes))
         for note in dict.fromkeys(notes):
             log.info(note)
-        log.info(f"To train, on {self.machine}:")
+        by = f", by {world_size()} ranks" if world_size() > 1 else ""
+        log.info(f"To train, on {self.machine}{by}:")
         for stage in missing:
             network = json.dumps(stage.backbone.identity)
             alike = (
@@ -175,27 +206,44 @@ class Runner:
             log.info(f"  {note}")
         log.info(f"  together about {total / 60:.1f} min")
 
-    def _train(self, stage: Stage, parents: Mapping[str, Run], watch: Listener | None) -> Run:
+    def _train(
+        self, stage: Stage, parents: Mapping[str, Run], listeners: Sequence[Listener]
+    ) -> Run:
         told = set()
 
         def wait(who: str) -> None:
             if who not in told:
                 log.info(f"{stage.label}: {who} is training it; waiting for the result.")
             told.add(who)
-            if watch is not None:
-                watch(StageAwaited(stage.title, who))
+            tell(listeners, StageAwaited(stage.title, who))
 
         key = (self.store.folder, stage.id)
-        with self.store.training(stage.run_name, stage.id, wait, self.seconds) as checkpoints:
-            if (run := self.store.find(stage.id)) is not None:
-                log.info(f"{stage.label}: loaded {run.path.name}, which has been trained meanwhile")
-                _UNSAVED.pop(key, None)
+        checkpoints = self.store.checkpoints(stage.run_name, stage.id, self.seconds)
+        with ExitStack() as stack:
+
+            def begin() -> tuple[Run | None, bool]:
+                """The run, if another process has trained it, and whether it is to be trained."""
+                nonlocal checkpoints
+                lock = self.store.training(stage.run_name, stage.id, wait, self.seconds)
+                checkpoints = stack.enter_context(lock)
+                if (run := self.store.find(stage.id)) is not None:
+                    name = run.path.name
+                    log.info(f"{stage.label}: loaded {name}, which has been trained meanwhile")
+                    _UNSAVED.pop(key, None)
+                return run, run is None and key not in _UNSAVED
+
+            def end() -> Run:
+                run = self._saved(stage, _UNSAVED[key], checkpoints)
+                checkpoints.remove()
                 return run
-            if key not in _UNSAVED:
-                _UNSAVED[key] = self._trained(stage, parents, checkpoints, watch)
-            run = self._saved(stage, _UNSAVED[key], checkpoints)
-            del _UNSAVED[key]
-            checkpoints.remove()
+
+            run, to_train = from_first(begin)
+            if run is not None:
+                return run
+            if to_train:
+                _UNSAVED[key] = self._trained(stage, parents, checkpoints, listeners)
+            run = from_first(end)
+            _UNSAVED.pop(key, None)
         figures = ", ".join(
             f"{name.replace('_accuracy', '')} {run.result[name]:.1%}"
             for name in ("train_accuracy", "val_accuracy")
@@ -209,30 +257,34 @@ class Runner:
         stage: Stage,
         parents: Mapping[str, Run],
         checkpoints: Checkpoints,
-        watch: Listener | None,
+        listeners: Sequence[Listener],
     ) -> _Unsaved:
         Description(**stage.description)  # what cannot be kept is refused before the training
         made = provenance(self.machine, 0.0)
-        told = [f"{name} {made[name]}" for name in ("code", "device", "precision", "threads")]
+        told = [
+            f"{name} {made[name]}" for name in ("code", "device", "precision", "threads", "ranks")
+        ]
         checkpoints.conditions = [", ".join([*told, f"torch {made['versions']['torch']}"])]
         checkpoints.label = stage.label
         checkpoints.origin = [f"{role} {run.digest}" for role, run in sorted(parents.items())]
-        progress = Progress(stage.title, stage.steps)
-        listeners: list[Listener] = [_Guarded(each) for each in (progress, watch) if each]
         finished = False
         tell(listeners, StageBegun(stage.title, stage.steps, stage.recipe.epochs))
         try:
-            with self.machine.enough_memory(stage.label, stage.recipe.batch_size):
+            with (
+                dead_workers_said(),
+                self.machine.enough_memory(stage.label, stage.recipe.batch_size),
+            ):
                 trained = stage.train(Work(parents, self.machine, listeners, checkpoints))
-                trained.files |= kept_files(
-                    trained.model, stage.description, stage.dataset, trained.output_of_class
-                )
+                if not own_rank():
+                    trained.files |= kept_files(
+                        trained.model, stage.description, stage.dataset, trained.output_of_class
+                    )
             finished = True
         except TrainingDiverged:
-            checkpoints.remove()  # it would diverge again
+            if not own_rank():
+                checkpoints.remove()  # it would diverge again
             raise
         finally:
-            progress.close()
             tell(listeners, StageEnded(stage.title, finished))
         made = {
             **provenance(self.machine, checkpoints.seconds_trained),
@@ -279,9 +331,9 @@ class Runner:
             log.warning(f"{stage.label}: saved without its thumbnails, for which the disk is full.")
             return run
         except OSError as error:
+            kept = "the trained network is kept in this process, and " * (world_size() == 1)
             raise InvalidInput(
                 f"{stage.label}: trained, but cannot be saved in {str(self.store.folder)!r} "
-                f"({first_line(error)}); mend that and run this cell again: the trained network is "
-                f"kept in this process, and on disk what it was at step {checkpoints.step} of "
-                f"{stage.steps}."
+                f"({first_line(error)}); mend that and run this cell again: {kept}on disk is what "
+                f"it was at step {checkpoints.step} of {stage.steps}."
             ) from error

@@ -16,25 +16,27 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nofe_lab.config import InvalidInput, identity_of
 from nofe_lab.data import Batches, Dataset
 from nofe_lab.data.batches import Window, steps_per_epoch
 from nofe_lab.data.preprocess import ImageNetwork, Preprocess
+from nofe_lab.evaluation import predict
 from nofe_lab.inference import Classifier, Description, assembled, load_specialties
 from nofe_lab.knobs import check_fields
 from nofe_lab.machine import Machine
 from nofe_lab.networks import Backbone
 from nofe_lab.networks.counting import count_macs
 from nofe_lab.networks.tracing import failing_layer, view_refused
+from nofe_lab.ranks import from_first, own_rank, world_size
 from nofe_lab.recipes import NetworkConfig, Recipe
 from nofe_lab.runs import Checkpoints, DamagedRun, Run, identity_hash
 from nofe_lab.specialties import Specialties
 from nofe_lab.stages.arms import Arm
 from nofe_lab.training.events import Listener
 from nofe_lab.training.loop import ParameterGroups, fit, seconds_per_step
-from nofe_lab.training.tasks import Task
+from nofe_lab.training.tasks import Classification, Distillation, Task
 
 MAX_RUN_NAME = 150
 """Bytes of the readable part of a run's folder; file systems take 255 for a name in all."""
@@ -234,8 +236,24 @@ class Stage(ABC):
         return self.backbone.parameter_groups(model, self.recipe)
 
     def batches(self, device: torch.device) -> Batches:
-        """The training images on the device."""
-        return Batches(self.dataset.train, self.recipe, self.seed, device, self.window)
+        """This rank's training images, on the device."""
+        rank, world = own_rank(), world_size()
+        return Batches(self.dataset.train, self.recipe, self.seed, device, self.window, rank, world)
+
+    def task(self, work: Work) -> Task:
+        """What its network is taught: the classes, or the answers of its teacher, a parent."""
+        val = self.dataset.val
+        if "teacher" not in self.parents:
+            return Classification(self.recipe, val)
+        answers = self.answers("teacher", work).softmax(1)
+        return Distillation(self.recipe, val, answers.to(work.machine.device))
+
+    def answers(self, role: str, work: Work) -> Tensor:
+        """The logits that a parent's network gives to the training images, [N, C], on the CPU."""
+        stage, run, device = self.parents[role], work.parents[role], work.machine.device
+        parent = load_model(stage, run, device)
+        found = from_first(lambda: predict(parent, self.dataset.train).logits)
+        return torch.from_numpy(found)
 
     def fit(self, model: nn.Module, task: Task, work: Work) -> list[dict[str, float]]:
         """Train `model` in place on a task, by the stage's recipe; returns the history."""
@@ -259,10 +277,18 @@ class Stage(ABC):
         """Multiply-accumulates of its training; a backward pass counts as two forward passes."""
         network, shape = self.untrained_network(), self.backbone.input_shape
         forward, images = count_macs(network, shape), self.steps * self.recipe.batch_size
-        spent = forward * (3 * images + self.images_evaluated)
+        spent = forward * (3 * images + self.images_evaluated) + self.teacher_macs
         if self.recipe.trunk_rate == 0:  # no backward pass through the trunk
             spent -= 2 * images * count_macs(network.get_submodule("trunk"), shape)
         return spent
+
+    @property
+    def teacher_macs(self) -> int:
+        """Multiply-accumulates of its teacher, which looks at every training image once."""
+        if (teacher := self.parents.get("teacher")) is None:
+            return 0
+        network, shape = teacher.untrained_network(), teacher.backbone.input_shape
+        return len(self.dataset.train) * count_macs(network, shape)
 
     @property
     def lineage(self) -> dict[str, Stage]:

@@ -47,6 +47,21 @@ OTHER_TRUNK = Arm("nofe", trunk_rule="random")
 BASE_TRUNK, RANDOM_BASE_TRUNK = (Arm("nofe", each, trunk="base") for each in ("", "random"))
 """Learned and random specialties on the trunk of a base CNN."""
 RANDOM_SCRATCH = Arm("nofe", "random", trunk="scratch")
+BALANCED_BASE_TRUNK = Arm("nofe", "balanced", trunk="base")
+"""No generalist: balanced clusters of a base CNN's confusions, on its trunk."""
+FLIPS_BASE_TRUNK = BASE_TRUNK.with_changes(flips=True)
+ONE_STAGE, RANDOM_ONE_STAGE = (each.with_changes(fine_head=True) for each in (LEARNED, RANDOM))
+"""Learned and random specialties on the trunk of a generalist that learns the classes too."""
+OVERLAP_BASE_TRUNK, TREENET_BASE_TRUNK = (
+    Arm("nofe", "balanced", trunk="base", overlap=overlap) for overlap in (2, 10)
+)
+"""Every class in two experts, and in all ten: an ensemble on one trunk, as S. Lee et al., "Why M
+Heads are Better than One", 2015, have it."""
+ELASTIC = Arm("nofe", rule="elastic")
+ELASTIC_MOVES = ELASTIC.with_changes(elastic_lambda=300)
+"""With a penalty under which classes move, and no specialty swallows the others."""
+CONTROL_FAN_IN = CONTROL_TOTAL.with_changes(initialisation="fan_in")
+"""The published deviations are the same however wide a layer is."""
 
 # --- their order
 
@@ -64,7 +79,17 @@ OTHERS: tuple[Arm, ...] = ()
 """The place of all arms that no tier names."""
 
 LAST = (RANDOM_BASE_TRUNK, RANDOM_SCRATCH, SUPERCLASS_PAIRS)
-"""Last: arms that only explain others."""
+"""Last of the first part: arms that only explain others."""
+
+FOLLOW_UPS = (
+    *(BALANCED_BASE_TRUNK, ONE_STAGE, RANDOM_ONE_STAGE),
+    *(FLIPS_BASE_TRUNK, ELASTIC_MOVES, CONTROL_FAN_IN),
+)
+"""What the first part left open: can a base CNN's trunk be had without training it beside a
+generalist?  And do flips, the penalty or the initialisation explain what it found?"""
+
+SHARED = (OVERLAP_BASE_TRUNK, TREENET_BASE_TRUNK)
+"""Then: experts that share classes."""
 
 GATED = (LEARNED, OWN_RANDOM, RANDOM, CONFUSION, FEATURES, SUPERCLASS, SUPERCLASS_PAIRS)
 """The arms that get a gate: they differ in the partition, not in the trunk or the rule."""
@@ -100,7 +125,10 @@ class Study:
     seeds: int
     arms: tuple[Arm, ...] | None = None
     """None: all arms of the experiment."""
-    tiers: tuple[tuple[Arm, ...], ...] = (PRIMARY, SECONDARY, TERTIARY, OTHERS, LAST)
+    tiers: tuple[tuple[Arm, ...], ...] = (
+        *(PRIMARY, SECONDARY, TERTIARY, OTHERS, LAST),
+        *(FOLLOW_UPS, SHARED),
+    )
     """A tier begins when the tiers before it have every seed."""
 
     def rows(self, everything: Iterable[Arm]) -> list[tuple[Arm, int]]:
@@ -152,10 +180,10 @@ MAIN_STUDY, *OTHER_STUDIES = STUDIES
 
 
 def arms_of(experiment: Experiment) -> list[Arm]:
-    """The experiment's arms, and for CIFAR-100 with K = 10 its superclasses in pairs."""
+    """The experiment's arms, later ones, and for CIFAR-100 with K = 10 its superclass pairs."""
     names = experiment.data.superclass_names
     in_pairs = len(names) == 2 * experiment.usual_K and PAIRS.is_file() and "trees" in names
-    return [*experiment.arms(), *([SUPERCLASS_PAIRS] if in_pairs else [])]
+    return [*experiment.arms(), *([SUPERCLASS_PAIRS] if in_pairs else []), *FOLLOW_UPS, *SHARED]
 
 
 # --- questions
@@ -183,6 +211,11 @@ QUESTIONS: Questions = {
     "10 epochs from scratch",
     (LEARNED, CONTROL_TOTAL): "... 18 epochs from scratch",
     (LEARNED, CONTROL_NOFE_RECIPE): "... without mirrored images",
+    (LEARNED, CONTROL_FAN_IN): "... with them, initialised by its fan-in",
+    (
+        CONTROL_FAN_IN,
+        CONTROL_TOTAL,
+    ): "... the initialisation alone: that flat branch, compared with one initialised as published",
     (LEARNED, CONTROL_ARITHMETIC): "... 14 epochs from scratch, with mirrored images, "
     "as much arithmetic as the NofE's two stages",
     (LEARNED, CONTROL_GENERALIST): "... 8 + 10 epochs, on the same generalist's trunk",
@@ -198,6 +231,30 @@ QUESTIONS: Questions = {
     (SAME_BASE, CONTROL_BASE_TRUNK): "... one flat branch on the very same trunk",
     (BASE_TRUNK, CONTROL_TOTAL): "... one flat branch, 18 epochs from scratch",
     (BASE_TRUNK, BASE_ARITHMETIC): "... its base CNN, trained for 32 epochs",
+    (FLIPS_BASE_TRUNK, BASE_TRUNK): "**on such a trunk, with mirrored images in both stages:** "
+    "without them in the second",
+    (FLIPS_BASE_TRUNK, FLIPS): "... on the generalist's trunk, with them in both",
+    (FLIPS_BASE_TRUNK, CONTROL_TOTAL): "... one flat branch, 18 epochs from scratch",
+    (BALANCED_BASE_TRUNK, BASE_TRUNK): "**without a generalist, balanced clusters of a base CNN's "
+    "confusions on its trunk:** a generalist's specialties on that trunk",
+    (BALANCED_BASE_TRUNK, RANDOM_BASE_TRUNK): "... random specialties on that trunk",
+    (BALANCED_BASE_TRUNK, BASE_ARITHMETIC): "... its base CNN, trained for 32 epochs",
+    (OVERLAP_BASE_TRUNK, BALANCED_BASE_TRUNK): "**every class in two experts, on a base CNN's "
+    "trunk:** in one",
+    (TREENET_BASE_TRUNK, BALANCED_BASE_TRUNK): "**every class in all ten, a TreeNet on that "
+    "trunk:** in one",
+    (TREENET_BASE_TRUNK, CONTROL_BASE_TRUNK): "... one flat branch on such a trunk",
+    (ONE_STAGE, LEARNED): "**on the trunk of a generalist that learns the classes too:** "
+    "the paper's network",
+    (ONE_STAGE, RANDOM_ONE_STAGE): "... random specialties on that trunk",
+    (ONE_STAGE, BASE_TRUNK): "... specialties of an ordinary generalist on a base CNN's trunk",
+    (RANDOM_ONE_STAGE, RANDOM_BASE_TRUNK): "... the trunk alone: random specialties on it, "
+    "compared with random ones on a base CNN's trunk",
+    (ONE_STAGE, BASE_ARITHMETIC): "... its base CNN, trained for 32 epochs",
+    (ELASTIC_MOVES, ELASTIC): "**by the elastic rule, with a penalty that lets classes move:** "
+    "with one that hardly does",
+    (ELASTIC_MOVES, LEARNED): "... the exact rule",
+    (ELASTIC_MOVES, OWN_RANDOM): "... random specialties, on the trunk of their own generalist",
 }
 """What each opponent is to the network of experts."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,14 @@ from nofe_lab.study.tables import (
 )
 from nofe_lab.views import plots
 
-FILES = ("README.md", "docs/guide.md", "docs/results.md", "docs/speed.md", "docs/widgets.md")
+FILES = (
+    "README.md",
+    "docs/guide.md",
+    "docs/results.md",
+    "docs/scale.md",
+    "docs/speed.md",
+    "docs/widgets.md",
+)
 
 NETWORKS = {
     "AlexNet-C100": (
@@ -281,9 +289,45 @@ def onnx_table() -> str:
     return f"{markdown(['network', *head], rows)}\n\n{about}"
 
 
+def streaming_table() -> str:
+    """How long a large folder takes to open, and how fast its images are streamed."""
+    table = read_result("streaming")
+    rows = [[row["what"], f"{row['value']:,.3g} {row['unit']}"] for row in table.to_dict("records")]
+    first = table.iloc[0]
+    about = (
+        f"{first['images']:,} JPEG files of 320 x 240 pixels, resized to {first['side']}, "
+        f"{first['workers']} workers; speeds are medians of {first['repeats']}, in turn, on "
+        f"{first['hardware']}, torch {first['torch']}, revision {first['revision']}."
+    )
+    return f"{markdown(['', ''], rows)}\n\n{about}"
+
+
+def sweeps_table() -> str:
+    """How long small trainings take in a sweep, and without one."""
+    table = read_result("sweeps")
+    rows = [
+        [
+            row["way"],
+            f"{row['seconds']:.0f} ({row['smallest']:.0f} to {row['largest']:.0f})",
+            f"**{row['ratio']:.2f}**",
+        ]
+        for row in table.to_dict("records")
+    ]
+    first = table.iloc[0]
+    about = (
+        f"{first['runs']} base CNNs on {first['cores']} cores; medians of {first['repeats']}, in "
+        f"turn, on {first['hardware']}, torch {first['torch']}, revision {first['revision']}; load "
+        f"average before the first {first['load_at_first']:.1f}."
+    )
+    head = ["way", "s, median (smallest to largest)", "times as fast as one after the other"]
+    return f"{markdown(head, rows)}\n\n{about}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "latency": latency_table,
+    "streaming": streaming_table,
     "onnx": onnx_table,
+    "sweeps": sweeps_table,
     "widgets": widgets_table,
     "lead": lead,
     "answer": tables.answer,
@@ -295,6 +339,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "conditional": tables.conditional_table,
     "precision": tables.precision_table,
     "upcycling": tables.upcycling_table,
+    "added_classes": partial(tables.uses_table, "added_classes"),
+    "one_expert": partial(tables.uses_table, "one_expert"),
+    "twins": partial(tables.uses_table, "twins"),
     "choice": tables.first_run_choice,
     "run": tables.first_run_table,
     "times": tables.times_table,
@@ -312,9 +359,10 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def study_figure() -> Figure:
-    """Accuracy of every arm against the arithmetic of its training."""
+    """Accuracy of every arm that has all seeds against the arithmetic of its training."""
     table = quick().rename(columns={"top1": "test_accuracy"})
-    return plots.plot_front(table, by="arm")
+    seeds = table.groupby("arm")["seed"].transform("nunique")
+    return plots.plot_front(table[seeds == seeds.max()], by="arm")
 
 
 def conditional_figure() -> Figure:

@@ -265,7 +265,8 @@ def agreement_table() -> str:
     """How alike the maps of different seeds are, for every arm that makes its own map."""
     table = quick()
     learned = (table["partition"] == "learned") & (table["rule"] == table["trunk_rule"])
-    own = (learned & table["changes"].isna()) | table["partition"].isin(CLUSTERED)
+    learned &= table["arm"] != questions.FLIPS.name  # whose generalist is PAPER's
+    own = learned | table["partition"].isin(CLUSTERED)
     found = agreement(table[own])
     start: Any = table[table["arm"] == questions.OWN_RANDOM.name].set_index("seed")["map"]
     rows = []
@@ -352,6 +353,78 @@ def precision_table() -> str:
 def upcycling_table() -> str:
     """Starts of the experts' branches, at equal arithmetic."""
     return _against("upcycling", "fresh experts", "fresh experts")
+
+
+RETRAINED = "base CNN trained again, all images"
+"""What other ways to add classes are compared with."""
+ALONE, MASKED = "expert alone", "base CNN, masked"
+"""The networks that are compared on the classes of an expert."""
+
+
+def uses_table(use: str) -> str:
+    """One of the comparisons of `nofe_lab.study.uses`, once it has been measured."""
+    try:
+        table = read_result(use)
+    except FileNotFoundError:
+        return "Not measured yet."
+    return {"added_classes": _added, "one_expert": _alone, "twins": _reunited}[use](table)
+
+
+def _added(table: pd.DataFrame) -> str:
+    apart = differences_from(table, RETRAINED, "all", "network")
+    shares = [means_of(table, name, "network") for name in ("old_before", "old", "new", "all")]
+    rows = []
+    for network, own in table.groupby("network", sort=False):
+        cells = [percent(means.loc[network]) for means in shares]
+        difference = points(apart.loc[network]) if network in apart.index else ""
+        spent = [f"{own['training_macs'].mean() / 1e12:.2g} T", f"{own['images'].mean():,.0f}"]
+        rows.append([str(network), f"{own['seed'].nunique()}", *cells, difference, *spent])
+    head = ["network, trained on", "seeds", "old classes before: top-1 %, mean ± 95 %"]
+    head += [
+        "old classes after",
+        "new classes",
+        "all classes",
+        f"minus {RETRAINED}, points {INTERVAL}",
+    ]
+    return markdown([*head, "multiply-accumulates of training", "images"], rows)
+
+
+def _alone(table: pd.DataFrame) -> str:
+    rows = []
+    for name, own in table.groupby("map", sort=False):
+        by_seed = own.groupby(["network", "seed"], as_index=False, sort=False).mean(
+            numeric_only=True
+        )
+        means = means_of(by_seed, "accuracy", "network")
+        cost: Any = by_seed.groupby("network")[["parameters", "macs"]].mean() / 1e6
+        both = [percent(means.loc[network]) for network in (ALONE, MASKED)]
+        apart = differences_from(by_seed, MASKED, "accuracy", "network").loc[ALONE]
+        costs = [
+            " / ".join(f"{cost.loc[network, what]:.{digits}f}" for network in (ALONE, MASKED))
+            for what, digits in (("parameters", 2), ("macs", 1))
+        ]
+        rows.append([str(name), f"{own['seed'].nunique()}", *both, points(apart), *costs])
+    head = [
+        "map",
+        "seeds",
+        f"{ALONE}: top-1 %, mean ± 95 %",
+        MASKED,
+        f"difference, points {INTERVAL}",
+    ]
+    head += ["M parameters, expert / base", "M multiply-accumulates an image, expert / base"]
+    return markdown(head, rows)
+
+
+def _reunited(table: pd.DataFrame) -> str:
+    rows = []
+    for name, own in table.groupby("map", sort=False):
+        long = own.melt("seed", ["reunited", "chance"], "share")
+        shares = means_of(long, "value", "share")
+        apart = differences_from(long, "chance", "value", "share").loc["reunited"]
+        cells = [percent(shares.loc["reunited"]), f"{100 * shares.loc['chance', 'mean']:.1f}"]
+        rows.append([str(name), f"{own['seed'].nunique()}", *cells, points(apart)])
+    head = ["map", "seeds", "twins in one specialty %, mean ± 95 %", "by chance, for its sizes %"]
+    return markdown([*head, f"difference, points {INTERVAL}"], rows)
 
 
 EXPERTS, SAME_MACS, SAME_EPOCHS = (

@@ -107,15 +107,25 @@ class Progress:
     would leave a trail of fragments, each epoch prints one line.
     """
 
-    def __init__(self, title: str, steps: int) -> None:
-        self.title = title
-        self.steps = steps
+    def __init__(self) -> None:
+        self._begin("", 0)
+        self.bar: Any = None
+
+    def _begin(self, title: str, steps: int) -> None:
+        self.title, self.steps = title, steps
         self.began: tuple[int, float] | None = None
         self.last_said = time.perf_counter()
-        self.bar = tqdm(total=steps, desc=title, unit="step", leave=False) if watched() else None
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, StepDone):
+        if isinstance(event, StageBegun):
+            self._begin(event.title, event.steps)
+            if watched():
+                self.bar = tqdm(total=event.steps, desc=event.title, unit="step", leave=False)
+        elif isinstance(event, StageEnded):
+            if self.bar is not None:
+                self.bar.close()
+            self.bar = None
+        elif isinstance(event, StepDone):
             if self.bar is not None:
                 self.bar.update(event.step - self.bar.n)
             now = time.perf_counter()
@@ -144,11 +154,6 @@ class Progress:
             return ""
         seconds = (time.perf_counter() - began) / (step - first) * (self.steps - step)
         return f", about {seconds / 60:.1f} min left" if seconds > LITTLE else ""
-
-    def close(self) -> None:
-        """Take the bar away."""
-        if self.bar is not None:
-            self.bar.close()
 
     def _line(self, text: str) -> None:
         self.last_said = time.perf_counter()

@@ -6,6 +6,9 @@ listen to them.
 Training can be stopped between any two steps and resumed by another process, with the same result
 to the bit: the order of the images, their augmentation and every other random draw are functions of
 the seed and the step, and everything else that a step depends on is in the checkpoint.
+
+On several ranks (see `nofe_lab.ranks`) each computes its images of a batch; the task sees the
+logits of all of them, on every rank.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -25,6 +29,15 @@ from torch.nn.functional import cross_entropy
 from nofe_lab.data import Batch, Batches
 from nofe_lab.log import log
 from nofe_lab.machine import seeded
+from nofe_lab.ranks import (
+    from_first,
+    gathered,
+    largest,
+    own_rank,
+    parallel,
+    whole_draws,
+    world_size,
+)
 from nofe_lab.recipes import Recipe
 from nofe_lab.runs.checkpoint import MAX_SECONDS, Checkpoints, IncompatibleCheckpoint, State
 from nofe_lab.training.events import EpochDone, Listener, StepDone, tell
@@ -94,7 +107,12 @@ class _Training:
         """Go on from the newest checkpoint, if there is one."""
         if self.checkpoints is None:
             return
-        self.checkpoints.resume(self._load)
+        checkpoints = self.checkpoints
+        from_first(lambda: checkpoints.resume(self._load))
+        if world_size() > 1:
+            state = from_first(self._on_cpu)
+            if own_rank() and state is not None:
+                self._load(state)
         if self.step:
             log.info(f"{self.checkpoints.label}: resumes from step {self.step} of {self.steps}")
             tell(self.listeners, StepDone(self.step, self.steps))
@@ -106,6 +124,7 @@ class _Training:
     def run(self) -> None:
         """Do the steps that are left."""
         batches, recipe = self.batches, self.recipe
+        self.forward = parallel(self.model, lambda: batches.source.sample([0]))
         for epoch in range(self.step // len(batches), recipe.epochs):
             started = time.perf_counter() - self.seconds
             self.model.train()
@@ -118,10 +137,14 @@ class _Training:
                     else:
                         self.seconds = time.perf_counter() - started
                     self._after_step()  # after validation, so that both see one state of the task
-                due = self.checkpoints is not None and self.checkpoints.due(epoch_ended)
-                if self.stop.requested or due:
-                    saved = self._save()
-                    if self.stop.requested:
+                if self.checkpoints is None:
+                    continue
+                due = not own_rank() and self.checkpoints.due(epoch_ended)
+                requested, due_at_first = largest(self.stop.requested or 0, due)
+                if requested or due_at_first:
+                    saved = from_first(self._save)
+                    if requested:
+                        self.stop.requested = requested
                         self.stop.end(self.step, self.steps, saved)
 
     def _seeded(self, step: int) -> AbstractContextManager[None]:
@@ -131,10 +154,16 @@ class _Training:
     def _do_step(self, batch: Batch) -> None:
         for group in self.optimiser.param_groups:
             group["lr"] = self.recipe.rate(self.step, self.steps) * group["rate_multiplier"]
-        logits = self.model(batch.images, batch.drawn)
+        size = self.recipe.batch_size
+        self.task.before_step(batch)
+        with whole_draws(size):
+            part = self.forward(batch.images, batch.drawn)
+        logits = gathered(part, size)
+        index, labels = (gathered(each, size) for each in (batch.index, batch.labels))
+        batch = replace(batch, index=index, labels=labels)
         loss = self.task.loss(logits, batch)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss * world_size()).backward()  # the gradients of all ranks are averaged, not added up
         self.optimiser.step()
         found = {**self.task.metrics(logits.detach(), batch), "loss": loss.detach()}
         for name, value in found.items():
@@ -143,8 +172,14 @@ class _Training:
         tell(self.listeners, StepDone(self.step, self.steps))
 
     def _end_epoch(self, epoch: int, started: float) -> None:
+        row = from_first(lambda: self._row(epoch, started))
+        self.history.append(row)
+        self.sums, self.seconds = {}, 0.0
+        tell(self.listeners, EpochDone(epoch + 1, self.recipe.epochs, row))
+
+    def _row(self, epoch: int, started: float) -> dict[str, float]:
         batches, sums = len(self.batches), self.sums
-        images = batches * len(range(self.batches.rank, self.recipe.batch_size, self.batches.world))
+        images = batches * self.recipe.batch_size
         check_finite(self.recipe, "losses", [sums["loss"]])
         check_finite(self.recipe, "weights", self.model.parameters())
         row = {
@@ -160,16 +195,14 @@ class _Training:
                     f"{name} of epoch {epoch + 1} must be a finite number; got {value!r}."
                 )
         row["seconds"] = time.perf_counter() - started
-        self.history.append(row)
-        self.sums, self.seconds = {}, 0.0
-        tell(self.listeners, EpochDone(epoch + 1, self.recipe.epochs, row))
+        return row
 
     def _after_step(self) -> None:
         try:
             self.task.after_step(self.step)
         except StopNow:
             self.is_step_open = True
-            self.stop.end(self.step, self.steps, self._save())
+            self.stop.end(self.step, self.steps, from_first(self._save))
         if not self.model.training:  # the task has evaluated it
             self.model.train()
 
@@ -197,6 +230,13 @@ class _Training:
         }
         named = {f"{part}.{name}": t for part, found in parts.items() for name, t in found.items()}
         return State(named, record)
+
+    def _on_cpu(self) -> State | None:
+        """The state for another rank; None before the first step."""
+        if not self.step:
+            return None
+        state = self._state()
+        return state._replace(tensors={name: t.cpu() for name, t in state.tensors.items()})
 
     def _load(self, state: State) -> None:
         """The inverse of `_state`.

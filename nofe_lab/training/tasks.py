@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from nofe_lab.config import InvalidInput
 from nofe_lab.data import Batch, Source
 from nofe_lab.evaluation import Predictions, predict
+from nofe_lab.networks import NofE
 from nofe_lab.recipes import Recipe
 from nofe_lab.runs.checkpoint import IncompatibleCheckpoint
 
@@ -49,8 +50,15 @@ class Task:
         """The right output of each image, int64 [B], or probabilities [B, n]."""
         raise NotImplementedError
 
+    def before_step(self, batch: Batch) -> None:
+        """Called before the network sees a batch, on several ranks with this rank's part of it."""
+
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """The loss to minimise, a scalar; logits: [B, n]."""
+        """The loss to minimise, a scalar; logits: [B, n].
+
+        On several ranks logits, labels and index are those of the whole batch; images and drawn
+        are this rank's own.
+        """
         return cross_entropy(logits, self.targets(batch))
 
     def metrics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -84,7 +92,11 @@ class Task:
         return found
 
     def after_step(self, step: int) -> None:
-        """Called when `step` steps are done; at the end of an epoch, after the validation."""
+        """Called when `step` steps are done; at the end of an epoch, after the validation.
+
+        On several ranks it is called on each; what must not differ comes from rank 0 (see
+        `nofe_lab.ranks.from_first`).
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """What the next step depends on, by name: tensors, and what JSON reads as it writes it.
@@ -122,3 +134,33 @@ class Distillation(Task):
 
     def targets(self, batch: Batch) -> Tensor:
         return self.teacher[batch.index]
+
+    def metrics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """accuracy is that of the classes, agreement that of the teacher's answers."""
+        answers = logits.argmax(1)
+        agreement = (answers == self.targets(batch).argmax(1)).sum()
+        return {"accuracy": (answers == batch.labels).sum(), "agreement": agreement}
+
+
+class SparseTraining(Task):
+    """Of the experts only an image's own and the gate's best see it; the gate learns beside them.
+
+    The network of experts answers while it trains with its own logits and the gate's, [B, 2 C] (see
+    `NofE.sparse`); both learn what `taught` teaches.
+    """
+
+    def __init__(self, network: NofE, taught: Task) -> None:
+        super().__init__(taught.recipe, taught.val)
+        self.network, self.taught = network, taught
+
+    def before_step(self, batch: Batch) -> None:
+        self.network.own = self.network.branch_of[batch.labels]
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        experts, gate = logits.chunk(2, dim=1)
+        return self.taught.loss(experts, batch) + self.taught.loss(gate, batch)
+
+    def metrics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        experts, gate = logits.chunk(2, dim=1)
+        found = self.taught.metrics(experts, batch)
+        return found | {f"gate_{k}": v for k, v in self.taught.metrics(gate, batch).items()}

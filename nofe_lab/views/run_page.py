@@ -15,7 +15,9 @@ from torch import Tensor
 from nofe_lab.config import InvalidInput, printable
 from nofe_lab.evaluation import coverage_table
 from nofe_lab.inference import (
+    MODEL,
     VAL,
+    Description,
     certainty_of,
     class_names_of,
     load_specialties,
@@ -80,7 +82,9 @@ def _sections(run: Run, title: str) -> Iterator[str]:
             "enough, and with the specialty otherwise. On val images, on which the threshold is "
             "fitted:</p>"
         )
-        yield _table(_coverage(certainty_of(run, len(names)), specialties), kind="numbers")
+        usual = Description.of_run(run).sparse if run.has(MODEL) else None
+        found = _coverage(certainty_of(run, len(names)), specialties, usual)
+        yield _table(found, kind="numbers")
     yield "<h2>Use it</h2>"
     folder = html.escape(printable(run.location()))
     yield (
@@ -93,9 +97,12 @@ def _sections(run: Run, title: str) -> Iterator[str]:
         yield f"<h2>Make it again</h2>\n<pre>{html.escape(lines)}</pre>"
 
 
-def _coverage(val: pd.DataFrame, specialties: Specialties) -> pd.DataFrame:
-    """The table of coverage on val images, by all experts, as text."""
-    whole = val[val["experts"] == val["experts"].max()]
+def _coverage(val: pd.DataFrame, specialties: Specialties, usual: int | None) -> pd.DataFrame:
+    """The table of coverage on val images as text.
+
+    usual: how many experts answer; None: all.
+    """
+    whole = val[val["experts"] == (usual or val["experts"].max())]
     found = coverage_table(whole, specialties, COVERAGES)
     columns = {
         "coverage": ("coverage", "{:.0%}"),

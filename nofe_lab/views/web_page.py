@@ -111,6 +111,7 @@ def write_web_page(
         "title": _kind(model),
         "summary": f"{title}: {accuracy_in_words(model.run)}",
         "kind": "nofe" if about.kind == "gate" else about.kind,
+        "answering": about.sparse,
         "names": model.output_names,
         "class_names": model.class_names,
         "shape": about.image_shape,

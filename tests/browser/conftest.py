@@ -89,7 +89,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
         (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
         runs = folder / "runs"
         toy = {"dataset": "glyphs:8", "K": 4, "epochs": 1, "batch_size": 60, "runs_dir": str(runs)}
-        if name[:2] in ("04", "08"):  # which train many networks, and have no widgets
+        if name[:2] in ("04", "08", "11"):  # which train many networks, and have no widgets
             toy |= {"dataset": "glyphs:4"}
         own = {"n_seeds": 1, "updates": "1, 3"}
         toy |= {k: v for k, v in own.items() if f"{k}:" in cell.source}

@@ -26,7 +26,9 @@ from tests.browser.conftest import (
     SHOTS,
     TOKEN,
     Page,
+    in_window,
     serving,
+    within,
     write_notebook,
 )
 from tests.browser.test_board import press_the_button, use_the_board
@@ -186,6 +188,8 @@ def test_a_notebook_runs_in_jupyterlab(open_notebook: Callable[..., Page], name:
     if name.startswith("10"):
         press_the_button(opened.widget("board"))
         opened.shoot(opened.widget("board"), "lesson")
+    if name.startswith("11"):
+        read_the_table(opened)
 
 
 @pytest.mark.slow
@@ -217,6 +221,47 @@ def test_a_training_that_is_interrupted_in_jupyterlab_is_kept_and_goes_on(
     opened.wait_for_output(lambda found: "resumes from" in found.get("text", ""))
     opened.wait_until_executed()
     assert not list((folder / "runs").glob("*.unfinished"))
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_interrupted_in_jupyterlab_is_kept_and_goes_on(
+    open_notebook: Callable[..., Page], lab: tuple[str, Path]
+) -> None:
+    _, folder = lab
+    notebook = nbformat.read(folder / "11_sweep.ipynb", as_version=4)
+    (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    cell.source += "\nepochs, seed, Ks = 30, 5, [3]"
+    nbformat.write(notebook, folder / "swept.ipynb")
+    opened = open_notebook("swept.ipynb")
+    opened.run_all()
+    for _ in range(600):
+        if list((folder / "runs").glob("*-s5-*.unfinished/step-*")):
+            break
+        opened.page.wait_for_timeout(100)
+    opened.page.click("text=Kernel >> visible=true")
+    opened.page.click("text=Interrupt Kernel >> visible=true")
+    error = opened.wait_for_output(lambda output: bool(output.get("evalue")))
+    assert error.traceback == [f"Interrupted: {error.evalue}"]
+    assert re.match(r"stopped; \d of 4 trainings are left\.", error.evalue)
+    opened.run_all()
+    opened.wait_until_executed()
+    read_the_table(opened)
+    assert not list((folder / "runs").glob("*-s5-*.unfinished"))
+
+
+def read_the_table(opened: Page) -> None:
+    """The table of a sweep has filled, and all of it is seen where it stands."""
+    table = opened.page.locator(".jp-OutputArea-output table", has_text="val_accuracy").first
+    table.scroll_into_view_if_needed()
+    rows = table.locator("tbody tr").all_inner_texts()
+    assert rows
+    assert all("done" in row for row in rows)
+    for width in (900, 1400):
+        opened.resize(width)
+        box, place = (each.bounding_box() for each in (table, table.locator("..")))
+        assert within(box, place) or place["width"] < box["width"]  # then it scrolls
+        assert in_window(opened.page, table.locator("th").first.bounding_box())
+    opened.shoot(table, "sweep")
 
 
 @pytest.mark.slow

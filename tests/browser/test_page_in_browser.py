@@ -31,7 +31,7 @@ from tests.browser.conftest import CHROMIUM, SHOTS
 
 pytestmark = pytest.mark.xdist_group("web page")  # its networks are trained once
 
-OTHERS = ("generalist", "flat", "gate")
+OTHERS = ("generalist", "flat", "gate", "sparse")
 KINDS = ("nofe", *(pytest.param(kind, marks=pytest.mark.slow) for kind in OTHERS))
 
 LISTEN = """() => {
@@ -125,6 +125,7 @@ def handed_on(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Handed]:
         "generalist": experiment.generalist,
         "flat": experiment.base,
         "gate": experiment.gate,
+        "sparse": replace(experiment, trunk="base", specialties="balanced", sparse=2).nofe,
     }
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -365,7 +366,9 @@ def test_a_page_of_every_kind_of_network_answers(
     assert f"{probabilities.max():.0%} sure" in answer.inner_text()
     assert page.page.locator("main b").count() == 0  # names are text
     experts, shown = answer.locator("tbody tr"), page.page.locator(".nofe-card")
-    if kind in ("nofe", "gate"):
+    if kind in ("nofe", "gate", "sparse"):
+        together = "A gate and its 2 best experts answer together." in answer.inner_text()
+        assert together == (kind == "sparse") != ("sked alone" in answer.inner_text())
         sums = model.specialties.sums(probabilities[None])[0]
         assert experts.count() == shown.count() == 3
         assert answer.locator(".nofe-answers").count() == 1

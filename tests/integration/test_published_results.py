@@ -19,27 +19,32 @@ from nofe_lab.statistics import paired_differences
 from nofe_lab.study import readme, tables
 from nofe_lab.study.questions import (
     FEW_QUESTIONS,
+    FOLLOW_UPS,
     GATED,
     LAST,
     OWN_RANDOM,
     PRIMARY,
     QUESTIONS,
     SECONDARY,
+    SHARED,
     STUDIES,
     TERTIARY,
     TWO,
 )
+from nofe_lab.study.uses import USES
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "data" / "results"
-OTHERS = ("study", "study_again", "study_conditional", "bench", "widgets", "latency", "onnx")
+OTHERS = (
+    *("study", "study_again", "study_conditional", "bench", "widgets", "latency", "onnx"),
+    *("streaming", "sweeps"),
+)
 TIMES = RESULTS / "first_run_times.csv"
-STUDY, AGAIN, CONDITIONAL, BENCH, WIDGETS, LATENCY, ONNX = (
+STUDY, AGAIN, CONDITIONAL, BENCH, WIDGETS, LATENCY, ONNX, STREAMING, SWEEPS = OF_OTHERS = [
     RESULTS / f"{name}.csv" for name in OTHERS
-)
-REPORTS = sorted(
-    set(RESULTS.glob("*.csv")) - {TIMES, STUDY, AGAIN, CONDITIONAL, BENCH, WIDGETS, LATENCY, ONNX}
-)
+]
+OF_USES = [path for use in USES if (path := RESULTS / f"{use}.csv").exists()]
+REPORTS = sorted(set(RESULTS.glob("*.csv")) - {TIMES, *OF_OTHERS, *OF_USES})
 
 
 def measured(path: Path) -> pd.DataFrame:
@@ -55,6 +60,17 @@ def test_a_result_says_where_it_comes_from(path: Path) -> None:
     assert not table.revision.str.endswith("dirty").any()
     split = "val" if path.stem in ("first_run_pilot", "first_run_val") else "test"
     assert table[f"{split}_accuracy"].between(0.01, 1).all()
+
+
+@pytest.mark.parametrize("path", OF_USES, ids=lambda path: path.stem)
+def test_what_experts_are_for_was_measured_over_several_seeds(path: Path) -> None:
+    assert path.read_text().startswith(f"# nofe-lab dev uses {path.stem}")
+    table = measured(path)
+    assert table[["dataset", "hardware", "precision", "torch", "revision"]].notna().all(axis=None)
+    assert not table.revision.str.endswith("dirty").any()
+    assert table.seed.nunique() >= 3
+    what = ["map", "network", "specialty"]
+    assert not table.duplicated(["seed", *(name for name in what if name in table)]).any()
 
 
 def test_the_first_steps_were_timed_from_nothing() -> None:
@@ -94,6 +110,23 @@ def test_the_figures_of_onnx_files_are_within_what_is_promised() -> None:
     assert table.probabilities.between(0, PROBABILITIES).all()
     times = [f"ms_{n}_{side}" for n in (1, 256) for side in ("torch", "onnx")]
     assert table[times].gt(0).all(axis=None)
+
+
+@pytest.mark.parametrize("path", [STREAMING, SWEEPS], ids=lambda path: path.stem)
+def test_measurements_of_scale_say_where_they_come_from(path: Path) -> None:
+    assert path.read_text().startswith(f"# nofe-lab dev {path.stem} ")
+    table = measured(path)
+    assert not table.revision.str.endswith("dirty").any()
+    assert table.repeats.ge(3).all()
+    assert table["value" if path == STREAMING else "seconds"].gt(0).all()
+
+
+def test_streaming_keeps_what_is_promised() -> None:
+    found = measured(STREAMING).set_index("what")
+    assert found.images.eq(100_000).all()
+    assert found.value["first batch after the listing"] < 10
+    assert found.value["ours / ImageFolder + DataLoader"] >= 0.95
+    assert found.value["memory at its end"] < 1.2 * found.value["memory after a tenth of an epoch"]
 
 
 def test_the_times_of_predict_say_where_they_come_from() -> None:
@@ -141,7 +174,8 @@ def test_the_first_part_of_the_study_is_complete() -> None:
     assert len(complete) >= 26
     assert {arm.name for arm in PRIMARY + SECONDARY + TERTIARY + LAST + GATED} <= complete
     asked = (arm for pair in (*QUESTIONS, *FEW_QUESTIONS) for arm in pair)
-    assert {arm.name for arm in asked if isinstance(arm, Arm)} <= complete
+    known = complete | {arm.name for arm in FOLLOW_UPS + SHARED}
+    assert {arm.name for arm in asked if isinstance(arm, Arm)} <= known
 
 
 def test_tables_and_figures_are_what_the_results_make_of_them(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from nofe_lab import Experiment, InvalidInput, load_specialties, predict
 from nofe_lab.files import read_tensors, write_tensors
 from nofe_lab.machine import Machine, OutOfMemory, seeded
 from nofe_lab.networks import backbone
-from nofe_lab.runs import Run, RunStore
+from nofe_lab.runs import Run, RunStore, locks
 from nofe_lab.runs.checkpoint import _digest
 from nofe_lab.stages import Stage, generalist
 from nofe_lab.training import loop
@@ -85,8 +85,13 @@ def signals() -> None:
     hear_signals()
 
 
-def train(kind: str, runs_dir: Path, log: Path | None = None, **changes: Any) -> None:
-    """What a process of its own does."""
+def train(
+    kind: str, runs_dir: Path, log: Path | None = None, lease: float | None = None, **changes: Any
+) -> None:
+    """What a process of its own does; lease: as without flock, with a lease of so many seconds."""
+    if lease is not None:
+        locks.LEASE = lease
+        locks.Lock._new_flock = lambda _: None  # type: ignore[method-assign,return-value]
     if threading.current_thread() is threading.main_thread():
         hear_signals()
     torch.set_num_threads(1)
@@ -167,7 +172,7 @@ def wait_for_training(runs_dir: Path, process: BaseProcess) -> None:
     """Wait until a process has the right to train."""
 
     def trains() -> bool:
-        found = [path.read_text() for path in runs_dir.glob(".locks/*.holder")]
+        found = [path.read_text() for path in runs_dir.glob(".locks/*.lease-*")]
         return any(text.startswith(f"process {process.pid} ") for text in found)
 
     wait_until(lambda: trains() or not process.is_alive())
@@ -366,12 +371,19 @@ def test_an_interrupted_gate_learns_the_same_answers(
     assert bits(only_run(runs_dir, "gate")) == bits(only_run(tmp_path / "other", "gate"))
 
 
-@pytest.mark.parametrize("affinity_from", ["evaluation", "training"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"affinity_from": "evaluation"},
+        {"affinity_from": "training"},
+        {"affinity_from": "training", "fine_head": True},
+    ],
+)
 def test_an_update_of_the_map_is_broken_off_and_done_when_training_goes_on(
-    affinity_from: str, runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request to stop was only noted, and an update that does not end could not be ended."""
-    train("generalist", tmp_path / "other", affinity_from=affinity_from)
+    train("generalist", tmp_path / "other", **changes)
     real, updates = generalist.assign, []
 
     def stopped_once(*given: Any, **options: Any) -> Any:
@@ -386,11 +398,11 @@ def test_an_update_of_the_map_is_broken_off_and_done_when_training_goes_on(
     before = signal.signal(signal.SIGTERM, lambda number, _: ends.append(number))
     try:
         with pytest.raises(Interrupted, match="all of it is kept"):
-            train("generalist", runs_dir, affinity_from=affinity_from)
+            train("generalist", runs_dir, **changes)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert ends == [signal.SIGTERM]
-    train("generalist", runs_dir, affinity_from=affinity_from)
+    train("generalist", runs_dir, **changes)
     found = [next(iter(RunStore(folder))) for folder in (runs_dir, tmp_path / "other")]
     assert len(updates) == len(found[0].table("map_updates")) + 1
     assert bits(found[0]) == bits(found[1])
@@ -415,12 +427,17 @@ def test_a_polite_end_is_kept_too(
 # --- one run, several processes
 
 
+@pytest.mark.parametrize("lease", [None, 60.0])
 @pytest.mark.parametrize("count", [pytest.param(20, marks=pytest.mark.slow), 3])
 def test_of_several_processes_one_trains_and_the_others_wait(
-    count: int, runs_dir: Path, start: Callable[..., BaseProcess], tmp_path: Path
+    count: int,
+    lease: float | None,
+    runs_dir: Path,
+    start: Callable[..., BaseProcess],
+    tmp_path: Path,
 ) -> None:
     logs = [tmp_path / f"{number}.log" for number in range(count)]
-    processes = [start("base", runs_dir, log, epochs=60) for log in logs]
+    processes = [start("base", runs_dir, log, lease, epochs=60) for log in logs]
     for process in processes:
         process.join()
         assert process.exitcode == 0
@@ -438,19 +455,41 @@ def test_of_several_processes_one_trains_and_the_others_wait(
     }
 
 
+@pytest.mark.parametrize("lease", [None, 3.0])
 def test_the_lock_of_a_dead_process_does_not_hold_the_living(
-    runs_dir: Path, start: Callable[..., BaseProcess], tmp_path: Path
+    lease: float | None, runs_dir: Path, start: Callable[..., BaseProcess], tmp_path: Path
 ) -> None:
-    first = start("base", runs_dir, epochs=400)
+    first = start("base", runs_dir, None, lease, epochs=400)
     wait_until(lambda: list(runs_dir.glob("*.unfinished/step-*")))
     log = tmp_path / "second.log"
     log.touch()
-    second = start("base", runs_dir, log, epochs=400)
+    second = start("base", runs_dir, log, lease, epochs=400)
     wait_until(lambda: "waiting" in log.read_text())
     first.kill()
     wait_until(lambda: "resumes from step" in log.read_text())
     second.kill()
     second.join()
+
+
+def test_a_training_that_slept_beyond_its_lease_leaves_the_run_to_who_has_taken_it_over(
+    runs_dir: Path, start: Callable[..., BaseProcess], tmp_path: Path
+) -> None:
+    first = start("base", runs_dir, None, 3.0, epochs=60)
+    assert first.pid is not None
+    wait_until(lambda: list(runs_dir.glob("*.unfinished/step-*")))
+    os.kill(first.pid, signal.SIGSTOP)
+    log = tmp_path / "second.log"
+    second = start("base", runs_dir, log, 3.0, epochs=60)
+    wait_until(lambda: log.exists() and "resumes from step" in log.read_text())
+    os.kill(first.pid, signal.SIGCONT)
+    first.join()
+    assert first.exitcode == 1  # of LockLost
+    second.join()
+    assert second.exitcode == 0
+    assert "; saved flat" in log.read_text()
+    (run,) = RunStore(runs_dir)
+    assert run.provenance["interruptions"] == 1
+    assert {path.name for path in runs_dir.iterdir()} == {".locks", run.path.name}
 
 
 # --- disks

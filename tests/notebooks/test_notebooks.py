@@ -88,9 +88,10 @@ def test_a_notebook_runs_at_toy_size(
     notebook: Path, run: Callable[..., str | None], toy_runs: Path, tmp_path: Path
 ) -> None:
     number = notebook.stem[:2]
-    also: dict[str, object] = {"n_seeds": 1} if number in ("04", "06", "08", "10") else {}
+    also: dict[str, object] = {"n_seeds": 1} if number in ("04", "06", "08", "10", "11") else {}
     also |= {"updates": "1, 3"} if number == "08" else {}  # of 5 steps
-    also |= {"K": 4} if number in ("04", "08") else {}  # which train many networks
+    also |= {"K": 4} if number in ("04", "08", "11") else {}  # which train many networks
+    also |= {"Ks": "3"} if number == "11" else {}
     out = tmp_path / "out.ipynb"
     if notebook == NOTEBOOKS[0]:  # as people do it
         done = run_papermill(notebook, out, tmp_path, **TOY, runs_dir=toy_runs, **also)

@@ -26,6 +26,13 @@ NAMES = {
     "flat control of 2 experts": Arm("control", experts=2),
     "NofE learned, generalist": Arm("nofe"),
     "NofE learned, generalist, flips": Arm("nofe", changes='{"flips": true}'),
+    "NofE random, learned generalist, fine_head": Arm("nofe", "random").with_changes(
+        fine_head=True
+    ),
+    "NofE elastic, its generalist, elastic_lambda = 30": Arm("nofe", rule="elastic").with_changes(
+        elastic_lambda=30.0
+    ),
+    "flat control, initialisation = kaiming": Arm("control").with_changes(initialisation="kaiming"),
     "NofE learned, generalist, epochs = 30": Arm("nofe", changes='{"epochs": 30}'),
     "NofE greedy, its generalist": Arm("nofe", rule="greedy"),
     "NofE random, its generalist": Arm("nofe", rule="random"),
@@ -66,6 +73,8 @@ def test_two_ways_to_say_one_arm_make_one_value() -> None:
         for text in ('{"flips":true,"epochs":2}', '{"epochs": 2, "flips": true}')
     )
     assert len(set(spelled)) == 1
+    elastic = Arm("nofe", rule="elastic")
+    assert elastic.with_changes(elastic_lambda=30) == elastic.with_changes(elastic_lambda=30.0)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +107,12 @@ def test_two_ways_to_say_one_arm_make_one_value() -> None:
         ({"kind": "nofe", "changes": "{flips"}, "changes must be JSON"),
         ({"kind": "nofe", "changes": '{"flip": true}'}, "did you mean 'flips'?"),
         ({"kind": "nofe", "changes": '{"flips": "yes"}'}, "flips must be true or false"),
+        ({"kind": "nofe", "changes": '{"fine_head": 2}'}, "fine_head must be true or false; got 2"),
+        (
+            {"kind": "control", "changes": '{"initialisation": "caiming"}'},
+            "initialisation 'caiming' is unknown (did you mean 'kaiming'?)",
+        ),
+        ({"kind": "nofe", "changes": '{"elastic_lambda": null}'}, "elastic_lambda must be"),
         ({"kind": "nofe", "width": float("nan")}, "width must be"),
         ({"kind": "nofe", "width": 0}, "width must be a number above 0; got 0"),
         ({"kind": "control", "experts": 0}, "experts must be a whole number"),
@@ -123,6 +138,35 @@ def test_every_arm_of_a_comparison_is_the_stage_of_its_name(
         assert experiment.stage(arm).id == opponents[arm.name].id
         assert opponents[arm.name].arm == arm
         json.dumps(arm.columns)
+
+
+@pytest.mark.parametrize(
+    ("arm", "change"),
+    [
+        (Arm("base"), {"fine_head": True}),
+        (Arm("nofe", "random", trunk="scratch"), {"fine_head": True}),
+        (Arm("nofe"), {"elastic_lambda": 30}),
+    ],
+)
+def test_a_change_that_no_generalist_of_an_arm_reads_is_refused(
+    arm: Arm, change: dict[str, Any], tiny_experiment: Callable[..., Experiment]
+) -> None:
+    (name,) = change
+    with pytest.raises(InvalidInput, match=f"has no generalist that {name} would change"):
+        tiny_experiment().stage(arm.with_changes(**change))
+
+
+def test_changes_of_an_arm_reach_its_generalist_and_its_weights(
+    tiny_experiment: Callable[..., Experiment],
+) -> None:
+    experiment = tiny_experiment()
+    elastic = experiment.stage(Arm("nofe", rule="elastic").with_changes(elastic_lambda=30))
+    assert {stage.config.elastic_lambda for stage in elastic.parents.values()} == {30}  # type: ignore[attr-defined]
+    both = experiment.stage(Arm("nofe", "random").with_changes(fine_head=True))
+    assert both.parents["trunk"].id == tiny_experiment(fine_head=True).generalist().id
+    changed = experiment.stage(Arm("control").with_changes(initialisation="published"))
+    assert changed.config.network.initialisation == "published"
+    assert changed.id != experiment.stage(Arm("control")).id
 
 
 def test_two_arms_of_one_name_are_refused(

@@ -102,6 +102,8 @@ def test_predict_answers_for_pictures(
         (["look", "RUN", "--images", "nowhere"], "nowhere"),
         (["train", "nowhere"], "dataset 'nowhere' is neither a folder nor the name of a data set"),
         (["train", ""], "dataset '' is unknown"),
+        (["sweep", "missing.yaml"], "'missing.yaml' cannot be opened"),
+        (["sweep", "empty.csv"], "'empty.csv' must have entries (experiment, arms,"),
         (["export", "RUN"], "nothing to write: give --web, --folder or --file"),
         (["export", "ffff", "--folder", "f"], "run 'ffff' must be the folder of a finished run"),
         (["export", "RUN", "--folder", "taken"], "accepted: the path of a new or an empty folder"),
@@ -298,5 +300,5 @@ def test_init_copies_the_notebooks(tmp_path: Path, capsys: Captured) -> None:
     assert main(["init", str(tmp_path / "mine")]) == 0
     copied = sorted((tmp_path / "mine").iterdir())
     assert [path.name for path in copied] == [path.name for path in notebooks()]
-    assert [path.name[:2] for path in copied] == [f"{n:02}" for n in range(11)]
-    assert "11 notebooks in" in capsys.readouterr().out
+    assert [path.name[:2] for path in copied] == [f"{n:02}" for n in range(12)]
+    assert "12 notebooks in" in capsys.readouterr().out

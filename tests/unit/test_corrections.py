@@ -250,7 +250,7 @@ def test_a_class_that_loses_all_its_images_is_named(tmp_path: Path) -> None:
 
 
 def test_data_that_come_from_no_files_have_no_corrections(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"corrections is for 'folder:DIR' and 'parquet:DIR'"):
+    with pytest.raises(InvalidInput, match=r"corrections is for 'folder:DIR', 'parquet:DIR' and"):
         load_dataset("digits", corrections=str(tmp_path / "c.csv"))
     made = Experiment(load_dataset("glyphs:4"), corrections=str(tmp_path / "c.csv"), device="cpu")
     with pytest.raises(InvalidInput, match=r"corrections is for images that are read from files"):

@@ -315,7 +315,7 @@ def test_a_fingerprint_can_be_taken_of_every_second_image() -> None:
         (
             "imagenet",
             "dataset 'imagenet' is unknown; accepted: 'glyphs', 'lookalikes', 'cifar100', "
-            "'cifar10', 'digits' or 'glyphs:N', 'folder:DIR' or 'parquet:DIR'",
+            "'cifar10', 'digits' or 'glyphs:N', 'folder:DIR', 'parquet:DIR' or 'hub:NAME'",
         ),
         ("parquet:", "dataset 'parquet:' is unknown"),
         ("folder:", "dataset 'folder:' is unknown"),
@@ -368,7 +368,7 @@ def test_a_number_of_images_a_class_that_is_none_is_refused(value: Any) -> None:
 
 @pytest.mark.parametrize("name", ["glyphs", "glyphs:4", "cifar100", "cifar10", "digits"])
 def test_an_image_size_is_refused_where_images_have_one(name: str) -> None:
-    sentence = f"image_size is for 'folder:DIR' .*; got image_size=64 for dataset '{name}'"
+    sentence = f"image_size is for 'folder:DIR', .*; got image_size=64 for dataset '{name}'"
     with pytest.raises(InvalidInput, match=sentence):
         load_dataset(name, image_size=64)
 

@@ -20,6 +20,7 @@ from nofe_lab import (
     InvalidInput,
     Run,
     Specialties,
+    load,
     load_specialties,
     predict,
     superclass_specialties,
@@ -104,6 +105,8 @@ REFUSED_AT_ONCE = [
         {"affinity_from": "training", "affinity_images": 50},
         r"affinity_images must be 0 \(all\) with affinity_from 'training'.*; got 50\.",
     ),
+    ({"fine_head": "both"}, r"fine_head must be true or false; got 'both'\."),
+    ({"initialisation": "zero"}, r"initialisation 'zero' is unknown; accepted: 'published', 'kai"),
     ({"elastic_lambda": -1}, r"elastic_lambda must be a number from 0 to 1e\+12; got -1\."),
     ({"affinity": ""}, r"affinity '' is unknown; accepted: 'counts', 'probability'\."),
     ({"flips": "yes"}, r"flips must be true or false; got 'yes'\."),
@@ -736,6 +739,7 @@ def test_ids_stay_what_they_are() -> None:
         {"batch_size": 18},
         {"learning_rate": 0.01},
         {"preset": "paper"},
+        {"initialisation": "published"},
         {"val_fraction": 0.2},
     ],
     ids=name_of,
@@ -758,6 +762,7 @@ def test_every_stage_s_id_depends_on_what_all_stages_share(
         {"affinity": "counts"},
         {"affinity_images": 50},
         {"affinity_from": "training"},
+        {"fine_head": True},
     ],
     ids=name_of,
 )
@@ -786,6 +791,7 @@ def test_a_whole_number_and_its_float_ask_for_the_same_run(
 
 def test_what_is_at_its_default_is_no_part_of_an_identity(tiny_experiment: Make) -> None:
     """So a later knob changes no id of the runs that were made without it."""
+    assert tiny_experiment(fine_head=False).generalist().id == tiny_experiment().generalist().id
     first, other = tiny_experiment(), tiny_experiment(affinity_from="training")
     assert tiny_experiment(affinity_from="evaluation").generalist().id == first.generalist().id
     assert "affinity_from" not in first.generalist().identity["config"]
@@ -807,6 +813,38 @@ def test_the_precision_makes_no_other_run_and_is_not_part_of_the_command(
 def test_a_knob_that_the_rule_does_not_read_makes_no_other_run(tiny_experiment: Make) -> None:
     first, other = tiny_experiment(), tiny_experiment(elastic_lambda=5)
     assert first.generalist().id == other.generalist().id
+
+
+def test_a_generalist_with_a_fine_head_is_loaded_and_built_upon_as_any_other(
+    tiny_experiment: Make,
+) -> None:
+    experiment = tiny_experiment(fine_head=True, epochs=2)
+    generalist, nofe = experiment.generalist(), experiment.nofe()
+    made, _ = experiment.run(generalist, nofe)
+    found = load(made.path)
+    assert len(found.output_names) == 3
+    images = experiment.data.test.sample(range(30))
+    logits = experiment.model(generalist)(images)
+    assert logits.shape == (30, 3)
+    torch.testing.assert_close(found(images), logits)
+    plain = tiny_experiment(epochs=2).generalist()
+    assert (generalist.title, plain.title) == (
+        "generalist (optimal, K = 3, fine head)",
+        "generalist (optimal, K = 3)",
+    )
+    begun = nofe.untrained_network()
+    nofe.start_from(made, begun)
+    weights = begun.get_submodule("trunk").state_dict()
+    kept = made.weights()
+    assert all(torch.equal(t, kept[f"network.trunk.{name}"]) for name, t in weights.items())
+
+
+def test_initialisation_is_that_of_every_new_network(tiny_experiment: Make) -> None:
+    for scheme, preset in (("published", "quick"), ("kaiming", "paper"), ("fan_in", "quick")):
+        made = tiny_experiment(initialisation=scheme, preset=preset, epochs=2)
+        for stage in (made.base(), made.generalist(), made.nofe(), made.gate()):
+            assert stage.config.network.initialisation == scheme
+            assert stage.config.network.inputs == made.recipes.network.inputs
 
 
 def test_a_comparison_with_random_specialties_needs_a_rule_that_learns(

@@ -123,7 +123,7 @@ def test_features_need_a_trained_trunk(
 @pytest.mark.parametrize("given", [{"flips": True}, {"preset": "strong"}])
 def test_flips_and_padding_need_images(given: dict[str, Any], tiny_experiment: Make) -> None:
     experiment = tiny_experiment(backbone=trained_own(), split="stage3", **given)
-    with pytest.raises(InvalidInput, match="flips and padding need images; got features"):
+    with pytest.raises(InvalidInput, match="flips, random_crops and padding need images"):
         experiment.on_features().base()
 
 

@@ -40,6 +40,13 @@ def test_a_module_that_saw_no_image_is_trained_as_a_new_one() -> None:
     assert not any("finetuned" in note for note in new.notes)
 
 
+def test_initialisation_never_overwrites_pretrained_weights() -> None:
+    Experiment("glyphs:4", backbone=trained_own(), device="cpu", initialisation="published")
+    Experiment("glyphs:4", backbone=Own, device="cpu", initialisation="kaiming")
+    with pytest.raises(InvalidInput, match=r"'kaiming' would overwrite the weights of .*'publish"):
+        Experiment("glyphs:4", backbone=trained_own(), device="cpu", initialisation="kaiming")
+
+
 # --- a trunk that learns slowly, or not at all
 
 

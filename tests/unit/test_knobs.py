@@ -11,7 +11,7 @@ import pytest
 
 from nofe_lab import Experiment, InvalidInput, notebook
 from nofe_lab.__main__ import main
-from nofe_lab.knobs import KNOBS, understood
+from nofe_lab.knobs import _DECLARED, KNOBS, understood
 from nofe_lab.stages.experiment import OF_FILES
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
@@ -107,6 +107,11 @@ def test_a_file_to_be_written_is_tried_at_once(
 # --- one declaration
 
 
+def test_no_two_knobs_have_one_name() -> None:
+    names = [knob.name for knobs in _DECLARED.values() for knob in knobs]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_every_default_is_accepted_by_its_own_knob() -> None:
     for name, knob in KNOBS.items():
         assert knob.name == name
@@ -131,6 +136,10 @@ OTHERS: dict[str, Any] = {
     "batch_size": 50,
     "learning_rate": 0.01,
     "trunk_rate": 0.5,
+    "nofe_rate": 0.01,
+    "overlap": 2,
+    "sparse": 1,
+    "teacher": "control",
     "seed": 1,
     "specialties": "random",
     "trunk": "scratch",
@@ -143,6 +152,8 @@ OTHERS: dict[str, Any] = {
     "affinity": "counts",
     "affinity_images": 100,
     "affinity_from": "training",
+    "fine_head": True,
+    "initialisation": "published",
 }
 ELSEWHERE: dict[str, dict[str, Any]] = {
     "split": {"backbone": "resnet18", "split": "layer3"},
@@ -160,8 +171,8 @@ def test_every_knob_of_an_experiment_makes_another_run_unless_it_cannot() -> Non
         made = Experiment(**{"dataset": "glyphs:4", "epochs": 1, "device": "cpu", **given})
         return {stage.id for stage in (made.base(), made.generalist(), made.nofe())}
 
-    idle = {"device", "precision", "runs_dir", "checkpoint_seconds"}  # of the machine
-    idle |= {"weights", *OF_FILES}  # of files: tested there
+    idle = {"device", "precision", "ranks", "runs_dir", "checkpoint_seconds"}  # of the machine
+    idle |= {"weights", "random_crops", *OF_FILES}  # of files: tested there
     known = {each.name for each in fields(Experiment) if each.init}
     assert known == {*OTHERS, *ELSEWHERE, *idle}
     usual = ids()
@@ -268,6 +279,7 @@ def test_a_runs_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path)
 
 OWN_DEFAULTS = {
     "05_your_own_pictures": {"dataset": "lookalikes"},
+    "11_sweep": {"dataset": "lookalikes", "Ks": "2, 4"},
     "10_beat_the_machine": {"dataset": "glyphs:160:OQ0CG6S58B3E", "val_fraction": 0.4},
 }
 """Of notebooks whose story begins elsewhere."""

@@ -21,7 +21,7 @@ from nofe_lab import Dataset, InvalidInput, Specialties, backbone, load_dataset
 from nofe_lab.data.dataset import stratified_fraction
 from nofe_lab.data.folders import split_of
 from nofe_lab.data.pictures import decode
-from nofe_lab.files import _container_limits, memory
+from nofe_lab.files import _container_limits, _container_rooms, available_memory, memory
 from nofe_lab.runs import RunStore
 
 PETS = ("cat", "dog")
@@ -416,6 +416,132 @@ def test_memory_is_what_the_container_grants(tmp_path: Path) -> None:
     assert sorted(_container_limits(tmp_path)) == [1000, 2000]
     assert _container_limits(tmp_path / "nowhere") == []
     assert 0 < memory() < 2**62
+
+
+def test_the_memory_that_is_left_counts_what_others_in_the_container_take(tmp_path: Path) -> None:
+    """Files that are cached can give way, so they are left out of what is taken."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/pod\n4:memory:/old\n")
+    texts = {
+        "pod/memory.max": "1000\n",
+        "pod/memory.current": "700\n",
+        "pod/memory.stat": "anon 400\ninactive_file 200\n",
+        "memory/old/memory.limit_in_bytes": "2000\n",
+        "memory/old/memory.usage_in_bytes": "300\n",
+        "memory/old/memory.stat": "inactive_file 1\ntotal_inactive_file 50\n",
+    }
+    for place, text in texts.items():
+        file = tmp_path / "sys/fs/cgroup" / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    assert sorted(_container_rooms(tmp_path)) == [1000 - 700 + 200, 2000 - 300 + 50]
+    assert _container_rooms(tmp_path / "nowhere") == []
+    assert 0 < available_memory() <= memory()
+
+
+# --- ImageNet as it is distributed
+
+IDS = ("n01440764", "n01443537", "n02084071")
+
+
+def imagenet(root: Path, names: Sequence[str] = IDS) -> list[str]:
+    """Training images in folders, validation images in one; the classes of the latter, in order."""
+    make(root, *(f"train/{name}" for name in names))
+    fill(root / "val", 6)
+    for i in range(6):
+        (root / "val" / f"{i}.png").rename(root / "val" / f"ILSVRC2012_val_{i:08d}.JPEG")
+    return [names[i % len(names)] for i in (2, 0, 1, 1, 0, 2)]
+
+
+def write_devkit(folder: Path, classes: Sequence[str], with_meta: bool = True) -> None:
+    from scipy.io import savemat
+
+    folder.mkdir(parents=True)
+    number = {name: 10 * i + 7 for i, name in enumerate((*IDS, "n00000001"))}
+    text = "\n".join(str(number[name]) for name in classes)
+    (folder / "ILSVRC2012_validation_ground_truth.txt").write_text(text + "\n")
+    kinds = [("ILSVRC2012_ID", "f8"), ("WNID", "O"), ("words", "O")]
+    rows = [(i, name, f"words of {name}") for name, i in number.items()]
+    if with_meta:
+        savemat(folder / "meta.mat", {"synsets": np.array(rows, dtype=kinds)})
+
+
+def labels_of_test(data: Dataset) -> list[str]:
+    return [data.class_names[c] for c in data.test.labels.tolist()]
+
+
+@pytest.mark.parametrize("place", ["ILSVRC2012_devkit_t12/data", "data", ""])
+def test_a_flat_val_takes_its_classes_from_the_development_kit(tmp_path: Path, place: str) -> None:
+    classes = imagenet(tmp_path / "imagenet")
+    if place:
+        write_devkit(tmp_path / "imagenet" / place, classes)
+    else:  # beside the folder itself
+        write_devkit(tmp_path / "kit", classes)
+        for file in (tmp_path / "kit").iterdir():
+            file.rename(tmp_path / file.name)
+    data = load(tmp_path / "imagenet")
+    assert data.class_names == IDS
+    assert labels_of_test(data) == classes
+    assert any("the folder val is the test split" in note for note in data.notes)
+
+
+def test_a_flat_val_takes_its_classes_from_the_solution_of_the_competition(tmp_path: Path) -> None:
+    classes = imagenet(tmp_path)
+    lines = [f"ILSVRC2012_val_{i:08d},{name} 1 2 3 4" for i, name in enumerate(classes)]
+    text = "ImageId,PredictionString\n" + "\n".join(reversed(lines))
+    (tmp_path / "LOC_val_solution.csv").write_text(text)
+    (tmp_path / "LOC_synset_mapping.txt").write_text(
+        "n01440764 tench, Tinca tinca\nn01443537 goldfish, Carassius auratus\nn02084071 dog\n"
+    )
+    fill(tmp_path / "test")  # without labels, as it is distributed
+    data = load(tmp_path)
+    assert data.class_names == ("tench", "goldfish", "dog")
+    name_of = dict(zip(IDS, data.class_names, strict=True))
+    assert labels_of_test(data) == [name_of[each] for each in classes]
+    assert "The folder test is not read: its images have no classes." in data.notes
+    streamed = load(tmp_path, streaming=True, loader_workers=0)
+    assert streamed.fingerprint == data.fingerprint
+    for name in ("val", "test"):
+        assert torch.equal(getattr(streamed, name).labels, getattr(data, name).labels)
+
+
+def test_images_of_classes_that_train_lacks_are_left_out_and_counted(tmp_path: Path) -> None:
+    classes = imagenet(tmp_path, IDS[:2])
+    write_devkit(tmp_path / "data", [*classes[:4], "n00000001", "n00000001"])
+    data = load(tmp_path)
+    assert labels_of_test(data) == classes[:4]
+    assert "2 images of val are of classes that train lacks." in data.notes
+
+
+def test_a_flat_val_without_its_mapping_is_one_sentence(tmp_path: Path) -> None:
+    classes = imagenet(tmp_path)
+    with pytest.raises(InvalidInput, match=r"holds images but no class folders; accepted: .*meta"):
+        load(tmp_path)
+    write_devkit(tmp_path / "data", classes, with_meta=False)
+    with pytest.raises(InvalidInput, match=r"numbers, which only meta.mat .* maps to classes"):
+        load(tmp_path)
+    (tmp_path / "data" / "meta.mat").write_bytes(b"nonsense")
+    with pytest.raises(InvalidInput, match=r"meta.mat cannot be read"):
+        load(tmp_path)
+    shutil.rmtree(tmp_path / "data")
+    write_devkit(tmp_path / "data", classes[:5])
+    with pytest.raises(InvalidInput, match=r"a line for each of the 6 images .*; it has 5\."):
+        load(tmp_path)
+    (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\nx, \no,n01440764 1\n")
+    with pytest.raises(InvalidInput, match=r"names no class for 'ILSVRC2012_val_00000000.JPEG'"):
+        load(tmp_path)
+    (tmp_path / "LOC_val_solution.csv").write_text(
+        "ImageId,PredictionString\n"
+        + "\n".join(f"ILSVRC2012_val_{i:08d},n00000009 1" for i in range(6))
+    )
+    with pytest.raises(InvalidInput, match=r"of other classes than those of train: 'n00000009'"):
+        load(tmp_path)
+
+
+def test_readable_names_stand_for_the_names_of_folders(tmp_path: Path) -> None:
+    make(tmp_path, *in_both("train", "test"))
+    (tmp_path / "class_names.tsv").write_text("cat\tFelis catus, house cat\n")
+    assert load(tmp_path).class_names == ("Felis catus", "dog")
 
 
 # --- what a hostile tester found

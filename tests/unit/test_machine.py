@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
 from nofe_lab import InvalidInput
-from nofe_lab.machine import Machine, autocast
+from nofe_lab.machine import Machine, autocast, cores
 
 CPU = torch.device("cpu")
 
@@ -135,3 +138,12 @@ def test_a_gpu_is_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Machine.pick("gpu:1", "fp32").device == torch.device("cuda:1")
     with pytest.raises(InvalidInput, match="device 'gpu:7' is unknown"):
         Machine.pick("gpu:7", "fp32")
+
+
+@pytest.mark.parametrize(("limit", "found"), [("max 100000", 8), ("250000 100000", 2), ("1 9", 1)])
+def test_cores_are_those_that_the_process_and_its_container_may_use(
+    limit: str, found: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(Path, "read_text", lambda _: limit)
+    assert cores() == found

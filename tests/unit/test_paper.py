@@ -652,6 +652,28 @@ def test_weights_and_biases_begin_as_published(
             assert torch.equal(module.bias, torch.full_like(module.bias, bias))
 
 
+@pytest.mark.parametrize("name", list(BY_HAND))
+def test_wide_layers_begin_with_the_signal_of_the_published_ones(name: str) -> None:
+    made = {
+        (kind, scheme): CNN(each, 100, scheme, 0).state_dict()
+        for kind, each in (("control", FlatControl(backbone(name), 10)), ("base", backbone(name)))
+        for scheme in ("published", "fan_in")
+    }
+    fixed = name not in ("vgg11_c100", "resnet56_c100")  # whose deviations follow a layer's size
+    narrow = {f"head.1.{k}": t for k, t in backbone(name).make_branch(100).state_dict().items()}
+    wider = 0
+    for key, tensor in made["control", "fan_in"].items():
+        ratio = 1.0
+        if key in narrow and key.endswith("weight"):
+            ratio = tensor[0].numel() / narrow[key][0].numel()
+        wider += ratio > 1
+        drawn = made["control", "published"][key]
+        assert torch.allclose(tensor, drawn / sqrt(ratio) if fixed else drawn), key
+    assert wider
+    for key, tensor in made["base", "fan_in"].items():
+        assert torch.equal(tensor, made["base", "published"][key]), key
+
+
 def test_kaiming_weights_have_the_gain_of_a_relu_behind_convolutions_only(
     network_with_parts: tuple[str, dict[str, nn.Module]],
 ) -> None:

@@ -489,7 +489,10 @@ def test_images_that_do_not_fit_into_memory_are_refused(
 
     write_classes(tmp_path)
     monkeypatch.setattr("nofe_lab.data.pictures.np.empty", refuse)
-    with pytest.raises(InvalidInput, match="8 images of 8 x 8 pixels do not fit into memory; a sm"):
+    with pytest.raises(
+        InvalidInput,
+        match="8 images of 8 x 8 pixels do not fit into memory; streaming=True decodes them",
+    ):
         load(tmp_path)
 
 

@@ -27,8 +27,10 @@ from nofe_lab.runs import (
     checkpoint,
     default_runs_dir,
     identity_hash,
+    locks,
 )
 from nofe_lab.runs.checkpoint import OtherFormat, State
+from nofe_lab.runs.locks import LockLost
 from nofe_lab.runs.provenance import provenance
 from nofe_lab.runs.store import _digest
 
@@ -195,6 +197,7 @@ def test_provenance_says_where_when_and_with_what() -> None:
         "precision",
         "device",
         "threads",
+        "ranks",
         "platform",
         "versions",
     }
@@ -382,7 +385,11 @@ def test_a_run_that_only_cannot_be_read_now_is_not_set_aside(
     assert found.path == run.path
 
 
-def test_a_run_that_is_being_trained_is_not_removed(store: RunStore) -> None:
+@pytest.mark.usefixtures("flock")
+def test_a_run_that_is_being_trained_is_not_removed(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "LEASE", 3.0)  # its signs of life come each second
     with store.training("a", "0123456789ab") as checkpoints:
         checkpoints.save(1, State({"w": torch.zeros(1)}, {}))
         with pytest.raises(InvalidInput, match=r"process \d+ on .* is training the run 012"):
@@ -390,6 +397,7 @@ def test_a_run_that_is_being_trained_is_not_removed(store: RunStore) -> None:
     assert store.remove("0123") == checkpoints.folder
 
 
+@pytest.mark.usefixtures("flock")
 def test_who_waits_for_a_run_is_told_so_again_and_can_stop(store: RunStore) -> None:
     told: list[str] = []
 
@@ -404,6 +412,23 @@ def test_who_waits_for_a_run_is_told_so_again_and_can_stop(store: RunStore) -> N
         assert told == [f"process {os.getpid()} on {socket.gethostname()}"] * 2
     with store.training("a", "0123456789ab", wait):
         assert len(told) == 2
+
+
+@pytest.mark.usefixtures("flock")
+def test_who_has_lost_a_run_to_another_process_writes_nothing_more(store: RunStore) -> None:
+    lost = pytest.raises(LockLost, match="process 1 on elsewhere has taken it over")
+    run_id = identity_hash(IDENTITY)
+    with store.training("flat-tiny", run_id) as checkpoints:
+        state = State({"w": torch.zeros(1)}, {})
+        checkpoints.save(1, state)
+        (store.folder / ".locks" / f"{run_id}.lease-2").write_text("process 1 on elsewhere\n\n")
+        with lost:
+            checkpoints.save(2, state)
+        with lost:
+            save(store)
+    assert checkpoints.step == 1
+    assert list(store) == []
+    assert {path.name for path in store.folder.iterdir()} == {".locks", checkpoints.folder.name}
 
 
 def test_an_unfinished_run_is_found_by_its_id_alone(store: RunStore) -> None:

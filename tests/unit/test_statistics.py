@@ -20,6 +20,9 @@ from nofe_lab.statistics import (
     inside_share,
     over_seeds,
     paired_differences,
+    paired_interval,
+    paired_interval_over_seeds,
+    seeds_to_detect,
     standings,
     standings_in_words,
     verdict,
@@ -79,6 +82,63 @@ def test_what_seeds_could_have_shown_is_shown_in_four_of_five_studies() -> None:
     found = stats.ttest_1samp(studies, 0, axis=1)
     assert (found.pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.01)
     assert np.isnan(detectable(differences[:1]))
+
+
+def test_the_seeds_to_detect_a_difference_are_the_fewest_that_show_it() -> None:
+    pilot = np.array([0.010, -0.002, 0.005])
+    n = seeds_to_detect(0.005, pilot)
+    assert n is not None
+    scores = np.resize([1.0, -1.0], n)
+    for seeds, is_shown in ((n, True), (n - 1, False)):
+        sample = scores[:seeds] - scores[:seeds].mean()
+        sample *= pilot.std(ddof=1) / sample.std(ddof=1)
+        assert (detectable(sample) <= 0.005) is is_shown
+    assert seeds_to_detect(0.005, pilot, least=n + 1) == n + 1
+    assert seeds_to_detect(1.0, pilot) == 2
+    assert seeds_to_detect(1e-5, pilot) is None
+    assert seeds_to_detect(0.005, 0 * pilot) == 2
+
+
+def answered(seeds: int, images: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Two arms that answer rightly or not [seeds, images]; the first is better by 5 points.
+
+    Some images and some seeds favour one arm, by draws whose means are 0.
+    """
+    ease = rng.uniform(0.45, 0.55, images)
+    favour = rng.choice([-0.2, 0.2], images) + rng.normal(0, 0.08, (seeds, 1)).clip(-0.15, 0.15)
+    shares = ease + 0.05 + favour, np.broadcast_to(ease, (seeds, images))
+    own, other = (rng.random((seeds, images)) < each for each in shares)
+    return own, other
+
+
+def test_the_interval_over_seeds_and_images_holds_the_true_difference() -> None:
+    rng = np.random.default_rng(0)
+    found = [paired_interval_over_seeds(*answered(5, 400, rng)) for _ in range(200)]
+    assert 0.9 <= np.mean([low <= 0.05 <= high for _, low, high in found]) <= 0.99
+
+
+def test_the_interval_over_seeds_and_images_shrinks_with_both_and_is_drawn_alike() -> None:
+    rng = np.random.default_rng(0)
+
+    def width(seeds: int, images: int) -> float:
+        _, low, high = paired_interval_over_seeds(*answered(seeds, images, rng))
+        return high - low
+
+    assert width(16, 400) < width(4, 400) < width(4, 100)
+    own, other = answered(3, 50, rng)
+    found = paired_interval_over_seeds(own, other)
+    assert found == paired_interval_over_seeds(own, other)
+    assert found[0] == pytest.approx(own.mean() - other.mean())
+    assert paired_interval_over_seeds(own, own) == (0, 0, 0)
+
+
+def test_seeds_share_their_images_in_the_interval_over_both() -> None:
+    rng = np.random.default_rng(0)
+    one = rng.random((1, 300)) < 0.6, rng.random((1, 300)) < 0.5
+    alike = (np.repeat(each, 9, axis=0) for each in one)  # nine seeds that say no more than one
+    _, low, high = paired_interval_over_seeds(*alike)
+    _, low_of_one, high_of_one = paired_interval(one[0][0], one[1][0])
+    assert (low, high) == pytest.approx((low_of_one, high_of_one), abs=0.01)
 
 
 def test_seeds_that_agree_have_an_interval_of_no_width() -> None:

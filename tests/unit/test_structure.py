@@ -25,11 +25,11 @@ FILES = {
 FLOORS = (
     ("__main__", "__init__"),
     ("bench", "study"),
-    ("diagnosis",),
-    ("views", "stages", "notebook"),
+    ("diagnosis", "sweeps"),
+    ("views", "stages", "notebook", "sweeps"),
     ("evaluation", "statistics", "training", "inference", "inspection"),
     ("runs", "specialties", "networks", "data"),
-    ("config", "compat", "log", "files", "machine", "knobs", "recipes"),
+    ("config", "compat", "log", "files", "ranks", "machine", "knobs", "recipes"),
 )
 """Top to bottom; a part imports from floors below it, and from parts to its left on its own."""
 

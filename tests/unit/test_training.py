@@ -14,10 +14,11 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from nofe_lab import Dataset, Experiment, InvalidInput, Specialties
 from nofe_lab.data import Batch, Batches, Resident, Source
-from nofe_lab.data.preprocess import ImageNetwork, Preprocess
+from nofe_lab.data.preprocess import Augmentation, ImageNetwork, Preprocess
 from nofe_lab.machine import Machine
 from nofe_lab.networks import CNN, backbone
 from nofe_lab.recipes import NetworkConfig, Recipe
@@ -25,7 +26,15 @@ from nofe_lab.specialties import affinity_matrix
 from nofe_lab.stages import GeneralistStage
 from nofe_lab.stages.generalist import GeneralistConfig, RunningAffinity, SpecialtyLearning
 from nofe_lab.stages.stage import Trained, Work
-from nofe_lab.training.events import EpochDone, Event, MapUpdated, Progress, StepDone
+from nofe_lab.training.events import (
+    EpochDone,
+    Event,
+    MapUpdated,
+    Progress,
+    StageBegun,
+    StageEnded,
+    StepDone,
+)
 from nofe_lab.training.loop import fit, sgd
 from nofe_lab.training.tasks import Classification, Distillation, Task, TrainingDiverged
 
@@ -266,8 +275,8 @@ def test_a_network_learns_the_answers_that_it_is_given_for_each_image() -> None:
     task = Distillation(recipe, split, answers[split.labels])
     history = fit(model, groups(model), task, Batches(split, recipe, 0, CPU), recipe)
     torch.testing.assert_close(model.logits.softmax(1).detach(), answers, atol=1e-3, rtol=0)
-    assert history[-1]["train_accuracy"] == 1  # against the answers
-    assert history[-1]["val_accuracy"] == 0  # against the labels
+    assert history[-1]["train_agreement"] == 1  # with the answers
+    assert history[-1]["train_accuracy"] == history[-1]["val_accuracy"] == 0  # of the labels
 
 
 @pytest.mark.parametrize("figure", [float("nan"), float("inf"), "0.5", None])
@@ -290,7 +299,7 @@ def test_a_metric_called_loss_does_not_hide_the_loss() -> None:
     (row,) = fit_two_classes(Weighted(), 1, Named)
     assert row["train_loss"] == pytest.approx(np.log(2), abs=0.1)
     assert "train_accuracy" not in row
-    Progress("base", 2)(EpochDone(1, 1, row))  # shows what there is
+    Progress()(EpochDone(1, 1, row))  # shows what there is
 
 
 @pytest.mark.parametrize(("device", "fused"), [("cpu", True), ("cuda:1", True), ("mps", False)])
@@ -347,12 +356,13 @@ def test_progress_prints_a_line_an_epoch_and_a_map_update_where_nobody_watches(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nofe_lab.training.events.watched", lambda: False)
-    progress = Progress("base", 4)
+    progress = Progress()
+    progress(StageBegun("base", 4, 2))
     progress(StepDone(1, 4))
     row = {"train_loss": 1.5, "train_accuracy": 0.25, "val_accuracy": 0.5, "seconds": 3.2}
     progress(EpochDone(1, 2, row))
     progress(MapUpdated(1, {"moved": 4, "objective_before": 0.2, "objective_after": 0.3}, (0, 1)))
-    progress.close()
+    progress(StageEnded("base", finished=True))
     assert capsys.readouterr().out.splitlines() == [
         "base: epoch 1/2: loss 1.500, train 25.0%, val 50.0%, 3 s",
         "base: map update 1: 4 classes moved, objective 0.200 -> 0.300",
@@ -632,6 +642,73 @@ def test_only_a_pass_of_its_own_counts_as_images_evaluated(tiny: Dataset) -> Non
     assert stage_of(with_val, 3, **changes, affinity_from="training").images_evaluated == 3 * 12
 
 
+# --- a fine head: the classes are learned in the same stage
+
+
+def test_a_fine_head_adds_the_classes_cross_entropy_and_the_map_reads_the_specialties(
+    tiny: Dataset,
+) -> None:
+    stage = stage_of(tiny, 2, affinity_from="training", fine_head=True)
+    learning = SpecialtyLearning(stage, stage.untrained_network(), Machine(CPU), [])
+    coarse, labels = outputs(0, C=6)
+    fine = 20 + torch.randn(40, 6)  # larger than all logits of specialties
+    batch = Batch(torch.empty(0), labels, torch.arange(40), Augmentation())
+    both = cross_entropy(coarse, learning.map[labels]) + cross_entropy(fine, labels)
+    logits = torch.cat([coarse, fine], 1)
+    assert learning.loss(logits, batch).item() == pytest.approx(both.item())
+    right = coarse.argmax(1) == learning.map[labels]
+    assert learning.metrics(logits, batch)["accuracy"] == right.sum()
+    expected = affinity_matrix(coarse.softmax(1).numpy(), labels.numpy(), 6)
+    np.testing.assert_allclose(learning.affinity(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("affinity_from", ["evaluation", "training"])
+def test_a_generalist_with_a_fine_head_answers_with_specialties(
+    affinity_from: str, tiny: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught: list[ImageNetwork] = []
+    learn = SpecialtyLearning.__init__
+
+    def watch(self: SpecialtyLearning, stage: Any, model: ImageNetwork, *more: Any) -> None:
+        taught.append(model)
+        learn(self, stage, model, *more)
+
+    monkeypatch.setattr(SpecialtyLearning, "__init__", watch)
+    data = tiny.with_val(0.2, 0)
+    found = stage_of(data, 4, affinity_from=affinity_from, fine_head=True)
+    trained = found.train(Work({}, Machine(CPU), []))
+    images = data.test.sample(range(30))
+    with torch.no_grad():
+        kept = trained.model.eval()(images)
+        assert taught[0].train()(images).shape == (30, 3 + 6)
+        torch.testing.assert_close(taught[0].eval()(images), kept, rtol=0, atol=1e-4)
+        classes = taught[0].train()(images)[:, 3:].argmax(1)
+    assert kept.shape == (30, 3)
+    assert type(trained.model.network) is CNN
+    assert (classes == data.test.labels).float().mean() > 0.4  # of six: it learned them
+    assert trained.history[-1]["val_accuracy"] > 0.5
+    assert len(maps(trained)) == len(found.updates) + 1
+    assert table(trained, "affinity.csv").shape == (6, 1 + 3)
+
+
+def test_a_fine_head_s_training_counts_its_outputs(tiny: Dataset) -> None:
+    plain, fine = (stage_of(tiny, 2, fine_head=each) for each in (False, True))
+    images = 3 * plain.steps * 40 + plain.images_evaluated
+    assert fine.training_macs - plain.training_macs == 64 * tiny.C * images
+
+
+def test_a_head_that_cannot_be_divided_is_refused_a_fine_head(tiny: Dataset) -> None:
+    class Mixing(type(backbone("alexnet_quick"))):  # type: ignore[misc]
+        def make_head(self, n: int) -> nn.Module:
+            return nn.Sequential(super().make_head(n), nn.Linear(n, n))
+
+    recipe = Recipe(2, 0.005, batch_size=40)
+    config = GeneralistConfig(NetworkConfig(), recipe, K=3, fine_head=True)
+    with pytest.raises(InvalidInput, match="fine_head needs a head whose classifier has one row"):
+        GeneralistStage(tiny, Mixing(), config)
+    GeneralistStage(tiny, Mixing(), replace(config, fine_head=False))
+
+
 @pytest.mark.parametrize("stage", ["base", "generalist", "nofe"])
 @pytest.mark.parametrize("val_fraction", [0.0, 0.2])
 def test_training_that_diverges_stops_with_a_sentence_and_keeps_nothing(
@@ -661,7 +738,8 @@ def test_the_time_that_is_left_is_said_while_it_trains(
     clock = [0.0]
     monkeypatch.setattr("nofe_lab.training.events.time.perf_counter", lambda: clock[0])
     monkeypatch.setattr("nofe_lab.training.events.watched", lambda: False)
-    progress = Progress("it", 100)
+    progress = Progress()
+    progress(StageBegun("it", 100, 5))
     for step in range(1, 41):
         clock[0] = 10.0 * step
         progress(StepDone(step, 100))

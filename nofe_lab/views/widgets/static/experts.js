@@ -1,10 +1,10 @@
 // What each expert says of one picture, as a table.
 
 /** experts: rows of {name, colour, best (its class), alone and mass (shares), gate (a share, or null
- * without one), right, answers}.  together: the head of `mass`. */
-function expertTable(experts, together) {
+ * without one), right, answers}.  together, alone: the heads of `mass`, and of `best`. */
+function expertTable(experts, together, alone = "asked alone, it says") {
   const gated = experts.some((expert) => expert.gate !== null);
-  const heads = ["expert", "asked alone, it says", "", together, gated ? "gate" : null];
+  const heads = ["expert", alone, "", together, gated ? "gate" : null];
   const notes = [
     experts.some((expert) => expert.right) ? "✓: the expert of the right class." : null,
     "Bold: the expert that gives the answer.",

@@ -104,8 +104,11 @@ async function drawPage(main) {
     name.classList.toggle("nofe-long", [...text[1]].length > 12);
     answer.style.setProperty("--colour", specialty.colour);
     seen.getContext("2d").putImageData(imageOf(pixels, shape), 0, 0);
-    said.replaceChildren(...(about.kind === "nofe" ? [h("h5", {}, "Which specialty, and what each expert says"),
-      h("p", { class: "nofe-note" }, "Each expert knows the classes of its own specialty alone. Asked alone, it must choose one of them."), ...expertTable(rows, "its share")] : []),
+    const few = about.answering; // a gate and so many experts, whose answers cannot be told apart
+    said.replaceChildren(...(about.kind === "nofe" ? [h("h5", {}, few ? "Which specialty" : "Which specialty, and what each expert says"),
+      h("p", { class: "nofe-note" }, few ? `A gate and its ${few === 1 ? "best expert" : `${few} best experts`} answer together.`
+        : "Each expert knows the classes of its own specialty alone. Asked alone, it must choose one of them."),
+      ...expertTable(rows, "its share", few ? "its most probable class" : undefined)] : []),
       h("h5", {}, `The most probable ${about.kind === "generalist" ? "specialties" : "classes"}`), bars(found.top));
   };
 
