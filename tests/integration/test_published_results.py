@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,24 @@ def test_the_first_steps_were_timed_from_nothing() -> None:
     assert list(table.what) == ["make run", *notebooks]
     assert table.seconds.between(1, 300).all()
     assert not table.revision.str.endswith("dirty").any()
+
+
+def git(*words: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False
+    ).stdout
+
+
+def test_the_code_of_every_result_can_be_checked_out_or_is_named_as_lost() -> None:
+    if git("rev-parse", "--is-shallow-repository").strip() != "false":
+        pytest.skip("needs a checkout with its history")
+    history = git("log", "--format=%H").split()
+    lost = set(re.findall(r"\b[0-9a-f]{10}\b", (ROOT / "docs" / "results.md").read_text()[:2000]))
+    tables = [measured(path) for path in RESULTS.glob("*.csv")]
+    named = {each for table in tables if "revision" in table for each in table.revision}
+    unknown = {each for each in named if not any(full.startswith(each) for full in history)}
+    assert named
+    assert unknown <= lost
 
 
 @pytest.mark.parametrize("path", [STUDY, AGAIN, CONDITIONAL], ids=lambda path: path.stem)
