@@ -23,6 +23,12 @@ from nofe_lab.networks.backbone import width_of_cost
 from nofe_lab.stages import Arm, Experiment, NofEStage
 from nofe_lab.stages.report import few_experts, final_report
 
+PILOT = data_folder() / "results" / "pays_pilot.csv"
+"""The candidates on val."""
+
+MOST_RUN = 3
+"""How many experts for an image are looked at, at most."""
+
 _USUAL: dict[str, Any] = {
     "dataset": "parquet:$NOFE_DATA/cifar100",
     "backbone": "alexnet_quick_bn",
@@ -78,6 +84,42 @@ def rivals(experiment: Experiment) -> dict[str, Arm]:
     }
 
 
+def rival(arm: Arm) -> str:
+    """Which of the `rivals` an arm is."""
+    if arm.kind == "nofe":
+        return "random experts" if arm.partition == "random" else "experts"
+    return "flat, taught" if arm.teacher else "flat"
+
+
+def leads(pilot: pd.DataFrame) -> dict[str, float]:
+    """{candidate: accuracy on val minus that of the better of its flat rivals}.
+
+    It answers as it was trained to, with so many of the gate's best experts.
+    """
+    found = {}
+    for name, own in pilot.groupby("candidate", sort=False):
+        is_flat = own["network"].isin(["flat, taught", "flat"])
+        usual = ~is_flat & (own["experts"] == CANDIDATES[str(name)]["sparse"])
+        flat = own[is_flat].groupby("network")["top1"].mean()
+        found[str(name)] = float(own.loc[usual, "top1"].mean() - flat.max())
+    return found
+
+
+def chosen_experiment(runs_dir: str | None) -> Experiment:
+    """The candidate with the largest of the `leads`, on all training images.
+
+    Raises InvalidInput before the pilot.
+    """
+    if not PILOT.exists():
+        raise InvalidInput(
+            f"no configuration has been chosen; accepted: after `nofe-lab dev pays` has made "
+            f"{PILOT.name}."
+        )
+    found = leads(pd.read_csv(PILOT, comment="#"))
+    best = max(found, key=lambda name: found[name])
+    return Experiment(**CANDIDATES[best], val_fraction=0.0, runs_dir=runs_dir)
+
+
 def _width_of_few(experiment: Experiment, stage: NofEStage) -> float:
     """The width of one branch that costs as much as the gate and the experts that answer."""
     network = stage.untrained_network()
@@ -94,10 +136,10 @@ def pilot(
 ) -> None:
     """Train the candidates and their rivals without a tenth of the training images; test on those.
 
-    That candidate is to be chosen which is best beside the better of its flat rivals.  Random
-    experts, which choose nothing, are left out.
-    results: a CSV file for the table, by default data/results/pays_pilot.csv, which is of all
-    candidates; its first line is `command`.
+    The candidate with the largest of the `leads` is chosen.  Random experts, which choose nothing,
+    are left out.
+    results: a CSV file for the table, by default PILOT, which is of all candidates; its first line
+    is `command`.
     """
     for name in candidates:
         one_of("candidate", name, CANDIDATES)
@@ -106,9 +148,7 @@ def pilot(
             "the table of all candidates would become one of some; accepted: a file of their own "
             "(results), or all."
         )
-    target = data_folder() / "results" / "pays_pilot.csv"
-    if results is not None:
-        target = writable_path("results", results)
+    target = PILOT if results is None else writable_path("results", results)
     rows = []
     for name in candidates or CANDIDATES:
         experiment = Experiment(
@@ -136,7 +176,7 @@ def _on_val(experiment: Experiment) -> list[dict[str, Any]]:
             curve = few_experts(experiment.runner, stage, split="val")
             rows += [
                 figures | {key: few[key] for key in ("experts", "top1", "found", "macs")}
-                for _, few in curve[curve["experts"] <= 3].iterrows()
+                for _, few in curve[curve["experts"] <= MOST_RUN].iterrows()
             ]
         else:
             whole = {"experts": None, "top1": report["val_accuracy"], "macs": report["macs"]}

@@ -12,6 +12,7 @@ from nofe_lab.networks import backbone
 from nofe_lab.networks.backbone import matching_width
 from nofe_lab.stages import Arm, Experiment
 from nofe_lab.stages.arms import TWO_AND_GATE
+from nofe_lab.study import pays
 
 PAIRS = data_folder() / "specialties" / "cifar100_superclass_pairs.json"
 """CIFAR-100's 20 superclasses, paired by a person."""
@@ -114,6 +115,15 @@ FEW = (
 
 # --- studies
 
+CIFAR100, TINY = "parquet:$NOFE_DATA/cifar100", "parquet:$NOFE_DATA/tiny-imagenet-200-32px"
+
+
+def arms_of(experiment: Experiment) -> list[Arm]:
+    """The experiment's arms, later ones, and for CIFAR-100 with K = 10 its superclass pairs."""
+    names = experiment.data.superclass_names
+    in_pairs = len(names) == 2 * experiment.usual_K and PAIRS.is_file() and "trees" in names
+    return [*experiment.arms(), *([SUPERCLASS_PAIRS] if in_pairs else []), *FOLLOW_UPS, *SHARED]
+
 
 @dataclass(frozen=True)
 class Study:
@@ -122,30 +132,26 @@ class Study:
     name: str
     make: Callable[[str | None], Experiment]
     """Makes the experiment, given the folder of the runs."""
-    seeds: int
-    arms: tuple[Arm, ...] | None = None
-    """None: all arms of the experiment."""
+    seeds: range
+    arms: Callable[[Experiment], Iterable[Arm]] = arms_of
     tiers: tuple[tuple[Arm, ...], ...] = (
         *(PRIMARY, SECONDARY, TERTIARY, OTHERS, LAST),
         *(FOLLOW_UPS, SHARED),
     )
     """A tier begins when the tiers before it have every seed."""
 
-    def rows(self, everything: Iterable[Arm]) -> list[tuple[Arm, int]]:
-        """(arm, seed) of every row, in the order of the queue."""
-        arms = list(self.arms or everything)
+    def rows(self, arms: Iterable[Arm]) -> list[tuple[Arm, int]]:
+        """(arm, seed) of every row of these arms, in the order of the queue."""
+        arms = list(arms)
         known = {arm for tier in self.tiers for arm in tier}
         others = [arm for arm in arms if arm not in known]
         return [
             (arm, seed)
             for tier in self.tiers
-            for seed in range(self.seeds)
+            for seed in self.seeds
             for arm in tier or others
             if arm in arms
         ]
-
-
-CIFAR100, TINY = "parquet:$NOFE_DATA/cifar100", "parquet:$NOFE_DATA/tiny-imagenet-200-32px"
 
 
 def _quick(runs_dir: str | None, dataset: str = CIFAR100, **changes: Any) -> Experiment:
@@ -161,30 +167,41 @@ def _with_K(runs_dir: str | None, K: int) -> Experiment:
     return replace(ten, K=K, branch_width=width)
 
 
+def _few(_: Experiment) -> tuple[Arm, ...]:
+    return FEW
+
+
+def _narrow(_: Experiment) -> tuple[Arm, ...]:
+    return NARROW
+
+
+def _rivals(experiment: Experiment) -> Iterable[Arm]:
+    return pays.rivals(experiment).values()
+
+
 STUDIES = {
     study.name: study
     for study in (
-        Study("cifar100 alexnet_quick, published recipe", _quick, seeds=5),
-        Study("cifar100 alexnet_quick, strong recipe", partial(_quick, preset="strong"), 3, FEW),
+        Study("cifar100 alexnet_quick, published recipe", _quick, range(5)),
+        # seed 0 chose
+        Study("cifar100, do experts pay?", pays.chosen_experiment, range(1, 6), _rivals),
+        Study(
+            "cifar100 alexnet_quick, strong recipe",
+            partial(_quick, preset="strong"),
+            range(3),
+            _few,
+        ),
         *(
-            Study(f"cifar100 alexnet_quick, K = {K}", partial(_with_K, K=K), 3, NARROW)
+            Study(f"cifar100 alexnet_quick, K = {K}", partial(_with_K, K=K), range(3), _narrow)
             for K in (2, 5, 20, 50)
         ),
-        Study("tiny-imagenet alexnet_quick", partial(_quick, dataset=TINY), 3, FEW),
+        Study("tiny-imagenet alexnet_quick", partial(_quick, dataset=TINY), range(3), _few),
     )
 }
 """In the order of the queue."""
 
-MAIN_STUDY, *OTHER_STUDIES = STUDIES
+MAIN_STUDY, PAYS, *OTHER_STUDIES = STUDIES
 """Their names."""
-
-
-def arms_of(experiment: Experiment) -> list[Arm]:
-    """The experiment's arms, later ones, and for CIFAR-100 with K = 10 its superclass pairs."""
-    names = experiment.data.superclass_names
-    in_pairs = len(names) == 2 * experiment.usual_K and PAIRS.is_file() and "trees" in names
-    return [*experiment.arms(), *([SUPERCLASS_PAIRS] if in_pairs else []), *FOLLOW_UPS, *SHARED]
-
 
 # --- questions
 

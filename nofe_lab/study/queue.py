@@ -5,9 +5,9 @@ are in the table, or that another process is making, are skipped, so the queue c
 many sessions, and by many processes and machines at once that share the tables' folder: a row is
 claimed under a lock, and the tables are read, added to and committed under another.  Asked to, it
 trains the networks in a sweep (see `nofe_lab.sweeps`).
-Networks that differ in their partitions also get a gate; a second table holds their accuracy and
-cost when only a few experts are run (see `few_experts`).  What each network answered for each image
-is kept beside the table (see `answers`).
+Networks that differ in their partitions also get a gate, if they have none; a second table holds
+their accuracy and cost when only a few experts are run (see `few_experts`).  What each network
+answered for each image is kept beside the table (see `answers`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from nofe_lab.runs.locks import Held, locked
 from nofe_lab.stages import Arm, Experiment, NofEStage
 from nofe_lab.stages.report import few_experts, final_report
 from nofe_lab.study.answers import KEPT_EXPERTS, TopAnswers, answers_folder, write_answers
-from nofe_lab.study.questions import GATED, STUDIES, Study, arms_of
+from nofe_lab.study.questions import GATED, STUDIES, Study
 from nofe_lab.sweeps import AnyExecutor, Sweep
 from nofe_lab.training.tasks import TrainingDiverged
 
@@ -69,7 +69,8 @@ class Queue:
         self.studies = [STUDIES[one_of("study", name, STUDIES)] for name in names]
         self.arm, self.seed = arm, seed
         if seed is not None:
-            whole_number("seed", seed, 0, max(study.seeds for study in self.studies) - 1)
+            known = [each for study in self.studies for each in study.seeds]
+            whole_number("seed", seed, min(known), max(known))
         self.results, self.conditional = user_path(results), user_path(conditional)
         self.runs_dir = runs_dir
         self.failed: dict[str, set[tuple[Arm, int]]] = defaultdict(set)
@@ -88,12 +89,12 @@ class Queue:
             known = set(zip(done["arm"], done["seed"], strict=True))
             try:
                 experiment = study.make(self.runs_dir)
-                everything = arms_of(experiment)
-                admitted = experiment.possible(study.arms or everything)
-            except InvalidInput as reason:  # its data are missing
+                arms = list(study.arms(experiment))
+                admitted = experiment.possible(arms)
+            except InvalidInput as reason:  # its data are missing, or a choice
                 log.info(f"{study.name}: left out ({reason})")
                 continue
-            rows = [row for row in study.rows(everything) if row[0].name in admitted]
+            rows = [row for row in study.rows(arms) if row[0].name in admitted]
             names += [arm.name for arm, _ in rows]
             for arm, seed in rows:
                 asked = self.arm in (None, arm.name) and self.seed in (None, seed)
@@ -292,7 +293,7 @@ def measure(
         "map": " ".join(map(str, specialties.of)),
     }
     answers: dict[int | None, TopAnswers] = {None: TopAnswers.of(found, images, specialties)}
-    if arm not in GATED:
+    if arm not in GATED and arm.sparse is None:
         return row, None, answers
 
     def keep(experts: int, found: Predictions) -> None:

@@ -339,6 +339,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "conditional": tables.conditional_table,
     "precision": tables.precision_table,
     "upcycling": tables.upcycling_table,
+    "pilot": tables.pilot_table,
+    "pays": tables.pays_table,
     "added_classes": partial(tables.uses_table, "added_classes"),
     "one_expert": partial(tables.uses_table, "one_expert"),
     "twins": partial(tables.uses_table, "twins"),

@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 
 from nofe_lab.config import CLUSTERED, data_folder, derive_seed
 from nofe_lab.specialties import Specialties
+from nofe_lab.stages import Arm
 from nofe_lab.stages.report import TIMED_BATCHES
 from nofe_lab.statistics import inside_by_chance, over_seeds, paired_differences
 from nofe_lab.study import questions
+from nofe_lab.study.pays import MOST_RUN, PILOT, leads, rival
 from nofe_lab.study.questions import (
     FEW_QUESTIONS,
     MAIN_STUDY,
     OTHER_STUDIES,
+    PAYS,
     QUESTIONS,
     SAME_BASE,
     TWO,
@@ -29,6 +32,7 @@ from nofe_lab.study.questions import (
 PAPER = questions.LEARNED.name
 SHOWN_EXPERTS = (2, 1, 0)
 """How many experts the tables of few experts show."""
+NOT_YET = "Not measured yet."
 CHOSEN_ON = 0
 """The seed on which the gate was chosen."""
 
@@ -355,6 +359,106 @@ def upcycling_table() -> str:
     return _against("upcycling", "fresh experts", "fresh experts")
 
 
+def pilot_table() -> str:
+    """The candidates of the test whether experts pay, on val, and which of them is chosen."""
+    if not PILOT.exists():
+        return NOT_YET
+    table = pd.read_csv(PILOT, comment="#")
+    rows = [
+        [
+            str(row["candidate"]),
+            _running(row["network"], row["experts"]),
+            f"{100 * row['top1']:.2f}",
+            f"{row['macs'] / 1e6:.1f} M",
+            f"{row['total_training_macs'] / 1e12:.0f} T",
+        ]
+        for row in table.to_dict("records")
+    ]
+    found = leads(table)
+    said = ", ".join(f"{name} {100 * lead:+.2f}" for name, lead in found.items())
+    head = ["candidate", "network", "val top-1 %", BUDGET[1], BUDGET[3]]
+    return (
+        f"{markdown(head, rows)}\n\nExperts, as many as chose in training, minus the better flat "
+        f"network, in points: {said}. Chosen: *{max(found, key=lambda name: found[name])}*."
+    )
+
+
+def _running(network: str, experts: float) -> str:
+    return network if pd.isna(experts) else f"{network}, {experts:.0f} for an image"
+
+
+WANTED_LEAD = 0.005
+"""By how much experts are to be ahead, as a share of the images."""
+
+
+def paying() -> pd.DataFrame:
+    """The test whether experts pay, long: network, seed, top1, macs, total_training_macs, usual.
+
+    network: one of the `rivals`, with the number of experts that run; usual: whether they are the
+    configuration's own, and as many as chose in training.
+    """
+    of: Any = {}
+    for name in ("study", "study_conditional"):
+        table = read_result(name)
+        of[name] = table[table["study"] == PAYS]
+    rows, few = of.values()
+    few = few[few["experts"] <= MOST_RUN]
+    rows = rows.assign(network=[rival(Arm.of_columns(row)) for _, row in rows.iterrows()])
+    flat = rows[rows["kind"] != "nofe"].assign(usual=False)
+    experts = few[["arm", "seed", "experts", "top1", "macs"]].merge(
+        rows[["arm", "seed", "network", "sparse", "total_training_macs"]], on=["arm", "seed"]
+    )
+    experts = experts.assign(
+        usual=(experts["network"] == "experts") & (experts["experts"] == experts["sparse"]),
+        network=list(map(_running, experts["network"], experts["experts"])),
+    )
+    columns = ["network", "seed", "top1", "macs", "total_training_macs", "usual"]
+    return pd.concat([experts, flat])[columns]
+
+
+def pays_table() -> str:
+    """The test whether experts pay: its networks and, in a sentence, its verdict."""
+    table = paying()
+    experts = next(iter(table.loc[table["usual"], "network"]), None)
+    if experts is None:
+        return NOT_YET
+    means, apart = means_of(table, by="network"), differences_from(table, experts, by="network")
+    rows = []
+    for network, own in table.groupby("network", sort=False):
+        difference = points(apart.loc[network]) if network in apart.index else ""
+        cost = [f"{own['macs'].mean() / 1e6:.1f} M"]
+        cost += [f"{own['total_training_macs'].mean() / 1e12:.0f} T"]
+        found = means.loc[network]
+        rows.append([str(network), f"{found['seeds']:.0f}", percent(found), difference, *cost])
+    head = ["network", "seeds", "top-1 %, mean ± 95 %", f"it − {experts} {INTERVAL}"]
+    said = [markdown([*head, BUDGET[1], BUDGET[3]], rows)]
+
+    flat = [name for name in ("flat, taught", "flat") if name in apart.index]
+    if len(flat) == 2:
+        verdicts = [_verdict(-apart.loc[name, ["mean", "high", "low"]]) for name in flat]
+        whole = next((each for each in ("worse", "not told apart") if each in verdicts), "better")
+        said.append(
+            f"Experts beside flat networks of equal arithmetic: *{whole}* (beside the taught one "
+            f"{verdicts[0]}, beside the other {verdicts[1]})."
+        )
+    learned, random = (_running(name, 1) for name in ("experts", "random experts"))
+    if {learned, random} <= set(table["network"]):
+        second = differences_from(table, random, by="network").loc[learned]
+        said.append(
+            f"Learned minus random specialties, one expert for an image: {points(second)}, "
+            f"{_verdict(second[['mean', 'low', 'high']], least=0)}."
+        )
+    return "\n\n".join([said[0], " ".join(said[1:])]).strip()
+
+
+def _verdict(found: pd.Series, least: float = WANTED_LEAD) -> str:
+    """In a word, of a difference in favour of experts: mean, low, high."""
+    mean, low, high = found
+    if low > 0 and mean >= least:
+        return "better"
+    return "worse" if high < 0 else "not told apart"
+
+
 RETRAINED = "base CNN trained again, all images"
 """What other ways to add classes are compared with."""
 ALONE, MASKED = "expert alone", "base CNN, masked"
@@ -366,7 +470,7 @@ def uses_table(use: str) -> str:
     try:
         table = read_result(use)
     except FileNotFoundError:
-        return "Not measured yet."
+        return NOT_YET
     return {"added_classes": _added, "one_expert": _alone, "twins": _reunited}[use](table)
 
 

@@ -13,7 +13,9 @@ import pytest
 from nofe_lab import Experiment, InvalidInput, NofE
 from nofe_lab.networks.counting import count_macs
 from nofe_lab.stages import FlatStage, NofEStage
-from nofe_lab.study import pays
+from nofe_lab.study import pays, tables
+from nofe_lab.study.questions import PAYS, STUDIES
+from nofe_lab.study.queue import Queue, measure
 
 Make = Callable[..., Experiment]
 
@@ -90,3 +92,83 @@ def test_unknown_candidates_are_refused_before_any_training() -> None:
         pays.pilot(["none"], 0, None, None, "")
     with pytest.raises(InvalidInput, match="of all candidates would become one of some"):
         pays.pilot(["late cut"], 0, None, None, "")
+
+
+def pilot_rows(**experts: float) -> pd.DataFrame:
+    """A pilot's table: accuracy with two experts by candidate, beside flat ones of .5 and .52."""
+    of = {name.replace("_", " "): top1 for name, top1 in experts.items()}
+    rows = []
+    for candidate, top1 in of.items():
+        rows += [(candidate, "experts", 1, 0.9), (candidate, "experts", 2, top1)]
+        rows += [(candidate, "flat, taught", None, 0.5), (candidate, "flat", None, 0.52)]
+    table = pd.DataFrame(rows, columns=["candidate", "network", "experts", "top1"])
+    return table.assign(macs=1e7, total_training_macs=1e14)
+
+
+def test_the_candidate_furthest_ahead_of_the_better_flat_network_is_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pays, "PILOT", tmp_path / "pilot.csv")
+    with pytest.raises(InvalidInput, match="no configuration has been chosen; accepted: after"):
+        pays.chosen_experiment(None)
+    table = pilot_rows(late_cut=0.51, early_cut=0.53)
+    assert pays.leads(table) == pytest.approx({"late cut": -0.01, "early cut": 0.01})
+    table.to_csv(tmp_path / "pilot.csv")
+    chosen = STUDIES[PAYS].make(str(tmp_path))
+    assert chosen.split == pays.CANDIDATES["early cut"]["split"]
+    assert chosen.val_fraction == 0
+    monkeypatch.setattr(tables, "PILOT", tmp_path / "pilot.csv")
+    assert "late cut -1.00, early cut +1.00. Chosen: *early cut*." in tables.pilot_table()
+
+
+def test_the_seed_that_chose_is_not_tested() -> None:
+    assert 0 not in STUDIES[PAYS].seeds
+    assert len(STUDIES[PAYS].seeds) >= 5
+
+
+@pytest.mark.parametrize(("ahead", "word"), [(0.01, "better"), (0.003, "not"), (-0.01, "worse")])
+def test_the_verdict_is_beside_the_better_flat_network(
+    small: Experiment, ahead: float, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = pays.rivals(replace(small, sparse=2))
+    assert {name: pays.rival(arm) for name, arm in found.items()} == {name: name for name in found}
+    top1 = dict(zip(found, (0.5, 0.5, 0.48, 0.5 - ahead), strict=True))
+    rows, few = [], []
+    for seed in (1, 2, 3):
+        for name, arm in found.items():
+            row = {"study": PAYS, "arm": arm.name, "seed": seed, "total_training_macs": 1e14}
+            value = top1[name] + seed / 1000 + (seed == 1) / 10000 * (name == "flat")
+            rows.append(row | {"top1": value, "macs": 1e7} | arm.columns)
+            if arm.kind == "nofe":
+                few += [row | {"experts": m, "top1": value, "macs": 1e7} for m in (1, 2, 9)]
+    results = {"study": pd.DataFrame(rows), "study_conditional": pd.DataFrame(few)}
+    monkeypatch.setattr(tables, "read_result", results.__getitem__)
+    said = tables.pays_table()
+    assert f"flat networks of equal arithmetic: *{word}" in said
+    assert "beside the taught one better" in said
+    assert "one expert for an image: +0.00" in said
+    assert "9 for an image" not in said
+    results["study"] = results["study"].query("kind == 'nofe'")
+    assert "equal arithmetic" not in tables.pays_table()  # while rows are missing
+    results["study"] = results["study"].head(0)
+    assert tables.pays_table() == tables.NOT_YET
+
+
+def test_a_row_of_experts_that_learned_with_a_gate_has_its_curve(small: Experiment) -> None:
+    small = replace(small, trunk_epochs=3, epochs=1)
+    arm = pays.rivals(small)["experts"]
+    row, curve, answers = measure(small, arm)
+    assert curve is not None
+    usual = curve[curve["experts"] == small.sparse].iloc[0]
+    assert usual["top1"] == pytest.approx(row["top1"])
+    assert {1, 2} <= {each for each in answers if each is not None}
+
+
+def test_the_queue_leaves_the_test_out_before_the_pilot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pays, "PILOT", tmp_path / "pilot.csv")
+    queue = Queue([PAYS], tmp_path / "study.csv", tmp_path / "few.csv", str(tmp_path), seed=1)
+    assert list(queue.missing()) == []
+    with pytest.raises(InvalidInput, match="seed must be"):
+        Queue([PAYS], tmp_path / "study.csv", tmp_path / "few.csv", seed=0)

@@ -44,6 +44,7 @@ from nofe_lab.study.questions import (
     OTHERS,
     OWN_RANDOM,
     PAIRS,
+    PAYS,
     PRIMARY,
     QUESTIONS,
     RANDOM,
@@ -67,7 +68,9 @@ def queue(
     tiny_experiment: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[], Queue]:
     """Makes the queue of a toy study, as a new process would."""
-    study = Study("toy", lambda _: tiny_experiment(), 2, ARMS, (ARMS[:1] + ARMS[2:], OTHERS))
+    study = Study(
+        "toy", lambda _: tiny_experiment(), range(2), lambda _: ARMS, (ARMS[:1] + ARMS[2:], OTHERS)
+    )
     monkeypatch.setattr("nofe_lab.study.queue.STUDIES", {"toy": study})
     return lambda: Queue(None, tmp_path / "study.csv", tmp_path / "conditional.csv")
 
@@ -101,7 +104,7 @@ def test_the_queue_trains_in_a_sweep_and_makes_each_row_once(
 
     diverging = Arm("base", budget="generalist", changes='{"learning_rate": 1e9}')
     arms = (BASE, LEARNED, diverging)
-    study = Study("toy", make, 2, arms, (arms,))
+    study = Study("toy", make, range(2), lambda _: arms, (arms,))
     monkeypatch.setattr("nofe_lab.study.queue.STUDIES", {"toy": study})
 
     def queue(name: str) -> Queue:
@@ -127,7 +130,6 @@ def test_the_queue_trains_in_a_sweep_and_makes_each_row_once(
 def test_arms_that_only_explain_others_wait_for_every_seed_of_those() -> None:
     study = next(iter(STUDIES.values()))
     rows = study.rows([*SHARED, *FOLLOW_UPS, *LAST, GREEDY, *SECONDARY, *PRIMARY])
-    seeds = range(study.seeds)
     tiers = (
         PRIMARY,
         SECONDARY,
@@ -136,7 +138,7 @@ def test_arms_that_only_explain_others_wait_for_every_seed_of_those() -> None:
         FOLLOW_UPS,
         SHARED,
     )  # in the order of the lists, not as given
-    assert rows == [(arm, seed) for tier in tiers for seed in seeds for arm in tier]
+    assert rows == [(arm, seed) for tier in tiers for seed in study.seeds for arm in tier]
 
 
 def test_every_arm_is_an_opponent(tiny_experiment: Callable[..., Experiment]) -> None:
@@ -576,4 +578,5 @@ def test_the_superclasses_in_pairs_are_ten_tens() -> None:
 
 def test_the_studies_can_be_planned_without_their_data(tmp_path: Path) -> None:
     for study in STUDIES.values():
-        assert study.make(str(tmp_path)).recipes.nofe.epochs > 1
+        if study.name != PAYS:  # which needs the pilot
+            assert study.make(str(tmp_path)).recipes.nofe.epochs > 1
