@@ -359,20 +359,20 @@ def best_threshold(scores: NDArray[np.floating], own: NDArray[np.bool_]) -> floa
     """The score that tells a specialty's own images from others best.
 
     scores: [N].  own: [N].  The mean of two shares is largest: own images at or above the
-    threshold, and others below it (Youden's index).  The lowest float32 if all images are
-    own.  Raises InvalidInput if none is.
+    threshold, and others below it (Youden's index).  The lowest float32 if that takes all images.
+    Raises InvalidInput if none is own.
     """
     if not own.any():
         raise InvalidInput("a threshold needs images of the specialty's classes; got none.")
-    if own.all():
-        return float(np.finfo(np.float32).min)
-    from sklearn.metrics import roc_curve
+    best = -np.inf
+    if not own.all():
+        from sklearn.metrics import roc_curve
 
-    others, found, thresholds = roc_curve(own, scores, drop_intermediate=False)
-    best = float(thresholds[1:][(found - others)[1:].argmax()])  # the first is infinite
+        others, found, thresholds = roc_curve(own, scores, drop_intermediate=False)
+        best = float(thresholds[1:][(found - others)[1:].argmax()])  # the first is infinite
     below = scores[scores < best]
     # halfway to the next score, so that rounding moves no image across
-    return (best + float(below.max())) / 2 if len(below) else best
+    return (best + float(below.max())) / 2 if len(below) else float(np.finfo(np.float32).min)
 
 
 def on_specialty(

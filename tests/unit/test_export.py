@@ -483,6 +483,7 @@ def test_the_best_threshold_tells_most_of_both_apart() -> None:
     # at 5: 2 of 3 own, and 4 of 4 others left; at 2: 3 of 3 own, 2 of 4 others
     assert 4 < best_threshold(scores, own) < 5
     assert best_threshold(scores, np.ones(7, bool)) < -1e38
+    assert best_threshold(scores, scores < 1.5) < -1e38  # the least bad is to take all
     with pytest.raises(InvalidInput, match="needs images of the specialty's classes"):
         best_threshold(scores, np.zeros(7, bool))
     assert 2 < best_threshold(scores, scores > 2.5) < 3
