@@ -76,7 +76,7 @@ class Inspector:
             self.nofe.eval()
             x = self.nofe.preprocess(batch, None)
             features = network.features(x)
-            logits = network.in_class_order(network.experts(features))[0].double().cpu().numpy()
+            outputs = network.experts(features)[0].double().cpu().numpy()
             answered = network(x)[0].double().cpu().numpy()  # a gate may have its part in it
             gate_logits = network.gate(features)[0] if network.gate is not None else None
         with torch.no_grad(), modes_kept(self.base):
@@ -84,8 +84,11 @@ class Inspector:
         probabilities = _softmax(answered)
         mass = np.bincount(self.expert_of, probabilities, n).astype(np.float64)
         alone = np.empty_like(probabilities)
-        for k in range(n):
-            alone[self.expert_of == k] = _softmax(logits[self.expert_of == k])
+        first = 0
+        for k in self.branches:  # whose own classes come first
+            own = network.specialties.members(k)
+            alone[list(own)] = _softmax(outputs[first : first + len(own)])
+            first += len(network.members[k])
         gate = None
         if gate_logits is not None:
             gate_probabilities = _softmax(gate_logits.double().cpu().numpy())

@@ -1028,6 +1028,25 @@ def test_an_inspection_agrees_with_the_networks(inspected):
         Inspector(inspected.base, inspected.base)
 
 
+def test_an_expert_that_shares_its_classes_is_inspected_alone(inspected):
+    shared = NofE(backbone("alexnet_quick"), inspected.specialties, "kaiming", 0, overlap=2)
+    nofe = ImageNetwork(inspected.nofe.preprocess, shared)
+    image = inspected.data.test.images[5]
+    found = Inspector(inspected.base, nofe)(image)
+    with torch.no_grad():
+        features = shared.eval().features(nofe.preprocess(image[None]))
+        for k, branch in shared.branches.items():
+            members = list(inspected.specialties.members(int(k)))
+            own = [shared.members[int(k)].index(c) for c in members]
+            expected = branch(features)[0, own].double().softmax(0).numpy()
+            assert found.alone[members] == pytest.approx(expected, abs=1e-5)
+    labels = inspected.data.test.labels.numpy()
+    right = Predictions(np.eye(6, dtype=np.float32)[labels], labels)
+    data = inspected.data
+    widget = PredictionInspector(data, data.test, inspected.base, nofe, right, right)
+    assert "and 1 more" in widget.words
+
+
 class Brightness(torch.nn.Module):
     """Answers 0 for images that are bright in their first `side` rows and columns."""
 

@@ -224,9 +224,11 @@ class PredictionInspector(View):
         names = self.dataset.class_names
         base, nofe = int(found.base.argmax()), int(found.nofe.argmax())
         k = self.specialties.nonempty[found.expert]
+        more = self.inspector.network.overlap - 1
         said = (
             f"{title}. base CNN: {names[base]} ({found.base[base]:.0%}); NofE: {names[nofe]} "
-            f"({found.nofe[nofe]:.0%}), by the expert of specialty {self.specialties.names[k]}."
+            f"({found.nofe[nofe]:.0%}), by the expert of specialty {self.specialties.names[k]}"
+            f"{f' and {more} more' if more else ''}."
         )
         if found.gate is not None:
             chosen = self.specialties.nonempty[int(found.gate.argmax())]
