@@ -10,7 +10,7 @@ READY  := $(VENV)/.ready
 # the environment's own kernel, even where the user has another one of the same name
 export JUPYTER_PREFER_ENV_PATH = 1
 
-.PHONY: run test test-slow bench study results film lab app render clean help
+.PHONY: run test test-slow test-long bench study results film lab app render clean help
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,11 +32,14 @@ test: $(READY)  ## formatting, types and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy & types=$$!; \
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup -m 'not slow'; tests=$$?; \
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup -m 'not slow and not long'; tests=$$?; \
 	wait $$types && exit $$tests
 
 test-slow: $(READY)  ## the tests that need minutes, a browser or real data
 	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup -m slow
+
+test-long: $(READY)  ## kills, damaged files and sweeps by the thousand, of which `make test` tries a part
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup -m long
 
 bench: $(READY)  ## measure speed against the alternatives (13 minutes) into data/results/bench.csv
 	$(BIN)/nofe-lab dev bench --output data/results/bench.csv

@@ -271,7 +271,7 @@ def test_a_file_that_was_changed_is_refused_or_read_right(
     check(targets[which % len(targets)], changes)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @given(st.integers(0, 10**6), CHANGES)
 @profile(9000)
 def test_many_files_that_were_changed_are_refused_or_read_right(
@@ -313,7 +313,7 @@ def test_any_parameters_are_refused_or_taken(runs_dir: Path, given: dict[str, An
     check_parameters(given, runs_dir)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @given(st.dictionaries(st.sampled_from(PARAMETERS), VALUES, max_size=3))
 @profile(1000)
 def test_many_parameters_are_refused_or_taken(runs_dir: Path, given: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 Beside `test_fuzz`, which changes bytes: here a value, a name, a type or a place is another, and all
 that vouches for it agrees.  Whatever comes: the library's own sentence, or a result that a check of
-its own finds right, and never a hang.  ``pytest -m slow`` tries 3,000 of them.
+its own finds right, and never a hang.  ``make test-long`` tries 3,000 of them.
 """
 
 from __future__ import annotations
@@ -501,11 +501,11 @@ ATTACKS: dict[Attack, int] = {
     some_groups: 100,
     a_parquet_folder: 300,
 }
-"""Attack -> how many of it the slow tests try."""
+"""Attack -> how many of it the long test tries."""
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
-@pytest.mark.parametrize("share", [pytest.param(1, marks=pytest.mark.slow), 20])
+@pytest.mark.parametrize("share", [pytest.param(1, marks=pytest.mark.long), 20])
 def test_whatever_comes_is_refused_or_right(attack: Attack, share: int, tmp_path: Path) -> None:
     for case in range(ATTACKS[attack] // share):
         folder = tmp_path / str(case)

@@ -188,7 +188,7 @@ def with_parents(kind: str, source: Path, runs_dir: Path) -> set[str]:
     return set()
 
 
-@pytest.mark.parametrize("kills", [pytest.param(50, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("kills", [pytest.param(50, marks=pytest.mark.long), 3])
 @pytest.mark.parametrize("kind", STAGES)
 def test_a_run_that_was_killed_at_random_moments_ends_with_the_same_bits(
     kind: str,
@@ -428,7 +428,7 @@ def test_a_polite_end_is_kept_too(
 
 
 @pytest.mark.parametrize("lease", [None, 60.0])
-@pytest.mark.parametrize("count", [pytest.param(20, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("count", [pytest.param(20, marks=pytest.mark.long), 3])
 def test_of_several_processes_one_trains_and_the_others_wait(
     count: int,
     lease: float | None,

@@ -510,19 +510,21 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_sweeps as t
-t.many(Path(sys.argv[2])).run(at_once=1)
+t.many(Path(sys.argv[2]), int(sys.argv[3])).run(at_once=1)
 """
 
 
-def many(folder: Path) -> Sweep:
-    """160 networks and the 40 generalists that 80 of them share."""
+def many(folder: Path, seeds: int) -> Sweep:
+    """For each seed four networks, and a generalist that two of them share."""
     arms = [*ARMS, Arm("control")]
-    return Sweep(small(folder, val_fraction=0.0), arms, seeds=range(40))
+    return Sweep(small(folder, val_fraction=0.0), arms, seeds=range(seeds))
 
 
-@pytest.mark.slow
-def test_two_sweeps_over_one_folder_train_200_runs_once_whatever_dies(
-    cluster: Callable[[], Cluster], tmp_path: Path
+@pytest.mark.parametrize(
+    "seeds", [pytest.param(5, marks=pytest.mark.slow), pytest.param(40, marks=pytest.mark.long)]
+)
+def test_two_sweeps_over_one_folder_train_every_run_once_whatever_dies(
+    seeds: int, cluster: Callable[[], Cluster], tmp_path: Path
 ) -> None:
     dask, runs = cluster(), tmp_path / "runs"
     worker = dask.worker("--no-nanny")
@@ -530,16 +532,16 @@ def test_two_sweeps_over_one_folder_train_200_runs_once_whatever_dies(
     def trained(n: int) -> None:
         until(lambda: len(list(runs.glob("*-s*-*/run.json"))) >= n, 3 * PATIENCE)
 
-    planned = many(runs)
+    planned = many(runs, seeds)
     thread = threading.Thread(target=planned.run, args=(dask.address,), daemon=True)
     thread.start()
-    words = [sys.executable, "-c", MANY, str(Path(__file__).parent), str(runs)]
+    words = [sys.executable, "-c", MANY, str(Path(__file__).parent), str(runs), str(seeds)]
     with (tmp_path / "other.log").open("wb") as said:
         other = subprocess.Popen(words, stdout=said, stderr=said)
-    trained(30)
+    trained(seeds)
     worker.kill()
     worker = dask.worker("--no-nanny")
-    trained(60)
+    trained(2 * seeds)
     dask.scheduler.kill()
     worker.wait(PATIENCE)  # it goes with its scheduler
     dask.schedule(int(dask.address.rpartition(":")[2]))
@@ -547,8 +549,8 @@ def test_two_sweeps_over_one_folder_train_200_runs_once_whatever_dies(
     assert other.wait(6 * PATIENCE) == 0
     thread.join()
     assert set(planned.table["state"]) == {"done"}
-    assert len(planned.table) == 160
-    assert len(list(RunStore(runs))) == 200
+    assert len(planned.table) == 4 * seeds
+    assert len(list(RunStore(runs))) == 5 * seeds
     found = trainings(runs)
     left = (path.name.removesuffix(".unfinished") for path in runs.glob("*.unfinished"))
     for name in left:  # killed when it had saved the run, before it could say so

@@ -235,7 +235,7 @@ def test_optimal_ends_where_many_classes_are_sure_of_the_same(
     check_best(confident(C, K, scale, seed))
 
 
-@pytest.mark.parametrize("count", [pytest.param(3000, marks=pytest.mark.slow), 100])
+@pytest.mark.parametrize("count", [pytest.param(3000, marks=pytest.mark.long), 100])
 def test_optimal_is_as_good_on_confident_outputs(count: int) -> None:
     rng = np.random.default_rng(0)
     for seed in range(count):
