@@ -169,8 +169,8 @@ class Page:
         self.page.click("text=Run All Cells >> visible=true")
 
     def wait_until_executed(self) -> None:
-        """Save again and again until the last code cell has a number, for at most five minutes."""
-        for _ in range(150):
+        """Save again and again until the last code cell has a number, for at most ten minutes."""
+        for _ in range(300):
             self.page.keyboard.press("Control+s")
             self.page.wait_for_timeout(2000)
             code = [c for c in self.cells() if c.cell_type == "code"]
