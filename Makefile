@@ -36,9 +36,9 @@ test: $(READY)  ## formatting, types and the fast tests
 	wait $$types && exit $$tests
 
 test-slow: $(READY)  ## the tests that need minutes, a browser or real data
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup -m slow
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup -m 'slow and not long'
 
-test-long: $(READY)  ## kills, damaged files and sweeps by the thousand, of which `make test` tries a part
+test-long: $(READY)  ## what `make test` and `make test-slow` try a part of: networks, kills, damaged files, sweeps
 	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup -m long
 
 bench: $(READY)  ## measure speed against the alternatives (13 minutes) into data/results/bench.csv

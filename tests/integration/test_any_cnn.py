@@ -84,6 +84,9 @@ SUBJECTS = (
     Subject("timm:test_vit", "transformer", fast=True),
 )
 
+FAST = {subject.family for subject in SUBJECTS if subject.fast}
+"""The families of which one network is tested with the fast tests."""
+
 ONE_AFTER_ANOTHER = dict.fromkeys(
     ("timm:nfnet_f0", "timm:test_vit"), "may change .*, which is read again"
 )
@@ -392,10 +395,13 @@ def row_of(subject: Subject, maker: SplitNetwork, width: float, works: str) -> R
     return (subject.name, subject.family, split, edits or "as it is", *measured, works)
 
 
-@pytest.mark.parametrize(
-    "subject",
-    [pytest.param(s, id=s.name, marks=() if s.fast else pytest.mark.slow) for s in SUBJECTS],
-)
+def when(subject: Subject) -> tuple[pytest.MarkDecorator, ...]:
+    if subject.fast:
+        return ()
+    return (pytest.mark.long if subject.family in FAST else pytest.mark.slow,)
+
+
+@pytest.mark.parametrize("subject", [pytest.param(s, id=s.name, marks=when(s)) for s in SUBJECTS])
 def test_a_network_becomes_a_backbone(
     subject: Subject, tiny: Dataset, written: dict[str, Row] | None
 ) -> None:

@@ -16,10 +16,12 @@ from nofe_lab import Classifier, Dataset, Experiment
 from nofe_lab.bench.export import NETWORKS, SIDES
 from nofe_lab.data import Resident
 from nofe_lab.inference.expert import Expert
+from nofe_lab.networks import PAPER
 
 pytestmark = pytest.mark.slow
 
 CLASSES = tuple("abcdef")
+USUAL = ("resnet18", "timm:mobilenetv3_small_050")
 
 
 def data(side: int) -> Dataset:
@@ -35,7 +37,10 @@ def data(side: int) -> Dataset:
     return Dataset("shades", CLASSES, split(4), split(2), split(2))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in (*PAPER, *USUAL) else pytest.mark.long) for n in NETWORKS],
+)
 def test_a_trained_network_and_its_expert_answer_alike_in_onnxruntime(
     name: str, tmp_path: Path
 ) -> None:
