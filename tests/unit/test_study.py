@@ -188,16 +188,23 @@ def test_a_row_holds_what_was_measured(
     assert len(curve.filter(like="ms_").columns) == 6
 
 
-def test_the_command_line_makes_rows_lists_what_is_missing_and_commits(
-    queue: Callable[[], Queue], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def repository(folder: Path) -> Callable[..., str]:
+    """A new git repository: calls git there, and returns what it prints."""
+
     def git(*words: str) -> str:
-        command = ["git", "-C", str(tmp_path), *words]
+        command = ["git", "-C", str(folder), *words]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     git("init")
     git("config", "user.name", "a")
     git("config", "user.email", "a@example.org")
+    return git
+
+
+def test_the_command_line_makes_rows_lists_what_is_missing_and_commits(
+    queue: Callable[[], Queue], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    git = repository(tmp_path)
     (tmp_path / "other").write_text("not the study's business")
     git("add", "other")
     tables = ["--results", str(tmp_path / "study.csv")]
@@ -476,13 +483,7 @@ def in_a_process(made: Queue, commit: bool = False) -> BaseProcess:
 def test_several_processes_make_each_row_once_lose_none_and_commit_each(
     queue: Callable[[], Queue], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(tmp_path), *words]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-    git("init")
-    git("config", "user.name", "a")
-    git("config", "user.email", "a@example.org")
+    git = repository(tmp_path)
     expected = sorted(f"{arm.name}, seed {seed}" for _, arm, seed in queue().missing())
     monkeypatch.setattr("nofe_lab.study.queue.measure", made_up(tmp_path / "log"))
     processes = [in_a_process(queue(), commit=True) for _ in range(3)]
