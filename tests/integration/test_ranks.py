@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -151,17 +150,6 @@ def finished(process: subprocess.Popen[str]) -> tuple[str, str]:
     return out, errors
 
 
-def bits(run: Run) -> dict[str, bytes | str]:
-    """All that a run has learned and written down, without its clock."""
-    found: dict[str, bytes | str] = {
-        path.name: path.read_bytes()
-        for path in run.path.iterdir()
-        if path.name not in ("run.json", "history.csv", "reports.json")
-    }
-    history = pd.read_csv(run.path / "history.csv", dtype=str)
-    return {**found, "history": history.drop(columns="seconds").to_csv()}
-
-
 def distance(one: Run, two: Run) -> float:
     """The largest difference of weights and of the histories' figures."""
     weights = two.weights()
@@ -256,6 +244,8 @@ def step_of(folder: Path) -> int:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_rank_that_is_killed_is_started_again_and_the_result_is_the_same(tmp_path: Path) -> None:
+    from tests.integration.test_survival import bits  # the ranks import this file alone
+
     finished(start("long", tmp_path / "undisturbed"))
     process = start("long", tmp_path / "killed", restarts=3)
     for number, step in ((1, 5), (0, 20), (1, 40)):
