@@ -573,10 +573,10 @@ def first_run(parser: ArgumentParser) -> Command:
 def pays(parser: ArgumentParser) -> Command:
     """Choose on val where experts may pay: candidates beside flat networks of equal arithmetic.
 
-    nofe-lab dev pays "late cut" "early cut" --results pilot.csv
+    nofe-lab dev pays "late cut" "early cut" --results part.csv
     """
-    parser.add_argument("candidates", nargs="*", help="by name (default: all)")
-    parser.add_argument("--results", default=None, help="a CSV file for the table")
+    parser.add_argument("candidates", nargs="*", help="by name (default: the whole pilot)")
+    parser.add_argument("--results", default=None, help="a CSV file for the table of a part")
     add_knobs(parser, "seed", "runs_dir")
 
     def run(options: Namespace) -> None:

@@ -18,16 +18,30 @@ from nofe_lab.bench.tables import save_table
 from nofe_lab.config import InvalidInput, data_folder, one_of
 from nofe_lab.files import writable_path
 from nofe_lab.log import log
+from nofe_lab.machine import Machine
 from nofe_lab.networks import NofE
 from nofe_lab.networks.backbone import width_of_cost
 from nofe_lab.stages import Arm, Experiment, NofEStage
 from nofe_lab.stages.report import few_experts, final_report
+from nofe_lab.statistics import MOST_SEEDS, seeds_to_detect
 
 PILOT = data_folder() / "results" / "pays_pilot.csv"
 """The candidates on val."""
 
 MOST_RUN = 3
 """How many experts for an image are looked at, at most."""
+
+WANTED_LEAD = 0.005
+"""By how much experts are to be ahead, as a share of the images."""
+
+CHOOSING = 0
+"""The seed that chooses."""
+
+REPEATS = (100, 101)
+"""More seeds of the chosen one: how much its lead differs says how many the test needs."""
+
+FEWEST_SEEDS = 5
+"""Of the test."""
 
 _USUAL: dict[str, Any] = {
     "dataset": "parquet:$NOFE_DATA/cifar100",
@@ -91,22 +105,37 @@ def rival(arm: Arm) -> str:
     return "flat, taught" if arm.teacher else "flat"
 
 
-def leads(pilot: pd.DataFrame) -> dict[str, float]:
-    """{candidate: accuracy on val minus that of the better of its flat rivals}.
+def leads(pilot: pd.DataFrame) -> pd.Series:
+    """By candidate and seed: accuracy on val minus that of the better of the flat rivals.
 
     It answers as it was trained to, with so many of the gate's best experts.
     """
-    found = {}
-    for name, own in pilot.groupby("candidate", sort=False):
-        is_flat = own["network"].isin(["flat, taught", "flat"])
-        usual = ~is_flat & (own["experts"] == CANDIDATES[str(name)]["sparse"])
-        flat = own[is_flat].groupby("network")["top1"].mean()
-        found[str(name)] = float(own.loc[usual, "top1"].mean() - flat.max())
-    return found
+    usual = pilot["candidate"].map(lambda name: CANDIDATES[name]["sparse"])
+    by = ["candidate", "seed"]
+    experts = pilot[(pilot["network"] == "experts") & (pilot["experts"] == usual)]
+    flat = pilot[pilot["network"].isin(["flat, taught", "flat"])]
+    best = flat.groupby(by, sort=False)["top1"].max()
+    return experts.set_index(by)["top1"] - best
+
+
+def chosen(pilot: pd.DataFrame) -> str:
+    """The candidate with the largest of the `leads`."""
+    return str(leads(pilot).xs(CHOOSING, level="seed").idxmax())
+
+
+def seeds_of_test() -> range:
+    """New ones: FEWEST_SEEDS or, as far as the pilot can tell, as many as show WANTED_LEAD."""
+    n = FEWEST_SEEDS
+    if PILOT.exists():
+        pilot = pd.read_csv(PILOT, comment="#")
+        found = leads(pilot).loc[chosen(pilot)].to_numpy()
+        if len(found) > 1:
+            n = seeds_to_detect(WANTED_LEAD, found, FEWEST_SEEDS) or MOST_SEEDS
+    return range(CHOOSING + 1, CHOOSING + 1 + n)
 
 
 def chosen_experiment(runs_dir: str | None) -> Experiment:
-    """The candidate with the largest of the `leads`, on all training images.
+    """The `chosen` candidate, on all training images.
 
     Raises InvalidInput before the pilot.
     """
@@ -115,8 +144,7 @@ def chosen_experiment(runs_dir: str | None) -> Experiment:
             f"no configuration has been chosen; accepted: after `nofe-lab dev pays` has made "
             f"{PILOT.name}."
         )
-    found = leads(pd.read_csv(PILOT, comment="#"))
-    best = max(found, key=lambda name: found[name])
+    best = chosen(pd.read_csv(PILOT, comment="#"))
     return Experiment(**CANDIDATES[best], val_fraction=0.0, runs_dir=runs_dir)
 
 
@@ -134,29 +162,35 @@ def _width_of_few(experiment: Experiment, stage: NofEStage) -> float:
 def pilot(
     candidates: Sequence[str], seed: int, runs_dir: str | None, results: str | None, command: str
 ) -> None:
-    """Train the candidates and their rivals without a tenth of the training images; test on those.
+    """Train candidates and their rivals without a tenth of the training images; test on those.
 
-    The candidate with the largest of the `leads` is chosen.  Random experts, which choose nothing,
+    All candidates with the seed CHOOSING and the chosen one with REPEATS, into PILOT.  Candidates by
+    name or another seed: these alone, into another table.  Random experts, which choose nothing,
     are left out.
-    results: a CSV file for the table, by default PILOT, which is of all candidates; its first line
-    is `command`.
+    results: the CSV file of that table; its first line is `command`.
     """
     for name in candidates:
         one_of("candidate", name, CANDIDATES)
-    if candidates and results is None:
+    part = bool(candidates) or seed != CHOOSING
+    if part and results is None:
         raise InvalidInput(
-            "the table of all candidates would become one of some; accepted: a file of their own "
-            "(results), or all."
+            "the table of the whole pilot would become one of a part; accepted: a file of its own "
+            "(results), or neither candidates nor a seed."
         )
     target = PILOT if results is None else writable_path("results", results)
-    rows = []
-    for name in candidates or CANDIDATES:
-        experiment = Experiment(
+
+    def measured(name: str, seed: int) -> pd.DataFrame:
+        made = Experiment(
             **CANDIDATES[name], val_fraction=0.1, seed=seed, device="cpu", runs_dir=runs_dir
         )
-        rows += [{"candidate": name, "seed": seed, **row} for row in _on_val(experiment)]
-    machine = experiment.runner.machine
-    save_table(pd.DataFrame(rows), target, command, machine, precision=machine.precision)
+        return pd.DataFrame({"candidate": name, "seed": seed, **row} for row in _on_val(made))
+
+    table = pd.concat([measured(name, seed) for name in candidates or CANDIDATES])
+    if not part:
+        best = chosen(table)
+        table = pd.concat([table, *(measured(best, again) for again in REPEATS)])
+    machine = Machine.pick("cpu")
+    save_table(table, target, command, machine, precision=machine.precision)
 
 
 def _on_val(experiment: Experiment) -> list[dict[str, Any]]:

@@ -183,8 +183,7 @@ STUDIES = {
     study.name: study
     for study in (
         Study("cifar100 alexnet_quick, published recipe", _quick, range(5)),
-        # seed 0 chose
-        Study("cifar100, do experts pay?", pays.chosen_experiment, range(1, 6), _rivals),
+        Study("cifar100, do experts pay?", pays.chosen_experiment, pays.seeds_of_test(), _rivals),
         Study(
             "cifar100 alexnet_quick, strong recipe",
             partial(_quick, preset="strong"),

@@ -17,7 +17,16 @@ from nofe_lab.stages import Arm
 from nofe_lab.stages.report import TIMED_BATCHES
 from nofe_lab.statistics import inside_by_chance, over_seeds, paired_differences
 from nofe_lab.study import questions
-from nofe_lab.study.pays import MOST_RUN, PILOT, leads, rival
+from nofe_lab.study.pays import (
+    CHOOSING,
+    MOST_RUN,
+    PILOT,
+    WANTED_LEAD,
+    chosen,
+    leads,
+    rival,
+    seeds_of_test,
+)
 from nofe_lab.study.questions import (
     FEW_QUESTIONS,
     MAIN_STUDY,
@@ -367,6 +376,7 @@ def pilot_table() -> str:
     rows = [
         [
             str(row["candidate"]),
+            str(row["seed"]),
             _running(row["network"], row["experts"]),
             f"{100 * row['top1']:.2f}",
             f"{row['macs'] / 1e6:.1f} M",
@@ -374,21 +384,23 @@ def pilot_table() -> str:
         ]
         for row in table.to_dict("records")
     ]
-    found = leads(table)
-    said = ", ".join(f"{name} {100 * lead:+.2f}" for name, lead in found.items())
-    head = ["candidate", "network", "val top-1 %", BUDGET[1], BUDGET[3]]
-    return (
-        f"{markdown(head, rows)}\n\nExperts, as many as chose in training, minus the better flat "
-        f"network, in points: {said}. Chosen: *{max(found, key=lambda name: found[name])}*."
+    best, found = chosen(table), 100 * leads(table)
+    said = ", ".join(f"{name} {lead:+.2f}" for name, lead in found.xs(CHOOSING, level=1).items())
+    text = (
+        f"Experts, as many as chose in training, minus the better flat network, in points: {said}. "
+        f"Chosen: *{best}*"
     )
+    if len(own := found.loc[best]) > 1:
+        text += (
+            f"; its leads over {len(own)} seeds have a standard deviation of {own.std():.2f}, which "
+            f"asks for {len(seeds_of_test())} seeds of the test"
+        )
+    head = ["candidate", "seed", "network", "val top-1 %", BUDGET[1], BUDGET[3]]
+    return f"{markdown(head, rows)}\n\n{text}."
 
 
 def _running(network: str, experts: float) -> str:
     return network if pd.isna(experts) else f"{network}, {experts:.0f} for an image"
-
-
-WANTED_LEAD = 0.005
-"""By how much experts are to be ahead, as a share of the images."""
 
 
 def paying() -> pd.DataFrame:

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -74,13 +75,15 @@ def test_the_pilot_measures_what_bears_on_the_choice_on_val(
     small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = replace(small, trunk_epochs=3, epochs=1)
-    monkeypatch.setattr(pays, "CANDIDATES", {"one": {}})
-    monkeypatch.setattr(pays, "Experiment", lambda **_: small)
+    monkeypatch.setattr(pays, "CANDIDATES", {"one": {"sparse": small.sparse}})
+    monkeypatch.setattr(pays, "Experiment", lambda seed, **_: replace(small, seed=seed))
     pays.pilot([], 0, None, str(tmp_path / "pilot.csv"), "the command")
-    table = pd.read_csv(tmp_path / "pilot.csv", comment="#")
+    whole = pd.read_csv(tmp_path / "pilot.csv", comment="#")
+    assert list(dict.fromkeys(whole["seed"])) == [pays.CHOOSING, *pays.REPEATS]
+    assert whole["top1"].between(0, 1).all()
+    table = whole[whole["seed"] == pays.CHOOSING]
     assert list(table["network"]) == [*["experts"] * 3, "flat, taught", "flat"]
     assert list(table["experts"].dropna()) == [1, 2, 3]
-    assert table["top1"].between(0, 1).all()
     experts = table[table["network"] == "experts"]
     assert experts["macs"].is_monotonic_increasing
     assert (experts["run"] == experts["run"].iloc[0]).all()
@@ -90,18 +93,24 @@ def test_the_pilot_measures_what_bears_on_the_choice_on_val(
 def test_unknown_candidates_are_refused_before_any_training() -> None:
     with pytest.raises(InvalidInput, match="candidate 'none' is unknown; accepted: 'early cut'"):
         pays.pilot(["none"], 0, None, None, "")
-    with pytest.raises(InvalidInput, match="of all candidates would become one of some"):
-        pays.pilot(["late cut"], 0, None, None, "")
+    for part, seed in ((["late cut"], 0), ([], 1)):
+        with pytest.raises(InvalidInput, match="whole pilot would become one of a part"):
+            pays.pilot(part, seed, None, None, "")
 
 
-def pilot_rows(**experts: float) -> pd.DataFrame:
-    """A pilot's table: accuracy with two experts by candidate, beside flat ones of .5 and .52."""
-    of = {name.replace("_", " "): top1 for name, top1 in experts.items()}
+def pilot_rows(**experts: float | tuple[float, ...]) -> pd.DataFrame:
+    """A pilot's table: accuracy with two experts by candidate, beside flat ones of .5 and .52.
+
+    More than one accuracy: of the seed that chooses and of others.
+    """
     rows = []
-    for candidate, top1 in of.items():
-        rows += [(candidate, "experts", 1, 0.9), (candidate, "experts", 2, top1)]
-        rows += [(candidate, "flat, taught", None, 0.5), (candidate, "flat", None, 0.52)]
-    table = pd.DataFrame(rows, columns=["candidate", "network", "experts", "top1"])
+    for name, accuracies in experts.items():
+        of_seeds = zip((pays.CHOOSING, *pays.REPEATS), np.atleast_1d(accuracies), strict=False)
+        for seed, top1 in of_seeds:
+            own = (name.replace("_", " "), seed)
+            rows += [(*own, "experts", 1, 0.9), (*own, "experts", 2, float(top1))]
+            rows += [(*own, "flat, taught", None, 0.5), (*own, "flat", None, 0.52)]
+    table = pd.DataFrame(rows, columns=["candidate", "seed", "network", "experts", "top1"])
     return table.assign(macs=1e7, total_training_macs=1e14)
 
 
@@ -112,7 +121,9 @@ def test_the_candidate_furthest_ahead_of_the_better_flat_network_is_chosen(
     with pytest.raises(InvalidInput, match="no configuration has been chosen; accepted: after"):
         pays.chosen_experiment(None)
     table = pilot_rows(late_cut=0.51, early_cut=0.53)
-    assert pays.leads(table) == pytest.approx({"late cut": -0.01, "early cut": 0.01})
+    assert dict(pays.leads(table)) == pytest.approx(
+        {("late cut", 0): -0.01, ("early cut", 0): 0.01}
+    )
     table.to_csv(tmp_path / "pilot.csv")
     chosen = STUDIES[PAYS].make(str(tmp_path))
     assert chosen.split == pays.CANDIDATES["early cut"]["split"]
@@ -121,9 +132,25 @@ def test_the_candidate_furthest_ahead_of_the_better_flat_network_is_chosen(
     assert "late cut -1.00, early cut +1.00. Chosen: *early cut*." in tables.pilot_table()
 
 
-def test_the_seed_that_chose_is_not_tested() -> None:
-    assert 0 not in STUDIES[PAYS].seeds
-    assert len(STUDIES[PAYS].seeds) >= 5
+def test_the_pilots_deviation_says_how_many_new_seeds_are_tested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pays, "PILOT", tmp_path / "pilot.csv")
+    monkeypatch.setattr(tables, "PILOT", tmp_path / "pilot.csv")
+    assert not {pays.CHOOSING, *pays.REPEATS} & set(STUDIES[PAYS].seeds)
+    assert list(pays.seeds_of_test()) == [1, 2, 3, 4, 5]  # before the pilot
+    for accuracies, least, most in (
+        (0.53, 5, 5),
+        ((0.530, 0.531, 0.529), 5, 5),  # a deviation of .1 points
+        ((0.530, 0.540, 0.520), 30, 40),  # of 1 point, for a lead of .5: Student's t, by its power
+    ):
+        pilot_rows(late_cut=0.51, early_cut=accuracies).to_csv(tmp_path / "pilot.csv")
+        assert least <= len(pays.seeds_of_test()) <= most
+    # a seed of the repeats chooses nothing
+    pilot_rows(late_cut=0.54, early_cut=(0.53, 0.60, 0.60)).to_csv(tmp_path / "pilot.csv")
+    assert pays.chosen(pd.read_csv(tmp_path / "pilot.csv")) == "late cut"
+    pilot_rows(early_cut=(0.530, 0.531, 0.529)).to_csv(tmp_path / "pilot.csv")
+    assert "standard deviation of 0.10, which asks for 5 seeds" in tables.pilot_table()
 
 
 @pytest.mark.parametrize(("ahead", "word"), [(0.01, "better"), (0.003, "not"), (-0.01, "worse")])
