@@ -108,27 +108,47 @@ def rival(arm: Arm) -> str:
 def leads(pilot: pd.DataFrame) -> pd.Series:
     """By candidate and seed: accuracy on val minus that of the better of the flat rivals.
 
-    It answers as it was trained to, with so many of the gate's best experts.
+    Experts answer as they do by default, with `sparse` of them.  NaN where a network is missing.
     """
-    usual = pilot["candidate"].map(lambda name: CANDIDATES[name]["sparse"])
-    by = ["candidate", "seed"]
-    experts = pilot[(pilot["network"] == "experts") & (pilot["experts"] == usual)]
-    flat = pilot[pilot["network"].isin(["flat, taught", "flat"])]
-    best = flat.groupby(by, sort=False)["top1"].max()
-    return experts.set_index(by)["top1"] - best
+    usual = pilot["candidate"].map({name: made["sparse"] for name, made in CANDIDATES.items()})
+    own = pilot[(pilot["network"] != "experts") | (pilot["experts"] == usual)]
+    networks = ["experts", "flat, taught", "flat"]
+    top1 = own.pivot(index=["candidate", "seed"], columns="network", values="top1")
+    top1 = top1.reindex(columns=networks)
+    return top1["experts"] - top1[networks[1:]].max(axis=1, skipna=False)
 
 
 def chosen(pilot: pd.DataFrame) -> str:
-    """The candidate with the largest of the `leads`."""
-    return str(leads(pilot).xs(CHOOSING, level="seed").idxmax())
+    """The candidate with the largest of the `leads`.
+
+    Raises InvalidInput if the table is not of all candidates and rivals.
+    """
+    found = leads(pilot)
+    found = found[found.index.get_level_values("seed") == CHOOSING].droplevel("seed")
+    if set(found.dropna().index) != set(CANDIDATES):
+        raise InvalidInput(
+            f"{PILOT.name} has {', '.join(found.dropna().index) or 'none'} complete; accepted: "
+            f"{', '.join(CANDIDATES)}, as `nofe-lab dev pays` makes them."
+        )
+    return str(found.idxmax())
+
+
+def read_pilot() -> pd.DataFrame | None:
+    """The table of the pilot; None before it."""
+    return pd.read_csv(PILOT, comment="#") if PILOT.exists() else None
+
+
+def name_of_test() -> str:
+    """Of its study, with the choice: rows of another choice belong to another study."""
+    pilot = read_pilot()
+    return "cifar100, do experts pay?" + ("" if pilot is None else f" ({chosen(pilot)})")
 
 
 def seeds_of_test() -> range:
     """New ones: FEWEST_SEEDS or, as far as the pilot can tell, as many as show WANTED_LEAD."""
     n = FEWEST_SEEDS
-    if PILOT.exists():
-        pilot = pd.read_csv(PILOT, comment="#")
-        found = leads(pilot).loc[chosen(pilot)].to_numpy()
+    if (pilot := read_pilot()) is not None:
+        found = leads(pilot).loc[chosen(pilot)].dropna().to_numpy()
         if len(found) > 1:
             n = seeds_to_detect(WANTED_LEAD, found, FEWEST_SEEDS) or MOST_SEEDS
     return range(CHOOSING + 1, CHOOSING + 1 + n)
@@ -139,13 +159,12 @@ def chosen_experiment(runs_dir: str | None) -> Experiment:
 
     Raises InvalidInput before the pilot.
     """
-    if not PILOT.exists():
+    if (pilot := read_pilot()) is None:
         raise InvalidInput(
             f"no configuration has been chosen; accepted: after `nofe-lab dev pays` has made "
             f"{PILOT.name}."
         )
-    best = chosen(pd.read_csv(PILOT, comment="#"))
-    return Experiment(**CANDIDATES[best], val_fraction=0.0, runs_dir=runs_dir)
+    return Experiment(**CANDIDATES[chosen(pilot)], val_fraction=0.0, runs_dir=runs_dir)
 
 
 def _width_of_few(experiment: Experiment, stage: NofEStage) -> float:
@@ -164,8 +183,8 @@ def pilot(
 ) -> None:
     """Train candidates and their rivals without a tenth of the training images; test on those.
 
-    All candidates with the seed CHOOSING and the chosen one with REPEATS, into PILOT.  Candidates by
-    name or another seed: these alone, into another table.  Random experts, which choose nothing,
+    All candidates with the seed CHOOSING and the chosen one with REPEATS, into PILOT.  Candidates
+    by name or another seed: these alone, into another table.  Random experts, which choose nothing,
     are left out.
     results: the CSV file of that table; its first line is `command`.
     """

@@ -183,7 +183,7 @@ STUDIES = {
     study.name: study
     for study in (
         Study("cifar100 alexnet_quick, published recipe", _quick, range(5)),
-        Study("cifar100, do experts pay?", pays.chosen_experiment, pays.seeds_of_test(), _rivals),
+        Study(pays.name_of_test(), pays.chosen_experiment, pays.seeds_of_test(), _rivals),
         Study(
             "cifar100 alexnet_quick, strong recipe",
             partial(_quick, preset="strong"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -20,10 +20,10 @@ from nofe_lab.study import questions
 from nofe_lab.study.pays import (
     CHOOSING,
     MOST_RUN,
-    PILOT,
     WANTED_LEAD,
     chosen,
     leads,
+    read_pilot,
     rival,
     seeds_of_test,
 )
@@ -34,6 +34,7 @@ from nofe_lab.study.questions import (
     PAYS,
     QUESTIONS,
     SAME_BASE,
+    STUDIES,
     TWO,
     Questions,
 )
@@ -370,9 +371,8 @@ def upcycling_table() -> str:
 
 def pilot_table() -> str:
     """The candidates of the test whether experts pay, on val, and which of them is chosen."""
-    if not PILOT.exists():
+    if (table := read_pilot()) is None:
         return NOT_YET
-    table = pd.read_csv(PILOT, comment="#")
     rows = [
         [
             str(row["candidate"]),
@@ -387,13 +387,13 @@ def pilot_table() -> str:
     best, found = chosen(table), 100 * leads(table)
     said = ", ".join(f"{name} {lead:+.2f}" for name, lead in found.xs(CHOOSING, level=1).items())
     text = (
-        f"Experts, as many as chose in training, minus the better flat network, in points: {said}. "
-        f"Chosen: *{best}*"
+        "With as many experts as answer by default, minus the better flat network, in points: "
+        f"{said}. Chosen: *{best}*"
     )
-    if len(own := found.loc[best]) > 1:
+    if len(own := found.loc[best].dropna()) > 1:
         text += (
-            f"; its leads over {len(own)} seeds have a standard deviation of {own.std():.2f}, which "
-            f"asks for {len(seeds_of_test())} seeds of the test"
+            f"; its lead has a standard deviation of {own.std():.2f} over {len(own)} seeds, so the "
+            f"test has {len(seeds_of_test())}"
         )
     head = ["candidate", "seed", "network", "val top-1 %", BUDGET[1], BUDGET[3]]
     return f"{markdown(head, rows)}\n\n{text}."
@@ -407,7 +407,7 @@ def paying() -> pd.DataFrame:
     """The test whether experts pay, long: network, seed, top1, macs, total_training_macs, usual.
 
     network: one of the `rivals`, with the number of experts that run; usual: whether they are the
-    configuration's own, and as many as chose in training.
+    configuration's own, and as many as answer by default.
     """
     of: Any = {}
     for name in ("study", "study_conditional"):
@@ -429,7 +429,7 @@ def paying() -> pd.DataFrame:
 
 
 def pays_table() -> str:
-    """The test whether experts pay: its networks and, in a sentence, its verdict."""
+    """The test whether experts pay: its networks and, once it is complete, its verdict."""
     table = paying()
     experts = next(iter(table.loc[table["usual"], "network"]), None)
     if experts is None:
@@ -443,32 +443,48 @@ def pays_table() -> str:
         found = means.loc[network]
         rows.append([str(network), f"{found['seeds']:.0f}", percent(found), difference, *cost])
     head = ["network", "seeds", "top-1 %, mean ± 95 %", f"it − {experts} {INTERVAL}"]
-    said = [markdown([*head, BUDGET[1], BUDGET[3]], rows)]
+    said = [*_beside_flat(table, experts), *_beside_random(table)]
+    return f"{markdown([*head, BUDGET[1], BUDGET[3]], rows)}\n\n{' '.join(said)}"
 
-    flat = [name for name in ("flat, taught", "flat") if name in apart.index]
-    if len(flat) == 2:
-        verdicts = [_verdict(-apart.loc[name, ["mean", "high", "low"]]) for name in flat]
-        whole = next((each for each in ("worse", "not told apart") if each in verdicts), "better")
-        said.append(
-            f"Experts beside flat networks of equal arithmetic: *{whole}* (beside the taught one "
-            f"{verdicts[0]}, beside the other {verdicts[1]})."
-        )
-    learned, random = (_running(name, 1) for name in ("experts", "random experts"))
-    if {learned, random} <= set(table["network"]):
-        second = differences_from(table, random, by="network").loc[learned]
-        said.append(
-            f"Learned minus random specialties, one expert for an image: {points(second)}, "
-            f"{_verdict(second[['mean', 'low', 'high']], least=0)}."
-        )
-    return "\n\n".join([said[0], " ".join(said[1:])]).strip()
+
+BETTER, AHEAD, OPEN, WORSE = "better", "ahead by less than half a point", "not told apart", "worse"
+"""What a difference in favour of experts says, from the best on."""
+
+
+def _beside_flat(table: pd.DataFrame, experts: str) -> list[str]:
+    flat = ["flat, taught", "flat"]
+    if short := _unfinished(table, [experts, *flat]):
+        return [f"Experts beside flat networks: {short}."]
+    found = {name: differences_from(table, name, by="network").loc[experts] for name in flat}
+    words = {name: _verdict(each) for name, each in found.items()}
+    whole = max(words.values(), key=(BETTER, AHEAD, OPEN, WORSE).index)
+    each = "; ".join(f"minus *{name}* {points(found[name])}, {words[name]}" for name in flat)
+    passed = "is passed" if whole == BETTER else "is not passed"
+    return [f"The test {passed}. Experts beside flat networks: *{whole}* ({each})."]
+
+
+def _beside_random(table: pd.DataFrame) -> list[str]:
+    own, random = (_running(name, 1) for name in ("experts", "random experts"))
+    if short := _unfinished(table, [own, random]):
+        return [f"Clusters of confusions beside random specialties: {short}."]
+    found = differences_from(table, random, by="network").loc[own]
+    return [
+        "Clusters of confusions minus random specialties, the gate and one expert for an image: "
+        f"{points(found)}, {_verdict(found, least=0)}."
+    ]
+
+
+def _unfinished(table: pd.DataFrame, networks: Sequence[str]) -> str:
+    """How many of the seeds all of the networks have; empty for all."""
+    wanted = set(STUDIES[PAYS].seeds)
+    have = wanted.intersection(*(table.loc[table["network"] == n, "seed"] for n in networks))
+    return "" if have == wanted else f"{len(have)} of {len(wanted)} seeds so far"
 
 
 def _verdict(found: pd.Series, least: float = WANTED_LEAD) -> str:
-    """In a word, of a difference in favour of experts: mean, low, high."""
-    mean, low, high = found
-    if low > 0 and mean >= least:
-        return "better"
-    return "worse" if high < 0 else "not told apart"
+    if found["low"] > 0:
+        return BETTER if found["mean"] >= least else AHEAD
+    return WORSE if found["high"] < 0 else OPEN
 
 
 RETRAINED = "base CNN trained again, all images"

@@ -114,29 +114,40 @@ def pilot_rows(**experts: float | tuple[float, ...]) -> pd.DataFrame:
     return table.assign(macs=1e7, total_training_macs=1e14)
 
 
-def test_the_candidate_furthest_ahead_of_the_better_flat_network_is_chosen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def of_two(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where the table of a pilot of two candidates is looked for."""
     monkeypatch.setattr(pays, "PILOT", tmp_path / "pilot.csv")
+    two = ("early cut", "late cut")
+    monkeypatch.setattr(pays, "CANDIDATES", {name: pays.CANDIDATES[name] for name in two})
+    return pays.PILOT
+
+
+def test_the_candidate_furthest_ahead_of_the_better_flat_network_is_chosen(of_two: Path) -> None:
     with pytest.raises(InvalidInput, match="no configuration has been chosen; accepted: after"):
         pays.chosen_experiment(None)
+    assert pays.name_of_test() == "cifar100, do experts pay?"
     table = pilot_rows(late_cut=0.51, early_cut=0.53)
-    assert dict(pays.leads(table)) == pytest.approx(
-        {("late cut", 0): -0.01, ("early cut", 0): 0.01}
-    )
-    table.to_csv(tmp_path / "pilot.csv")
-    chosen = STUDIES[PAYS].make(str(tmp_path))
+    leads = {("late cut", 0): -0.01, ("early cut", 0): 0.01}
+    assert dict(pays.leads(table)) == pytest.approx(leads)
+    table.to_csv(of_two)
+    chosen = pays.chosen_experiment(str(of_two.parent))
     assert chosen.split == pays.CANDIDATES["early cut"]["split"]
     assert chosen.val_fraction == 0
-    monkeypatch.setattr(tables, "PILOT", tmp_path / "pilot.csv")
-    assert "late cut -1.00, early cut +1.00. Chosen: *early cut*." in tables.pilot_table()
+    assert pays.name_of_test() == "cifar100, do experts pay? (early cut)"
+    assert "early cut +1.00, late cut -1.00. Chosen: *early cut*." in tables.pilot_table()
 
 
-def test_the_pilots_deviation_says_how_many_new_seeds_are_tested(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pays, "PILOT", tmp_path / "pilot.csv")
-    monkeypatch.setattr(tables, "PILOT", tmp_path / "pilot.csv")
+def test_nothing_is_chosen_from_a_table_that_is_not_complete() -> None:
+    pilot = pilot_rows(**{name.replace(" ", "_"): 0.5 for name in pays.CANDIDATES})
+    assert pays.chosen(pilot) in pays.CANDIDATES
+    late = pilot["candidate"] == "late cut"
+    for left_out in (late, late & (pilot["network"] == "flat"), late & (pilot["experts"] == 2)):
+        with pytest.raises(InvalidInput, match=r"has early cut, .* complete; accepted: early cut, "):
+            pays.chosen(pilot[~left_out])
+
+
+def test_the_pilots_deviation_says_how_many_new_seeds_are_tested(of_two: Path) -> None:
     assert not {pays.CHOOSING, *pays.REPEATS} & set(STUDIES[PAYS].seeds)
     assert list(pays.seeds_of_test()) == [1, 2, 3, 4, 5]  # before the pilot
     for accuracies, least, most in (
@@ -144,40 +155,76 @@ def test_the_pilots_deviation_says_how_many_new_seeds_are_tested(
         ((0.530, 0.531, 0.529), 5, 5),  # a deviation of .1 points
         ((0.530, 0.540, 0.520), 30, 40),  # of 1 point, for a lead of .5: Student's t, by its power
     ):
-        pilot_rows(late_cut=0.51, early_cut=accuracies).to_csv(tmp_path / "pilot.csv")
+        pilot_rows(late_cut=0.51, early_cut=accuracies).to_csv(of_two)
         assert least <= len(pays.seeds_of_test()) <= most
     # a seed of the repeats chooses nothing
-    pilot_rows(late_cut=0.54, early_cut=(0.53, 0.60, 0.60)).to_csv(tmp_path / "pilot.csv")
-    assert pays.chosen(pd.read_csv(tmp_path / "pilot.csv")) == "late cut"
-    pilot_rows(early_cut=(0.530, 0.531, 0.529)).to_csv(tmp_path / "pilot.csv")
-    assert "standard deviation of 0.10, which asks for 5 seeds" in tables.pilot_table()
+    assert pays.chosen(pilot_rows(late_cut=0.54, early_cut=(0.53, 0.60, 0.60))) == "late cut"
+    pilot_rows(late_cut=0.51, early_cut=(0.530, 0.531, 0.529)).to_csv(of_two)
+    assert "standard deviation of 0.10 over 3 seeds, so the test has 5" in tables.pilot_table()
 
 
-@pytest.mark.parametrize(("ahead", "word"), [(0.01, "better"), (0.003, "not"), (-0.01, "worse")])
-def test_the_verdict_is_beside_the_better_flat_network(
-    small: Experiment, ahead: float, word: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+Results = dict[str, pd.DataFrame]
+
+
+@pytest.fixture
+def results(small: Experiment, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Results]:
+    """Makes the tables of a complete test whose experts are so far ahead of the better network."""
     found = pays.rivals(replace(small, sparse=2))
     assert {name: pays.rival(arm) for name, arm in found.items()} == {name: name for name in found}
-    top1 = dict(zip(found, (0.5, 0.5, 0.48, 0.5 - ahead), strict=True))
-    rows, few = [], []
-    for seed in (1, 2, 3):
-        for name, arm in found.items():
-            row = {"study": PAYS, "arm": arm.name, "seed": seed, "total_training_macs": 1e14}
-            value = top1[name] + seed / 1000 + (seed == 1) / 10000 * (name == "flat")
-            rows.append(row | {"top1": value, "macs": 1e7} | arm.columns)
-            if arm.kind == "nofe":
-                few += [row | {"experts": m, "top1": value, "macs": 1e7} for m in (1, 2, 9)]
-    results = {"study": pd.DataFrame(rows), "study_conditional": pd.DataFrame(few)}
-    monkeypatch.setattr(tables, "read_result", results.__getitem__)
+
+    def made(ahead: float) -> Results:
+        top1 = dict(zip(found, (0.5, 0.5, 0.48, 0.5 - ahead), strict=True))
+        rows, few = [], []
+        for seed in STUDIES[PAYS].seeds:
+            for name, arm in found.items():
+                row = {"study": PAYS, "arm": arm.name, "seed": seed, "total_training_macs": 1e14}
+                value = top1[name] + seed / 1000 + (seed == 1) / 10000 * (name == "flat")
+                rows.append(row | {"top1": value, "macs": 1e7} | arm.columns)
+                if arm.kind == "nofe":
+                    few += [row | {"experts": m, "top1": value, "macs": 1e7} for m in (1, 2, 9)]
+        tests = {"study": pd.DataFrame(rows), "study_conditional": pd.DataFrame(few)}
+        monkeypatch.setattr(tables, "read_result", tests.__getitem__)
+        return tests
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("ahead", "word"),
+    [
+        (0.01, "better"),
+        (0.003, "ahead by less than half a point"),
+        (0.0, "not told apart"),
+        (-0.01, "worse"),
+    ],
+)
+def test_the_verdict_is_beside_the_better_flat_network(
+    results: Callable[[float], Results], ahead: float, word: str
+) -> None:
+    results(ahead)
     said = tables.pays_table()
-    assert f"flat networks of equal arithmetic: *{word}" in said
-    assert "beside the taught one better" in said
-    assert "one expert for an image: +0.00" in said
+    assert f"Experts beside flat networks: *{word}* (" in said
+    assert f"The test is {'' if word == 'better' else 'not '}passed." in said
+    assert "minus *flat, taught* +1.98" in said or "minus *flat, taught* +2.00" in said
+    assert "the gate and one expert for an image: +0.00" in said
     assert "9 for an image" not in said
-    results["study"] = results["study"].query("kind == 'nofe'")
-    assert "equal arithmetic" not in tables.pays_table()  # while rows are missing
-    results["study"] = results["study"].head(0)
+
+
+def test_there_is_no_verdict_before_every_seed_has_every_network(
+    results: Callable[[float], Results],
+) -> None:
+    found = results(0.01)
+    whole = found["study"]
+    found["study"] = whole[(whole["arm"] != whole["arm"].iloc[-1]) | (whole["seed"] < 3)]
+    said = tables.pays_table()
+    assert "Experts beside flat networks: 2 of 5 seeds so far." in said
+    assert "one expert for an image: +0.00" in said  # which is complete
+    random = whole["partition"] == "random"
+    found["study"] = whole[(whole["seed"] < 3) == random]  # they share no seed
+    said = tables.pays_table()
+    assert "Clusters of confusions beside random specialties: 0 of 5 seeds so far." in said
+    assert "better" not in said
+    found["study"] = whole.head(0)
     assert tables.pays_table() == tables.NOT_YET
 
 
