@@ -591,7 +591,7 @@ def pays(parser: ArgumentParser) -> Command:
 def uses(parser: ArgumentParser) -> Command:
     """Compare what experts are for beside accuracy.
 
-    nofe-lab dev uses added_classes --dataset glyphs
+    nofe-lab dev uses added_classes --dataset glyphs --results added.csv
     """
     parser.add_argument("use", help="added_classes, one_expert or twins")
     parser.add_argument("--seeds", type=int, default=3, help="how many")

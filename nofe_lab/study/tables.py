@@ -499,7 +499,9 @@ def uses_table(use: str) -> str:
         table = read_result(use)
     except FileNotFoundError:
         return NOT_YET
-    return {"added_classes": _added, "one_expert": _alone, "twins": _reunited}[use](table)
+    first = table.iloc[0]
+    made = {"added_classes": _added, "one_expert": _alone, "twins": _reunited}[use](table)
+    return f"{made}\n\n{first['backbone']} on {first['dataset']}, preset `{first['preset']}`."
 
 
 def _added(table: pd.DataFrame) -> str:

@@ -69,10 +69,16 @@ def compare(
         raise InvalidInput(
             f"{use} is of experts that share no class; got overlap={experiment.overlap}."
         )
+    if experiment.sparse is not None and use == "added_classes":
+        raise InvalidInput(
+            "added_classes is of experts without a gate, which would have to learn the new classes "
+            f"too; got sparse={experiment.sparse}."
+        )
     if not len(data.test):
         raise InvalidInput(f"{use} needs test images; {data.name} has none.")
+    about = {"dataset": data.name, "backbone": experiment.backbone, "preset": experiment.preset}
     rows = [
-        {"dataset": data.name, "seed": seed, **row}
+        {**about, "seed": seed, **row}
         for seed in seeds
         for row in rows_of(experiment.with_seed(seed))
     ]
@@ -135,7 +141,9 @@ def new_expert(stage: NofEStage, nofe: Classifier, class_names: Sequence[str]) -
     joint = Specialties(tuple(class_names), of, old.K + 1)
     scheme, width = stage.config.network.initialisation, stage.config.branch_width
     network = NofE(stage.backbone, joint, scheme, stage.seed, width)
-    network.load_state_dict(nofe.network.state_dict(), strict=False)  # all but the new branch
+    found = network.load_state_dict(nofe.network.state_dict(), strict=False)
+    assert not found.unexpected_keys
+    assert all(name.startswith(f"branches.{old.K}.") for name in found.missing_keys)
     model = ImageNetwork(nofe.preprocess, network).to(nofe.preprocess.mean.device)
     for part in ("trunk", "shared", *(f"branches.{k}" for k in old.nonempty)):
         model.freeze(part)

@@ -143,7 +143,9 @@ def test_nothing_is_chosen_from_a_table_that_is_not_complete() -> None:
     assert pays.chosen(pilot) in pays.CANDIDATES
     late = pilot["candidate"] == "late cut"
     for left_out in (late, late & (pilot["network"] == "flat"), late & (pilot["experts"] == 2)):
-        with pytest.raises(InvalidInput, match=r"has early cut, .* complete; accepted: early cut, "):
+        with pytest.raises(
+            InvalidInput, match=r"has early cut, .* complete; accepted: early cut, "
+        ):
             pays.chosen(pilot[~left_out])
 
 

@@ -238,7 +238,11 @@ def test_the_command_writes_the_same_table_again(tmp_path: Path) -> None:
     assert found[0] == found[1]
     table = pd.read_csv(tmp_path / "once.csv", comment="#")
     assert list(table.groupby("seed").size()) == [5, 5]
-    assert table[["dataset", "hardware", "precision", "torch", "revision"]].notna().all(axis=None)
+    assert (
+        table[["dataset", "backbone", "preset", "hardware", "precision", "torch", "revision"]]
+        .notna()
+        .all(axis=None)
+    )
 
 
 @pytest.mark.parametrize(
@@ -247,6 +251,8 @@ def test_the_command_writes_the_same_table_again(tmp_path: Path) -> None:
         ("twin", {}, r"use 'twin' is unknown \(did you mean 'twins'\?\)"),
         ("added_classes", {"classes": 4}, "at least 5 classes; tiny has 4"),
         ("one_expert", {"test": 0}, "one_expert needs test images; tiny has none"),
+        ("added_classes", {"sparse": 1}, "experts without a gate.* got sparse=1"),
+        ("one_expert", {"overlap": 2}, "experts that share no class; got overlap=2"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_training(
@@ -260,7 +266,8 @@ def test_what_cannot_be_compared_is_refused_before_training(
     data = tiny.with_classes(range(change["classes"])) if "classes" in change else tiny
     if "test" in change:
         data = replace(data, test=data.test[:0])
-    experiment = tiny_experiment(dataset=data, K=2, val_fraction=0.0)
+    knobs = {name: change[name] for name in ("sparse", "overlap") if name in change}
+    experiment = tiny_experiment(dataset=data, K=2, val_fraction=0.0, trunk="base", **knobs)
     with pytest.raises(InvalidInput, match=sentence):
         compare(use, experiment, (0,), str(tmp_path / "table.csv"), "a command")
     assert not (tmp_path / "table.csv").exists()
@@ -298,11 +305,15 @@ def test_tables_show_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
             for name, share in (("learned", 0.9), ("random", 0.1))
         ],
     }
-    monkeypatch.setattr(tables, "read_result", lambda name: pd.DataFrame(made_up[name]))
-    lines = {
-        use: [line.strip("| ").split(" | ") for line in tables.uses_table(use).splitlines()]
-        for use in USES
-    }
+    of = {"dataset": "cifar100", "backbone": "alexnet_quick", "preset": "quick"}
+    monkeypatch.setattr(
+        tables, "read_result", lambda name: pd.DataFrame(made_up[name]).assign(**of)
+    )
+    lines = {}
+    for use in USES:
+        table, about = tables.uses_table(use).split("\n\n")
+        assert about == "alexnet_quick on cifar100, preset `quick`."
+        lines[use] = [line.strip("| ").split(" | ") for line in table.splitlines()]
     assert all(len(row) == len(rows[0]) for rows in lines.values() for row in rows[:3])
     new = lines["added_classes"][2]
     assert new[:3] == ["new expert, all images", "3", "70.00 ± 0.00"]
