@@ -383,11 +383,18 @@ def conditional_figure() -> Figure:
     return plots.plot_conditional(kept, flat[whole])
 
 
-PICTURES: dict[str, Callable[[], Figure]] = {
+def pays_figure() -> Figure | None:
+    """Accuracy against arithmetic in the test whether experts pay; None before it."""
+    rows, few = (table.assign(arm=table["network"]) for table in tables.paying_rows())
+    return plots.plot_conditional(few, rows[rows["kind"] != "nofe"]) if len(few) else None
+
+
+PICTURES: dict[str, Callable[[], Figure | None]] = {
     "study": study_figure,
     "study_conditional": conditional_figure,
+    "pays": pays_figure,
 }
-"""By the name of the file in data/figures."""
+"""By the name of the file in data/figures; None: not measured yet."""
 
 
 def rebuilt(text: str) -> str:
@@ -405,7 +412,9 @@ def rebuild(root: Path | None = None) -> None:
         path.write_text(rebuilt(text), encoding="utf-8")
         log.info(f"{name}: {len(re.findall('<!-- table', text))} tables")
     for name, draw in PICTURES.items():
+        if (figure := draw()) is None:
+            continue
         target = root / "data" / "figures" / f"{name}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
-        draw().savefig(target, dpi=100)
+        figure.savefig(target, dpi=100)
         log.info(f"{target.relative_to(root)}")

@@ -403,23 +403,29 @@ def _running(network: str, experts: float) -> str:
     return network if pd.isna(experts) else f"{network}, {experts:.0f} for an image"
 
 
+def paying_rows() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Of the test whether experts pay: its rows, and the curves of its networks of experts.
+
+    Both with the column network: one of the `rivals`.
+    """
+    rows, few = (
+        read_result(name).query("study == @PAYS") for name in ("study", "study_conditional")
+    )
+    arms: Any = rows.to_dict("records")
+    rows = rows.assign(network=[rival(Arm.of_columns(row)) for row in arms])
+    of_rows = ["network", "sparse", "total_training_macs"]
+    return rows, few.merge(rows[["arm", "seed", *of_rows]], on=["arm", "seed"])
+
+
 def paying() -> pd.DataFrame:
     """The test whether experts pay, long: network, seed, top1, macs, total_training_macs, usual.
 
     network: one of the `rivals`, with the number of experts that run; usual: whether they are the
     configuration's own, and as many as answer by default.
     """
-    of: Any = {}
-    for name in ("study", "study_conditional"):
-        table = read_result(name)
-        of[name] = table[table["study"] == PAYS]
-    rows, few = of.values()
-    few = few[few["experts"] <= MOST_RUN]
-    rows = rows.assign(network=[rival(Arm.of_columns(row)) for _, row in rows.iterrows()])
+    rows, experts = paying_rows()
     flat = rows[rows["kind"] != "nofe"].assign(usual=False)
-    experts = few[["arm", "seed", "experts", "top1", "macs"]].merge(
-        rows[["arm", "seed", "network", "sparse", "total_training_macs"]], on=["arm", "seed"]
-    )
+    experts = experts[experts["experts"] <= MOST_RUN]
     experts = experts.assign(
         usual=(experts["network"] == "experts") & (experts["experts"] == experts["sparse"]),
         network=list(map(_running, experts["network"], experts["experts"])),
@@ -443,8 +449,9 @@ def pays_table() -> str:
         found = means.loc[network]
         rows.append([str(network), f"{found['seeds']:.0f}", percent(found), difference, *cost])
     head = ["network", "seeds", "top-1 %, mean ± 95 %", f"it − {experts} {INTERVAL}"]
-    said = [*_beside_flat(table, experts), *_beside_random(table)]
-    return f"{markdown([*head, BUDGET[1], BUDGET[3]], rows)}\n\n{' '.join(said)}"
+    said = " ".join([*_beside_flat(table, experts), *_beside_random(table)])
+    shown = "![Accuracy against arithmetic, experts and flat networks](../data/figures/pays.png)"
+    return f"{markdown([*head, BUDGET[1], BUDGET[3]], rows)}\n\n{said}\n\n{shown}"
 
 
 BETTER, AHEAD, OPEN, WORSE = "better", "ahead by less than half a point", "not told apart", "worse"

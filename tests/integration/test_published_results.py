@@ -268,7 +268,9 @@ def test_every_table_and_picture_is_shown() -> None:
     text = "".join((ROOT / name).read_text() for name in readme.FILES)
     assert set(re.findall(r"<!-- table (\w+) -->", text)) == set(readme.TABLES)
     for name in readme.PICTURES:
-        assert f"data/figures/{name}.png" in text
+        picture = f"data/figures/{name}.png"
+        assert (picture in text) == (ROOT / picture).exists()
+    assert "data/figures/study.png" in text
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from nofe_lab import Experiment, InvalidInput, NofE
 from nofe_lab.networks.counting import count_macs
 from nofe_lab.stages import FlatStage, NofEStage
-from nofe_lab.study import pays, tables
+from nofe_lab.study import pays, readme, tables
 from nofe_lab.study.questions import PAYS, STUDIES
 from nofe_lab.study.queue import Queue, measure
 
@@ -183,7 +183,9 @@ def results(small: Experiment, monkeypatch: pytest.MonkeyPatch) -> Callable[[flo
                 value = top1[name] + seed / 1000 + (seed == 1) / 10000 * (name == "flat")
                 rows.append(row | {"top1": value, "macs": 1e7} | arm.columns)
                 if arm.kind == "nofe":
-                    few += [row | {"experts": m, "top1": value, "macs": 1e7} for m in (1, 2, 9)]
+                    gate = {"gate_top1": 0.4, "macs_gate_alone": 1e6}
+                    found_few = [{"experts": m, "top1": value, "macs": 1e7} for m in (1, 2, 9)]
+                    few += [row | gate | each for each in found_few]
         tests = {"study": pd.DataFrame(rows), "study_conditional": pd.DataFrame(few)}
         monkeypatch.setattr(tables, "read_result", tests.__getitem__)
         return tests
@@ -210,6 +212,17 @@ def test_the_verdict_is_beside_the_better_flat_network(
     assert "minus *flat, taught* +1.98" in said or "minus *flat, taught* +2.00" in said
     assert "the gate and one expert for an image: +0.00" in said
     assert "9 for an image" not in said
+    assert "data/figures/pays.png" in said
+
+
+def test_the_figure_shows_experts_and_flat_networks(results: Callable[[float], Results]) -> None:
+    found = results(0.01)
+    figure = readme.pays_figure()
+    assert figure is not None
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named == ["experts", "random experts", "the gate alone", "flat, taught", "flat"]
+    found["study"] = found["study"].head(0)
+    assert readme.pays_figure() is None
 
 
 def test_there_is_no_verdict_before_every_seed_has_every_network(
