@@ -18,12 +18,14 @@ from nofe_lab.inference.export import LOGITS, PROBABILITIES
 from nofe_lab.stages import Arm
 from nofe_lab.statistics import paired_differences
 from nofe_lab.study import readme, tables
+from nofe_lab.study.pays import PILOT
 from nofe_lab.study.questions import (
     FEW_QUESTIONS,
     FOLLOW_UPS,
     GATED,
     LAST,
     OWN_RANDOM,
+    PAYS,
     PRIMARY,
     QUESTIONS,
     SECONDARY,
@@ -98,6 +100,12 @@ def test_the_code_of_every_result_can_be_checked_out_or_is_named_as_lost() -> No
     unknown = {each for each in named if not any(full.startswith(each) for full in history)}
     assert named
     assert unknown <= lost
+
+
+def test_whether_experts_pay_was_tested_after_the_choice() -> None:
+    table = measured(STUDY)
+    for revision in set(table.revision[table.study == PAYS]):
+        assert git("show", f"{revision}:data/results/{PILOT.name}") == PILOT.read_text()
 
 
 @pytest.mark.parametrize("path", [STUDY, AGAIN, CONDITIONAL], ids=lambda path: path.stem)
