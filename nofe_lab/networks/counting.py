@@ -51,7 +51,8 @@ def layer_table(network: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFram
 
     One row a group: part (trunk, shared, head, branches), layers (the module inside the part), the
     output shape of its last layer, parameters and multiply-accumulates (by torch's FLOP counter).
-    The branches are summed, with the shape of the first.  The last row is the whole network.
+    The branches are summed, with the shape of the first that runs; of a network that learned with a
+    gate, so many as answer for an image.  The last row is the whole network.
     """
     leaves = {m: name for name, m in network.named_modules() if next(m.children(), None) is None}
     rows: dict[tuple[str, str], dict[str, Any]] = {}
@@ -62,14 +63,17 @@ def layer_table(network: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFram
 
     def after(module: nn.Module, inputs: Any, output: Any) -> None:
         macs = (counter.get_total_flops() - entered.pop()) // 2
-        first = leaves[module].startswith(first_branch) or "branches." not in leaves[module]
+        part, branch, *_ = f"{leaves[module]}.".split(".")
+        if part == "branches" and branch not in ran:
+            ran.append(branch)
+        first = part != "branches" or branch == ran[0]
         row = rows.setdefault(group_of(leaves[module]), {"output": "", "macs": 0})
         row["macs"] += macs
         if first and isinstance(output, Tensor):
             row["output"] = size_in_words(output.shape[1:])
 
     branches = [name for name, _ in getattr(network, "branches", nn.ModuleDict()).items()]
-    first_branch = f"branches.{branches[0]}." if branches else "branches."
+    ran: list[str] = []
     group_of = _grouping(leaves.values())
     hooks = []
     for leaf in leaves:
@@ -88,10 +92,11 @@ def layer_table(network: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFram
         rows["", "between layers"] = {"output": "", "macs": between}
     for group in parameters:  # parameters held outside of layers
         rows.setdefault(group, {"output": "", "macs": 0})
+    few = f" ({len(ran)} for an image)" if len(ran) < len(branches) else ""
     table = pd.DataFrame(
         [
             {
-                "part": f"{len(branches)} {part}" if part == "branches" else part,
+                "part": f"{len(branches)} {part}{few}" if part == "branches" else part,
                 "layers": layers,
                 "output": row["output"],
                 "parameters": parameters[part, layers],

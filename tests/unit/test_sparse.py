@@ -117,6 +117,19 @@ def test_the_trunk_learns_from_all_images_alike(monkeypatch: pytest.MonkeyPatch)
     assert torch.allclose(balanced, of_trunk(), atol=1e-6)
 
 
+def test_the_layer_table_counts_the_experts_that_answer_for_an_image(tiny_experiment: Make) -> None:
+    of_all, of_one = (
+        tiny_experiment(**{**SPARSE, "sparse": sparse}).layer_table("network of experts")
+        for sparse in (None, 1)
+    )
+    few = of_one[of_one["part"] == "3 branches (1 for an image)"].set_index("layers")
+    whole = of_all[of_all["part"] == "3 branches"].set_index("layers")
+    assert few["output"].ne("").all()
+    assert few["parameters"].equals(whole["parameters"])
+    macs = "multiply-accumulates"
+    assert 3 * few.loc["conv3", macs] == whole.loc["conv3", macs] > 0
+
+
 def test_the_gate_learns_from_its_own_answers_alone() -> None:
     found, (x, labels) = network(1), images()
     experts, _ = trained_by(found, x, found.branch_of[labels])
