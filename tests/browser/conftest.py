@@ -23,6 +23,8 @@ from typing import Any, ClassVar
 import nbformat
 import pytest
 
+from tests.notebooks.test_notebooks import FEWER, TRAIN_MANY
+
 ROOT = Path(__file__).parents[2]
 SHOTS = Path(__file__).parent / "screenshots"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -89,9 +91,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
         (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
         runs = folder / "runs"
         toy = {"dataset": "glyphs:8", "K": 4, "epochs": 1, "batch_size": 60, "runs_dir": str(runs)}
-        if name[:2] in ("04", "08", "11"):  # which train many networks, and have no widgets
-            toy |= {"dataset": "glyphs:4"}
-        own = {"n_seeds": 1, "updates": "1, 3"}
+        toy |= FEWER if name[:2] in TRAIN_MANY else {}
+        own = {"n_seeds": 1, "updates": "1, 2"}
         toy |= {k: v for k, v in own.items() if f"{k}:" in cell.source}
         cell.source += "\n" + "\n".join(f"{k} = {v!r}" for k, v in toy.items())
         nbformat.write(notebook, folder / name)
