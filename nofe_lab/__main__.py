@@ -576,7 +576,7 @@ def pays(parser: ArgumentParser) -> Command:
     nofe-lab dev pays "late cut" "early cut" --results part.csv
     """
     parser.add_argument("candidates", nargs="*", help="by name (default: the whole pilot)")
-    parser.add_argument("--results", default=None, help="a CSV file for the table of a part")
+    parser.add_argument("--results", default=None, help="another CSV file, which a part needs")
     add_knobs(parser, "seed", "runs_dir")
 
     def run(options: Namespace) -> None:

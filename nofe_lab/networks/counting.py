@@ -72,7 +72,7 @@ def layer_table(network: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFram
         if first and isinstance(output, Tensor):
             row["output"] = size_in_words(output.shape[1:])
 
-    branches = [name for name, _ in getattr(network, "branches", nn.ModuleDict()).items()]
+    branches = len(getattr(network, "branches", ()))
     ran: list[str] = []
     group_of = _grouping(leaves.values())
     hooks = []
@@ -92,11 +92,12 @@ def layer_table(network: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFram
         rows["", "between layers"] = {"output": "", "macs": between}
     for group in parameters:  # parameters held outside of layers
         rows.setdefault(group, {"output": "", "macs": 0})
-    few = f" ({len(ran)} for an image)" if len(ran) < len(branches) else ""
+    usual = getattr(network, "usual_experts", None)
+    few = f" ({usual} for an image)" if usual is not None and usual < branches else ""
     table = pd.DataFrame(
         [
             {
-                "part": f"{len(branches)} {part}{few}" if part == "branches" else part,
+                "part": f"{branches} {part}{few}" if part == "branches" else part,
                 "layers": layers,
                 "output": row["output"],
                 "parameters": parameters[part, layers],

@@ -92,7 +92,8 @@ CANDIDATES: dict[str, dict[str, Any]] = {
 }
 """Recipes for `make run` by name, as changes of an experiment's knobs.
 
-All stages of each compute 3.7 to 4.3 T multiply-accumulates, a fifth of the notebook's defaults.
+All stages of each compute 3.7 to 4.3 T multiply-accumulates, half of what notebook 3's experts and
+their generalist take.
 Plain names are AlexNet-Quick's; normalised ones are of alexnet_quick_bn, which can be upcycled.
 """
 

@@ -1,8 +1,8 @@
 """Do experts pay anywhere?  Candidates for a test that was fixed beforehand, and their pilot.
 
 The test: one configuration, chosen on val with seed 0 before any of its test answers is read, beats
-the flat network of equal inference arithmetic, which learns from the same teacher with equal
-training arithmetic, by a mean of at least half a point whose interval is above 0, on new seeds.
+two flat networks of equal inference and training arithmetic, of which one learns from the same
+teacher, by a mean of at least half a point whose interval is above 0, on new seeds.
 All that was trained on the way counts in both budgets: base CNN, gate and teacher.
 """
 
@@ -37,11 +37,14 @@ WANTED_LEAD = 0.005
 CHOOSING = 0
 """The seed that chooses."""
 
-REPEATS = (100, 101)
-"""More seeds of the chosen one: how much its lead differs says how many the test needs."""
+REPEATS = (1000, 1001)
+"""More seeds of the chosen one: how much they differ says how many the test needs."""
 
 FEWEST_SEEDS = 5
 """Of the test."""
+
+FLAT = ("flat, taught", "flat")
+"""The flat ones of the `rivals`."""
 
 _USUAL: dict[str, Any] = {
     "dataset": "parquet:$NOFE_DATA/cifar100",
@@ -105,32 +108,51 @@ def rival(arm: Arm) -> str:
     return "flat, taught" if arm.teacher else "flat"
 
 
-def leads(pilot: pd.DataFrame) -> pd.Series:
-    """By candidate and seed: accuracy on val minus that of the better of the flat rivals.
+def ahead(pilot: pd.DataFrame) -> pd.DataFrame:
+    """By candidate and seed: accuracy on val minus that of each flat rival, a column each.
 
     Experts answer as they do by default, with `sparse` of them.  NaN where a network is missing.
     """
     usual = pilot["candidate"].map({name: made["sparse"] for name, made in CANDIDATES.items()})
     own = pilot[(pilot["network"] != "experts") | (pilot["experts"] == usual)]
-    networks = ["experts", "flat, taught", "flat"]
     top1 = own.pivot(index=["candidate", "seed"], columns="network", values="top1")
-    top1 = top1.reindex(columns=networks)
-    return top1["experts"] - top1[networks[1:]].max(axis=1, skipna=False)
+    top1 = top1.reindex(columns=["experts", *FLAT])
+    return top1[list(FLAT)].rsub(top1["experts"], axis=0)
+
+
+def leads(pilot: pd.DataFrame) -> pd.Series:
+    """By candidate: how far it is ahead of the better flat rival, with the seed that chooses.
+
+    Raises InvalidInput if the table is not of all candidates with both flat rivals.
+    """
+    found = ahead(pilot).min(axis=1, skipna=False)
+    found = found[found.index.get_level_values("seed") == CHOOSING].droplevel("seed").dropna()
+    if set(found.index) != set(CANDIDATES):
+        raise InvalidInput(
+            f"{PILOT.name} has {', '.join(found.index) or 'none'} complete; accepted: "
+            f"{', '.join(CANDIDATES)}, as `nofe-lab dev pays` makes them."
+        )
+    return found
 
 
 def chosen(pilot: pd.DataFrame) -> str:
-    """The candidate with the largest of the `leads`.
+    """The candidate with the largest of the `leads`."""
+    return str(leads(pilot).idxmax())
 
-    Raises InvalidInput if the table is not of all candidates and rivals.
+
+def deviation(pilot: pd.DataFrame) -> pd.Series:
+    """Over the seeds of the chosen candidate, of what it is `ahead`: the one that differs most.
+
+    Raises InvalidInput unless the table has all of its seeds.
     """
-    found = leads(pilot)
-    found = found[found.index.get_level_values("seed") == CHOOSING].droplevel("seed")
-    if set(found.dropna().index) != set(CANDIDATES):
+    seeds = [CHOOSING, *REPEATS]
+    found = ahead(pilot).xs(chosen(pilot)).reindex(seeds)
+    if found.isna().to_numpy().any():
         raise InvalidInput(
-            f"{PILOT.name} has {', '.join(found.dropna().index) or 'none'} complete; accepted: "
-            f"{', '.join(CANDIDATES)}, as `nofe-lab dev pays` makes them."
+            f"{PILOT.name} must have the chosen candidate with the seeds "
+            f"{', '.join(map(str, seeds))}, as `nofe-lab dev pays` makes them."
         )
-    return str(found.idxmax())
+    return found[max(FLAT, key=lambda name: found[name].std())]
 
 
 def read_pilot() -> pd.DataFrame | None:
@@ -138,19 +160,16 @@ def read_pilot() -> pd.DataFrame | None:
     return pd.read_csv(PILOT, comment="#") if PILOT.exists() else None
 
 
-def name_of_test() -> str:
-    """Of its study, with the choice: rows of another choice belong to another study."""
-    pilot = read_pilot()
-    return "cifar100, do experts pay?" + ("" if pilot is None else f" ({chosen(pilot)})")
-
-
 def seeds_of_test() -> range:
-    """New ones: FEWEST_SEEDS or, as far as the pilot can tell, as many as show WANTED_LEAD."""
-    n = FEWEST_SEEDS
+    """New ones: FEWEST_SEEDS, or as many as tell WANTED_LEAD from nothing, as the pilot has it.
+
+    Raises InvalidInput if the pilot is not whole, or asks for more than MOST_SEEDS.
+    """
+    n: int | None = FEWEST_SEEDS
     if (pilot := read_pilot()) is not None:
-        found = leads(pilot).loc[chosen(pilot)].dropna().to_numpy()
-        if len(found) > 1:
-            n = seeds_to_detect(WANTED_LEAD, found, FEWEST_SEEDS) or MOST_SEEDS
+        n = seeds_to_detect(WANTED_LEAD, deviation(pilot).to_numpy(), FEWEST_SEEDS)
+    if n is None:
+        raise InvalidInput(f"the pilot's deviation asks for more seeds than {MOST_SEEDS}.")
     return range(CHOOSING + 1, CHOOSING + 1 + n)
 
 
@@ -184,9 +203,8 @@ def pilot(
     """Train candidates and their rivals without a tenth of the training images; test on those.
 
     All candidates with the seed CHOOSING and the chosen one with REPEATS, into PILOT.  Candidates
-    by name or another seed: these alone, into another table.  Random experts, which choose nothing,
-    are left out.
-    results: the CSV file of that table; its first line is `command`.
+    by name or another seed: these alone.  Random experts, which choose nothing, are left out.
+    results: another CSV file than PILOT, which a part needs; its first line is `command`.
     """
     for name in candidates:
         one_of("candidate", name, CANDIDATES)

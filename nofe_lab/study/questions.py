@@ -132,7 +132,8 @@ class Study:
     name: str
     make: Callable[[str | None], Experiment]
     """Makes the experiment, given the folder of the runs."""
-    seeds: range
+    seeds: Callable[[], range]
+    """May raise InvalidInput where they follow from data that are not there."""
     arms: Callable[[Experiment], Iterable[Arm]] = arms_of
     tiers: tuple[tuple[Arm, ...], ...] = (
         *(PRIMARY, SECONDARY, TERTIARY, OTHERS, LAST),
@@ -142,13 +143,13 @@ class Study:
 
     def rows(self, arms: Iterable[Arm]) -> list[tuple[Arm, int]]:
         """(arm, seed) of every row of these arms, in the order of the queue."""
-        arms = list(arms)
+        arms, seeds = list(arms), self.seeds()
         known = {arm for tier in self.tiers for arm in tier}
         others = [arm for arm in arms if arm not in known]
         return [
             (arm, seed)
             for tier in self.tiers
-            for seed in self.seeds
+            for seed in seeds
             for arm in tier or others
             if arm in arms
         ]
@@ -179,22 +180,29 @@ def _rivals(experiment: Experiment) -> Iterable[Arm]:
     return pays.rivals(experiment).values()
 
 
+THREE = partial(range, 3)
+
 STUDIES = {
     study.name: study
     for study in (
-        Study("cifar100 alexnet_quick, published recipe", _quick, range(5)),
-        Study(pays.name_of_test(), pays.chosen_experiment, pays.seeds_of_test(), _rivals),
+        Study("cifar100 alexnet_quick, published recipe", _quick, partial(range, 5)),
+        Study("cifar100, do experts pay?", pays.chosen_experiment, pays.seeds_of_test, _rivals),
         Study(
             "cifar100 alexnet_quick, strong recipe",
             partial(_quick, preset="strong"),
-            range(3),
+            THREE,
             _few,
         ),
         *(
-            Study(f"cifar100 alexnet_quick, K = {K}", partial(_with_K, K=K), range(3), _narrow)
+            Study(
+                f"cifar100 alexnet_quick, K = {K}",
+                partial(_with_K, K=K),
+                THREE,
+                _narrow,
+            )
             for K in (2, 5, 20, 50)
         ),
-        Study("tiny-imagenet alexnet_quick", partial(_quick, dataset=TINY), range(3), _few),
+        Study("tiny-imagenet alexnet_quick", partial(_quick, dataset=TINY), THREE, _few),
     )
 }
 """In the order of the queue."""
@@ -248,7 +256,7 @@ QUESTIONS: Questions = {
     (BASE_TRUNK, CONTROL_TOTAL): "... one flat branch, 18 epochs from scratch",
     (BASE_TRUNK, BASE_ARITHMETIC): "... its base CNN, trained for 32 epochs",
     (FLIPS_BASE_TRUNK, BASE_TRUNK): "**on such a trunk, with mirrored images in both stages:** "
-    "without them in the second",
+    "without them in the second (another trunk and map)",
     (FLIPS_BASE_TRUNK, FLIPS): "... on the generalist's trunk, with them in both",
     (FLIPS_BASE_TRUNK, CONTROL_TOTAL): "... one flat branch, 18 epochs from scratch",
     (BALANCED_BASE_TRUNK, BASE_TRUNK): "**without a generalist, balanced clusters of a base CNN's "

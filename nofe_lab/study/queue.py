@@ -69,7 +69,7 @@ class Queue:
         self.studies = [STUDIES[one_of("study", name, STUDIES)] for name in names]
         self.arm, self.seed = arm, seed
         if seed is not None:
-            known = [each for study in self.studies for each in study.seeds]
+            known = [each for study in self.studies for each in study.seeds()]
             whole_number("seed", seed, min(known), max(known))
         self.results, self.conditional = user_path(results), user_path(conditional)
         self.runs_dir = runs_dir
@@ -91,10 +91,10 @@ class Queue:
                 experiment = study.make(self.runs_dir)
                 arms = list(study.arms(experiment))
                 admitted = experiment.possible(arms)
+                rows = [row for row in study.rows(arms) if row[0].name in admitted]
             except InvalidInput as reason:  # its data are missing, or a choice
                 log.info(f"{study.name}: left out ({reason})")
                 continue
-            rows = [row for row in study.rows(arms) if row[0].name in admitted]
             names += [arm.name for arm, _ in rows]
             for arm, seed in rows:
                 asked = self.arm in (None, arm.name) and self.seed in (None, seed)

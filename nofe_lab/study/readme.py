@@ -106,10 +106,10 @@ def lead() -> str:
         f"{mean((LEARNED, BASE_TOTAL)):.1f} points behind when it is trained for as "
         f"many epochs, and {-mean((LEARNED, BASE_ARITHMETIC)):.1f} ahead with as much "
         "arithmetic.",
-        f"**The trunk matters most:** {said(apart(BASE_TRUNK, LEARNED))} points for a base CNN's "
-        "in place of the generalist's.",
+        f"**The trunk matters:** {said(apart(BASE_TRUNK, LEARNED))} points for a base CNN's in "
+        "place of the generalist's.",
         f"**Learned against random groups:** {said(apart(LEARNED, OWN_RANDOM))}, each on the trunk "
-        "of its own generalist, the comparison chosen in advance. The trunk makes about "
+        "of its own generalist, the comparison singled out early. The trunk makes about "
         f"{mean((RANDOM, OWN_RANDOM), (LEARNED, OTHER_TRUNK)):.1f} of that and the map about "
         f"{mean((LEARNED, RANDOM), (OTHER_TRUNK, OWN_RANDOM)):.1f} (means of both orders).",
         f"**Two of ten experts** for each image lose {lost[0]:.1f} points and save {saved:.0f} "
@@ -385,8 +385,8 @@ def conditional_figure() -> Figure:
 
 def pays_figure() -> Figure | None:
     """Accuracy against arithmetic in the test whether experts pay; None before it."""
-    rows, few = (table.assign(arm=table["network"]) for table in tables.paying_rows())
-    return plots.plot_conditional(few, rows[rows["kind"] != "nofe"]) if len(few) else None
+    flat, few = (table.assign(arm=table["network"]) for table in tables.paying_rows())
+    return plots.plot_conditional(few, flat[flat["seed"].isin(few["seed"])]) if len(few) else None
 
 
 PICTURES: dict[str, Callable[[], Figure | None]] = {

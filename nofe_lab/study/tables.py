@@ -18,10 +18,11 @@ from nofe_lab.stages.report import TIMED_BATCHES
 from nofe_lab.statistics import inside_by_chance, over_seeds, paired_differences
 from nofe_lab.study import questions
 from nofe_lab.study.pays import (
-    CHOOSING,
+    FLAT,
     MOST_RUN,
     WANTED_LEAD,
     chosen,
+    deviation,
     leads,
     read_pilot,
     rival,
@@ -146,12 +147,7 @@ def compared(table: pd.DataFrame, asked: Questions) -> str:
             continue
         found: Any = differences.loc[arm].copy()
         found[["mean", "low", "high"]] = -found[["mean", "high", "low"]].to_numpy()
-        if pd.isna(found["low"]):
-            verdict = "open: one seed"
-        elif found["low"] > 0:
-            verdict = "better"
-        else:
-            verdict = "worse" if found["high"] < 0 else "open"
+        verdict = "one seed" if pd.isna(found["low"]) else _verdict(found)
         budgets = " / ".join(f"{spent[each] / 1e12:.0f}" for each in (nofe, arm))
         seeds = f"{found['seeds']:.0f}"
         rows.append([question, nofe, arm, budgets, seeds, points(found), verdict])
@@ -384,19 +380,15 @@ def pilot_table() -> str:
         ]
         for row in table.to_dict("records")
     ]
-    best, found = chosen(table), 100 * leads(table)
-    said = ", ".join(f"{name} {lead:+.2f}" for name, lead in found.xs(CHOOSING, level=1).items())
+    said = ", ".join(f"{name} {100 * lead:+.2f}" for name, lead in leads(table).items())
+    seeds = deviation(table)
     text = (
         "With as many experts as answer by default, minus the better flat network, in points: "
-        f"{said}. Chosen: *{best}*"
+        f"{said}. Chosen: *{chosen(table)}*. Minus *{seeds.name}* it has a standard deviation of "
+        f"{100 * seeds.std():.2f} over {len(seeds)} seeds, so the test has {len(seeds_of_test())}."
     )
-    if len(own := found.loc[best].dropna()) > 1:
-        text += (
-            f"; its lead has a standard deviation of {own.std():.2f} over {len(own)} seeds, so the "
-            f"test has {len(seeds_of_test())}"
-        )
     head = ["candidate", "seed", "network", "val top-1 %", BUDGET[1], BUDGET[3]]
-    return f"{markdown(head, rows)}\n\n{text}."
+    return f"{markdown(head, rows)}\n\n{text}"
 
 
 def _running(network: str, experts: float) -> str:
@@ -404,17 +396,24 @@ def _running(network: str, experts: float) -> str:
 
 
 def paying_rows() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Of the test whether experts pay: its rows, and the curves of its networks of experts.
+    """Of the test whether experts pay: its flat rows, and the curves of its networks of experts.
 
-    Both with the column network: one of the `rivals`.
+    Both with the column network: one of the `rivals`.  None of either before it has experts.
     """
     rows, few = (
         read_result(name).query("study == @PAYS") for name in ("study", "study_conditional")
     )
     arms: Any = rows.to_dict("records")
     rows = rows.assign(network=[rival(Arm.of_columns(row)) for row in arms])
-    of_rows = ["network", "sparse", "total_training_macs"]
-    return rows, few.merge(rows[["arm", "seed", *of_rows]], on=["arm", "seed"])
+    of_rows, of_curves = (
+        ["network", "sparse", "total_training_macs"],
+        ["experts", "top1", "macs", "gate_top1", "macs_gate_alone"],
+    )
+    keys = ["arm", "seed"]
+    few = few[keys + of_curves].merge(rows[keys + of_rows], on=keys)
+    if "experts" not in set(few["network"]):
+        rows, few = rows.head(0), few.head(0)
+    return rows[rows["kind"] != "nofe"], few
 
 
 def paying() -> pd.DataFrame:
@@ -423,15 +422,14 @@ def paying() -> pd.DataFrame:
     network: one of the `rivals`, with the number of experts that run; usual: whether they are the
     configuration's own, and as many as answer by default.
     """
-    rows, experts = paying_rows()
-    flat = rows[rows["kind"] != "nofe"].assign(usual=False)
+    flat, experts = paying_rows()
     experts = experts[experts["experts"] <= MOST_RUN]
     experts = experts.assign(
         usual=(experts["network"] == "experts") & (experts["experts"] == experts["sparse"]),
         network=list(map(_running, experts["network"], experts["experts"])),
     )
     columns = ["network", "seed", "top1", "macs", "total_training_macs", "usual"]
-    return pd.concat([experts, flat])[columns]
+    return pd.concat([experts, flat.assign(usual=False)])[columns]
 
 
 def pays_table() -> str:
@@ -455,17 +453,16 @@ def pays_table() -> str:
 
 
 BETTER, AHEAD, OPEN, WORSE = "better", "ahead by less than half a point", "not told apart", "worse"
-"""What a difference in favour of experts says, from the best on."""
+"""What a difference says of what is ahead in it, from the best on."""
 
 
 def _beside_flat(table: pd.DataFrame, experts: str) -> list[str]:
-    flat = ["flat, taught", "flat"]
-    if short := _unfinished(table, [experts, *flat]):
+    if short := _unfinished(table, [experts, *FLAT]):
         return [f"Experts beside flat networks: {short}."]
-    found = {name: differences_from(table, name, by="network").loc[experts] for name in flat}
-    words = {name: _verdict(each) for name, each in found.items()}
+    found = {name: differences_from(table, name, by="network").loc[experts] for name in FLAT}
+    words = {name: _verdict(each, WANTED_LEAD) for name, each in found.items()}
     whole = max(words.values(), key=(BETTER, AHEAD, OPEN, WORSE).index)
-    each = "; ".join(f"minus *{name}* {points(found[name])}, {words[name]}" for name in flat)
+    each = "; ".join(f"minus *{name}* {points(found[name])}, {words[name]}" for name in FLAT)
     passed = "is passed" if whole == BETTER else "is not passed"
     return [f"The test {passed}. Experts beside flat networks: *{whole}* ({each})."]
 
@@ -477,18 +474,18 @@ def _beside_random(table: pd.DataFrame) -> list[str]:
     found = differences_from(table, random, by="network").loc[own]
     return [
         "Clusters of confusions minus random specialties, the gate and one expert for an image: "
-        f"{points(found)}, {_verdict(found, least=0)}."
+        f"{points(found)}, {_verdict(found)}."
     ]
 
 
 def _unfinished(table: pd.DataFrame, networks: Sequence[str]) -> str:
     """How many of the seeds all of the networks have; empty for all."""
-    wanted = set(STUDIES[PAYS].seeds)
+    wanted = set(STUDIES[PAYS].seeds())
     have = wanted.intersection(*(table.loc[table["network"] == n, "seed"] for n in networks))
     return "" if have == wanted else f"{len(have)} of {len(wanted)} seeds so far"
 
 
-def _verdict(found: pd.Series, least: float = WANTED_LEAD) -> str:
+def _verdict(found: pd.Series, least: float = 0.0) -> str:
     if found["low"] > 0:
         return BETTER if found["mean"] >= least else AHEAD
     return WORSE if found["high"] < 0 else OPEN

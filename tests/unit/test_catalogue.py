@@ -647,6 +647,21 @@ def test_branches_count_together_in_the_layer_table() -> None:
     assert three.loc[("3 branches", "fc"), "output"] == "2"  # of the first
 
 
+def test_branches_that_are_one_module_are_counted_as_branches() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            branch = nn.Linear(12, 2)
+            self.branches = nn.ModuleList([branch, branch])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([branch(x.flatten(1)) for branch in self.branches], 1)
+
+    table = layer_table(Twice(), (3, 2, 2))
+    assert list(table["part"]) == ["2 branches", "total"]
+    assert list(table["multiply-accumulates"]) == [48, 48]
+
+
 def test_one_level_deeper_where_a_part_is_one_module(tiny: Dataset) -> None:
     table = layer_table(CNN(split("convnext_tiny"), 7, "published", 0), tiny.image_shape)
     trunk = table[table["part"] == "trunk"]["layers"].tolist()

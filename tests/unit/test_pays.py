@@ -14,6 +14,7 @@ import pytest
 from nofe_lab import Experiment, InvalidInput, NofE
 from nofe_lab.networks.counting import count_macs
 from nofe_lab.stages import FlatStage, NofEStage
+from nofe_lab.statistics import MOST_SEEDS
 from nofe_lab.study import pays, readme, tables
 from nofe_lab.study.questions import PAYS, STUDIES
 from nofe_lab.study.queue import Queue, measure
@@ -114,6 +115,12 @@ def pilot_rows(**experts: float | tuple[float, ...]) -> pd.DataFrame:
     return table.assign(macs=1e7, total_training_macs=1e14)
 
 
+def swapped(table: pd.DataFrame) -> pd.DataFrame:
+    """The same, where each flat network has the other's accuracy."""
+    other = dict(zip(pays.FLAT, reversed(pays.FLAT), strict=True))
+    return table.replace({"network": other})
+
+
 @pytest.fixture
 def of_two(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Where the table of a pilot of two candidates is looked for."""
@@ -126,66 +133,83 @@ def of_two(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_the_candidate_furthest_ahead_of_the_better_flat_network_is_chosen(of_two: Path) -> None:
     with pytest.raises(InvalidInput, match="no configuration has been chosen; accepted: after"):
         pays.chosen_experiment(None)
-    assert pays.name_of_test() == "cifar100, do experts pay?"
-    table = pilot_rows(late_cut=0.51, early_cut=0.53)
-    leads = {("late cut", 0): -0.01, ("early cut", 0): 0.01}
-    assert dict(pays.leads(table)) == pytest.approx(leads)
+    table = pilot_rows(late_cut=0.51, early_cut=(0.53, 0.51, 0.51))
+    for either in (table, swapped(table)):
+        assert dict(pays.leads(either)) == pytest.approx({"late cut": -0.01, "early cut": 0.01})
     table.to_csv(of_two)
     chosen = pays.chosen_experiment(str(of_two.parent))
     assert chosen.split == pays.CANDIDATES["early cut"]["split"]
     assert chosen.val_fraction == 0
-    assert pays.name_of_test() == "cifar100, do experts pay? (early cut)"
     assert "early cut +1.00, late cut -1.00. Chosen: *early cut*." in tables.pilot_table()
+    # a seed of the repeats chooses nothing
+    assert pays.chosen(pilot_rows(late_cut=0.54, early_cut=(0.53, 0.60, 0.60))) == "late cut"
 
 
 def test_nothing_is_chosen_from_a_table_that_is_not_complete() -> None:
     pilot = pilot_rows(**{name.replace(" ", "_"): 0.5 for name in pays.CANDIDATES})
     assert pays.chosen(pilot) in pays.CANDIDATES
     late = pilot["candidate"] == "late cut"
-    for left_out in (late, late & (pilot["network"] == "flat"), late & (pilot["experts"] == 2)):
-        with pytest.raises(
-            InvalidInput, match=r"has early cut, .* complete; accepted: early cut, "
-        ):
+    of_flat = [late & (pilot["network"] == name) for name in pays.FLAT]
+    for left_out in (late, *of_flat, late & (pilot["experts"] == 2)):
+        with pytest.raises(InvalidInput, match=r"has early cut, .* complete; accepted: early"):
             pays.chosen(pilot[~left_out])
 
 
 def test_the_pilots_deviation_says_how_many_new_seeds_are_tested(of_two: Path) -> None:
-    assert not {pays.CHOOSING, *pays.REPEATS} & set(STUDIES[PAYS].seeds)
     assert list(pays.seeds_of_test()) == [1, 2, 3, 4, 5]  # before the pilot
+    assert min(pays.REPEATS) > MOST_SEEDS
     for accuracies, least, most in (
-        (0.53, 5, 5),
         ((0.530, 0.531, 0.529), 5, 5),  # a deviation of .1 points
-        ((0.530, 0.540, 0.520), 30, 40),  # of 1 point, for a lead of .5: Student's t, by its power
+        ((0.530, 0.540, 0.520), 30, 40),  # of 1 point
     ):
         pilot_rows(late_cut=0.51, early_cut=accuracies).to_csv(of_two)
         assert least <= len(pays.seeds_of_test()) <= most
-    # a seed of the repeats chooses nothing
-    assert pays.chosen(pilot_rows(late_cut=0.54, early_cut=(0.53, 0.60, 0.60))) == "late cut"
-    pilot_rows(late_cut=0.51, early_cut=(0.530, 0.531, 0.529)).to_csv(of_two)
-    assert "standard deviation of 0.10 over 3 seeds, so the test has 5" in tables.pilot_table()
+    assert "deviation of 1.00 over 3 seeds, so the test has " in tables.pilot_table()
+    pilot_rows(late_cut=0.51, early_cut=(0.53, 0.9, 0.1)).to_csv(of_two)
+    with pytest.raises(InvalidInput, match="asks for more seeds than 200"):
+        pays.seeds_of_test()
+
+
+def test_the_flat_network_beside_which_experts_differ_most_says_how_many() -> None:
+    pilot = pilot_rows(**{name.replace(" ", "_"): (0.53, 0.53, 0.53) for name in pays.CANDIDATES})
+    for name in pays.FLAT:
+        other = pilot.copy()
+        other.loc[(pilot["network"] == name) & (pilot["seed"] == pays.REPEATS[1]), "top1"] = 0.45
+        assert pays.deviation(other).name == name
+    for left_out in (pilot["seed"] == pays.REPEATS[0], pilot["network"] == "flat"):
+        repeated = pilot["seed"].isin(pays.REPEATS)
+        with pytest.raises(InvalidInput, match="must have the chosen candidate with the seeds 0, "):
+            pays.deviation(pilot[~(left_out & repeated)])
+
+
+def test_a_pilot_that_is_not_whole_leaves_the_other_studies_alone(of_two: Path) -> None:
+    pilot_rows(late_cut=0.51).to_csv(of_two)
+    folder = of_two.parent
+    queue = Queue(None, folder / "study.csv", folder / "few.csv", str(folder))
+    assert PAYS not in {study.name for study, _, _ in queue.missing()}
 
 
 Results = dict[str, pd.DataFrame]
 
 
 @pytest.fixture
-def results(small: Experiment, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Results]:
-    """Makes the tables of a complete test whose experts are so far ahead of the better network."""
+def results(small: Experiment, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Results]:
+    """Makes the tables of a complete test whose experts are so far ahead of one flat network."""
     found = pays.rivals(replace(small, sparse=2))
     assert {name: pays.rival(arm) for name, arm in found.items()} == {name: name for name in found}
 
-    def made(ahead: float) -> Results:
-        top1 = dict(zip(found, (0.5, 0.5, 0.48, 0.5 - ahead), strict=True))
+    def made(ahead: float, better: str = "flat") -> Results:
+        top1 = dict.fromkeys(found, 0.5) | dict.fromkeys(pays.FLAT, 0.48) | {better: 0.5 - ahead}
         rows, few = [], []
-        for seed in STUDIES[PAYS].seeds:
+        for seed in STUDIES[PAYS].seeds():
             for name, arm in found.items():
                 row = {"study": PAYS, "arm": arm.name, "seed": seed, "total_training_macs": 1e14}
-                value = top1[name] + seed / 1000 + (seed == 1) / 10000 * (name == "flat")
+                value = top1[name] + seed / 1000 + (seed == 1) / 10000 * (name == better)
                 rows.append(row | {"top1": value, "macs": 1e7} | arm.columns)
                 if arm.kind == "nofe":
                     gate = {"gate_top1": 0.4, "macs_gate_alone": 1e6}
                     found_few = [{"experts": m, "top1": value, "macs": 1e7} for m in (1, 2, 9)]
-                    few += [row | gate | each for each in found_few]
+                    few += [row | arm.columns | gate | each for each in found_few]
         tests = {"study": pd.DataFrame(rows), "study_conditional": pd.DataFrame(few)}
         monkeypatch.setattr(tables, "read_result", tests.__getitem__)
         return tests
@@ -193,6 +217,7 @@ def results(small: Experiment, monkeypatch: pytest.MonkeyPatch) -> Callable[[flo
     return made
 
 
+@pytest.mark.parametrize("better", pays.FLAT)
 @pytest.mark.parametrize(
     ("ahead", "word"),
     [
@@ -203,41 +228,44 @@ def results(small: Experiment, monkeypatch: pytest.MonkeyPatch) -> Callable[[flo
     ],
 )
 def test_the_verdict_is_beside_the_better_flat_network(
-    results: Callable[[float], Results], ahead: float, word: str
+    results: Callable[..., Results], ahead: float, word: str, better: str
 ) -> None:
-    results(ahead)
+    results(ahead, better)
     said = tables.pays_table()
     assert f"Experts beside flat networks: *{word}* (" in said
     assert f"The test is {'' if word == 'better' else 'not '}passed." in said
-    assert "minus *flat, taught* +1.98" in said or "minus *flat, taught* +2.00" in said
+    (other,) = set(pays.FLAT) - {better}
+    assert f"minus *{other}* +2.00" in said
     assert "the gate and one expert for an image: +0.00" in said
     assert "9 for an image" not in said
     assert "data/figures/pays.png" in said
 
 
-def test_the_figure_shows_experts_and_flat_networks(results: Callable[[float], Results]) -> None:
+def test_the_figure_shows_experts_and_flat_networks(results: Callable[..., Results]) -> None:
     found = results(0.01)
     figure = readme.pays_figure()
     assert figure is not None
     named = [text.get_text() for text in figure.legends[0].get_texts()]
     assert named == ["experts", "random experts", "the gate alone", "flat, taught", "flat"]
-    found["study"] = found["study"].head(0)
+    found["study"] = found["study"].query("partition == 'random'")
     assert readme.pays_figure() is None
+    assert tables.pays_table() == tables.NOT_YET
 
 
 def test_there_is_no_verdict_before_every_seed_has_every_network(
-    results: Callable[[float], Results],
+    results: Callable[..., Results],
 ) -> None:
     found = results(0.01)
     whole = found["study"]
     found["study"] = whole[(whole["arm"] != whole["arm"].iloc[-1]) | (whole["seed"] < 3)]
     said = tables.pays_table()
-    assert "Experts beside flat networks: 2 of 5 seeds so far." in said
+    n = len(STUDIES[PAYS].seeds())
+    assert f"Experts beside flat networks: 2 of {n} seeds so far." in said
     assert "one expert for an image: +0.00" in said  # which is complete
     random = whole["partition"] == "random"
     found["study"] = whole[(whole["seed"] < 3) == random]  # they share no seed
     said = tables.pays_table()
-    assert "Clusters of confusions beside random specialties: 0 of 5 seeds so far." in said
+    assert f"Clusters of confusions beside random specialties: 0 of {n} seeds so far." in said
     assert "better" not in said
     found["study"] = whole.head(0)
     assert tables.pays_table() == tables.NOT_YET

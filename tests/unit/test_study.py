@@ -6,6 +6,7 @@ import multiprocessing
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -69,7 +70,11 @@ def queue(
 ) -> Callable[[], Queue]:
     """Makes the queue of a toy study, as a new process would."""
     study = Study(
-        "toy", lambda _: tiny_experiment(), range(2), lambda _: ARMS, (ARMS[:1] + ARMS[2:], OTHERS)
+        "toy",
+        lambda _: tiny_experiment(),
+        partial(range, 2),
+        lambda _: ARMS,
+        (ARMS[:1] + ARMS[2:], OTHERS),
     )
     monkeypatch.setattr("nofe_lab.study.queue.STUDIES", {"toy": study})
     return lambda: Queue(None, tmp_path / "study.csv", tmp_path / "conditional.csv")
@@ -104,7 +109,7 @@ def test_the_queue_trains_in_a_sweep_and_makes_each_row_once(
 
     diverging = Arm("base", budget="generalist", changes='{"learning_rate": 1e9}')
     arms = (BASE, LEARNED, diverging)
-    study = Study("toy", make, range(2), lambda _: arms, (arms,))
+    study = Study("toy", make, partial(range, 2), lambda _: arms, (arms,))
     monkeypatch.setattr("nofe_lab.study.queue.STUDIES", {"toy": study})
 
     def queue(name: str) -> Queue:
@@ -138,7 +143,7 @@ def test_arms_that_only_explain_others_wait_for_every_seed_of_those() -> None:
         FOLLOW_UPS,
         SHARED,
     )  # in the order of the lists, not as given
-    assert rows == [(arm, seed) for tier in tiers for seed in study.seeds for arm in tier]
+    assert rows == [(arm, seed) for tier in tiers for seed in study.seeds() for arm in tier]
 
 
 def test_every_arm_is_an_opponent(tiny_experiment: Callable[..., Experiment]) -> None:
