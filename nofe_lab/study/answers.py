@@ -217,6 +217,15 @@ def read_answers(
     )
 
 
+def read_all_answers(results: Path, rows: pd.DataFrame) -> dict[str, dict[int, TopAnswers]]:
+    """The answers of rows of the table `results`, by arm and seed, where they were kept."""
+    found: dict[str, dict[int, TopAnswers]] = {}
+    for study, arm, seed in zip(rows["study"], rows["arm"], rows["seed"], strict=True):
+        if _path(results, {"study": study, "arm": arm, "seed": seed}).exists():
+            found.setdefault(arm, {})[seed] = read_answers(results, study, arm, seed)
+    return found
+
+
 def answers_folder(results: Path) -> Path:
     """The folder of the answers of a table's rows."""
     return results.with_name(f"{results.stem}_answers")

@@ -335,6 +335,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "first": first_table,
     "study": tables.study_table,
     "quality": tables.quality_table,
+    "kept": tables.kept_answers_table,
     "agreement": tables.agreement_table,
     "conditional": tables.conditional_table,
     "precision": tables.precision_table,

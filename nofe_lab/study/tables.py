@@ -12,11 +12,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nofe_lab.config import CLUSTERED, data_folder, derive_seed
+from nofe_lab.evaluation import coverage_table
 from nofe_lab.specialties import Specialties
 from nofe_lab.stages import Arm
 from nofe_lab.stages.report import TIMED_BATCHES
 from nofe_lab.statistics import inside_by_chance, over_seeds, paired_differences
 from nofe_lab.study import questions
+from nofe_lab.study.answers import difference, ensemble, read_all_answers
 from nofe_lab.study.pays import (
     FLAT,
     MOST_RUN,
@@ -39,8 +41,10 @@ from nofe_lab.study.questions import (
     TWO,
     Questions,
 )
+from nofe_lab.study.queue import RESULTS
 
 PAPER = questions.LEARNED.name
+BALANCED = questions.BALANCED_BASE_TRUNK.name
 SHOWN_EXPERTS = (2, 1, 0)
 """How many experts the tables of few experts show."""
 NOT_YET = "Not measured yet."
@@ -198,9 +202,6 @@ def study_table() -> str:
 def quality_table() -> str:
     """Every arm: all that was measured besides top-1, means over the seeds."""
     table = quick()
-    machine = table.loc[table["arm"] == PAPER, "hardware"].iloc[0]
-    times = ["seconds", "total_seconds"]  # comparable on one machine only
-    table[times] = table[times].where(table["hardware"] == machine)
     table["inside"] = 1 - table["crossing"]
     sizes = table["map"].dropna().map(lambda of: list(Counter(of.split()).values()))
     table["chance"] = sizes.map(inside_by_chance)
@@ -217,17 +218,13 @@ def quality_table() -> str:
         "within_specialty": "top-1 % if it were known",
         "inside": "errors inside a specialty %",
         "chance": "by chance, for its sizes %",
-        "seconds": "seconds",
-        "total_seconds": "with all stages",
     }
     rows = []
     for arm, row in means.iterrows():
         cells = []
         for name in columns:
             value = row[name]
-            plain = name == "nll" or "seconds" in name
-            digits = 0 if "seconds" in name else 3 if name == "nll" else 1
-            shown = value if plain else 100 * value
+            digits, shown = (3, value) if name == "nll" else (1, 100 * value)
             cells.append("" if pd.isna(value) else f"{shown:.{digits}f}")
         apart = []
         for name, digits, unit in (("nll", 3, 1), ("calibration_error", 1, 100)):
@@ -236,6 +233,37 @@ def quality_table() -> str:
         rows.append([str(arm), *cells, *apart])
     head = ["network", *columns.values(), f"negative log-likelihood − that of {PAPER} {INTERVAL}"]
     return markdown([*head, "calibration error − its, points"], rows)
+
+
+def kept_answers_table() -> str:
+    """What the answers that were kept give beside the rows, for every arm that has them."""
+    table = quick()
+    kept = read_all_answers(RESULTS, table)
+    reference = kept[BALANCED]
+    rows = []
+    for arm in ranked(table, means_of(table)).index.intersection(list(kept)):
+        own = list(kept[arm].values())
+        cells = [f"{len(own)}", f"{100 * np.mean([each.accuracy for each in own]):.2f}"]
+        cells.append(f"{100 * ensemble(own).accuracy:.2f}" if len(own) > 1 else "")
+        halves = [
+            coverage_table(each.certainty, each.specialties, [0.5])
+            for each in own
+            if each.specialties is not None
+        ]
+        for name in ("class_right", "specialty_right", "right"):
+            cells.append(f"{100 * pd.concat(halves)[name].mean():.1f}" if halves else "")
+        common = sorted(set(kept[arm]) & set(reference))
+        if arm == BALANCED or len(common) < 2:
+            cells.append("")
+        else:
+            own, other = ([of[seed] for seed in common] for of in (kept[arm], reference))
+            mean, low, high = (100 * share for share in difference(own, other))
+            cells.append(f"{mean:+.2f} [{low:+.2f}, {high:+.2f}] ({len(common)})")
+        rows.append([str(arm), *cells])
+    head = ["network", "seeds", "top-1 %", "of one ensemble of the seeds"]
+    head += ["the surer half: class right %", "the other half: specialty right %", "both, right %"]
+    apart = f"minus {BALANCED}, points [95 % over seeds and images] (common seeds)"
+    return markdown([*head, apart], rows)
 
 
 def agreement(table: pd.DataFrame) -> pd.DataFrame:

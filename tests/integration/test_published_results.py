@@ -18,6 +18,7 @@ from nofe_lab.inference.export import LOGITS, PROBABILITIES
 from nofe_lab.stages import Arm
 from nofe_lab.statistics import paired_differences
 from nofe_lab.study import pays, readme, tables
+from nofe_lab.study.answers import answers_folder, read_all_answers
 from nofe_lab.study.questions import (
     FEW_QUESTIONS,
     FOLLOW_UPS,
@@ -283,6 +284,19 @@ def test_verdicts_are_those_of_the_differences(monkeypatch: pytest.MonkeyPatch) 
     (small,) = (line for line in few if line[2].strip() == "small flat control, both budgets")
     assert small[1] == TWO
     assert small[3:] == ["5 / 1", "2", "-4.00 [-4.00, -4.00] (0.00)", "worse"]
+
+
+def test_the_answers_that_were_kept_are_those_of_the_rows() -> None:
+    rows = measured(STUDY)
+    files = {path for path in answers_folder(STUDY).iterdir() if "labels" not in path.name}
+    kept = 0
+    for study, own in rows.groupby("study"):
+        figures = own.set_index(["arm", "seed"])
+        for arm, of_seed in read_all_answers(STUDY, own).items():
+            for seed, found in of_seed.items():
+                row, kept = figures.loc[(arm, seed)], kept + 1
+                assert found.accuracy == pytest.approx(row.top1, rel=1e-5), (study, arm, seed)
+    assert kept == len(files) > 0
 
 
 def test_every_table_and_picture_is_shown() -> None:
