@@ -16,7 +16,7 @@ from nofe_lab.evaluation import coverage_table
 from nofe_lab.specialties import Specialties
 from nofe_lab.stages import Arm
 from nofe_lab.stages.report import TIMED_BATCHES
-from nofe_lab.statistics import inside_by_chance, over_seeds, paired_differences
+from nofe_lab.statistics import inside_by_chance, over_seeds, paired_differences, share_interval
 from nofe_lab.study import questions
 from nofe_lab.study.answers import difference, ensemble, read_all_answers
 from nofe_lab.study.pays import (
@@ -584,13 +584,15 @@ def _alone(table: pd.DataFrame) -> str:
 def _reunited(table: pd.DataFrame) -> str:
     rows = []
     for name, own in table.groupby("map", sort=False):
-        long = own.melt("seed", ["reunited", "chance"], "share")
-        shares = means_of(long, "value", "share")
-        apart = differences_from(long, "chance", "value", "share").loc["reunited"]
-        cells = [percent(shares.loc["reunited"]), f"{100 * shares.loc['chance', 'mean']:.1f}"]
-        rows.append([str(name), f"{own['seed'].nunique()}", *cells, points(apart)])
-    head = ["map", "seeds", "twins in one specialty %, mean ± 95 %", "by chance, for its sizes %"]
-    return markdown([*head, f"difference, points {INTERVAL}"], rows)
+        n = int(own["twins"].sum())
+        share = np.average(own["reunited"], weights=own["twins"])
+        low, high = share_interval(share, n)
+        found = f"{round(share * n)} of {n}"
+        interval = f"{100 * share:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+        chance = f"{100 * own['chance'].mean():.0f}"
+        rows.append([str(name), f"{own['seed'].nunique()}", found, interval, chance])
+    head = ["map", "seeds", "twins in one specialty", "% [95 % over twins]"]
+    return markdown([*head, "by chance, for its sizes %"], rows)
 
 
 EXPERTS, SAME_MACS, SAME_EPOCHS = (

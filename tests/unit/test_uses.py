@@ -300,7 +300,7 @@ def test_tables_show_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
             for network, (accuracy, size) in costs.items()
         ],
         "twins": [
-            {"map": name, "seed": seed, "reunited": share, "chance": 0.1}
+            {"map": name, "seed": seed, "twins": 10, "reunited": share, "chance": 0.1}
             for seed in seeds
             for name, share in (("learned", 0.9), ("random", 0.1))
         ],
@@ -322,7 +322,10 @@ def test_tables_show_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert alone[2:4] == ["85.00 ± 0.00", "75.00 ± 0.00"]
     assert alone[4].startswith("+10.00")
     assert alone[5:] == ["1.00 / 2.00", "10.0 / 20.0"]
-    assert [row[4].split()[0] for row in lines["twins"][2:]] == ["+80.00", "+0.00"]
+    assert [row[2:] for row in lines["twins"][2:]] == [
+        ["27 of 30", "90 [74, 97]", "10"],
+        ["3 of 30", "10 [3, 26]", "10"],
+    ]
 
 
 def test_a_table_without_a_measurement_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
