@@ -81,10 +81,13 @@ def lead() -> str:
     """The answer in a few sentences with their figures."""
     table = quick()
 
+    def turned(found: Any) -> Any:
+        """A difference the other way round, in points."""
+        return -100 * found[["mean", "high", "low"]].set_axis(["mean", "low", "high"])
+
     def apart(nofe: Arm, arm: Arm) -> Any:
         """The lead of a network of experts over another arm, in points: mean, low, high."""
-        found = differences_from(table, nofe.name).loc[arm.name]
-        return -100 * found[["mean", "high", "low"]].set_axis(["mean", "low", "high"])
+        return turned(differences_from(table, nofe.name).loc[arm.name])
 
     def mean(*pairs: tuple[Arm, Arm]) -> float:
         return float(np.mean([apart(*pair)["mean"] for pair in pairs]))
@@ -103,11 +106,10 @@ def lead() -> str:
     saved = 100 * (1 - (two["macs"] / two["macs_all"]).median())
     added, own = read_result("added_classes"), "new expert, all images"
     spent = added.groupby("network")["training_macs"].mean()
-
-    def added_apart(other: str) -> str:
-        left = differences_from(added, own, "all", "network").loc[other]
-        return said(-100 * left[["mean", "high", "low"]].set_axis(["mean", "low", "high"]))
-
+    others = differences_from(added, own, "all", "network")
+    again, new_rows = (
+        said(turned(others.loc[name])) for name in (tables.RETRAINED, "new rows, all images")
+    )
     sentences = [
         "**The published gain is there, but most of it is training:** the same base CNN is "
         f"{mean((LEARNED, BASE_TOTAL)):.1f} points behind when it is trained for as "
@@ -119,12 +121,12 @@ def lead() -> str:
         "of its own generalist, the comparison singled out early; the trunk makes about "
         f"{mean((RANDOM, OWN_RANDOM), (LEARNED, OTHER_TRUNK)):.1f} of it, the map "
         f"{mean((LEARNED, RANDOM), (OTHER_TRUNK, OWN_RANDOM)):.1f} (mean of both orders).",
-        f"**Two of ten experts** lose {lost[0]:.1f} points and save {saved:.0f} % of the "
-        f"arithmetic; random groups lose {lost[1]:.1f}.",
+        f"**Two of ten experts** an image cost {lost[0]:.1f} points (random groups "
+        f"{lost[1]:.1f}) and save {saved:.0f} % of the arithmetic.",
         f"**Ten classes added to ninety** ({added['seed'].nunique()} short trainings): their own "
-        f"expert is {added_apart(tables.RETRAINED)} from training all again, for "
-        f"{100 * spent[own] / spent[tables.RETRAINED]:.0f} % of the arithmetic, and "
-        f"{added_apart('new rows, all images')} from new classifier rows.",
+        f"expert is {again} points from training all again, for "
+        f"{100 * spent[own] / spent[tables.RETRAINED]:.0f} % of the arithmetic, and {new_rows} "
+        "from new rows.",
         f"**`make run`**, on glyphs, over {run['seed'].nunique()} seeds that its choice had not "
         f"seen: {experts} with experts, the base CNN {as_much} with as much arithmetic "
         f"({said(100 * ahead)}) and {as_long} with as many epochs.",
