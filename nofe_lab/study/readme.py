@@ -121,7 +121,7 @@ def lead() -> str:
         "of its own generalist, the comparison singled out early; the trunk makes about "
         f"{mean((RANDOM, OWN_RANDOM), (LEARNED, OTHER_TRUNK)):.1f} of it, the map "
         f"{mean((LEARNED, RANDOM), (OTHER_TRUNK, OWN_RANDOM)):.1f} (mean of both orders).",
-        f"**Two of ten experts** an image cost {lost[0]:.1f} points (random groups "
+        f"**Two of ten experts** an image cost {lost[0]:.1f} points (random: "
         f"{lost[1]:.1f}) and save {saved:.0f} % of the arithmetic.",
         f"**Ten classes added to ninety** ({added['seed'].nunique()} short trainings): their own "
         f"expert is {again} points from training all again, for "
