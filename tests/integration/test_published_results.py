@@ -299,6 +299,35 @@ def test_the_answers_that_were_kept_are_those_of_the_rows() -> None:
     assert kept == len(files) > 0
 
 
+TABLE = re.compile(r"<!-- table \w+ -->.*?<!-- end -->", re.DOTALL)
+TYPED = re.compile(r"([-+]?\d+\.\d+)\s+\[([-+]?\d+\.\d+),\s+([-+]?\d+\.\d+)\]")
+
+
+def test_an_interval_in_the_text_is_that_of_two_networks() -> None:
+    rows, again = measured(STUDY), measured(AGAIN)
+    again["arm"] += ", made again"
+    both = pd.concat([rows[rows.study == tables.MAIN_STUDY], again])
+    parts = [(table, "top1", "arm") for _, table in [*rows.groupby("study"), ("both", both)]]
+    added = measured(RESULTS / "added_classes.csv")
+    parts += [(added, value, "network") for value in ("old", "new", "all")]
+    reports = map(measured, REPORTS)
+    parts += [(each, "test_accuracy", "network") for each in reports if "test_accuracy" in each]
+    apart = pd.concat(
+        100 * paired_differences(table, name, value, by)[["mean", "low", "high"]]
+        for table, value, by in parts
+        for name in table[by].unique()
+    )
+    typed = 0
+    for name in readme.FILES:
+        text = (ROOT / name).read_text()
+        for said in TYPED.finditer(TABLE.sub("", text)):
+            half_a_digit = [0.5001 * 10.0 ** -len(each.partition(".")[2]) for each in said.groups()]
+            close = (apart - [*map(float, said.groups())]).abs() <= half_a_digit
+            assert close.all(axis=1).any(), f"{name}: {said[0]}"
+            typed += 1
+    assert typed > 0
+
+
 def test_every_table_and_picture_is_shown() -> None:
     text = "".join((ROOT / name).read_text() for name in readme.FILES)
     assert set(re.findall(r"<!-- table (\w+) -->", text)) == set(readme.TABLES)
