@@ -45,6 +45,7 @@ from nofe_lab.study.tables import (
     differences_from,
     markdown,
     means_of,
+    measured_on,
     points,
     quick,
     read_result,
@@ -250,9 +251,8 @@ def widgets_table() -> str:
         ]
         rows.append([f"`{widget}`", str(click), *cells])
     head = [f"C = {C}: median ms (largest)" for C in (few, many)]
-    first = table.iloc[0]
     about = (
-        f"{first['repeats']} clicks each; {first['hardware']}, revision {first['revision']}. "
+        f"{table['repeats'].iloc[0]} clicks each; {measured_on(table)}. "
         f"`LiveTraining` took {100 * share['share']:.2f} % of the time of a training "
         f"(AlexNet-Quick's generalist on {share['images']:,} images of {share['dataset']}); the "
         "goal was at most 2 %."
@@ -271,11 +271,7 @@ def latency_table() -> str:
         cells += [f"{each['peak_mb'][m]:.0f}" for m in ("all", "2")]
         rows.append([f"`{network}`", str(kind), str(batch), *cells])
     head = ["ms, all experts", "ms, two", "MB, all", "MB, two"]
-    first = table.iloc[0]
-    about = (
-        f"Medians of {first['repeats']} on {first['hardware']}, {first['threads']} threads, torch "
-        f"{first['torch']}, revision {first['revision']}."
-    )
+    about = f"Medians of {table['repeats'].iloc[0]} on {measured_on(table)}."
     return f"{markdown(['network', 'pictures', 'batch', *head], rows)}\n\n{about}"
 
 
@@ -294,11 +290,7 @@ def onnx_table() -> str:
         for row in table.to_dict("records")
     ]
     head = ["s to make", "MB", "logits", "probabilities", "ms, batch 1", "ms, batch 256"]
-    first = table.iloc[0]
-    about = (
-        f"Medians of {first['repeats']} on {first['hardware']}, {first['threads']} threads, torch "
-        f"{first['torch']}, onnxruntime {first['onnxruntime']}, revision {first['revision']}."
-    )
+    about = f"Medians of {table['repeats'].iloc[0]} on {measured_on(table)}."
     return f"{markdown(['network', *head], rows)}\n\n{about}"
 
 
@@ -310,7 +302,7 @@ def streaming_table() -> str:
     about = (
         f"{first['images']:,} JPEG files of 320 x 240 pixels, resized to {first['side']}, "
         f"{first['workers']} workers; speeds are medians of {first['repeats']}, in turn, on "
-        f"{first['hardware']}, torch {first['torch']}, revision {first['revision']}."
+        f"{measured_on(table)}."
     )
     return f"{markdown(['', ''], rows)}\n\n{about}"
 
@@ -329,8 +321,8 @@ def sweeps_table() -> str:
     first = table.iloc[0]
     about = (
         f"{first['runs']} base CNNs on {first['cores']} cores; medians of {first['repeats']}, in "
-        f"turn, on {first['hardware']}, torch {first['torch']}, revision {first['revision']}; load "
-        f"average before the first {first['load_at_first']:.1f}."
+        f"turn, on {measured_on(table)}; load average before the first "
+        f"{first['load_at_first']:.1f}."
     )
     head = ["way", "s, median (smallest to largest)", "times as fast as one after the other"]
     return f"{markdown(head, rows)}\n\n{about}"

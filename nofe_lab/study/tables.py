@@ -63,6 +63,14 @@ def markdown(head: list[str], rows: Iterable[Iterable[object]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
+def measured_on(table: pd.DataFrame) -> str:
+    """Where a table was made, and with what: as its first row says."""
+    first = table.iloc[0]
+    of = ("torch", "onnxruntime", "revision")
+    versions = [f"{name} {first[name]}" for name in of if name in first]
+    return ", ".join([first["hardware"], f"{first['threads']} threads", *versions])
+
+
 def means_of(table: pd.DataFrame, value: str = "top1", by: str = "arm") -> Any:
     """`over_seeds`, by the name of the network."""
     return over_seeds(table, value, by).set_index(by)
@@ -650,14 +658,8 @@ def times_table() -> str:
     """How long `make run` and the first notebooks take with nothing trained before."""
     table = read_result("first_run_times")
     rows = [[f"`{row['what']}`", f"{row['seconds'] / 60:.1f}"] for _, row in table.iterrows()]
-    first = table.iloc[0]
-    about = (
-        f"One measurement each on {first['hardware']}, {first['threads']} threads, torch "
-        f"{first['torch']}, revision {first['revision']}."
-    )
-    return (
-        f"{markdown(['once installed, with nothing trained before', 'minutes'], rows)}\n\n{about}"
-    )
+    head = ["once installed, with nothing trained before", "minutes"]
+    return f"{markdown(head, rows)}\n\nOne measurement each on {measured_on(table)}."
 
 
 def _against(file: str, reference: str, called: str) -> str:
