@@ -318,10 +318,11 @@ def sweeps_table() -> str:
         ]
         for row in table.to_dict("records")
     ]
+    where = table.drop(columns="threads")  # of this process, not of the trainings
     first = table.iloc[0]
     about = (
         f"{first['runs']} base CNNs on {first['cores']} cores; medians of {first['repeats']}, in "
-        f"turn, on {measured_on(table)}; load average before the first "
+        f"turn, on {measured_on(where)}; load average before the first "
         f"{first['load_at_first']:.1f}."
     )
     head = ["way", "s, median (smallest to largest)", "times as fast as one after the other"]

@@ -66,9 +66,9 @@ def markdown(head: list[str], rows: Iterable[Iterable[object]]) -> str:
 def measured_on(table: pd.DataFrame) -> str:
     """Where a table was made, and with what: as its first row says."""
     first = table.iloc[0]
-    of = ("torch", "onnxruntime", "revision")
-    versions = [f"{name} {first[name]}" for name in of if name in first]
-    return ", ".join([first["hardware"], f"{first['threads']} threads", *versions])
+    words = {"hardware": "{}", "threads": "{} threads"}
+    words |= {name: f"{name} {{}}" for name in ("torch", "onnxruntime", "revision")}
+    return ", ".join(form.format(first[name]) for name, form in words.items() if name in first)
 
 
 def means_of(table: pd.DataFrame, value: str = "top1", by: str = "arm") -> Any:
