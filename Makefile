@@ -3,6 +3,8 @@
 PYTHON ?= python3
 # processes that run tests at once; each of them computes with one thread
 TESTERS ?= 2
+# which tests `make test` runs
+CHOSEN  ?= not slow and not long
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
@@ -32,7 +34,7 @@ test: $(READY)  ## formatting, types and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy & types=$$!; \
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup -m 'not slow and not long'; tests=$$?; \
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup -m '$(CHOSEN)'; tests=$$?; \
 	wait $$types && exit $$tests
 
 test-slow: $(READY)  ## the tests that need minutes, a browser or real data

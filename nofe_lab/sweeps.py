@@ -584,7 +584,7 @@ def _dask(address: str) -> Any:
             "pip install 'nofe_lab[cluster]'."
         ) from error
     try:
-        return Client(address, timeout=30)  # also to wait for one that is started again
+        return Client(address)  # it waits for one that is started again as long as Dask says
     except (OSError, ValueError) as error:
         raise InvalidInput(
             f"no Dask scheduler answers at {address!r} ({first_line(error)}); accepted: an "

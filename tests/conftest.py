@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -16,8 +19,10 @@ import torch
 from filelock import FileLock
 from hypothesis import settings
 
-from nofe_lab import Dataset, Experiment
+from nofe_lab import Dataset, Experiment, Run
 from nofe_lab.data import Resident
+from nofe_lab.runs import RunStore
+from nofe_lab.stages import Stage
 
 settings.register_profile("nofe_lab", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("nofe_lab")
@@ -121,6 +126,26 @@ def tiny_experiment(tiny: Dataset, runs_dir: Path) -> Callable[..., Experiment]:
         return Experiment(**{"dataset": tiny, **small, **where, **parameters})  # type: ignore[arg-type]
 
     return make
+
+
+_trained = tempfile.TemporaryDirectory(prefix="nofe_lab_tests")
+
+
+def train_once(experiment: Experiment, make: Callable[[Experiment], Stage]) -> Run:
+    """The run of a stage in the experiment's own folder: copied if another test has trained it."""
+    kept, stage = RunStore(_trained.name), make(experiment)
+    if kept.find(stage.id) is None:
+        same = replace(experiment, runs_dir=_trained.name)
+        same.run(make(same))
+    wanted = [stage]
+    for each in wanted:
+        wanted += each.parents.values()
+        run = kept.find(each.id)
+        assert run is not None
+        own = Path(str(experiment.runs_dir)) / run.path.name
+        shutil.copytree(run.path, own, dirs_exist_ok=True)
+    (run,) = experiment.run(stage)
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -93,7 +93,12 @@ def test_the_base_cnn_neither_fails_nor_saturates_on_glyphs(tmp_path: Path) -> N
 def test_the_method_runs_on_real_cifar_100(tmp_path: Path, nofe_data: Path) -> None:
     os.environ.setdefault("NOFE_DATA", str(nofe_data))
     experiment = nofe_lab.Experiment(
-        "parquet:$NOFE_DATA/cifar100", preset="paper", epochs=1, runs_dir=str(tmp_path)
+        "parquet:$NOFE_DATA/cifar100",
+        preset="paper",
+        epochs=1,
+        batch_size=16,
+        train_per_class=100,
+        runs_dir=str(tmp_path),
     )
     report = experiment.final_report({"base": experiment.base(), "nofe": experiment.nofe()})
     assert (report.table.test_accuracy > 0.03).all()  # three times chance after one epoch

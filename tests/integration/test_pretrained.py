@@ -54,8 +54,13 @@ def pooled(network: nn.Module, images: Tensor) -> Tensor:
     return torch.cat(parts).mean((2, 3))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["digits", "cifar100"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("digits", marks=pytest.mark.slow),
+        pytest.param("cifar100", marks=pytest.mark.long),
+    ],
+)
 def test_a_pretrained_base_cnn_is_better_than_a_linear_probe_of_its_weights(
     name: str, tmp_path: Path
 ) -> None:

@@ -296,7 +296,11 @@ def test_resident_and_streamed_images_give_the_same_run_to_the_bit(
 @pytest.mark.xdist_group("streamed")
 @pytest.mark.parametrize(
     ("workers", "kills"),
-    [(3, 2), *(pytest.param(n, 12, marks=pytest.mark.slow) for n in (0, 1, 3))],
+    [
+        (3, 2),
+        *(pytest.param(n, 3, marks=pytest.mark.slow) for n in (0, 1)),
+        *(pytest.param(n, 12, marks=pytest.mark.long) for n in (0, 1, 3)),
+    ],
 )
 def test_a_streamed_training_that_was_killed_ends_with_the_same_bits(
     workers: int,

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -441,6 +441,14 @@ def cluster(tmp_path: Path) -> Iterator[Callable[[], Cluster]]:
             process.wait(PATIENCE)
 
 
+def waiting(seconds: int) -> AbstractContextManager[object]:
+    """Clients made in this context wait so long for a scheduler."""
+    pytest.importorskip("distributed", reason="needs the extra cluster")
+    import dask.config
+
+    return dask.config.set({"distributed.comm.timeouts.connect": f"{seconds}s"})
+
+
 @pytest.mark.slow
 def test_two_dask_workers_train_what_one_after_the_other_trains(
     cluster: Callable[[], Cluster], tmp_path: Path
@@ -500,8 +508,9 @@ def test_a_training_ends_with_its_dask_worker_and_when_its_sweep_is_cancelled(
 
 @pytest.mark.slow
 def test_a_scheduler_that_does_not_answer_is_reported(tmp_path: Path) -> None:
-    pytest.importorskip("distributed", reason="needs the extra cluster")
-    with pytest.raises(InvalidInput, match=r"no Dask scheduler answers at 'tcp://127.0.0.1:9'"):
+    patient = waiting(2)
+    said = r"no Dask scheduler answers at 'tcp://127.0.0.1:9'"
+    with patient, pytest.raises(InvalidInput, match=said):
         sweep(small(tmp_path), [Arm("base")], executor="tcp://127.0.0.1:9")
 
 
@@ -534,7 +543,9 @@ def test_two_sweeps_over_one_folder_train_every_run_once_whatever_dies(
 
     planned = many(runs, seeds)
     thread = threading.Thread(target=planned.run, args=(dask.address,), daemon=True)
-    thread.start()
+    with waiting(PATIENCE):  # a scheduler that is started again needs its time on a busy machine
+        thread.start()
+        trained(1)
     words = [sys.executable, "-c", MANY, str(Path(__file__).parent), str(runs), str(seeds)]
     with (tmp_path / "other.log").open("wb") as said:
         other = subprocess.Popen(words, stdout=said, stderr=said)

@@ -19,6 +19,7 @@ import nofe_lab
 from nofe_lab import Dataset, Experiment, Run
 from nofe_lab.__main__ import COMMANDS, MAINTENANCE, main, notebooks
 from nofe_lab.training.interrupts import Interrupted
+from tests.conftest import train_once
 
 Make = Callable[..., Experiment]
 Captured = pytest.CaptureFixture[str]
@@ -44,8 +45,7 @@ def folder(tiny: Dataset, tmp_path: Path) -> Path:
 
 
 def made(experiment: Experiment) -> Run:
-    (run,) = experiment.run(experiment.gate())
-    return run
+    return train_once(experiment, Experiment.gate)
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, *MAINTENANCE], ids=lambda each: each.__name__)

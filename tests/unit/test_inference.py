@@ -32,6 +32,7 @@ from nofe_lab.runs import DamagedRun
 from nofe_lab.runs.store import _digest
 from nofe_lab.stages import Stage
 from nofe_lab.views.run_page import run_page
+from tests.conftest import train_once
 
 Make = Callable[..., Experiment]
 MakeStage = Callable[[Experiment], Stage]
@@ -64,8 +65,7 @@ STAGES: dict[str, MakeStage] = {
 
 
 def made(experiment: Experiment, of: str = "network of experts") -> Run:
-    (run,) = experiment.run(STAGES[of](experiment))
-    return run
+    return train_once(experiment, STAGES[of])
 
 
 def edited(run: Run, file: str, change: Callable[[Any], Any]) -> Run:

@@ -29,6 +29,7 @@ from nofe_lab.specialties import Specialties as Partition
 from nofe_lab.stages import Stage
 from nofe_lab.statistics import paired_interval, share_interval
 from nofe_lab.views.web_page import write_web_page
+from tests.conftest import train_once
 
 Make = Callable[..., Experiment]
 STAGES: dict[str, Callable[[Experiment], Stage]] = {
@@ -49,7 +50,7 @@ STAGES: dict[str, Callable[[Experiment], Stage]] = {
 def published(
     experiment: Experiment, folder: Path, of: str = "network of experts"
 ) -> tuple[Run, Classifier, str]:
-    (run,) = experiment.run(STAGES[of](experiment))
+    run = train_once(experiment, STAGES[of])
     nofe_lab.load(run).publish(folder)
     return run, nofe_lab.load(folder), (folder / "README.md").read_text()
 
