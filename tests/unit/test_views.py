@@ -362,12 +362,8 @@ def test_the_front_names_every_network_inside_of_the_picture(cost: str) -> None:
     shown = render(figure)
     assert sum("% " in text for text in shown) == 6
     assert not any("(n = " in text for text in shown)  # all have as many seeds
-    canvas = figure.get_tightbbox()  # what notebooks cut the picture to
-    for text in figure.findobj(Text):
-        if "% " in text.get_text():
-            box = text.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
-            assert text.get_in_layout()
-            assert canvas.x0 <= box.x0 < box.x1 <= canvas.x1 + 1e-6
+    assert all(text.get_in_layout() for text in figure.findobj(Text) if "% " in text.get_text())
+    assert inside_canvas(figure)
 
 
 def test_the_front_takes_costs_that_hardly_differ_for_equal_and_says_where_seeds_are_few() -> None:

@@ -49,7 +49,10 @@ def plot_front(
     height = 0.9 + 0.31 * max(len(means), 10)
     # constrained layout would shrink the axes to make room for the names beside them
     figure = new_figure(WIDTH, height, "none")
-    axes = figure.add_axes((0.07, 0.55 / height, 0.6, 1 - 0.9 / height))
+    left, wide, beside = 0.07, 0.54, 1.06
+    axes = figure.add_axes((left, 0.55 / height, wide, 1 - 0.9 / height))
+    # letters on a grid of pixels are some percent wider than their outlines
+    room = 0.95 * WIDTH * (1 - left - beside * wide)
     front = means[best]
     axes.plot(front["cost"], front["mean"], color=ACCENT, linewidth=1.2, drawstyle="steps-post")
     axes.errorbar(
@@ -73,9 +76,9 @@ def plot_front(
     ):
         few = f" (n = {row['seeds']:.0f})" if row["seeds"] < means["seeds"].max() else ""
         axes.annotate(
-            fitted(f"{row['mean']:.1%}{few} {name}", 3.0, 8),
+            fitted(f"{row['mean']:.1%}{few} {name}", room, 8),
             (row["cost"], row["mean"]),
-            (1.06, place),
+            (beside, place),
             textcoords="axes fraction",
             va="center",
             fontsize=8,
