@@ -584,7 +584,7 @@ def _dask(address: str) -> Any:
             "pip install 'nofe_lab[cluster]'."
         ) from error
     try:
-        return Client(address)  # it waits for one that is started again as long as Dask says
+        return Client(address)  # Dask's settings say how long it waits, also for one begun again
     except (OSError, ValueError) as error:
         raise InvalidInput(
             f"no Dask scheduler answers at {address!r} ({first_line(error)}); accepted: an "
